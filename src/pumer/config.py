@@ -1,0 +1,200 @@
+"""Plain mappings and YAML files to frozen dataclasses, and back.
+
+One parser serves recipes, `key=value` overrides and `reduction.json`. A wrong key or value ends in an
+`InputError` of one line that names the key, the value and what is allowed.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pumer.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def from_dict(cls: type[Config], mapping: Mapping[str, Any], where: str = "") -> Config:
+    """Build a (nested) dataclass from plain data.
+
+    Lists become tuples, mappings become nested dataclasses, an int is accepted for a float; nothing else is
+    converted.
+
+    Args:
+        cls: the dataclass; its annotations may use `| None`, tuples, dicts, `Literal`, `Path` and dataclasses.
+        mapping: plain data, as read from YAML or JSON.
+        where: what the messages call the mapping; by default `TrainConfig` gives "train config".
+
+    Raises:
+        InputError: for an unknown key (with the nearest valid one), a missing key or a value of a wrong type.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class TrainConfig:
+        ...     epochs: int = 10
+        >>> from_dict(TrainConfig, {"epochs": 3})
+        TrainConfig(epochs=3)
+        >>> from_dict(TrainConfig, {"epochz": 3})
+        Traceback (most recent call last):
+        ...
+        pumer.errors.InputError: key 'epochz' is unknown in train config; did you mean 'epochs'?
+    """
+    where = where or f"{cls.__name__.removesuffix('Config').lower()} config"
+    return _build(cls, mapping, where, prefix="")
+
+
+def to_dict(config: Any) -> Any:
+    """A config as plain data that YAML and JSON can hold (dataclass -> dict, tuple -> list, `Path` -> str)."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {key: to_dict(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_dict(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key=value` overrides and build the dataclass.
+
+    Args:
+        cls: the dataclass to build.
+        path: a YAML file, or None for the defaults.
+        overrides: settings such as `epochs=3` or `data.root=/data/vqav2`; values are YAML, later ones win.
+
+    Raises:
+        InputError: for a missing or broken file, a malformed override, and whatever `from_dict` refuses.
+    """
+    merged = OmegaConf.create({}) if path is None else _read_yaml(Path(path))
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"setting '{override}' is not of the form key=value")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise InputError(f"setting '{override}' cannot be read: {_first_line(error)}") from error
+    try:
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path or 'settings'}: {_first_line(error)}") from error
+    return from_dict(cls, typing.cast(dict[str, Any], plain))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise InputError(f"recipe {path} does not exist; recipes of this project lie in recipes/") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+        raise InputError(f"recipe {path} is not readable YAML: {_first_line(error)}") from error
+    if not OmegaConf.is_dict(content):
+        raise InputError(f"recipe {path} must hold 'key: value' lines, not a list")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return str(error).splitlines()[0]
+
+
+def _build(cls: type[Config], mapping: Any, where: str, prefix: str) -> Config:
+    if not isinstance(mapping, Mapping):
+        raise InputError(f"{_name(prefix[:-1])} in {where} must be a mapping, not {mapping!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in mapping:
+        if key not in fields:
+            raise InputError(_unknown(key, list(fields), where, prefix))
+    values = {key: _value(hints[key], value, where, prefix + key) for key, value in mapping.items()}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise InputError(f"key '{prefix}{name}' is missing in {where}; add it, or give {prefix}{name}=...")
+    return cls(**values)
+
+
+def _unknown(key: Any, known: list[str], where: str, prefix: str) -> str:
+    nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    remedy = f"did you mean '{prefix}{nearest[0]}'?" if nearest else f"allowed: {', '.join(known)}"
+    return f"key '{prefix}{key}' is unknown in {where}; {remedy}"
+
+
+def _value(kind: Any, value: Any, where: str, key: str) -> Any:
+    """`value` as an instance of the annotation `kind`, or an InputError."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _union(arguments, value, where, key)
+    if origin is Literal:
+        if value in arguments and type(value) in {type(argument) for argument in arguments}:
+            return value
+        raise _wrong(key, where, " or ".join(map(repr, arguments)), value)
+    if origin is tuple:
+        return _tuple(arguments, value, where, key)
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise _wrong(key, where, "a mapping", value)
+        return {name: _value(arguments[1], item, where, f"{key}.{name}") for name, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else _build(kind, value, where, key + ".")
+    return _scalar(kind, value, where, key)
+
+
+def _union(kinds: tuple[Any, ...], value: Any, where: str, key: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    others = [kind for kind in kinds if kind is not type(None)]
+    if len(others) == 1:
+        return _value(others[0], value, where, key)
+    for kind in others:
+        try:
+            return _value(kind, value, where, key)
+        except InputError:
+            continue
+    raise _wrong(key, where, " or ".join(map(_kind_name, kinds)), value)
+
+
+def _tuple(kinds: tuple[Any, ...], value: Any, where: str, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise _wrong(key, where, "a list", value)
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        raise _wrong(key, where, f"a list of {len(kinds)} values", value)
+    items = enumerate(zip(kinds, value, strict=True))
+    return tuple(_value(kind, item, where, f"{key}[{index}]") for index, (kind, item) in items)
+
+
+def _scalar(kind: type, value: Any, where: str, key: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise _wrong(key, where, _kind_name(kind), value)
+    return value
+
+
+def _name(key: str) -> str:
+    return f"key '{key}'" if key else "the content"
+
+
+def _wrong(key: str, where: str, expected: str, value: Any) -> InputError:
+    return InputError(f"key '{key}' in {where} must be {expected}, not {value!r}")
+
+
+def _kind_name(kind: Any) -> str:
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}
+    if kind is type(None):
+        return "null"
+    return names.get(kind) or ("a mapping" if get_origin(kind) in (dict, Mapping) else str(kind))
