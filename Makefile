@@ -1,0 +1,53 @@
+# Every target makes its own virtual environment. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+OLDEST_TRANSFORMERS := 5.17.0
+WORKERS ?= 2
+BIN := $(VENV)/bin
+# One thread per worker: on small machines two threads in each of two workers fight for the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+
+.PHONY: help install demo test test-oldest lint bench bench-gpu clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed  ## make the virtual environment with the pinned packages
+
+demo: $(VENV)/.installed  ## fine-tune, reduce, compare, report: out/demo/report.html (minutes, no download)
+	$(BIN)/pumer demo
+
+test: $(VENV)/.installed  ## run the tests
+	$(PYTEST) tests
+
+test-oldest:  ## the same tests on the oldest supported transformers
+	@$(MAKE) --no-print-directory VENV=.venv-oldest .venv-oldest/.oldest
+	@$(MAKE) --no-print-directory VENV=.venv-oldest -o .venv-oldest/.installed test
+
+# The pinned set, but for transformers itself and the hub client its old versions ask for.
+.venv-oldest/.oldest: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-oldest
+	sed -e '/^huggingface_hub==/d' -e 's/^transformers==.*/transformers==$(OLDEST_TRANSFORMERS)/' constraints.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install -q -c .venv-oldest/constraints.txt -e '.[dev]'
+	@touch .venv-oldest/.installed $@
+
+lint: $(VENV)/.installed  ## style, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed  ## speed and memory on this CPU: benchmarks/results/
+	$(BIN)/python benchmarks/vilt_b32.py
+
+bench-gpu: $(VENV)/.installed  ## the same on one GPU, 30 s per point, fp32 and bf16
+	$(BIN)/python benchmarks/vilt_b32.py --gpu
+
+clean:  ## remove environments, caches and outputs
+	rm -rf .venv .venv-oldest out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
