@@ -1,0 +1,211 @@
+"""What flows through a reduced model: Tokens (one stream), Decision (one reduction), Cues (what a decision is based on).
+
+Letters: ``B`` batch, ``N`` tokens of one stream, ``N0`` tokens that entered the model, ``K`` tokens after a decision,
+``M`` merges, ``D`` width, ``H`` heads, ``Dh`` head width.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pumer.functional import gather_tokens
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one reduction does to a stream; decided once, applied to every per-token tensor.
+
+    Attributes:
+        index: ``(B, K)`` int64, the input slot that stands at each output slot (for a merged token: its target).
+        mask: ``(B, K)`` bool, False for free output slots.
+        source: ``(B, M)`` int64, input slots that are merged away.
+        target: ``(B, M)`` int64, the output slot each of them is merged into.
+        valid: ``(B, M)`` bool, False for merges that do not take place.
+        destination: ``(B, N)`` int64, output slot of each input slot, -1 if pruned or padding.
+        bias: ``(B, 1, 1, K)`` attention bias of the output tokens, or None for the one that follows from their sizes.
+        weighted: Whether a merged token is the mean weighted by size, or the plain mean of what is merged.
+    """
+
+    index: Tensor
+    mask: Tensor
+    source: Tensor
+    target: Tensor
+    valid: Tensor
+    destination: Tensor
+    bias: Tensor | None = None
+    weighted: bool = True
+
+    @classmethod
+    def build(
+        cls, index: Tensor, mask: Tensor, source: Tensor, target: Tensor, valid: Tensor, tokens: int
+    ) -> "Decision":
+        """Complete a decision from what stays and what is merged.
+
+        Args:
+            index: ``(B, K)`` input slots that stay, in output order.
+            mask: ``(B, K)`` bool.
+            source: ``(B, M)`` input slots merged away.
+            target: ``(B, M)`` *input* slots that receive them; each must be in ``index``.
+            valid: ``(B, M)`` bool.
+            tokens: ``N``, the number of input slots.
+
+        Returns:
+            The decision, with targets as output slots and ``destination`` filled in.
+        """
+        slots = torch.arange(index.shape[1], device=index.device)
+        sink = tokens  # free slots and merges that do not take place write here
+        destination = index.new_full((index.shape[0], tokens + 1), -1)
+        destination = destination.scatter(1, torch.where(mask, index, sink), slots.expand_as(index))
+        target = destination.gather(1, torch.where(valid, target, index[:, :1]))
+        destination = destination.scatter(1, torch.where(valid, source, sink), target)
+        return cls(index, mask, source, target, valid, destination[:, :tokens])
+
+    @classmethod
+    def identity(cls, mask: Tensor) -> "Decision":
+        """The decision that changes nothing. Args: mask: ``(B, N)`` bool."""
+        slots = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+        none = slots[:, :0]
+        return cls(slots, mask, none, none, mask[:, :0], torch.where(mask, slots, -1))
+
+    @classmethod
+    def join(cls, first: "Decision", second: "Decision") -> "Decision":
+        """One decision for two neighbouring blocks of a stream, from the decision of each block."""
+        tokens, kept = first.destination.shape[1], first.index.shape[1]
+        moved = torch.where(second.destination < 0, -1, second.destination + kept)
+        return cls(
+            index=torch.cat([first.index, second.index + tokens], dim=1),
+            mask=torch.cat([first.mask, second.mask], dim=1),
+            source=torch.cat([first.source, second.source + tokens], dim=1),
+            target=torch.cat([first.target, second.target + kept], dim=1),
+            valid=torch.cat([first.valid, second.valid], dim=1),
+            destination=torch.cat([first.destination, moved], dim=1),
+            weighted=first.weighted and second.weighted,
+        )
+
+    def _incidence(self, dtype: torch.dtype) -> Tensor:
+        """``(B, K, M)``: one where a merge goes into a slot. A product with it is deterministic, a scatter is not."""
+        slots = torch.arange(self.index.shape[1], device=self.index.device)
+        return ((self.target[:, None, :] == slots[:, None]) & self.valid[:, None, :]).to(dtype)
+
+    def select(self, x: Tensor) -> Tensor:
+        """``(B, N)`` or ``(B, N, D)`` to ``(B, K)`` or ``(B, K, D)``: the value of the token that stands in each slot."""
+        return gather_tokens(x, self.index)
+
+    def total(self, x: Tensor) -> Tensor:
+        """``(B, N)`` to ``(B, K)``: sums over what is merged (sizes); free slots are zero."""
+        kept = self.select(x) * self.mask
+        if self.source.shape[1] == 0:
+            return kept
+        return kept + (self._incidence(x.dtype) * gather_tokens(x, self.source)[:, None, :]).sum(dim=-1)
+
+    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Average each merged token; tokens that nothing is merged into are copied bit for bit.
+
+        Args:
+            x: ``(B, N, D)``.
+            weight: ``(B, N)``, weight of each token in the average (its size, or ones).
+
+        Returns:
+            ``(B, K, D)``; free slots are zero.
+        """
+        kept = self.select(x)
+        if self.source.shape[1] == 0:
+            return kept * self.mask[:, :, None].to(x.dtype)
+        share = self._incidence(weight.dtype) * gather_tokens(weight, self.source)[:, None, :]
+        own = self.select(weight) * self.mask
+        whole = (own + share.sum(dim=-1)).masked_fill(~self.mask, 1.0)
+        share = (share / whole[:, :, None]).to(x.dtype)
+        return kept * (own / whole)[:, :, None].to(x.dtype) + share @ gather_tokens(x, self.source)
+
+    def trace(self, owner: Tensor) -> Tensor:
+        """Carry a source map through: ``owner (B, N0)`` of input slots (-1: gone) to one of output slots."""
+        moved = self.destination.gather(1, owner.clamp(min=0))
+        return torch.where(owner < 0, -1, moved)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One stream of tokens: text in the first ``text_length`` slots, image after it, each compact.
+
+    Attributes:
+        states: ``(B, N, D)``.
+        mask: ``(B, N)`` bool, real tokens.
+        size: ``(B, N)`` float32, how many input tokens each one holds; 0 for free slots.
+        bias: ``(B, 1, 1, N)`` added to attention logits, or None if nothing is hidden or weighted.
+        source: ``(B, N0)`` int64, slot that holds each input token now; -1 if pruned or padding.
+        text_length: Slots of the text block (static).
+    """
+
+    states: Tensor
+    mask: Tensor
+    size: Tensor
+    bias: Tensor | None
+    source: Tensor
+    text_length: int
+
+    def with_states(self, states: Tensor) -> "Tokens":
+        """The same tokens with new states ``(B, N, D)``."""
+        return replace(self, states=states)
+
+    def reduce(self, decision: Decision, proportional: bool, text_length: int) -> "Tokens":
+        """Apply one decision to everything.
+
+        Args:
+            decision: The decision over the whole stream.
+            proportional: Add ``log(size)`` to the attention logits of later layers.
+            text_length: Slots of the text block after the decision.
+
+        Returns:
+            The reduced stream.
+        """
+        size = decision.total(self.size)
+        bias = decision.bias if decision.bias is not None else attention_bias(decision.mask, size, proportional)
+        weight = self.size if decision.weighted else torch.ones_like(self.size)
+        states = decision.apply(self.states, weight)
+        return Tokens(states, decision.mask, size, bias, decision.trace(self.source), text_length)
+
+
+def attention_bias(mask: Tensor, size: Tensor, proportional: bool) -> Tensor:
+    """Bias that hides free slots and, if ``proportional``, counts a merged token as often as it has parts.
+
+    Args:
+        mask: ``(B, N)`` bool.
+        size: ``(B, N)``.
+        proportional: Whether sizes weigh.
+
+    Returns:
+        ``(B, 1, 1, N)``: ``log(size)`` or 0, minus infinity where masked.
+    """
+    bias = size.log() if proportional else torch.zeros_like(size)
+    return bias.masked_fill(~mask, -torch.inf)[:, None, None, :]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One modality of the stream(s), as a reducer sees it.
+
+    Attributes:
+        mask: ``(B, n)`` bool, real tokens, compact; rank 0 is [CLS].
+        bias: ``(B, 1, 1, n)`` attention bias, or None.
+        keys: ``(B, H, n, Dh)`` attention keys, or None if the reducer does not need them.
+    """
+
+    mask: Tensor
+    bias: Tensor | None
+    keys: Tensor | None
+
+
+@dataclass(frozen=True)
+class Cues:
+    """What a reducer may look at when it decides; an adapter fills in what the reducer ``needs``.
+
+    Attributes:
+        text: The text block.
+        image: The image block.
+        text_rows: ``(B, H, T, V)`` text-to-image attention probabilities, or None.
+    """
+
+    text: Block
+    image: Block
+    text_rows: Tensor | None = None
