@@ -109,7 +109,7 @@ def _first_line(error: Exception) -> str:
 def _build(cls: type[Config], mapping: Any, where: str, prefix: str) -> Config:
     if not isinstance(mapping, Mapping):
         raise InputError(f"{_name(prefix[:-1])} in {where} must be a mapping, not {mapping!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    fields = _settable(cls)
     hints = typing.get_type_hints(cls)
     for key in mapping:
         if key not in fields:
@@ -118,8 +118,21 @@ def _build(cls: type[Config], mapping: Any, where: str, prefix: str) -> Config:
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise InputError(f"key '{prefix}{name}' is missing in {where}; add it, or give {prefix}{name}=...")
+            raise InputError(
+                f"key '{prefix}{name}' is missing in {where}; add it, or give {prefix}{name}=..."
+            )
     return cls(**values)
+
+
+def _settable(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """Everything the constructor takes: fields, and `InitVar` pseudo-fields that only it sees."""
+    declared = cls.__dataclass_fields__.values()  # type: ignore[attr-defined]
+    kinds = typing.get_type_hints(cls)
+    return {
+        field.name: field
+        for field in declared
+        if field.init and get_origin(kinds[field.name]) is not typing.ClassVar
+    }
 
 
 def _unknown(key: Any, known: list[str], where: str, prefix: str) -> str:
@@ -131,6 +144,8 @@ def _unknown(key: Any, known: list[str], where: str, prefix: str) -> str:
 def _value(kind: Any, value: Any, where: str, key: str) -> Any:
     """`value` as an instance of the annotation `kind`, or an InputError."""
     origin, arguments = get_origin(kind), get_args(kind)
+    if isinstance(kind, dataclasses.InitVar):
+        kind, origin, arguments = kind.type, get_origin(kind.type), get_args(kind.type)
     if kind is Any:
         return value
     if origin in (Union, types.UnionType):

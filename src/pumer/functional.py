@@ -63,18 +63,20 @@ def text_saliency(text_rows: Tensor, text_mask: Tensor) -> Tensor:
     return summed / weight.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def count_table(count: Callable[[int], int], largest: int, device: torch.device) -> Tensor:
-    """Tabulate an integer rule, so that a graph can look counts up instead of rounding floats.
+def tabulate(rule: Callable[[int], int], lengths: Tensor, largest: int) -> tuple[Tensor, int]:
+    """Apply an integer rule to each sample's own length, through a table instead of rounding floats.
 
     Args:
-        count: Rule from a token count to a token count (Python arithmetic, Python rounding).
-        largest: The largest count that can occur.
-        device: Where the table lives.
+        rule: From a token count to a token count (Python arithmetic, Python rounding).
+        lengths: ``(B,)`` int64 token counts.
+        largest: The largest length that can occur (static).
 
     Returns:
-        ``(largest + 1,)`` int64, ``table[n] = count(n)``.
+        ``rule(length)`` of each sample, ``(B,)`` int64, and the largest value in the table: the static buffer size.
+        The rules are not monotone for all ratios, so that is not always ``rule(largest)``.
     """
-    return torch.tensor([count(n) for n in range(largest + 1)], dtype=torch.int64, device=device)
+    table = [rule(n) for n in range(largest + 1)]
+    return torch.tensor(table, dtype=torch.int64, device=lengths.device)[lengths], max(table)
 
 
 def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:

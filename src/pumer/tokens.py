@@ -25,6 +25,7 @@ class Decision:
         destination: ``(B, N)`` int64, output slot of each input slot, -1 if pruned or padding.
         bias: ``(B, 1, 1, K)`` attention bias of the output tokens, or None for the one that follows from their sizes.
         weighted: Whether a merged token is the mean weighted by size, or the plain mean of what is merged.
+        proportional: Whether later attention counts a merged token as often as it has parts (``log(size)``).
     """
 
     index: Tensor
@@ -35,6 +36,7 @@ class Decision:
     destination: Tensor
     bias: Tensor | None = None
     weighted: bool = True
+    proportional: bool = True
 
     @classmethod
     def build(
@@ -73,6 +75,7 @@ class Decision:
         """One decision for two neighbouring blocks of a stream, from the decision of each block."""
         tokens, kept = first.destination.shape[1], first.index.shape[1]
         moved = torch.where(second.destination < 0, -1, second.destination + kept)
+        biases = (first.bias, second.bias)
         return cls(
             index=torch.cat([first.index, second.index + tokens], dim=1),
             mask=torch.cat([first.mask, second.mask], dim=1),
@@ -80,8 +83,16 @@ class Decision:
             target=torch.cat([first.target, second.target + kept], dim=1),
             valid=torch.cat([first.valid, second.valid], dim=1),
             destination=torch.cat([first.destination, moved], dim=1),
-            weighted=first.weighted and second.weighted,
+            bias=None if biases[0] is None or biases[1] is None else torch.cat(biases, dim=-1),
+            weighted=first.weighted,
+            proportional=first.proportional,
         )
+
+    def with_policy(
+        self, *, weighted: bool = True, proportional: bool = True, bias: Tensor | None = None
+    ) -> "Decision":
+        """The same decision with another way of averaging and of weighing later attention."""
+        return replace(self, weighted=weighted, proportional=proportional, bias=bias)
 
     def _incidence(self, dtype: torch.dtype) -> Tensor:
         """``(B, K, M)``: one where a merge goes into a slot. A product with it is deterministic, a scatter is not."""
@@ -148,22 +159,25 @@ class Tokens:
         """The same tokens with new states ``(B, N, D)``."""
         return replace(self, states=states)
 
-    def reduce(self, decision: Decision, proportional: bool, text_length: int) -> "Tokens":
-        """Apply one decision to everything.
+    def reduce(self, text: Decision, image: Decision) -> tuple["Tokens", Decision]:
+        """Apply the decisions about both blocks, as one, to everything.
 
         Args:
-            decision: The decision over the whole stream.
-            proportional: Add ``log(size)`` to the attention logits of later layers.
-            text_length: Slots of the text block after the decision.
+            text: Decision about the first ``text_length`` slots.
+            image: Decision about the rest.
 
         Returns:
-            The reduced stream.
+            The reduced stream, and the one decision that made it.
         """
+        decision = Decision.join(text, image)
         size = decision.total(self.size)
-        bias = decision.bias if decision.bias is not None else attention_bias(decision.mask, size, proportional)
+        bias = decision.bias
+        if bias is None:
+            bias = attention_bias(decision.mask, size, decision.proportional)
         weight = self.size if decision.weighted else torch.ones_like(self.size)
         states = decision.apply(self.states, weight)
-        return Tokens(states, decision.mask, size, bias, decision.trace(self.source), text_length)
+        reduced = Tokens(states, decision.mask, size, bias, decision.trace(self.source), text.index.shape[1])
+        return reduced, decision
 
 
 def attention_bias(mask: Tensor, size: Tensor, proportional: bool) -> Tensor:

@@ -1,0 +1,118 @@
+"""What a model family provides, and what a patched model carries along."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pumer.reducers.base import KEYS, TEXT_ROWS, Place, Reducer, ReductionConfig
+from pumer.tokens import Decision, Tokens
+
+
+class Recorder(Protocol):
+    """Takes notes during a forward; see `pumer.tracing`."""
+
+    def begin(self, tokens: Tokens, cell: Tensor) -> None:
+        """A stream enters the first layer; ``cell (B, image slots)`` is the raster cell of each image token."""
+
+    def step(self, layer: int, decision: Decision, tokens: Tokens) -> None:
+        """A layer made a decision, which led to these tokens."""
+
+
+@dataclass
+class Reduction:
+    """State of one patched model: the config, its reducers, and whether they are at work.
+
+    Attributes:
+        config: The method and its settings.
+        reducers: Reducer of each reducing layer.
+        enabled: False inside `pumer.disabled`.
+        recorder: Set inside `pumer.trace`.
+    """
+
+    config: ReductionConfig
+    reducers: dict[Place, Reducer] = field(init=False)
+    enabled: bool = True
+    recorder: Recorder | None = None
+
+    def __post_init__(self) -> None:
+        """Build the reducers."""
+        self.reducers = self.config.reducers()
+
+    def active_reducers(self, stack: str) -> dict[int, Reducer]:
+        """Reducers of one stack by layer; none while disabled."""
+        if not self.enabled:
+            return {}
+        return {layer: reducer for (place, layer), reducer in self.reducers.items() if place == stack}
+
+    def begin(self, tokens: Tokens, cell: Tensor) -> None:
+        """Tell the recorder, if there is one, that a forward begins."""
+        if self.recorder is not None:
+            self._refuse_compiled()
+            self.recorder.begin(tokens, cell)
+
+    def record(self, layer: int, decision: Decision, tokens: Tokens) -> None:
+        """Tell the recorder, if there is one, about a decision."""
+        if self.recorder is not None:
+            self.recorder.step(layer, decision, tokens)
+
+    def _refuse_compiled(self) -> None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "a trace cannot be taken inside a compiled graph; trace the model before compiling it"
+            )
+
+
+@dataclass(frozen=True)
+class LayerCues:
+    """What a layer's attention is asked for.
+
+    Attributes:
+        config: Computes the attention.
+        needs: Cues to hand out.
+        text_length: ``T``, so many first rows of the stream are text.
+    """
+
+    config: ReductionConfig
+    needs: frozenset[str] = frozenset()
+    text_length: int = 0
+
+    def collect(self, query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Keys ``(B, H, N, Dh)`` and text-to-image probabilities ``(B, H, T, V)``, each only if needed; no gradient.
+
+        Args:
+            query: ``(B, H, N, Dh)``.
+            key: ``(B, H, N, Dh)``.
+            bias: ``(B, 1, 1, N)`` or None.
+        """
+        with torch.no_grad():
+            keys = key.detach() if KEYS in self.needs else None
+            if TEXT_ROWS not in self.needs:
+                return keys, None
+            text = query[:, :, : self.text_length].detach()
+            rows = self.config.probabilities(text, key.detach(), bias)
+            return keys, rows[..., self.text_length :]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How a model family is patched.
+
+    Attributes:
+        name: Its name in presets and messages.
+        root: The transformers class that is patched wherever it occurs in a model.
+        classes: transformers class to its patched subclass, for the root and the modules below it.
+        layers: From a root module to the number of layers of each stack.
+    """
+
+    name: str
+    root: type[nn.Module]
+    classes: dict[type[nn.Module], type[Any]]
+    layers: Callable[[Any], dict[str, int]]
+
+    def __post_init__(self) -> None:
+        """Give each subclass its parent's ``__name__``: ``save_pretrained`` writes that into the config."""
+        for parent, patched in self.classes.items():
+            patched.__name__ = parent.__name__

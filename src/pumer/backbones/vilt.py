@@ -1,0 +1,351 @@
+"""ViLT: text and image tokens in one stream, text first; reduction between attention and feed-forward.
+
+What the patched classes change:
+
+- patches in raster order, without ``torch.multinomial`` and without a Python loop over samples;
+- attention through ``scaled_dot_product_attention``; the text-to-image probabilities that pruning asks for are
+  computed apart, for the text rows only;
+- tokens are reduced inside the layers that have a reducer;
+- ``last_hidden_state`` is the text expanded back to its T positions, then the reduced image tokens.
+
+Weights, state dict and class names stay as they are.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, relu
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.vilt.modeling_vilt import (
+    ViltEmbeddings,
+    ViltEncoder,
+    ViltLayer,
+    ViltModel,
+    ViltSelfAttention,
+)
+
+from pumer.backbones.base import Backbone, LayerCues, Reduction
+from pumer.errors import InputError
+from pumer.functional import compact, gather_tokens
+from pumer.reducers.base import NoReduction, Reducer
+from pumer.tokens import Block, Cues, Tokens, attention_bias
+
+
+class FastViltEmbeddings(ViltEmbeddings):
+    """Text and patches, the latter in raster order at the front of a buffer of fixed length."""
+
+    def forward(  # type: ignore[override]  # noqa: D102
+        self,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        pixel_values: Tensor | None,
+        pixel_mask: Tensor | None,
+        image_embeds: Tensor | None,
+        image_type: int,
+        max_image_tokens: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        text = self.text_embeddings(
+            input_ids=input_ids, token_type_ids=token_type_ids, inputs_embeds=inputs_embeds
+        )
+        if pixel_values is None:
+            image, mask, cell = _given_image(image_embeds, pixel_mask)
+        else:
+            image, mask, cell = self.image_tokens(pixel_values, pixel_mask, max_image_tokens)
+        kinds = self.token_type_embeddings(torch.tensor([0, image_type], device=text.device))
+        return text + kinds[0], image + kinds[1], mask, cell
+
+    def image_tokens(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None, max_image_tokens: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Embed the patches of a batch of padded images.
+
+        Args:
+            pixel_values: ``(B, C, height, width)``.
+            pixel_mask: ``(B, height, width)``, 1 for real pixels, or None.
+            max_image_tokens: Length of the patch buffer, or None for the whole grid.
+
+        Returns:
+            ``states (B, 1 + V, D)`` with [CLS] first and no modality embedding yet; ``mask (B, 1 + V)`` bool; ``cell
+            (B, 1 + V)``: raster cell of each patch in its own image's grid, -1 for [CLS] and free slots.
+
+        Raises:
+            InputError: If the buffer is too short for an image, or the model samples patches at random.
+        """
+        patches = self.patch_embeddings(pixel_values)
+        batch, _, rows, columns = patches.shape
+        real = torch.ones(batch, rows, columns, dtype=torch.bool, device=patches.device)
+        if pixel_mask is not None:
+            real = interpolate(pixel_mask[:, None].float(), size=(rows, columns))[:, 0] > 0
+        length = self._buffer_length(real, max_image_tokens)
+        height, width = real[:, :, 0].sum(dim=1), real[:, 0, :].sum(dim=1)
+        positions = interpolate_positions(self.position_embeddings[0, 1:], height, width, rows, columns)
+        index, valid = compact(real.flatten(1), length)
+        states = patches.flatten(2).transpose(1, 2) + positions.to(patches.dtype)
+        states = gather_tokens(states, index)
+        first = (self.cls_token + self.position_embeddings[:, :1]).expand(batch, -1, -1).to(states.dtype)
+        states = self.dropout(torch.cat([first, states], dim=1))
+        cell = index // columns * width[:, None] + index % columns
+        one = torch.ones_like(valid[:, :1])
+        return states, torch.cat([one, valid], 1), torch.cat([one * -1, cell.masked_fill(~valid, -1)], 1)
+
+    def _buffer_length(self, real: Tensor, max_image_tokens: int | None) -> int:
+        """Slots for patches; a buffer that would lose patches is refused."""
+        grid = real.shape[1] * real.shape[2]
+        sampled = self.config.max_image_length
+        if sampled is not None and 0 <= sampled < grid:
+            raise InputError(
+                f"config.max_image_length is {sampled} but the image grid has {grid} patches, of which transformers "
+                f"would draw {sampled} at random; set model.config.max_image_length = -1, and max_image_tokens in the "
+                "reduction config if the buffer should be bounded"
+            )
+        if max_image_tokens is None or max_image_tokens >= grid:
+            return grid
+        most = real.flatten(1).sum(dim=1).max()
+        if torch.compiler.is_compiling():
+            torch._assert_async(most <= max_image_tokens, "an image has more patches than max_image_tokens")
+        elif int(most) > max_image_tokens:
+            raise InputError(
+                f"an image has {int(most)} patches but max_image_tokens is {max_image_tokens}; raise it or resize"
+            )
+        return max_image_tokens
+
+
+def interpolate_positions(table: Tensor, height: Tensor, width: Tensor, rows: int, columns: int) -> Tensor:
+    """Resize a square position table to each image's own grid, bilinearly with aligned corners.
+
+    Args:
+        table: ``(P * P, D)``.
+        height: ``(B,)`` patch rows of each image.
+        width: ``(B,)`` patch columns.
+        rows: Rows of the padded grid.
+        columns: Columns of the padded grid.
+
+    Returns:
+        ``(B, rows * columns, D)``, zero outside an image; at least float32.
+    """
+    side = round(table.shape[0] ** 0.5)
+    square = table.view(side, side, -1).to(torch.promote_types(table.dtype, torch.float32))
+    vertical = _bilinear_weights(height, rows, side).to(square.dtype)
+    horizontal = _bilinear_weights(width, columns, side).to(square.dtype)
+    with torch.autocast(table.device.type, enabled=False):
+        resized = torch.einsum("bhp,pqd->bhqd", vertical, square)
+        return torch.einsum("bwq,bhqd->bhwd", horizontal, resized).flatten(1, 2)
+
+
+def _bilinear_weights(length: Tensor, slots: int, side: int) -> Tensor:
+    """``(B, slots, side)``: weight of table entry q for position i of an axis of each image's own length."""
+    position = torch.arange(slots, device=length.device, dtype=torch.float32)
+    entry = position * (side - 1) / (length[:, None] - 1).clamp(min=1)
+    weights = relu(1 - (entry[:, :, None] - torch.arange(side, device=length.device)).abs())
+    return weights * (position < length[:, None])[:, :, None]
+
+
+class FastViltSelfAttention(ViltSelfAttention):
+    """Fused attention that hands out the cues a reducer needs."""
+
+    def forward(  # noqa: D102
+        self, hidden_states: Tensor, bias: Tensor | None = None, wanted: LayerCues | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
+        query = self.query(hidden_states).view(shape).transpose(1, 2)
+        key = self.key(hidden_states).view(shape).transpose(1, 2)
+        value = self.value(hidden_states).view(shape).transpose(1, 2)
+        wanted = wanted or LayerCues(NoReduction())
+        dropout = self.dropout.p if self.training else 0.0
+        context = wanted.config.attend(query, key, value, bias, dropout)
+        keys, rows = wanted.collect(query, key, bias)
+        return context.transpose(1, 2).flatten(2), keys, rows
+
+
+class ReducedViltLayer(ViltLayer):
+    """A layer that can be run in two parts, so that tokens are reduced between them."""
+
+    def forward(  # noqa: D102
+        self,
+        hidden_states: Tensor,
+        bias: Tensor | None = None,
+        wanted: LayerCues | None = None,
+        part: str = "whole",
+    ) -> Any:
+        if part == "feed_forward":
+            return self._feed_forward(hidden_states)
+        attended, keys, rows = self.attention(self.layernorm_before(hidden_states), bias, wanted)
+        hidden_states = hidden_states + attended
+        if part == "attention":
+            return hidden_states, keys, rows
+        return self._feed_forward(hidden_states)
+
+    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
+        return self.output(self.intermediate(self.layernorm_after(hidden_states)), hidden_states)
+
+
+class ReducedViltEncoder(ViltEncoder):
+    """The loop over layers, with a reduction inside those that have a reducer."""
+
+    def forward(  # type: ignore[override]  # noqa: D102
+        self, tokens: Tokens, reduction: Reduction, output_hidden_states: bool = False
+    ) -> tuple[Tokens, tuple[Tensor, ...] | None]:
+        reducers = reduction.active_reducers("fusion")
+        plain = LayerCues(reduction.config)
+        hidden_states: list[Tensor] = []
+        for index, layer in enumerate(self.layer):
+            hidden_states.append(tokens.states)
+            reducer = reducers.get(index)
+            if reducer is None:
+                tokens = tokens.with_states(layer(tokens.states, tokens.bias, plain))
+                continue
+            tokens = self._reduce(tokens, layer, index, reducer, reduction)
+            tokens = tokens.with_states(layer(tokens.states, part="feed_forward"))
+        hidden_states.append(tokens.states)
+        return tokens, tuple(hidden_states) if output_hidden_states else None
+
+    def _reduce(
+        self, tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction
+    ) -> Tokens:
+        """Run the attention part of a layer and apply its reducer's decision."""
+        T = tokens.text_length
+        wanted = LayerCues(reduction.config, reducer.needs, T)
+        states, keys, rows = layer(tokens.states, tokens.bias, wanted, part="attention")
+        with torch.no_grad():
+            cues = Cues(_block(tokens, slice(0, T), keys), _block(tokens, slice(T, None), keys), rows)
+            text, image = reducer.decide(cues)
+        tokens, decision = tokens.with_states(states).reduce(text, image)
+        reduction.record(index, decision, tokens)
+        return tokens
+
+
+def _block(tokens: Tokens, slots: slice, keys: Tensor | None) -> Block:
+    bias = None if tokens.bias is None else tokens.bias[..., slots]
+    return Block(tokens.mask[:, slots], bias, None if keys is None else keys[:, :, slots])
+
+
+class ReducedViltModel(ViltModel):
+    """Builds the stream, runs the encoder on it, and gives transformers' outputs back."""
+
+    pumer_reduction: Reduction
+
+    def forward(  # type: ignore[override]  # noqa: D102
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        image_token_type_idx: int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise InputError(
+                "output_attentions=True is not available on a patched model, which never forms the attention matrix; "
+                "call pumer.unpatch(model) first"
+            )
+        check_inputs(input_ids, inputs_embeds, pixel_values, image_embeds)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        text, image, image_mask, cell = self.embeddings(
+            input_ids,
+            token_type_ids,
+            inputs_embeds,
+            pixel_values,
+            pixel_mask,
+            image_embeds,
+            1 if image_token_type_idx is None else image_token_type_idx,
+            self.pumer_reduction.config.max_image_tokens,
+        )
+        tokens = self._stream(text, attention_mask, image, image_mask)
+        self.pumer_reduction.begin(tokens, cell)
+        reduced, hidden_states = self.encoder(tokens, self.pumer_reduction, output_hidden_states)
+        states = self.layernorm(reduced.states)
+        pooled = self.pooler(states) if self.pooler is not None else None
+        if self.pumer_reduction.active_reducers("fusion"):
+            states = expand_text(states, reduced, text.shape[1])
+        if return_dict is False or (return_dict is None and not self.config.return_dict):
+            return (states, pooled, *([] if hidden_states is None else [hidden_states]))  # type: ignore[return-value]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states
+        )
+
+    def _stream(
+        self, text: Tensor, attention_mask: Tensor | None, image: Tensor, image_mask: Tensor
+    ) -> Tokens:
+        """Text ``(B, T, D)`` and image ``(B, 1 + V, D)`` as one stream; compact if anything is going to be reduced."""
+        T, device = text.shape[1], text.device
+        text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=device)
+        if attention_mask is not None:
+            text_mask = attention_mask > 0
+        slot = torch.arange(T, device=device).expand(text_mask.shape)
+        source = torch.where(text_mask, slot, -1)
+        if self.pumer_reduction.active_reducers("fusion"):
+            source = torch.where(text_mask, text_mask.cumsum(dim=1) - 1, -1)
+            order, text_mask = compact(text_mask, T)
+            text = gather_tokens(text, order)
+        slot = torch.arange(image.shape[1], device=device) + T
+        source = torch.cat([source, torch.where(image_mask, slot, -1)], dim=1)
+        mask = torch.cat([text_mask, image_mask], dim=1)
+        size = mask.to(torch.float32)
+        bias = attention_bias(mask, size, proportional=False)
+        return Tokens(torch.cat([text, image.to(text.dtype)], dim=1), mask, size, bias, source, T)
+
+
+def check_inputs(
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    pixel_values: Tensor | None,
+    image_embeds: Tensor | None,
+) -> None:
+    """Refuse inputs that are missing, given twice, or of different batch sizes."""
+    pairs = (("input_ids", input_ids, "inputs_embeds", inputs_embeds),)
+    pairs += (("pixel_values", pixel_values, "image_embeds", image_embeds),)
+    for name, first, other_name, second in pairs:
+        if (first is None) == (second is None):
+            raise InputError(f"give exactly one of {name} and {other_name}")
+    texts = (input_ids if input_ids is not None else inputs_embeds).shape[0]  # type: ignore[union-attr]
+    images = (pixel_values if pixel_values is not None else image_embeds).shape[0]  # type: ignore[union-attr]
+    if texts != images:
+        raise InputError(f"the batch has {texts} texts but {images} images; give one image per text")
+
+
+def expand_text(states: Tensor, tokens: Tokens, text_length: int) -> Tensor:
+    """Put the text back to its original positions, so that heads that slice it keep working.
+
+    Args:
+        states: ``(B, N, D)`` of the reduced stream.
+        tokens: The reduced stream.
+        text_length: ``T``, the text positions of the input.
+
+    Returns:
+        ``(B, T + V, D)``: each word has the state of the token that holds it (padding: zero), then the image buffer.
+    """
+    owner = tokens.source[:, :text_length]
+    text = gather_tokens(states, owner.clamp(min=0)) * (owner >= 0)[:, :, None].to(states.dtype)
+    return torch.cat([text, states[:, tokens.text_length :]], dim=1)
+
+
+def _given_image(image_embeds: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """States, mask and cells of image tokens that the caller embedded, [CLS] first; ``pixel_mask`` is per token."""
+    mask = torch.ones(image_embeds.shape[:2], dtype=torch.bool, device=image_embeds.device)
+    if pixel_mask is not None:
+        mask = pixel_mask.flatten(1) > 0
+    index, valid = compact(mask, mask.shape[1])
+    return gather_tokens(image_embeds, index), valid, torch.where(valid, index - 1, -1)
+
+
+VILT = Backbone(
+    name="vilt",
+    root=ViltModel,
+    classes={
+        ViltModel: ReducedViltModel,
+        ViltEmbeddings: FastViltEmbeddings,
+        ViltEncoder: ReducedViltEncoder,
+        ViltLayer: ReducedViltLayer,
+        ViltSelfAttention: FastViltSelfAttention,
+    },
+    layers=lambda model: {"fusion": len(model.encoder.layer)},
+)

@@ -1,0 +1,175 @@
+"""Switch reduction on and off in a model that is already there: patch, unpatch, patched, disabled, reduction."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from torch import nn
+
+from pumer.backbones import BACKBONES, Backbone, Reduction
+from pumer.errors import InputError
+from pumer.reducers import ReductionConfig
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def patch(model: Model, config: ReductionConfig) -> Model:
+    """Put a reduction into a model, in place. A model that is patched already gets the new config instead.
+
+    Classes of the modules concerned are swapped for subclasses of themselves; weights, state dict and class names
+    stay. Other models are not touched.
+
+    Args:
+        model: A transformers model of a supported family, or anything that contains one (a PEFT model, a compiled one).
+        config: `PuMerConfig`, `ReleasedPuMerConfig`, or `NoReduction` for the fast path alone.
+
+    Returns:
+        The same model.
+
+    Raises:
+        InputError: If the model holds no supported family, has no such layer, or is under control of another library
+            that replaced its ``forward``.
+    """
+    roots = _roots(model)
+    for root, backbone in roots:
+        _check_layers(config, backbone, root)
+        _check_untouched(root, backbone)
+    unpatch(model)
+    for root, backbone in roots:
+        for module in root.modules():
+            if type(module) in backbone.classes:
+                module.__class__ = backbone.classes[type(module)]
+        root.pumer_reduction = Reduction(config)  # type: ignore[assignment]
+    return model
+
+
+def unpatch(model: Model) -> Model:
+    """Restore the original classes, in place; does nothing to a model that is not patched.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The same model.
+    """
+    for backbone in BACKBONES.values():
+        originals = {patched: parent for parent, patched in backbone.classes.items()}
+        for module in unwrapped(model).modules():
+            if type(module) in originals:
+                module.__class__ = originals[type(module)]
+                module.__dict__.pop("pumer_reduction", None)
+    return model
+
+
+@contextmanager
+def patched(model: Model, config: ReductionConfig) -> Iterator[Model]:
+    """Patch a model for the length of a ``with`` block, then restore what was there before.
+
+    Args:
+        model: As for `patch`.
+        config: As for `patch`.
+
+    Yields:
+        The model.
+    """
+    before = reduction(model)
+    patch(model, config)
+    try:
+        yield model
+    finally:
+        if before is None:
+            unpatch(model)
+        else:
+            patch(model, before)
+
+
+@contextmanager
+def disabled(model: Model) -> Iterator[Model]:
+    """Switch the reduction off for the length of a ``with`` block; the fast path stays on.
+
+    Args:
+        model: A patched model.
+
+    Yields:
+        The model.
+
+    Raises:
+        InputError: If the model is not patched.
+    """
+    states = reductions(model)
+    before = [state.enabled for state in states]
+    for state in states:
+        state.enabled = False
+    try:
+        yield model
+    finally:
+        for state, enabled in zip(states, before, strict=True):
+            state.enabled = enabled
+
+
+def reduction(model: nn.Module) -> ReductionConfig | None:
+    """The config a model is patched with, or None if it is not patched."""
+    for module in unwrapped(model).modules():
+        if isinstance(state := module.__dict__.get("pumer_reduction"), Reduction):
+            return state.config
+    return None
+
+
+def reductions(model: nn.Module) -> list[Reduction]:
+    """The state of every patched part of a model.
+
+    Raises:
+        InputError: If there is none.
+    """
+    states = [module.__dict__.get("pumer_reduction") for module in unwrapped(model).modules()]
+    found = [state for state in states if isinstance(state, Reduction)]
+    if not found:
+        raise InputError(f"{type(model).__name__} is not patched; call pumer.patch(model, config) first")
+    return found
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` wrapped, or the model itself."""
+    original = model.__dict__.get("_modules", {}).get("_orig_mod")
+    return original if isinstance(original, nn.Module) else model
+
+
+def _roots(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
+    """Every module of a supported family inside a model, with its family."""
+    found = [
+        (module, backbone)
+        for module in unwrapped(model).modules()
+        for backbone in BACKBONES.values()
+        if type(module) in (backbone.root, backbone.classes[backbone.root])
+    ]
+    if not found:
+        supported = ", ".join(backbone.root.__name__ for backbone in BACKBONES.values())
+        raise InputError(
+            f"{type(model).__name__} cannot be patched; it must be or contain one of: {supported}"
+        )
+    return found
+
+
+def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) -> None:
+    layers = backbone.layers(root)
+    for stack, layer in config.places():
+        if stack not in layers:
+            raise InputError(
+                f"{backbone.name} has no {stack} layers to reduce in; it has {', '.join(layers)}"
+            )
+        if layer >= layers[stack]:
+            raise InputError(
+                f"{stack} layer {layer} does not exist; {backbone.name} has {layers[stack]} of them, 0 to "
+                f"{layers[stack] - 1}"
+            )
+
+
+def _check_untouched(root: nn.Module, backbone: Backbone) -> None:
+    """Refuse modules whose ``forward`` was replaced on the instance: a swapped class would silently not be used."""
+    for name, module in root.named_modules():
+        known = type(module) in backbone.classes or type(module) in backbone.classes.values()
+        if known and "forward" in module.__dict__:
+            raise InputError(
+                f"the forward of '{name or type(module).__name__}' was replaced by another library (accelerate's "
+                "device_map does this); patch the model before, or load it without device_map"
+            )

@@ -1,0 +1,56 @@
+"""Reduction methods: one file each, listed in METHODS."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pumer.config import from_dict, to_dict
+from pumer.errors import InputError
+from pumer.reducers.base import NoReduction, Reducer, ReductionConfig
+from pumer.reducers.pumer import PuMerConfig, Step
+from pumer.reducers.pumer_released import ReleasedPuMerConfig
+
+METHODS: dict[str, type[ReductionConfig]] = {
+    "none": NoReduction,
+    "pumer": PuMerConfig,
+    "pumer-released": ReleasedPuMerConfig,
+}
+
+
+def config_from_dict(mapping: Mapping[str, Any]) -> ReductionConfig:
+    """Build a config from plain data, as in a recipe or in ``reduction.json``.
+
+    Args:
+        mapping: ``method``, the fields of that method's config, and optionally ``version``.
+
+    Raises:
+        InputError: For an unknown method, version, key or value; it names it.
+    """
+    values = dict(mapping)
+    method = values.pop("method", None)
+    if method not in METHODS:
+        raise InputError(f"reduction method {method!r} is unknown; there are {', '.join(METHODS)}")
+    cls = METHODS[method]
+    version = values.pop("version", cls.version)
+    if version != cls.version:
+        raise InputError(
+            f"version {version!r} of reduction method '{method}' is unknown; this pumer reads version {cls.version}"
+        )
+    return from_dict(cls, values, where=f"reduction '{method}'")
+
+
+def config_to_dict(config: ReductionConfig) -> dict[str, Any]:
+    """A config as plain data: method, version and all fields."""
+    return {"method": config.method, "version": config.version, **to_dict(config)}
+
+
+__all__ = [
+    "METHODS",
+    "NoReduction",
+    "PuMerConfig",
+    "Reducer",
+    "ReductionConfig",
+    "ReleasedPuMerConfig",
+    "Step",
+    "config_from_dict",
+    "config_to_dict",
+]

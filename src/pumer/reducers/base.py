@@ -1,0 +1,119 @@
+"""What every reduction method provides: a config the user writes, and one reducer per reducing layer."""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from pumer import functional
+from pumer.errors import InputError
+from pumer.tokens import Cues, Decision
+
+Place = tuple[str, int]
+"""A stack of layers ("fusion" or "vision") and a 0-based layer of it."""
+
+KEYS = "keys"
+TEXT_ROWS = "text_rows"
+
+
+class Reducer(Protocol):
+    """Decides what becomes of the tokens in one layer, between its attention and its feed-forward part."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The cues it looks at, of ``keys`` and ``text_rows``; an adapter computes no others."""
+
+    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+        """Decide about the text block and about the image block.
+
+        Args:
+            cues: What the layer's attention shows; called without gradients.
+
+        Returns:
+            The decision about the text tokens and the one about the image tokens.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReductionConfig:
+    """Base of all configs: how a model is reduced. Immutable, checked when built.
+
+    Attributes:
+        max_image_tokens: Patch slots of the image buffer, [CLS] not counted; None for the padded grid. 228 holds
+            whatever transformers' ViLT processor yields at 384 px. An image with more patches is refused.
+    """
+
+    max_image_tokens: int | None = None
+
+    method: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        """Check what is common to all methods."""
+        if self.max_image_tokens is not None and self.max_image_tokens < 1:
+            raise InputError(f"max_image_tokens is {self.max_image_tokens}; give an integer above 0, or None")
+
+    def reducers(self) -> dict[Place, Reducer]:
+        """The reducer of each reducing layer."""
+        raise NotImplementedError
+
+    def places(self) -> list[Place]:
+        """Every layer the config names, whether something is removed there or not."""
+        return sorted(self.reducers())
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float
+    ) -> Tensor:
+        """The attention of every layer of the patched model; see `functional.attention`."""
+        return functional.attention(query, key, value, bias, dropout)
+
+    def probabilities(self, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention probabilities of the first rows; see `functional.attention_probabilities`."""
+        return functional.attention_probabilities(query, key, bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoReduction(ReductionConfig):
+    """No reduction at all, on the fast path: the unreduced opponent that a speed-up is quoted against."""
+
+    method: ClassVar[str] = "none"
+
+    def reducers(self) -> dict[Place, Reducer]:
+        """None."""
+        return {}
+
+
+def check_ratios(config: object, where: str) -> None:
+    """Refuse a field whose name ends in ``_ratio`` and whose value is not in [0, 1).
+
+    Args:
+        config: Any dataclass.
+        where: What the message calls it.
+
+    Raises:
+        InputError: Naming the field, its value and the range.
+    """
+    for field in fields(config):  # type: ignore[arg-type]
+        if not field.name.endswith("_ratio"):
+            continue
+        value = getattr(config, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise InputError(
+                f"{field.name} of {where} is {value!r}; give the fraction to remove, from 0 up to but not including 1"
+            )
+
+
+def check_layer(layer: object, where: str) -> None:
+    """Refuse a layer that is not an integer from 0 on (whether the model has it, `patch` checks)."""
+    if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+        raise InputError(f"layer {layer!r} of {where} is not a layer; give an integer from 0 on")
+
+
+def check_distinct(places: list[Place]) -> None:
+    """Refuse a layer that is named twice."""
+    repeated = sorted({place for place in places if places.count(place) > 1})
+    if repeated:
+        stack, layer = repeated[0]
+        raise InputError(
+            f"{stack} layer {layer} is named {places.count(repeated[0])} times; name each layer once"
+        )

@@ -1,0 +1,238 @@
+"""PuMer: text-informed pruning and modality-aware merging (sections 4.1 and 4.2, Algorithm 1), corrected."""
+
+from dataclasses import InitVar, dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from pumer.errors import InputError
+from pumer.functional import compact, gather_tokens, match, prune, tabulate, text_saliency
+from pumer.reducers.base import (
+    KEYS,
+    TEXT_ROWS,
+    Place,
+    Reducer,
+    ReductionConfig,
+    check_distinct,
+    check_layer,
+    check_ratios,
+)
+from pumer.tokens import Block, Cues, Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One reduction: where it happens and what fraction it removes.
+
+    The fractions are of the real tokens that enter the reducer, [CLS] counted, rounded half to even.
+
+    Attributes:
+        stack: "fusion" for the cross-modal layers, "vision" for the layers of a vision encoder.
+        layer: 0-based layer of that stack.
+        prune_ratio: Fraction of the image tokens to prune, in [0, 1).
+        merge_ratio: Fraction of the image tokens to merge away, in [0, 1); at most half of what pruning leaves.
+        text_merge_ratio: Fraction of the text tokens to merge away, in [0, 1); at most half of them.
+
+    Raises:
+        InputError: For a value out of range.
+    """
+
+    layer: int
+    stack: Literal["fusion", "vision"] = "fusion"
+    prune_ratio: float = 0.0
+    merge_ratio: float = 0.0
+    text_merge_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.stack not in ("fusion", "vision"):
+            raise InputError(f"stack {self.stack!r} is unknown; give 'fusion' or 'vision'")
+        check_layer(self.layer, "a step")
+        check_ratios(self, f"{self.stack} layer {self.layer}")
+        if self.stack == "vision" and (self.prune_ratio or self.text_merge_ratio):
+            raise InputError(
+                f"vision layer {self.layer} sees no text and can only merge; leave out prune_ratio and text_merge_ratio"
+            )
+
+    def kept(self, n: int) -> int:
+        """Image tokens left of ``n`` after pruning; [CLS] always is."""
+        return n - max(min(round(self.prune_ratio * n), n - 1), 0)
+
+    def merges(self, n: int) -> int:
+        """Image tokens merged away of ``n`` that entered (released counts: a fraction of the length before pruning)."""
+        return _capped(round(self.merge_ratio * n), self.kept(n))
+
+    def text_merges(self, n: int) -> int:
+        """Text tokens merged away of ``n``."""
+        return _capped(round(self.text_merge_ratio * n), n)
+
+
+def _capped(wanted: int, tokens: int) -> int:
+    """Merges that are possible among ``tokens``: one for each even rank but 0, which is [CLS]."""
+    return max(min(wanted, (tokens - 1) // 2), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PuMerConfig(ReductionConfig):
+    """PuMer as this library does it: the paper's method, with per-sample counts and [CLS] protected.
+
+    Give either a ``schedule``, or ``layers`` with one ratio each for all of them.
+
+    Attributes:
+        schedule: The steps, each in a layer of its own.
+        proportional_attention: Add ``log(size)`` to attention logits, so that a merged token counts as often as it
+            has parts.
+
+    Differs from the paper: counts are rounded from the length before pruning (they give Table 7), only real text
+    tokens ask, [CLS] stays, kept tokens keep their order, sizes are carried.
+
+    Raises:
+        InputError: For a ratio outside [0, 1), or a layer that is repeated or negative.
+
+    Example:
+        >>> PuMerConfig(layers=(2, 5, 8), prune_ratio=0.1, merge_ratio=0.3, text_merge_ratio=0.2).schedule[0].layer
+        2
+    """
+
+    schedule: tuple[Step, ...] = ()
+    proportional_attention: bool = True
+    layers: InitVar[tuple[int, ...]] = ()
+    prune_ratio: InitVar[float] = 0.0
+    merge_ratio: InitVar[float] = 0.0
+    text_merge_ratio: InitVar[float] = 0.0
+
+    method: ClassVar[str] = "pumer"
+
+    def __post_init__(  # type: ignore[override]
+        self, layers: tuple[int, ...], prune_ratio: float, merge_ratio: float, text_merge_ratio: float
+    ) -> None:
+        """Turn ``layers`` into steps and check them."""
+        super().__post_init__()
+        ratios = {
+            "prune_ratio": prune_ratio,
+            "merge_ratio": merge_ratio,
+            "text_merge_ratio": text_merge_ratio,
+        }
+        if self.schedule and (layers or any(ratios.values())):
+            raise InputError(
+                "both schedule and layers or ratios are given; put the ratios into the schedule's steps"
+            )
+        if not self.schedule and not layers:
+            raise InputError(
+                "no layer reduces; give layers=(2, 5, 8) with ratios, a schedule, or method 'none'"
+            )
+        steps = tuple(self.schedule) or tuple(Step(layer=layer, **ratios) for layer in layers)
+        check_distinct([(step.stack, step.layer) for step in steps])
+        steps = tuple(sorted(steps, key=lambda step: (step.stack != "vision", step.layer)))
+        object.__setattr__(self, "schedule", steps)
+
+    @classmethod
+    def preset(cls, backbone: str, task: str) -> "PuMerConfig":
+        """The paper's schedule for a backbone and a task (Table 6 and the released commands).
+
+        Args:
+            backbone: One of the names in `PRESETS`, "vilt" for example.
+            task: "vqav2", "nlvr2", "snli_ve" or "retrieval".
+
+        Raises:
+            InputError: For a pair the paper has no schedule for.
+        """
+        if (backbone, task) not in PRESETS:
+            known = ", ".join(f"{b}/{t}" for b, t in PRESETS)
+            raise InputError(f"no preset for {backbone}/{task}; there are {known}")
+        layers, prune_ratio, merge_ratio, text_merge_ratio = PRESETS[backbone, task]
+        return cls(
+            layers=layers, prune_ratio=prune_ratio, merge_ratio=merge_ratio, text_merge_ratio=text_merge_ratio
+        )
+
+    def places(self) -> list[Place]:
+        """The layers of all steps."""
+        return [(step.stack, step.layer) for step in self.schedule]
+
+    def reducers(self) -> dict[Place, Reducer]:
+        """One reducer per step; a step that removes nothing has none."""
+        return {
+            (step.stack, step.layer): PuMerReducer(step, self.proportional_attention)
+            for step in self.schedule
+            if step.prune_ratio or step.merge_ratio or step.text_merge_ratio
+        }
+
+
+PRESETS: dict[tuple[str, str], tuple[tuple[int, ...], float, float, float]] = {
+    ("vilt", "vqav2"): ((2, 5, 8), 0.1, 0.3, 0.2),
+    ("vilt", "nlvr2"): ((2, 5, 8), 0.1, 0.3, 0.2),
+    ("vilt", "snli_ve"): ((2, 4, 6, 8), 0.1, 0.3, 0.2),
+    ("vilt", "retrieval"): ((2, 5, 8), 0.1, 0.3, 0.2),
+}
+"""Backbone and task to layers, prune, merge and text-merge ratio (Table 6 and the released commands)."""
+
+
+@dataclass(frozen=True)
+class PuMerReducer:
+    """The token reducer of one layer; it has no parameters.
+
+    Attributes:
+        step: What to remove.
+        proportional: See `PuMerConfig.proportional_attention`.
+    """
+
+    step: Step
+    proportional: bool = True
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Keys to merge, text rows to prune."""
+        needs = set()
+        if self.step.merge_ratio or self.step.text_merge_ratio:
+            needs.add(KEYS)
+        if self.step.prune_ratio:
+            needs.add(TEXT_ROWS)
+        return frozenset(needs)
+
+    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+        """Prune and merge the image tokens, merge the text tokens (Algorithm 1)."""
+        kept = _everything(cues.image.mask)
+        if cues.text_rows is not None:
+            saliency = text_saliency(cues.text_rows, cues.text.mask)
+            kept = self._prune(saliency, cues.image.mask)
+        image = self._merge(
+            cues.image, kept, self.step.merges, lambda n: self.step.kept(n) - self.step.merges(n)
+        )
+        text = self._merge(
+            cues.text,
+            _everything(cues.text.mask),
+            self.step.text_merges,
+            lambda n: n - self.step.text_merges(n),
+        )
+        return text, image
+
+    def _prune(self, saliency: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """``index (B, K)`` and ``valid (B, K)`` of the image tokens that stay, in raster order."""
+        count, length = tabulate(self.step.kept, mask.sum(dim=1), mask.shape[1])
+        return compact(prune(saliency, mask, count), length)
+
+    def _merge(self, block: Block, kept: tuple[Tensor, Tensor], merges, left) -> Decision:  # type: ignore[no-untyped-def]
+        """Merge among the ``kept`` tokens of a block; ``merges`` and ``left`` are rules on the block's own length."""
+        index, valid = kept
+        lengths, slots = block.mask.sum(dim=1), block.mask.shape[1]
+        count, most = tabulate(merges, lengths, slots)
+        if most == 0 or block.keys is None:
+            none = index[:, :0]
+            decision = Decision.build(index, valid, none, none, valid[:, :0], slots)
+            return decision.with_policy(proportional=self.proportional)
+        features = gather_tokens(block.keys.mean(dim=1), index)
+        source, target, takes_place = match(features, valid, count, most)
+        merged = (
+            torch.zeros_like(valid, dtype=torch.int64).scatter(1, source, takes_place.to(torch.int64)) > 0
+        )
+        _, length = tabulate(left, lengths, slots)
+        stays, mask = compact(valid & ~merged, length)
+        decision = Decision.build(
+            index.gather(1, stays), mask, index.gather(1, source), index.gather(1, target), takes_place, slots
+        )
+        return decision.with_policy(proportional=self.proportional)
+
+
+def _everything(mask: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.arange(mask.shape[1], device=mask.device).expand(mask.shape), mask
