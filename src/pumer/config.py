@@ -6,6 +6,7 @@ One parser serves recipes, `key=value` overrides and `reduction.json`. A wrong k
 
 import dataclasses
 import difflib
+import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,8 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], where: str = "") ->
     converted.
 
     Args:
-        cls: the dataclass; its annotations may use `| None`, tuples, dicts, `Literal`, `Path` and dataclasses.
+        cls: the dataclass; its annotations may use `| None`, tuples, dicts, `Literal`, `Path`, `InitVar` and
+            dataclasses.
         mapping: plain data, as read from YAML or JSON.
         where: what the messages call the mapping; by default `TrainConfig` gives "train config".
 
@@ -51,7 +53,7 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], where: str = "") ->
 
 
 def to_dict(config: Any) -> Any:
-    """A config as plain data that YAML and JSON can hold (dataclass -> dict, tuple -> list, `Path` -> str)."""
+    """A config as plain data for YAML and JSON: dataclass to dict, tuple to list, `Path` to text."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, Mapping):
@@ -109,30 +111,16 @@ def _first_line(error: Exception) -> str:
 def _build(cls: type[Config], mapping: Any, where: str, prefix: str) -> Config:
     if not isinstance(mapping, Mapping):
         raise InputError(f"{_name(prefix[:-1])} in {where} must be a mapping, not {mapping!r}")
-    fields = _settable(cls)
+    parameters = inspect.signature(cls).parameters  # fields and, unlike `dataclasses.fields`, `InitVar`s
     hints = typing.get_type_hints(cls)
     for key in mapping:
-        if key not in fields:
-            raise InputError(_unknown(key, list(fields), where, prefix))
+        if key not in parameters:
+            raise InputError(_unknown(key, list(parameters), where, prefix))
     values = {key: _value(hints[key], value, where, prefix + key) for key, value in mapping.items()}
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise InputError(
-                f"key '{prefix}{name}' is missing in {where}; add it, or give {prefix}{name}=..."
-            )
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in values:
+            raise InputError(f"key '{prefix}{name}' is missing in {where}; give {prefix}{name}=...")
     return cls(**values)
-
-
-def _settable(cls: type) -> dict[str, dataclasses.Field[Any]]:
-    """Everything the constructor takes: fields, and `InitVar` pseudo-fields that only it sees."""
-    declared = cls.__dataclass_fields__.values()  # type: ignore[attr-defined]
-    kinds = typing.get_type_hints(cls)
-    return {
-        field.name: field
-        for field in declared
-        if field.init and get_origin(kinds[field.name]) is not typing.ClassVar
-    }
 
 
 def _unknown(key: Any, known: list[str], where: str, prefix: str) -> str:
@@ -145,7 +133,7 @@ def _value(kind: Any, value: Any, where: str, key: str) -> Any:
     """`value` as an instance of the annotation `kind`, or an InputError."""
     origin, arguments = get_origin(kind), get_args(kind)
     if isinstance(kind, dataclasses.InitVar):
-        kind, origin, arguments = kind.type, get_origin(kind.type), get_args(kind.type)
+        return _value(kind.type, value, where, key)
     if kind is Any:
         return value
     if origin in (Union, types.UnionType):

@@ -1,0 +1,68 @@
+"""Distillation: the reduced model imitates the logits of the unreduced one (PAPER.md section 1)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from pumer.errors import InputError
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Weights of the two parts of the loss.
+
+    Attributes:
+        temperature: both logits are divided by it before the softmax; the divergence is multiplied by its
+            square, so that its gradients keep their scale.
+        task_weight: factor of the task's own loss.
+        weight: factor of the divergence from the teacher.
+    """
+
+    temperature: float = 1.0
+    task_weight: float = 1.0
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        if not self.temperature > 0:
+            raise InputError(f"distillation.temperature must be above 0, not {self.temperature}")
+        if self.task_weight < 0 or self.weight < 0:
+            weights = f"task_weight={self.task_weight}, weight={self.weight}"
+            raise InputError(f"distillation weights must not be negative, not {weights}")
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) over the softmax of the logits, averaged over the batch.
+
+    Args:
+        student: logits (B, A) that learn.
+        teacher: logits (B, A) to imitate; no gradient flows into them.
+        temperature: see `DistillationConfig`.
+
+    Returns:
+        A scalar in float32 and nats; 0 when both give the same distribution.
+
+    Example:
+        >>> import torch
+        >>> divergence(torch.zeros(1, 2), torch.zeros(1, 2)).item()
+        0.0
+    """
+    student_log = (student.float() / temperature).log_softmax(dim=-1)
+    teacher_log = (teacher.detach().float() / temperature).log_softmax(dim=-1)
+    return kl_div(student_log, teacher_log, reduction="batchmean", log_target=True) * temperature**2
+
+
+def distillation_loss(
+    task_loss: Tensor, student: Tensor, teacher: Tensor, config: DistillationConfig | None = None
+) -> Tensor:
+    """`task_weight` x task loss + `weight` x KL(teacher || student), as the paper trains its reduced models.
+
+    Args:
+        task_loss: scalar loss of the student on the labels.
+        student: logits (B, A) of the reduced model.
+        teacher: logits (B, A) of the unreduced model.
+        config: weights and temperature; the paper's (all 1) by default.
+    """
+    config = config or DistillationConfig()
+    return config.task_weight * task_loss + config.weight * divergence(student, teacher, config.temperature)

@@ -1,0 +1,146 @@
+"""What a task is: one file that reads, collates and scores itself, so that data and metric agree."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pumer.tasks.images import Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One line of a data set.
+
+    Attributes:
+        id: the official id (VQAv2: `question_id`), unique in its split.
+        images: image files; one, or two for tasks on image pairs.
+        text: the question or sentence as written.
+        answers: ground truth (VQAv2: ten normalised answers); empty where the split has no public answers.
+        groups: what scores are broken down by, for instance `{"question_type": "what color"}`.
+    """
+
+    id: int
+    images: tuple[Path, ...]
+    text: str
+    answers: tuple[str, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How examples become tensors: everything `Task.collate` needs beside the examples.
+
+    Attributes:
+        tokenizer: tokenizer of the model.
+        pixels: turns image files into pixel tensors.
+        text_length: questions are cut to this many tokens, [CLS] and [SEP] included.
+        blank_text: replace every question by the empty one ([CLS][SEP]); for an image-only model.
+    """
+
+    tokenizer: Any
+    pixels: Pixels
+    text_length: int
+    blank_text: bool = False
+
+
+class Task(ABC):
+    """A data set in its official files, with its loss and its official score.
+
+    An instance is bound to `labels`, the meaning of the logits' columns. A batch is a dict of `inputs`
+    (keyword arguments of the model), `targets` (B, ...) and whatever else `loss` needs.
+
+    Attributes:
+        name: key in `pumer.tasks.TASKS`.
+        backbones: transformers `model_type`s with a model class for this task.
+        head: prefixes of the parameter names that train with the head's learning rate.
+        files: one line saying which files the data folder must hold, for error messages.
+    """
+
+    name: ClassVar[str]
+    backbones: ClassVar[tuple[str, ...]]
+    head: ClassVar[tuple[str, ...]]
+    files: ClassVar[str]
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        """Bind the task to the meaning of the logits' columns.
+
+        Args:
+            labels: one name per column, in order.
+        """
+        self.labels = tuple(labels)
+
+    @classmethod
+    @abstractmethod
+    def read(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
+        """Read one split.
+
+        Args:
+            root: data folder with the official files.
+            split: "train", "val" or "test".
+            limit: read only the first so many examples.
+
+        Returns:
+            The examples, in file order.
+
+        Raises:
+            InputError: for a missing folder, file or image and for broken content; the message names it.
+        """
+
+    @classmethod
+    @abstractmethod
+    def vocabulary(cls, root: Path, minimum: int) -> tuple[str, ...]:
+        """The labels that the data defines.
+
+        Args:
+            root: data folder with the official files.
+            minimum: leave out answers that occur less often; a task with fixed labels ignores it.
+        """
+
+    @classmethod
+    @abstractmethod
+    def model(cls, checkpoint: str, labels: Sequence[str]) -> nn.Module:
+        """A model for this task, started from a checkpoint with or without a fitting head.
+
+        Args:
+            checkpoint: local directory or hub name.
+            labels: meaning of the logits' columns. Columns of labels that the checkpoint's head knows keep
+                their weights; the others are initialised at random.
+
+        Raises:
+            InputError: when the checkpoint cannot be read or is of another model type.
+        """
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example], inputs: Inputs) -> dict[str, Any]:
+        """A batch (see the class) of B examples."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """The training loss, a scalar averaged over the batch.
+
+        Args:
+            logits: (B, number of labels), any floating dtype.
+            batch: as made by `collate`.
+        """
+
+    @abstractmethod
+    def predict(self, logits: Tensor) -> list[str]:
+        """The B answers that the logits (B, number of labels) stand for."""
+
+    @abstractmethod
+    def score(self, example: Example, answer: str) -> float:
+        """Official score of one answer, in [0, 1]; the task's figure is the mean over examples."""
+
+    @abstractmethod
+    def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
+        """The content of the official result file."""
+
+    def scores(self, examples: Sequence[Example], answers: Sequence[str]) -> Tensor:
+        """Official scores (number of examples,) in float64."""
+        pairs = zip(examples, answers, strict=True)
+        return torch.tensor([self.score(example, answer) for example, answer in pairs], dtype=torch.float64)

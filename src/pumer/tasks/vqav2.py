@@ -1,0 +1,209 @@
+"""VQAv2 in its official files (visualqa.org): open questions about one image, ten answers each."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pumer.errors import InputError
+from pumer.tasks.base import Example, Inputs, Task
+from pumer.tasks.heads import question_answering_model
+from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
+
+_FOLDERS = {"train": "train2014", "val": "val2014", "test": "test2015"}
+_SUFFIXES = (".jpg", ".png")
+_ANNOTATORS = 10
+
+
+class VQAv2(Task):
+    """Visual question answering on the official VQAv2 files.
+
+    The answers are a closed vocabulary with soft scores; the loss is binary cross-entropy averaged over batch
+    **and** answers (PAPER.md section 5), the score the official accuracy over all ten annotators.
+
+    Files under the data folder, as downloaded and unzipped::
+
+        v2_OpenEnded_mscoco_{train2014,val2014,test2015}_questions.json
+        v2_mscoco_{train2014,val2014}_annotations.json
+        {train2014,val2014,test2015}/COCO_{train2014,val2014,test2015}_<12 digits>.jpg   (or .png)
+    """
+
+    name: ClassVar[str] = "vqav2"
+    backbones: ClassVar[tuple[str, ...]] = ("vilt",)
+    head: ClassVar[tuple[str, ...]] = ("classifier.",)
+    files: ClassVar[str] = "the official v2_*_questions.json, v2_*_annotations.json and image folders"
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        """Bind to the answer vocabulary.
+
+        Args:
+            labels: the answers, normalised, one per column of the logits.
+        """
+        super().__init__(labels)
+        self._column = {label: column for column, label in enumerate(self.labels)}
+
+    @classmethod
+    def read(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
+        """Read a split; see `Task.read`. Scores are grouped by `answer_type` and `question_type`."""
+        questions = _questions(root, split)[:limit]
+        answered = (
+            {} if split == "test" else {entry["question_id"]: entry for entry in _annotations(root, split)}
+        )
+        images = _image_files(root, split)
+        return [_example(entry, answered, images, root, split) for entry in questions]
+
+    @classmethod
+    def vocabulary(cls, root: Path, minimum: int = 9) -> tuple[str, ...]:
+        """Normalised `multiple_choice_answer`s of train and val, sorted; 3129 in the official files.
+
+        Args:
+            root: data folder.
+            minimum: fewest occurrences in train and val together.
+
+        Raises:
+            InputError: when a file is missing or broken, or no answer is frequent enough.
+        """
+        entries = (entry for split in ("train", "val") for entry in _annotations(root, split))
+        counts = Counter(normalise(entry["multiple_choice_answer"]) for entry in entries)
+        answers = tuple(sorted(answer for answer, count in counts.items() if count >= minimum and answer))
+        if not answers:
+            raise InputError(
+                f"no answer occurs {minimum} times in {root}; give data.min_answer_count=1 or more data"
+            )
+        return answers
+
+    @classmethod
+    def model(cls, checkpoint: str, labels: Sequence[str]) -> nn.Module:
+        """A question-answering model; see `Task.model`."""
+        return question_answering_model(checkpoint, labels, cls.name, cls.backbones)
+
+    def collate(self, examples: Sequence[Example], inputs: Inputs) -> dict[str, Any]:
+        """A batch of questions.
+
+        Returns:
+            `inputs`: `input_ids`, `attention_mask`, `token_type_ids` (B, T), T the longest question of the
+            batch, `pixel_values` (B, 3, height, width) and `pixel_mask` (B, height, width); `targets`: soft
+            scores (B, A) in [0, 1].
+        """
+        texts = ["" if inputs.blank_text else example.text for example in examples]
+        words = inputs.tokenizer(
+            texts, padding=True, truncation=True, max_length=inputs.text_length, return_tensors="pt"
+        )
+        pixels = inputs.pixels([example.images[0] for example in examples])
+        return {"inputs": {**words, **pixels}, "targets": self.targets(examples)}
+
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        """Soft scores (B, A) of all answers: 0, 0.3, 0.6, 0.9 or 1 by the number of agreeing annotators."""
+        targets = torch.zeros(len(examples), len(self.labels))
+        for row, example in enumerate(examples):
+            for answer, matches in Counter(example.answers).items():
+                if answer in self._column:
+                    targets[row, self._column[answer]] = soft_score(matches)
+        return targets
+
+    def loss(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Binary cross-entropy with soft scores, averaged over batch and answers."""
+        return nn.functional.binary_cross_entropy_with_logits(logits.float(), batch["targets"])
+
+    def predict(self, logits: Tensor) -> list[str]:
+        """The most likely answer of each row (B, A)."""
+        return [self.labels[column] for column in logits.argmax(dim=-1).tolist()]
+
+    def score(self, example: Example, answer: str) -> float:
+        """Official VQA accuracy of one answer."""
+        if not example.answers:
+            raise InputError(
+                f"question {example.id} has no public answers; score the submission file on the server"
+            )
+        return accuracy(answer, example.answers)
+
+    def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
+        """The official result format: `[{"question_id": ..., "answer": ...}, ...]`."""
+        pairs = zip(examples, answers, strict=True)
+        return [{"question_id": example.id, "answer": answer} for example, answer in pairs]
+
+
+def _example(
+    question: Mapping[str, Any],
+    answered: Mapping[int, Any],
+    images: Mapping[str, Path],
+    root: Path,
+    split: str,
+) -> Example:
+    number = question["question_id"]
+    stem = f"COCO_{_folder(split)}_{question['image_id']:012d}"
+    if stem not in images:
+        raise InputError(
+            f"image {stem}.jpg (or .png) of question {number} is missing in {root / _folder(split)}"
+        )
+    if split == "test":
+        return Example(number, (images[stem],), question["question"])
+    if number not in answered:
+        raise InputError(f"question {number} has no entry in {root / _annotation_name(split)}")
+    entry = answered[number]
+    answers = tuple(normalise(answer["answer"]) for answer in entry["answers"])
+    if len(answers) != _ANNOTATORS:
+        raise InputError(
+            f"question {number} has {len(answers)} answers; {_annotation_name(split)} must give ten each"
+        )
+    groups = {"answer_type": entry["answer_type"], "question_type": entry["question_type"]}
+    return Example(number, (images[stem],), question["question"], answers, groups)
+
+
+def _questions(root: Path, split: str) -> list[dict[str, Any]]:
+    path = root / f"v2_OpenEnded_mscoco_{_folder(split)}_questions.json"
+    return _entries(path, "questions", {"question_id": int, "image_id": int, "question": str})
+
+
+def _annotations(root: Path, split: str) -> list[dict[str, Any]]:
+    kinds = {
+        "question_id": int,
+        "multiple_choice_answer": str,
+        "answers": list,
+        "answer_type": str,
+        "question_type": str,
+    }
+    return _entries(root / _annotation_name(split), "annotations", kinds)
+
+
+def _annotation_name(split: str) -> str:
+    return f"v2_mscoco_{_folder(split)}_annotations.json"
+
+
+def _folder(split: str) -> str:
+    if split not in _FOLDERS:
+        raise InputError(f"split must be one of {', '.join(_FOLDERS)}, not '{split}'")
+    return _FOLDERS[split]
+
+
+def _entries(path: Path, key: str, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The list under `key` of an official JSON file, every entry checked to hold `kinds`."""
+    if not path.parent.is_dir():
+        raise InputError(
+            f"data folder {path.parent} does not exist; give data.root=FOLDER with {VQAv2.files}"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; the data folder must hold {VQAv2.files}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is broken JSON ({error}); download it again") from error
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        raise InputError(f"{path} is not an official VQAv2 file: it has no list '{key}'")
+    for index, entry in enumerate(content[key]):
+        for name, kind in kinds.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+                raise InputError(f"{path}: entry {index} of '{key}' has no '{name}' ({kind.__name__})")
+    return content[key]
+
+
+def _image_files(root: Path, split: str) -> dict[str, Path]:
+    """Image files of a split by their name without suffix."""
+    folder = root / _folder(split)
+    if not folder.is_dir():
+        raise InputError(f"image folder {folder} does not exist; the data folder must hold {VQAv2.files}")
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES}
