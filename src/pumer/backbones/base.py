@@ -15,7 +15,7 @@ class Recorder(Protocol):
     """Takes notes during a forward; see `pumer.tracing`."""
 
     def begin(self, tokens: Tokens, cell: Tensor) -> None:
-        """A stream enters the first layer; ``cell (B, image slots)`` is the raster cell of each image token."""
+        """A stream enters the first layer; ``cell (B, image slots, 2)`` is each patch's row and column."""
 
     def step(self, layer: int, decision: Decision, tokens: Tokens) -> None:
         """A layer made a decision, which led to these tokens."""

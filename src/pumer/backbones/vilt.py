@@ -68,7 +68,7 @@ class FastViltEmbeddings(ViltEmbeddings):
 
         Returns:
             ``states (B, 1 + V, D)`` with [CLS] first and no modality embedding yet; ``mask (B, 1 + V)`` bool; ``cell
-            (B, 1 + V)``: raster cell of each patch in its own image's grid, -1 for [CLS] and free slots.
+            (B, 1 + V, 2)``: row and column of each patch, -1 for [CLS] and free slots.
 
         Raises:
             InputError: If the buffer is too short for an image, or the model samples patches at random.
@@ -86,9 +86,7 @@ class FastViltEmbeddings(ViltEmbeddings):
         states = gather_tokens(states, index)
         first = (self.cls_token + self.position_embeddings[:, :1]).expand(batch, -1, -1).to(states.dtype)
         states = self.dropout(torch.cat([first, states], dim=1))
-        cell = index // columns * width[:, None] + index % columns
-        one = torch.ones_like(valid[:, :1])
-        return states, torch.cat([one, valid], 1), torch.cat([one * -1, cell.masked_fill(~valid, -1)], 1)
+        return states, *_with_cls(valid, torch.stack([index // columns, index % columns], dim=-1))
 
     def _buffer_length(self, real: Tensor, max_image_tokens: int | None) -> int:
         """Slots for patches; a buffer that would lose patches is refused."""
@@ -334,7 +332,16 @@ def _given_image(image_embeds: Tensor, pixel_mask: Tensor | None) -> tuple[Tenso
     if pixel_mask is not None:
         mask = pixel_mask.flatten(1) > 0
     index, valid = compact(mask, mask.shape[1])
-    return gather_tokens(image_embeds, index), valid, torch.where(valid, index - 1, -1)
+    column = index[:, 1:] - 1
+    cell = torch.stack([torch.zeros_like(column), column], dim=-1)
+    return gather_tokens(image_embeds, index), *_with_cls(valid[:, 1:], cell)
+
+
+def _with_cls(valid: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Put [CLS], which is real and has no cell, before the patches: ``(B, 1 + V)`` and ``(B, 1 + V, 2)``."""
+    cell = cell.masked_fill(~valid[:, :, None], -1)
+    first = torch.ones_like(valid[:, :1])
+    return torch.cat([first, valid], dim=1), torch.cat([torch.full_like(cell[:, :1], -1), cell], dim=1)
 
 
 VILT = Backbone(

@@ -1,0 +1,201 @@
+"""Saving and loading patched models: safetensors and config as transformers writes them, plus ``reduction.json``."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ViltImageProcessorPil, ViltProcessor
+from transformers.utils import cached_file
+
+from pumer.errors import InputError
+from pumer.patching import patch, reduction, unwrapped
+from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
+
+REDUCTION_FILE = "reduction.json"
+
+
+def save(model: nn.Module, directory: str | Path) -> None:
+    """Write a model so that `load`, and plain transformers, can read it back.
+
+    The folder is written aside and put in place when it is complete; files of other names that are in ``directory``
+    already stay. A parameter-free reduction adds nothing but ``reduction.json``.
+
+    Args:
+        model: A transformers model, patched or not.
+        directory: The folder to write.
+
+    Raises:
+        InputError: If ``directory`` is a file, or the model is not one of transformers'.
+    """
+    inner = unwrapped(model)
+    if not isinstance(inner, PreTrainedModel):
+        raise InputError(f"{type(inner).__name__} is not a transformers model; save the model inside it")
+    with replacing(directory) as folder:
+        inner.save_pretrained(folder)
+        write_reduction(inner, folder)
+    if reduction(inner) is None:
+        (Path(directory) / REDUCTION_FILE).unlink(missing_ok=True)
+
+
+def write_reduction(model: nn.Module, directory: str | Path) -> None:
+    """Write ``reduction.json`` of a patched model into a folder; of an unpatched one, nothing."""
+    config = reduction(model)
+    if config is not None:
+        write_json(Path(directory) / REDUCTION_FILE, config_to_dict(config))
+
+
+def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Load a model, patched as it was saved.
+
+    Args:
+        name: A folder, or the name of a model on the Hugging Face hub.
+        **kwargs: Passed to ``from_pretrained``, such as ``dtype`` or ``revision``.
+
+    Returns:
+        The model in eval mode; patched if there is a ``reduction.json``.
+
+    Raises:
+        InputError: If the checkpoint is missing, broken or of an unknown model type, or if its reduction has an unknown
+            method, version or key.
+    """
+    cls = model_class(name)
+    try:
+        model: PreTrainedModel = cls.from_pretrained(str(name), **kwargs)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
+    config = read_reduction(name)
+    return model.eval() if config is None else patch(model.eval(), config)
+
+
+def model_class(name: str | Path) -> type[PreTrainedModel]:
+    """The transformers class a checkpoint was saved from.
+
+    Args:
+        name: A folder or a hub name.
+
+    Raises:
+        InputError: If there is no readable ``config.json``, or it names no class of transformers.
+    """
+    if isinstance(name, Path) or os.sep in str(name)[:1] or Path(name).exists():
+        if not Path(name).is_dir():
+            raise InputError(f"checkpoint {name} is not a folder; give a folder with config.json and model.safetensors")
+        if not (Path(name) / "config.json").is_file():
+            raise InputError(f"checkpoint {name} holds no config.json; give a folder that pumer or transformers wrote")
+    try:
+        config = AutoConfig.from_pretrained(str(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"checkpoint {name} cannot be read: {first_line(error)}") from error
+    architecture = (config.architectures or [""])[0]
+    cls = getattr(transformers, architecture, None) if architecture else None
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+        raise InputError(f"config.json of {name} names the architecture '{architecture}', unknown to transformers")
+    return cls
+
+
+def read_reduction(name: str | Path) -> ReductionConfig | None:
+    """The reduction a checkpoint was saved with, or None.
+
+    Args:
+        name: A folder or a hub name.
+
+    Raises:
+        InputError: If ``reduction.json`` is broken, or names an unknown method, version or key.
+    """
+    path = cached_file(str(name), REDUCTION_FILE, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    content = read_json(path)
+    try:
+        return config_from_dict(content)
+    except InputError as error:
+        raise InputError(f"{REDUCTION_FILE} of {name}: {error}") from error
+
+
+def load_processor(name: str | Path) -> ViltProcessor:
+    """Tokenizer and Pillow image processor of a ViLT checkpoint.
+
+    Args:
+        name: A folder or a hub name.
+
+    Raises:
+        InputError: If either cannot be read.
+    """
+    try:
+        return ViltProcessor(
+            ViltImageProcessorPil.from_pretrained(str(name)), AutoTokenizer.from_pretrained(str(name))
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"the processor of {name} cannot be read: {first_line(error)}") from error
+
+
+def ensure_patched(model: nn.Module) -> nn.Module:
+    """Switch on the fast path, unless a reduction is in place already; returns the same model."""
+    return model if reduction(model) is not None else patch(model, NoReduction())
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        InputError: If it is missing or not JSON, with the line where it breaks.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON: {error.msg} in line {error.lineno}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a JSON file aside, then rename it: it is there as a whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    try:
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(directory: str | Path) -> Iterator[Path]:
+    """Fill a folder aside and move its files into place when the block ends without an error.
+
+    Args:
+        directory: The final folder; made if it does not exist.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        InputError: If ``directory`` is a file.
+    """
+    final = Path(directory)
+    if final.exists() and not final.is_dir():
+        raise InputError(f"{final} is a file; give a folder to write to")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = final.with_name(f".{final.name}.{uuid4().hex[:8]}")
+    aside.mkdir()
+    try:
+        yield aside
+        if not final.exists():
+            aside.replace(final)
+            return
+        for file in sorted(aside.iterdir()):
+            file.replace(final / file.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the rest of its text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
