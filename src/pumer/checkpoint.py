@@ -128,9 +128,7 @@ def load_processor(name: str | Path) -> ViltProcessor:
         InputError: If either cannot be read.
     """
     try:
-        return ViltProcessor(
-            ViltImageProcessorPil.from_pretrained(str(name)), AutoTokenizer.from_pretrained(str(name))
-        )
+        return ViltProcessor(ViltImageProcessorPil.from_pretrained(str(name)), AutoTokenizer.from_pretrained(str(name)))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"the processor of {name} cannot be read: {first_line(error)}") from error
 

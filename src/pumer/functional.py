@@ -43,7 +43,8 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
     logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
-    return logits.softmax(dim=-1)
+    probabilities: Tensor = logits.softmax(dim=-1)
+    return probabilities
 
 
 def text_saliency(text_rows: Tensor, text_mask: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def match(features: Tensor, mask: Tensor, count: Tensor, most: int) -> tuple[Ten
     """Bipartite soft matching within one modality (Algorithm 1, lines 5 to 9).
 
     Tokens of even rank propose, tokens of odd rank receive. Each proposer looks for its most similar receiver
-    (cosine); the ``count`` best pairs are merged. Rank 0, [CLS], never proposes, and having an even rank never receives.
+    (cosine); the ``count`` best pairs are merged. Rank 0, [CLS], never proposes and, being even, never receives.
 
     Args:
         features: ``(B, N, Dh)``, what similarity is measured on (the attention keys, averaged over heads).

@@ -144,9 +144,7 @@ def _roots(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
     ]
     if not found:
         supported = ", ".join(backbone.root.__name__ for backbone in BACKBONES.values())
-        raise InputError(
-            f"{type(model).__name__} cannot be patched; it must be or contain one of: {supported}"
-        )
+        raise InputError(f"{type(model).__name__} cannot be patched; it must be or contain one of: {supported}")
     return found
 
 
@@ -154,9 +152,7 @@ def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) 
     layers = backbone.layers(root)
     for stack, layer in config.places():
         if stack not in layers:
-            raise InputError(
-                f"{backbone.name} has no {stack} layers to reduce in; it has {', '.join(layers)}"
-            )
+            raise InputError(f"{backbone.name} has no {stack} layers to reduce in; it has {', '.join(layers)}")
         if layer >= layers[stack]:
             raise InputError(
                 f"{stack} layer {layer} does not exist; {backbone.name} has {layers[stack]} of them, 0 to "

@@ -1,4 +1,4 @@
-"""What flows through a reduced model: Tokens (one stream), Decision (one reduction), Cues (what a decision is based on).
+"""What flows through a reduced model: Tokens (one stream), Decision (one reduction), Cues (what it is based on).
 
 Letters: ``B`` batch, ``N`` tokens of one stream, ``N0`` tokens that entered the model, ``K`` tokens after a decision,
 ``M`` merges, ``D`` width, ``H`` heads, ``Dh`` head width.
@@ -75,7 +75,9 @@ class Decision:
         """One decision for two neighbouring blocks of a stream, from the decision of each block."""
         tokens, kept = first.destination.shape[1], first.index.shape[1]
         moved = torch.where(second.destination < 0, -1, second.destination + kept)
-        biases = (first.bias, second.bias)
+        bias = None
+        if first.bias is not None and second.bias is not None:
+            bias = torch.cat([first.bias, second.bias], dim=-1)
         return cls(
             index=torch.cat([first.index, second.index + tokens], dim=1),
             mask=torch.cat([first.mask, second.mask], dim=1),
@@ -83,7 +85,7 @@ class Decision:
             target=torch.cat([first.target, second.target + kept], dim=1),
             valid=torch.cat([first.valid, second.valid], dim=1),
             destination=torch.cat([first.destination, moved], dim=1),
-            bias=None if biases[0] is None or biases[1] is None else torch.cat(biases, dim=-1),
+            bias=bias,
             weighted=first.weighted,
             proportional=first.proportional,
         )
@@ -100,7 +102,7 @@ class Decision:
         return ((self.target[:, None, :] == slots[:, None]) & self.valid[:, None, :]).to(dtype)
 
     def select(self, x: Tensor) -> Tensor:
-        """``(B, N)`` or ``(B, N, D)`` to ``(B, K)`` or ``(B, K, D)``: the value of the token that stands in each slot."""
+        """``(B, N[, D])`` to ``(B, K[, D])``: the value of the token that stands in each slot."""
         return gather_tokens(x, self.index)
 
     def total(self, x: Tensor) -> Tensor:

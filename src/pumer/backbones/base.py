@@ -60,9 +60,7 @@ class Reduction:
 
     def _refuse_compiled(self) -> None:
         if torch.compiler.is_compiling():
-            raise RuntimeError(
-                "a trace cannot be taken inside a compiled graph; trace the model before compiling it"
-            )
+            raise RuntimeError("a trace cannot be taken inside a compiled graph; trace the model before compiling it")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from pumer.tokens import Block, Cues, Tokens, attention_bias
 class FastViltEmbeddings(ViltEmbeddings):
     """Text and patches, the latter in raster order at the front of a buffer of fixed length."""
 
-    def forward(  # type: ignore[override]  # noqa: D102
+    def forward(  # noqa: D102
         self,
         input_ids: Tensor | None,
         token_type_ids: Tensor | None,
@@ -46,13 +46,13 @@ class FastViltEmbeddings(ViltEmbeddings):
         image_type: int,
         max_image_tokens: int | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        text = self.text_embeddings(
-            input_ids=input_ids, token_type_ids=token_type_ids, inputs_embeds=inputs_embeds
-        )
-        if pixel_values is None:
+        text = self.text_embeddings(input_ids=input_ids, token_type_ids=token_type_ids, inputs_embeds=inputs_embeds)
+        if image_embeds is not None:
             image, mask, cell = _given_image(image_embeds, pixel_mask)
-        else:
+        elif pixel_values is not None:
             image, mask, cell = self.image_tokens(pixel_values, pixel_mask, max_image_tokens)
+        else:
+            raise InputError("give exactly one of pixel_values and image_embeds")
         kinds = self.token_type_embeddings(torch.tensor([0, image_type], device=text.device))
         return text + kinds[0], image + kinds[1], mask, cell
 
@@ -182,7 +182,7 @@ class ReducedViltLayer(ViltLayer):
 class ReducedViltEncoder(ViltEncoder):
     """The loop over layers, with a reduction inside those that have a reducer."""
 
-    def forward(  # type: ignore[override]  # noqa: D102
+    def forward(  # noqa: D102
         self, tokens: Tokens, reduction: Reduction, output_hidden_states: bool = False
     ) -> tuple[Tokens, tuple[Tensor, ...] | None]:
         reducers = reduction.active_reducers("fusion")
@@ -199,9 +199,7 @@ class ReducedViltEncoder(ViltEncoder):
         hidden_states.append(tokens.states)
         return tokens, tuple(hidden_states) if output_hidden_states else None
 
-    def _reduce(
-        self, tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction
-    ) -> Tokens:
+    def _reduce(self, tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
         """Run the attention part of a layer and apply its reducer's decision."""
         T = tokens.text_length
         wanted = LayerCues(reduction.config, reducer.needs, T)
@@ -224,7 +222,7 @@ class ReducedViltModel(ViltModel):
 
     pumer_reduction: Reduction
 
-    def forward(  # type: ignore[override]  # noqa: D102
+    def forward(  # noqa: D102
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -266,13 +264,9 @@ class ReducedViltModel(ViltModel):
             states = expand_text(states, reduced, text.shape[1])
         if return_dict is False or (return_dict is None and not self.config.return_dict):
             return (states, pooled, *([] if hidden_states is None else [hidden_states]))  # type: ignore[return-value]
-        return BaseModelOutputWithPooling(
-            last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states)
 
-    def _stream(
-        self, text: Tensor, attention_mask: Tensor | None, image: Tensor, image_mask: Tensor
-    ) -> Tokens:
+    def _stream(self, text: Tensor, attention_mask: Tensor | None, image: Tensor, image_mask: Tensor) -> Tokens:
         """Text ``(B, T, D)`` and image ``(B, 1 + V, D)`` as one stream; compact if anything is going to be reduced."""
         T, device = text.shape[1], text.device
         text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=device)
@@ -299,15 +293,13 @@ def check_inputs(
     image_embeds: Tensor | None,
 ) -> None:
     """Refuse inputs that are missing, given twice, or of different batch sizes."""
-    pairs = (("input_ids", input_ids, "inputs_embeds", inputs_embeds),)
-    pairs += (("pixel_values", pixel_values, "image_embeds", image_embeds),)
-    for name, first, other_name, second in pairs:
+    texts, images = (input_ids, inputs_embeds), (pixel_values, image_embeds)
+    for (first, second), names in ((texts, "input_ids and inputs_embeds"), (images, "pixel_values and image_embeds")):
         if (first is None) == (second is None):
-            raise InputError(f"give exactly one of {name} and {other_name}")
-    texts = (input_ids if input_ids is not None else inputs_embeds).shape[0]  # type: ignore[union-attr]
-    images = (pixel_values if pixel_values is not None else image_embeds).shape[0]  # type: ignore[union-attr]
-    if texts != images:
-        raise InputError(f"the batch has {texts} texts but {images} images; give one image per text")
+            raise InputError(f"give exactly one of {names}")
+    text_batch, image_batch = (next(x for x in pair if x is not None).shape[0] for pair in (texts, images))
+    if text_batch != image_batch:
+        raise InputError(f"the batch has {text_batch} texts but {image_batch} images; give one image per text")
 
 
 def expand_text(states: Tensor, tokens: Tokens, text_length: int) -> Tensor:

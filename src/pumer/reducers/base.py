@@ -61,9 +61,7 @@ class ReductionConfig:
         """Every layer the config names, whether something is removed there or not."""
         return sorted(self.reducers())
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
         """The attention of every layer of the patched model; see `functional.attention`."""
         return functional.attention(query, key, value, bias, dropout)
 
@@ -114,6 +112,4 @@ def check_distinct(places: list[Place]) -> None:
     repeated = sorted({place for place in places if places.count(place) > 1})
     if repeated:
         stack, layer = repeated[0]
-        raise InputError(
-            f"{stack} layer {layer} is named {places.count(repeated[0])} times; name each layer once"
-        )
+        raise InputError(f"{stack} layer {layer} is named {places.count(repeated[0])} times; name each layer once")

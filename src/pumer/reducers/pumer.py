@@ -1,5 +1,6 @@
 """PuMer: text-informed pruning and modality-aware merging (sections 4.1 and 4.2, Algorithm 1), corrected."""
 
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from typing import ClassVar, Literal
 
@@ -104,25 +105,19 @@ class PuMerConfig(ReductionConfig):
 
     method: ClassVar[str] = "pumer"
 
-    def __post_init__(  # type: ignore[override]
+    def __post_init__(
         self, layers: tuple[int, ...], prune_ratio: float, merge_ratio: float, text_merge_ratio: float
     ) -> None:
         """Turn ``layers`` into steps and check them."""
         super().__post_init__()
-        ratios = {
-            "prune_ratio": prune_ratio,
-            "merge_ratio": merge_ratio,
-            "text_merge_ratio": text_merge_ratio,
-        }
-        if self.schedule and (layers or any(ratios.values())):
-            raise InputError(
-                "both schedule and layers or ratios are given; put the ratios into the schedule's steps"
-            )
+        if self.schedule and (layers or prune_ratio or merge_ratio or text_merge_ratio):
+            raise InputError("both schedule and layers or ratios are given; put the ratios into the schedule's steps")
         if not self.schedule and not layers:
-            raise InputError(
-                "no layer reduces; give layers=(2, 5, 8) with ratios, a schedule, or method 'none'"
-            )
-        steps = tuple(self.schedule) or tuple(Step(layer=layer, **ratios) for layer in layers)
+            raise InputError("no layer reduces; give layers=(2, 5, 8) with ratios, a schedule, or method 'none'")
+        steps = tuple(self.schedule) or tuple(
+            Step(layer=layer, prune_ratio=prune_ratio, merge_ratio=merge_ratio, text_merge_ratio=text_merge_ratio)
+            for layer in layers
+        )
         check_distinct([(step.stack, step.layer) for step in steps])
         steps = tuple(sorted(steps, key=lambda step: (step.stack != "vision", step.layer)))
         object.__setattr__(self, "schedule", steps)
@@ -142,9 +137,7 @@ class PuMerConfig(ReductionConfig):
             known = ", ".join(f"{b}/{t}" for b, t in PRESETS)
             raise InputError(f"no preset for {backbone}/{task}; there are {known}")
         layers, prune_ratio, merge_ratio, text_merge_ratio = PRESETS[backbone, task]
-        return cls(
-            layers=layers, prune_ratio=prune_ratio, merge_ratio=merge_ratio, text_merge_ratio=text_merge_ratio
-        )
+        return cls(layers=layers, prune_ratio=prune_ratio, merge_ratio=merge_ratio, text_merge_ratio=text_merge_ratio)
 
     def places(self) -> list[Place]:
         """The layers of all steps."""
@@ -192,44 +185,40 @@ class PuMerReducer:
 
     def decide(self, cues: Cues) -> tuple[Decision, Decision]:
         """Prune and merge the image tokens, merge the text tokens (Algorithm 1)."""
-        kept = _everything(cues.image.mask)
+        step, kept = self.step, _everything(cues.image.mask)
         if cues.text_rows is not None:
             saliency = text_saliency(cues.text_rows, cues.text.mask)
-            kept = self._prune(saliency, cues.image.mask)
-        image = self._merge(
-            cues.image, kept, self.step.merges, lambda n: self.step.kept(n) - self.step.merges(n)
-        )
-        text = self._merge(
-            cues.text,
-            _everything(cues.text.mask),
-            self.step.text_merges,
-            lambda n: n - self.step.text_merges(n),
-        )
+            count, length = tabulate(step.kept, cues.image.mask.sum(dim=1), cues.image.mask.shape[1])
+            kept = compact(prune(saliency, cues.image.mask, count), length)
+        image = self._merge(cues.image, kept, step.merges, lambda n: step.kept(n) - step.merges(n))
+        everything = _everything(cues.text.mask)
+        text = self._merge(cues.text, everything, step.text_merges, lambda n: n - step.text_merges(n))
         return text, image
 
-    def _prune(self, saliency: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """``index (B, K)`` and ``valid (B, K)`` of the image tokens that stay, in raster order."""
-        count, length = tabulate(self.step.kept, mask.sum(dim=1), mask.shape[1])
-        return compact(prune(saliency, mask, count), length)
+    def _merge(
+        self, block: Block, kept: tuple[Tensor, Tensor], merges: Callable[[int], int], left: Callable[[int], int]
+    ) -> Decision:
+        """Decide about a block, given what pruning leaves of it.
 
-    def _merge(self, block: Block, kept: tuple[Tensor, Tensor], merges, left) -> Decision:  # type: ignore[no-untyped-def]
-        """Merge among the ``kept`` tokens of a block; ``merges`` and ``left`` are rules on the block's own length."""
+        Args:
+            block: Text or image, ``(B, n)``.
+            kept: ``index (B, K)`` and ``valid (B, K)`` of the tokens that pruning leaves, in order.
+            merges: From the block's real length to the number of merges.
+            left: From the block's real length to the number of tokens after merging.
+        """
         index, valid = kept
         lengths, slots = block.mask.sum(dim=1), block.mask.shape[1]
         count, most = tabulate(merges, lengths, slots)
         if most == 0 or block.keys is None:
-            none = index[:, :0]
-            decision = Decision.build(index, valid, none, none, valid[:, :0], slots)
+            nothing = index[:, :0]
+            decision = Decision.build(index, valid, nothing, nothing, valid[:, :0], slots)
             return decision.with_policy(proportional=self.proportional)
-        features = gather_tokens(block.keys.mean(dim=1), index)
-        source, target, takes_place = match(features, valid, count, most)
-        merged = (
-            torch.zeros_like(valid, dtype=torch.int64).scatter(1, source, takes_place.to(torch.int64)) > 0
-        )
+        source, target, happens = match(gather_tokens(block.keys.mean(dim=1), index), valid, count, most)
+        merged = torch.zeros_like(index).scatter(1, source, happens.to(index.dtype)) > 0
         _, length = tabulate(left, lengths, slots)
         stays, mask = compact(valid & ~merged, length)
         decision = Decision.build(
-            index.gather(1, stays), mask, index.gather(1, source), index.gather(1, target), takes_place, slots
+            index.gather(1, stays), mask, index.gather(1, source), index.gather(1, target), happens, slots
         )
         return decision.with_policy(proportional=self.proportional)
 

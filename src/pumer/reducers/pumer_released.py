@@ -66,9 +66,7 @@ class ReleasedPuMerConfig(ReductionConfig):
         """The same reducer in every reducing layer."""
         return {("fusion", layer): ReleasedPuMerReducer(self) for layer in self.layers}
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
         """Attention with the smoothed softmax, which has no fused kernel."""
         return drop(self.probabilities(query, key, bias), dropout, training=dropout > 0) @ value
 
@@ -88,10 +86,9 @@ class ReleasedPuMerConfig(ReductionConfig):
         weight = (logits - logits.amax(dim=-1, keepdim=True)).exp()
         if bias is not None:
             soft = bias.exp().to(weight.dtype)
-            weight = weight * (
-                soft + (1 - soft) * torch.eye(rows, columns, dtype=weight.dtype, device=weight.device)
-            )
-        return (weight + SMOOTHING / columns) / (weight.sum(dim=-1, keepdim=True) + SMOOTHING)
+            weight = weight * (soft + (1 - soft) * torch.eye(rows, columns, dtype=weight.dtype, device=weight.device))
+        smoothed: Tensor = (weight + SMOOTHING / columns) / (weight.sum(dim=-1, keepdim=True) + SMOOTHING)
+        return smoothed
 
 
 @dataclass(frozen=True)
@@ -117,9 +114,7 @@ class ReleasedPuMerReducer:
         order = score.argsort(dim=1, descending=True, stable=True)[:, :kept]
         merges = min(round(self.config.merge_ratio * tokens), (kept - 1) // 2)
         image = self._merge(cues.image, order, merges)
-        image = image.with_policy(
-            weighted=False, bias=torch.zeros_like(image.mask, dtype=score.dtype)[:, None, None]
-        )
+        image = image.with_policy(weighted=False, bias=torch.zeros_like(image.mask, dtype=score.dtype)[:, None, None])
         return self._merge_text(cues.text), image
 
     def _merge_text(self, block: Block) -> Decision:
@@ -165,6 +160,4 @@ def _soft_mask(block: Block) -> Tensor:
 
 def _unchanged(block: Block) -> Decision:
     everywhere = torch.ones_like(block.mask)
-    return Decision.identity(everywhere).with_policy(
-        weighted=False, bias=_soft_mask(block).log()[:, None, None]
-    )
+    return Decision.identity(everywhere).with_policy(weighted=False, bias=_soft_mask(block).log()[:, None, None])
