@@ -263,7 +263,7 @@ class ReducedViltModel(ViltModel):
         if self.pumer_reduction.active_reducers("fusion"):
             states = expand_text(states, reduced, text.shape[1])
         if return_dict is False or (return_dict is None and not self.config.return_dict):
-            return (states, pooled, *([] if hidden_states is None else [hidden_states]))  # type: ignore[return-value]
+            return (states, pooled, *([] if hidden_states is None else [hidden_states]))
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states)
 
     def _stream(self, text: Tensor, attention_mask: Tensor | None, image: Tensor, image_mask: Tensor) -> Tokens:
