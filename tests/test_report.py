@@ -16,7 +16,7 @@ def printed(results, width):
 
 
 def interval(value, width):
-    return {"value": value, "low": value - width, "high": value + width}
+    return {"mean": value, "low": value - width, "high": value + width}
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ A results dict is plain data, as read back from `results.json`:
 
 - `title`, `summary` (text), `questions` (count of test examples),
 - `rows`: one per model, the unreduced original first. A row has a `name` and, where measured, `note`,
-  `accuracy` and `difference` (to the original; both `{"value", "low", "high"}` as fractions), `agreement` (a
+  `accuracy` and `difference` (to the original; both `{"mean", "low", "high"}` as fractions), `agreement` (a
   fraction), `by_type` (`{question type: {"accuracy", "questions"}}`), `speed` (a list of `{"batch",
   "images_per_second"}`, with `"speedup": {"median", "low", "high"}` against the original), `memory`
   (bytes), `macs`, `ideal_speedup`,
@@ -61,9 +61,7 @@ def tables(results: Results) -> Group:
     columns = headline(results)
     names = columns.pop("model")
     accuracy = {name: columns.pop(name) for name in ACCURACY_COLUMNS if name in columns}
-    return Group(
-        *(_terminal_table(names, part) for part in (accuracy, columns) if part), Text(_note(results), "dim")
-    )
+    return Group(*(_terminal_table(names, part) for part in (accuracy, columns) if part), Text(_note(results), "dim"))
 
 
 def _terminal_table(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> Table:
@@ -104,13 +102,13 @@ def _percent(fraction: float | None) -> str:
 def _accuracy(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return UNMEASURED
-    return f"{100 * interval['value']:.1f} %\n[{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    return f"{100 * interval['mean']:.1f} %\n[{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
 
 
 def _difference(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return UNMEASURED
-    return f"{100 * interval['value']:+.1f}\n[{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+    return f"{100 * interval['mean']:+.1f}\n[{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
 
 
 def _speed(row: Results, batch: int) -> str:
