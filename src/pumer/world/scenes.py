@@ -1,0 +1,245 @@
+"""Scenes of the built-in world: a few objects on a noisy, textured background, with every box known.
+
+A scene follows from (seed, split, index) alone. All of its randomness is integer, so that two machines make the
+same pixels. Objects stand in the cells of a square grid (shifted inside their cell), so they never overlap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan")
+SIZES = ("small", "large")
+TEXTURES = ("plain", "striped", "dotted")
+SPLITS = ("train", "val", "heldout", "pretrain")
+
+_RGB = np.array(
+    [
+        (225, 40, 40),
+        (40, 175, 60),
+        (50, 85, 235),
+        (240, 220, 50),
+        (155, 50, 195),
+        (250, 140, 25),
+        (242, 242, 242),
+        (60, 215, 225),
+    ],
+    dtype=np.int16,
+)
+HELD_OUT = frozenset(((3 * shape + 1) % len(COLOURS), shape) for shape in range(len(SHAPES)))
+"""(colour, shape) index pairs that only the held-out split shows: one per shape, all of different colours."""
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """What scenes look like.
+
+    Args:
+        image_size: height and width in pixels.
+        grid: objects stand in the cells of a `grid` x `grid` layout.
+        min_objects: fewest objects in a scene.
+        max_objects: most objects in a scene, at most `grid ** 2`.
+    """
+
+    image_size: int = 96
+    grid: int = 3
+    min_objects: int = 4
+    max_objects: int = 6
+
+    def __post_init__(self) -> None:
+        """Refuse layouts that cannot be drawn."""
+        if self.grid < 1 or self.image_size // self.grid < 16:
+            raise ValueError(f"grid={self.grid} at image_size={self.image_size}: a cell needs at least 16 pixels")
+        if not 2 <= self.min_objects <= self.max_objects <= self.grid**2:
+            raise ValueError(
+                f"min_objects={self.min_objects}, max_objects={self.max_objects}: "
+                f"needs 2 <= min_objects <= max_objects <= grid**2 = {self.grid**2}"
+            )
+
+    @property
+    def cell(self) -> int:
+        """Side of a layout cell in pixels."""
+        return self.image_size // self.grid
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object: indices into SHAPES, COLOURS, SIZES and TEXTURES, its cell and its box in pixels."""
+
+    shape: int
+    colour: int
+    size: int
+    texture: int
+    cell: int
+    x: int
+    y: int
+    side: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom in pixels; right and bottom are exclusive."""
+        return self.x, self.y, self.x + self.side, self.y + self.side
+
+    @property
+    def centre(self) -> tuple[int, int]:
+        """Twice the centre's x and y in pixels (doubled so that it stays an integer)."""
+        return 2 * self.x + self.side, 2 * self.y + self.side
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that is in one picture."""
+
+    config: SceneConfig
+    objects: tuple[Object, ...]
+    background: tuple[int, int, int]
+    noise_offset: tuple[int, int]
+    coarse: bytes
+
+
+def generator(seed: int, split: str, index: int) -> np.random.Generator:
+    """The random numbers of one scene; they depend on nothing but the three arguments."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, SPLITS.index(split), index])))
+
+
+def make_scene(rng: np.random.Generator, config: SceneConfig | None = None, held_out: bool = False) -> Scene:
+    """Draw a scene.
+
+    Colours and shapes come from a palette of three each, so that several objects share them: one attribute seldom
+    singles out an object, and counts above one are common.
+
+    Args:
+        rng: the scene's generator, see :func:`generator`.
+        config: the layout; the default has 4 to 6 objects in 3 x 3 cells.
+        held_out: show held-out colour x shape combinations (at least two objects) instead of avoiding them.
+    """
+    config = config or SceneConfig()
+    count = int(rng.integers(config.min_objects, config.max_objects + 1))
+    cells = rng.permutation(config.grid**2)[:count].tolist()
+    colours = rng.permutation(len(COLOURS))[:3].tolist()
+    shapes = rng.permutation(len(SHAPES))[:3].tolist()
+    draws = rng.integers(0, 1 << 30, size=(count, 7)).tolist()
+    objects = []
+    for number, (cell, draw) in enumerate(zip(cells, draws, strict=True)):
+        shape, pick = shapes[draw[0] % 3], draw[1] % 3
+        colour = colours[pick]
+        if held_out and number < 2:
+            colour = (3 * shape + 1) % len(COLOURS)
+        elif not held_out and (colour, shape) in HELD_OUT:
+            colour = colours[(pick + 1) % 3]
+        objects.append(_place(config, shape, colour, cell, draw))
+    base = rng.integers(70, 111, size=3).tolist()
+    offset = rng.integers(0, _NOISE, size=2).tolist()
+    return Scene(config, tuple(objects), tuple(base), tuple(offset), rng.bytes(144))
+
+
+def _place(config: SceneConfig, shape: int, colour: int, cell: int, draw: list[int]) -> Object:
+    size = draw[2] % 2
+    largest = config.cell * 7 // 8
+    side = largest - draw[4] % 3 if size else config.cell // 2 - draw[4] % 2
+    free = config.cell - side
+    row, column = divmod(cell, config.grid)
+    x = column * config.cell + draw[5] % (free + 1)
+    y = row * config.cell + draw[6] % (free + 1)
+    return Object(shape, colour, size, draw[3] % 3, cell, x, y, side)
+
+
+_NOISE = 128
+
+
+@cache
+def _noise() -> np.ndarray:
+    rng = np.random.Generator(np.random.PCG64(20240521))
+    return rng.integers(-18, 19, size=(_NOISE + 256, _NOISE + 256, 3)).astype(np.int16)
+
+
+@lru_cache(maxsize=4096)
+def _mask(shape: int, side: int) -> np.ndarray:
+    """The shape's pixels in a (side, side) square, by integer arithmetic on doubled coordinates."""
+    grid = 2 * np.arange(side) + 1 - side
+    x, y = grid[None, :], grid[:, None]
+    name = SHAPES[shape]
+    if name == "circle":
+        return x * x + y * y <= side * side
+    if name == "square":
+        return np.broadcast_to(10 * np.maximum(abs(x), abs(y)) <= 9 * side, (side, side))
+    if name == "triangle":
+        return np.broadcast_to(2 * abs(x) <= y + side, (side, side))
+    if name == "cross":
+        return np.broadcast_to(np.minimum(abs(x), abs(y)) * 3 <= side, (side, side))
+    if name == "ring":
+        radius = x * x + y * y
+        return (radius <= side * side) & (4 * radius >= side * side)
+    return np.broadcast_to(abs(x) + abs(y) <= side, (side, side))
+
+
+@lru_cache(maxsize=4096)
+def _sprite(shape: int, texture: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The shape's mask and, for its pixels, 0 for the full colour and 1 for the dark part of the texture."""
+    mask = _mask(shape, side)
+    y, x = np.mgrid[0:side, 0:side]
+    if TEXTURES[texture] == "striped":
+        dark = (y // 3) % 2 == 1
+    elif TEXTURES[texture] == "dotted":
+        dark = (x % 5 < 3) & (y % 5 < 3)
+    else:
+        dark = np.zeros_like(mask)
+    return mask, dark[mask].astype(np.int64)
+
+
+def render(scene: Scene) -> np.ndarray:
+    """Draw a scene.
+
+    Returns:
+        (image_size, image_size, 3) uint8.
+    """
+    side = scene.config.image_size
+    row, column = scene.noise_offset
+    image = _noise()[row : row + side, column : column + side].copy()
+    coarse = np.frombuffer(scene.coarse, np.uint8).reshape(12, 12).astype(np.int16) // 6 - 21
+    block = -(-side // 12)
+    coarse = coarse.repeat(block, 0).repeat(block, 1)[:side, :side]
+    image += coarse[:, :, None]
+    image += np.array(scene.background, np.int16)
+    for item in scene.objects:
+        mask, dark = _sprite(item.shape, item.texture, item.side)
+        paint = np.stack([_RGB[item.colour], _RGB[item.colour] * 3 // 8])
+        region = image[item.y : item.y + item.side, item.x : item.x + item.side]
+        noise = _noise()[: item.side, : item.side][mask] // 2
+        region[mask] = paint[dark] + noise
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=65536)
+def _cover(shape: int, side: int, x: int, y: int, patch: int) -> np.ndarray:
+    """Patches of which the shape fills at least a quarter, from the patch that holds (0, 0) of the square."""
+    rows, columns = -(-(y + side) // patch), -(-(x + side) // patch)
+    canvas = np.zeros((rows * patch, columns * patch), np.int64)
+    canvas[y : y + side, x : x + side] = _mask(shape, side)
+    return canvas.reshape(rows, patch, columns, patch).sum((1, 3)) * 4 >= patch * patch
+
+
+def patch_objects(scene: Scene, patch: int = 8) -> np.ndarray:
+    """Which object each patch shows.
+
+    Args:
+        scene: the scene.
+        patch: side of a patch in pixels.
+
+    Returns:
+        (rows, columns) int8: index of the object that fills at least a quarter of the patch, -1 for background.
+    """
+    side = scene.config.image_size // patch
+    owner = np.full((side, side), -1, np.int8)
+    for index, item in enumerate(scene.objects):
+        cover = _cover(item.shape, item.side, item.x % patch, item.y % patch, patch)
+        row, column = item.y // patch, item.x // patch
+        view = owner[row : row + cover.shape[0], column : column + cover.shape[1]]
+        view[cover] = index
+        centre_x, centre_y = item.centre
+        owner[centre_y // 2 // patch, centre_x // 2 // patch] = index
+    return owner

@@ -1,0 +1,152 @@
+"""The model while it pre-trains: a ViLT plus heads that are not shipped, and a forward pass made for small batches.
+
+The forward pass equals transformers' own for full pictures, except that patches come in raster order and that
+background patches may be left out, which makes early pre-training about twice as fast.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import ViltConfig, ViltForQuestionAnswering
+
+from pumer.world.pool import DENSE, Batch
+
+_DENSE_WIDTHS = [count + 1 for count in DENSE.values()]
+
+
+class Trainee(nn.Module):
+    """ViLT with heads for masked words, matching, per-patch labels and per-patch roles.
+
+    Args:
+        config: the model's configuration.
+    """
+
+    def __init__(self, config: ViltConfig) -> None:
+        """Fresh weights."""
+        super().__init__()
+        width = config.hidden_size
+        self.model = ViltForQuestionAnswering(config)
+        self.dense_norm, self.dense = nn.LayerNorm(width), nn.Linear(width, sum(_DENSE_WIDTHS))
+        self.role_norm, self.role = nn.LayerNorm(width), nn.Linear(width, 3)
+        self.words = nn.Linear(width, config.vocab_size)
+        self.match = nn.Linear(width, 2)
+
+    @property
+    def depth(self) -> int:
+        """Transformer layers."""
+        return len(self.model.vilt.encoder.layer)
+
+    def forward(self, batch: Batch, keep: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Run the model.
+
+        Args:
+            batch: B samples.
+            keep: (B, K) raster indices of the patches to show; None shows all.
+
+        Returns:
+            logits: answers (B, A), match (B, 2), words (B, T, V), dense (B, K, sum of values), role (B, K, 3).
+        """
+        vilt = self.model.vilt
+        text = batch.ids.shape[1]
+        hidden, bias = self._embed(batch, keep)
+        dense_after, role_after = self.depth // 3, 2 * self.depth // 3
+        out = {}
+        for number, layer in enumerate(vilt.encoder.layer, 1):
+            hidden = _layer(layer, hidden, bias)
+            if number == dense_after:
+                out["dense"] = self.dense(self.dense_norm(hidden[:, text + 1 :]))
+            if number == role_after:
+                out["role"] = self.role(self.role_norm(hidden[:, text + 1 :]))
+        hidden = vilt.layernorm(hidden[:, :text])
+        pooled = vilt.pooler(hidden)
+        out |= {"answers": self.model.classifier(pooled), "match": self.match(pooled), "words": self.words(hidden)}
+        return out
+
+    def _embed(self, batch: Batch, keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        embeddings = self.model.vilt.embeddings
+        size, (height, width) = self.model.config.patch_size, batch.images.shape[1:3]
+        pixels = batch.images.unflatten(1, (height // size, size)).unflatten(3, (width // size, size))
+        patches = pixels.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
+        places = embeddings.position_embeddings[0, 1:]
+        if keep is not None:
+            patches = patches.gather(1, keep[:, :, None].expand(-1, -1, patches.shape[2]))
+            places = places[keep]
+        projection = embeddings.patch_embeddings.projection
+        image = F.linear(patches.float() / 127.5 - 1, projection.weight.flatten(1), projection.bias) + places
+        first = (embeddings.cls_token[0] + embeddings.position_embeddings[0, :1]).expand(len(image), 1, -1)
+        modality = embeddings.token_type_embeddings.weight
+        text = embeddings.text_embeddings(input_ids=batch.ids)
+        hidden = torch.cat([text + modality[0], torch.cat([first, image], 1) + modality[1]], 1)
+        real = torch.cat([batch.ids != 0, batch.ids.new_ones(image.shape[0], image.shape[1] + 1).bool()], 1)
+        bias = torch.zeros(real.shape).masked_fill(~real, -1e4)[:, None, None, :]
+        return hidden, bias
+
+    def grown(self) -> Trainee:
+        """A model of twice the depth that computes the same: after each layer stands a new one that adds nothing yet."""
+        config = type(self.model.config).from_dict(self.model.config.to_dict() | {"num_hidden_layers": 2 * self.depth})
+        new = Trainee(config)
+        for name, module in new.named_children():
+            if name != "model":
+                module.load_state_dict(getattr(self, name).state_dict())
+        layers = new.model.vilt.encoder.layer
+        new.model.vilt.encoder.layer, kept = nn.ModuleList(), self.model.vilt.encoder.layer
+        own = self.model.state_dict()
+        new.model.load_state_dict({k: v for k, v in own.items() if ".encoder.layer." not in k})
+        for index, layer in enumerate(layers):
+            if index % 2 == 0:
+                layer.load_state_dict(kept[index // 2].state_dict())
+            else:
+                for output in (layer.attention.output.dense, layer.output.dense):
+                    nn.init.zeros_(output.weight)
+                    nn.init.zeros_(output.bias)
+        new.model.vilt.encoder.layer = layers
+        return new
+
+
+def _layer(layer: nn.Module, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    attention = layer.attention.attention
+    heads, width = attention.num_attention_heads, attention.attention_head_size
+    parts = (attention.query, attention.key, attention.value)
+    weight, shift = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+    qkv = F.linear(layer.layernorm_before(hidden), weight, shift).unflatten(2, (3, heads, width))
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
+    hidden = hidden + layer.attention.output.dense(mixed)
+    inner = F.gelu(layer.intermediate.dense(layer.layernorm_after(hidden)))
+    return hidden + layer.output.dense(inner)
+
+
+def choose_patches(batch: Batch, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Patches to show: those of objects first, then background at random.
+
+    Returns:
+        (B, count) raster indices, ascending.
+    """
+    rank = torch.rand(batch.roles.shape, generator=generator) + (batch.dense[:, :, 0] > 0) + (batch.roles > 0)
+    return rank.topk(count, 1).indices.sort(1).values
+
+
+def losses(out: dict[str, torch.Tensor], batch: Batch, keep: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The pre-training losses, each a mean over what it concerns.
+
+    The answers' loss is the sum of a softmax cross-entropy, which learns fast, and a binary cross-entropy summed over
+    answers, which leaves logits that fit the task's own loss.
+    """
+    dense, roles = batch.dense, batch.roles
+    if keep is not None:
+        dense, roles = dense.gather(1, keep[:, :, None].expand(-1, -1, dense.shape[2])), roles.gather(1, keep)
+    result = {"dense": torch.zeros(())}
+    for number, logits in enumerate(out["dense"].split(_DENSE_WIDTHS, 2)):
+        result["dense"] = result["dense"] + F.cross_entropy(logits.flatten(0, 1), dense[:, :, number].flatten())
+    result["role"] = F.cross_entropy(out["role"].flatten(0, 1), roles.flatten())
+    asked = batch.answers >= 0
+    logits, answers = out["answers"][asked], batch.answers[asked]
+    target = F.one_hot(answers, logits.shape[1]).float()
+    result["answer"] = F.cross_entropy(logits, answers)
+    result["binary"] = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / max(1, len(answers))
+    result["match"] = F.cross_entropy(out["match"][~asked], batch.true[~asked])
+    result["words"] = F.cross_entropy(out["words"].flatten(0, 1), batch.words.flatten(), reduction="sum")
+    result["words"] = result["words"] / (batch.words >= 0).sum().clamp(min=1)
+    return result

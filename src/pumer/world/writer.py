@@ -1,0 +1,206 @@
+"""Writes the built-in world as files in official formats, for the readers that read the real data."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.progress import Progress
+
+from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Scene, SceneConfig, generator, make_scene, render
+from pumer.world.sentences import ANSWERS, Question, ask
+
+QUESTIONS_PER_IMAGE = 6
+_DATE = "2026-01-01 00:00:00"
+_LICENSE = {"url": "http://www.apache.org/licenses/LICENSE-2.0", "name": "Apache License, Version 2.0"}
+_INFO = {
+    "description": "Questions about the built-in world of pumer, in the format of VQA v2.0.",
+    "url": "",
+    "version": "1.0",
+    "year": 2026,
+    "contributor": "pumer",
+    "date_created": _DATE,
+}
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What `pumer data world` writes.
+
+    Args:
+        seed: seed of every scene and question.
+        train: training questions.
+        val: questions of the test split.
+        heldout: questions about colour x shape combinations that the other splits never show.
+        questions_per_image: questions about each picture.
+    """
+
+    seed: int = 0
+    train: int = 6000
+    val: int = 5400
+    heldout: int = 1800
+    questions_per_image: int = QUESTIONS_PER_IMAGE
+
+
+def write_vqav2(
+    root: str | Path,
+    seed: int = 0,
+    train: int = WorldConfig.train,
+    val: int = WorldConfig.val,
+    heldout: int = WorldConfig.heldout,
+    questions_per_image: int = QUESTIONS_PER_IMAGE,
+    scenes: SceneConfig | None = None,
+) -> Path:
+    """Write the world's questions in VQAv2's files: train2014 and val2014 (the test split), and held-out combinations.
+
+    Everything is written into a folder beside `root` that takes its name at the end, so that `root` is either whole or
+    absent. Files that the format does not know stand in `scenes.json`: the objects of every picture and their boxes.
+
+    Args:
+        root: the folder to write; an existing world there is replaced.
+        seed: seed of scenes and questions; pictures of different splits never share a scene.
+        train: number of training questions.
+        val: number of test questions.
+        heldout: number of questions in `root/heldout`, a data set of its own with a val split only.
+        questions_per_image: questions about each picture.
+        scenes: what the pictures look like.
+
+    Returns:
+        `root`.
+
+    Raises:
+        FileExistsError: `root` holds something that is not a world.
+    """
+    root = Path(root)
+    if root.exists() and any(root.iterdir()) and not (root / "scenes.json").exists():
+        raise FileExistsError(f"{root} holds other files: give an empty or new folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        with Progress(transient=True) as progress:
+            told = progress.add_task("writing the world", total=train + val + heldout)
+            splits = ((aside, "train2014", "train", train), (aside, "val2014", "val", val))
+            for folder, name, split, count in (*splits, (aside / "heldout", "val2014", "heldout", heldout)):
+                _Split(folder, name, split, seed, questions_per_image, scenes).write(count, progress, told)
+        if root.exists():
+            shutil.rmtree(root)
+        aside.chmod(0o755)
+        aside.rename(root)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return root
+
+
+class _Split:
+    """One split of the world on its way to files."""
+
+    def __init__(
+        self, folder: Path, name: str, split: str, seed: int, per_image: int, config: SceneConfig | None
+    ) -> None:
+        self.folder, self.name, self.split, self.seed = folder, name, split, seed
+        self.per_image, self.config = per_image, config or SceneConfig()
+        self.questions: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.scenes: dict[str, Any] = {}
+
+    def write(self, count: int, progress: Progress, told: Any) -> None:  # noqa: ANN401 (rich's task id)
+        """Write `count` questions, their pictures and the sidecar."""
+        (self.folder / self.name).mkdir(parents=True)
+        index = 0
+        while len(self.questions) < count:
+            rng = generator(self.seed, self.split, index)
+            scene = make_scene(rng, self.config, held_out=self.split == "heldout")
+            index += 1
+            asked = self._ask(scene, rng, min(self.per_image, count - len(self.questions)))
+            self._add(index, scene, asked, rng)
+            progress.advance(told, len(asked))
+        self._finish()
+
+    def _ask(self, scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
+        """Different questions about a scene; held-out ones concern one of the two held-out combinations."""
+        found: dict[str, Question] = {}
+        for _ in range(20 * count):
+            question = ask(scene, rng)
+            if self.split != "heldout" or {0, 1} & {*question.targets, *question.anchors}:
+                found.setdefault(question.text, question)
+            if len(found) == count:
+                break
+        return list(found.values())
+
+    def _add(self, image_id: int, scene: Scene, asked: list[Question], rng: np.random.Generator) -> None:
+        picture = io.BytesIO()
+        Image.fromarray(render(scene)).save(picture, "png", compress_level=1)
+        (self.folder / self.name / f"COCO_{self.name}_{image_id:012d}.png").write_bytes(picture.getvalue())
+        mentions = []
+        for number, question in enumerate(asked):
+            question_id = image_id * 1000 + number
+            text = question.text[0].upper() + question.text[1:]
+            self.questions.append({"image_id": image_id, "question": text, "question_id": question_id})
+            self.annotations.append(
+                {
+                    "question_type": question.question_type,
+                    "multiple_choice_answer": question.answer,
+                    "answers": _annotators(question, rng),
+                    "image_id": image_id,
+                    "answer_type": question.answer_type,
+                    "question_id": question_id,
+                }
+            )
+            mentions.append({"question_id": question_id, "targets": question.targets, "anchors": question.anchors})
+        self.scenes[str(image_id)] = {"objects": [_describe(item) for item in scene.objects], "questions": mentions}
+
+    def _finish(self) -> None:
+        head = {"info": _INFO, "license": _LICENSE, "data_subtype": self.name}
+        questions = head | {
+            "task_type": "Open-Ended",
+            "data_type": "mscoco",
+            "questions": self.questions,
+        }
+        annotations = head | {"data_type": "mscoco", "annotations": self.annotations}
+        _dump(self.folder / f"v2_OpenEnded_mscoco_{self.name}_questions.json", questions)
+        _dump(self.folder / f"v2_mscoco_{self.name}_annotations.json", annotations)
+        sidecar = self.folder / "scenes.json"
+        known = json.loads(sidecar.read_text()) if sidecar.exists() else {}
+        _dump(sidecar, known | {self.name: self.scenes})
+
+
+def _annotators(question: Question, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Ten answers, eight to ten of them right: the right answer always has the full official score."""
+    wrong = [answer for answer in _alternatives(question) if answer != question.answer]
+    disagreeing = set(rng.permutation(10)[: int(rng.integers(3))].tolist())
+    answers = []
+    for number in range(10):
+        answer, sure = question.answer, "yes"
+        if number in disagreeing:
+            answer, sure = wrong[int(rng.integers(len(wrong)))], "maybe"
+        answers.append({"answer": answer, "answer_confidence": sure, "answer_id": number + 1})
+    return answers
+
+
+def _alternatives(question: Question) -> tuple[str, ...]:
+    if question.answer_type == "yes/no":
+        return ("yes", "no")
+    if question.answer_type == "number":
+        return tuple(answer for answer in ANSWERS if answer.isdigit())
+    return tuple(answer for answer in ANSWERS if not answer.isdigit() and answer not in ("yes", "no"))
+
+
+def _describe(item: Any) -> dict[str, Any]:  # noqa: ANN401 (an Object)
+    return {
+        "shape": SHAPES[item.shape],
+        "color": COLOURS[item.colour],
+        "size": SIZES[item.size],
+        "texture": TEXTURES[item.texture],
+        "box": list(item.box),
+    }
+
+
+def _dump(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value))
