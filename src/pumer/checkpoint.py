@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ViltImageProcessorPil, ViltProcessor
 from transformers.utils import cached_file
 
+from pumer.backbones.text_norm import restore_text_norm
 from pumer.errors import InputError
 from pumer.patching import patch, reduction, unwrapped
 from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
@@ -70,6 +71,7 @@ def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         model: PreTrainedModel = cls.from_pretrained(str(name), **kwargs)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
+    restore_text_norm(model)
     config = read_reduction(name)
     return model.eval() if config is None else patch(model.eval(), config)
 

@@ -1,0 +1,118 @@
+"""`pumer convert`: a released checkpoint, in a folder or on the hub, into a folder that `pumer.load` reads."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, ViltImageProcessorPil
+
+from pumer.checkpoint import REDUCTION_FILE, first_line, replacing, save
+from pumer.errors import InputError
+from pumer.patching import reduction
+from pumer.reducers import config_to_dict
+from pumer.released import HEADS, from_released, released_reduction
+from pumer.sources import read_answers, read_source
+
+__all__ = ["ConvertConfig", "from_released", "infer_task", "name_answers", "released_reduction", "run"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """`pumer convert`.
+
+    Attributes:
+        source: Folder with ``config.json`` and weights (safetensors, ``.bin`` or ``.ckpt``), or a name on the hub.
+        out: Folder to write.
+        answers: JSON list, or text with one answer per line, in the order of the head's outputs; for vqa2.
+    """
+
+    source: str
+    out: Path
+    answers: Path | None = None
+
+
+def run(config: ConvertConfig) -> dict[str, Any]:
+    """Convert a released checkpoint into a folder that `pumer.load` and plain transformers read.
+
+    The task follows from the head among the tensors. The tokenizer comes from the source, or from the hub under the
+    name the released config gives; without either, one has to be put into the folder by hand.
+
+    Returns:
+        ``task``, ``reduction`` (as in ``reduction.json``, or None), ``tensors`` (number read), ``tokenizer`` (name or
+        None).
+
+    Raises:
+        InputError: For a source that cannot be read, a wrong number of answers, and whatever `from_released` refuses.
+    """
+    released, weights = read_source(config.source)
+    task = infer_task(weights)
+    model = from_released(weights, released, task)
+    if config.answers is not None:
+        name_answers(model, read_answers(config.answers), task)
+    reduced = reduction(model)
+    with replacing(config.out) as folder:
+        save(model, folder)
+        tokenizer = _save_processor(config.source, released, folder)
+    if reduced is None:
+        (config.out / REDUCTION_FILE).unlink(missing_ok=True)
+    return {
+        "task": task,
+        "reduction": None if reduced is None else config_to_dict(reduced),
+        "tensors": len(weights),
+        "tokenizer": tokenizer,
+    }
+
+
+def infer_task(names: Sequence[str] | Mapping[str, Tensor]) -> str:
+    """The task whose head is among the tensors.
+
+    Raises:
+        InputError: If there is none, or more than one.
+    """
+    found = [task for task, head in HEADS.items() if any(name.startswith(head.released) for name in names)]
+    if len(found) != 1:
+        heads = ", ".join(head.released.rstrip(".") for head in HEADS.values())
+        seen = "none" if not found else " and ".join(HEADS[task].released.rstrip(".") for task in found)
+        raise InputError(f"the task of the checkpoint is not clear: it must have one head of {heads}; it has {seen}")
+    return found[0]
+
+
+def name_answers(model: PreTrainedModel, answers: Sequence[str], task: str = "vqa2") -> None:
+    """Make a list of answers the meaning of the model's outputs (``config.id2label``).
+
+    Args:
+        model: A question-answering model.
+        answers: One per output, in order.
+        task: Refused unless it is "vqa2": the labels of the others are fixed.
+
+    Raises:
+        InputError: If their number is not that of the model's outputs.
+    """
+    if task != "vqa2":
+        raise InputError(f"the checkpoint is for {task}, whose labels are fixed; leave out --answers")
+    if len(answers) != model.config.num_labels:
+        raise InputError(
+            f"there are {len(answers)} answers but the head has {model.config.num_labels} outputs; give one per output"
+        )
+    model.config.id2label = dict(enumerate(answers))
+    model.config.label2id = {answer: index for index, answer in enumerate(answers)}
+
+
+def _save_processor(source: str, released: Mapping[str, Any], folder: Path) -> str | None:
+    """Write image settings and, if one can be had, the tokenizer; returns its name."""
+    ViltImageProcessorPil().save_pretrained(folder)
+    named = str(released.get("tokenizer", "bert-base-uncased"))
+    # without its files, AutoTokenizer would make up an empty vocabulary from the model type
+    own = any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.txt"))
+    name = source if own else named
+    try:
+        AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("no tokenizer: put the files of %s into the folder (%s)", name, first_line(error))
+        return None
+    return name

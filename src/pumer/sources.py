@@ -1,0 +1,96 @@
+"""Reading what others published: released checkpoints and lists of answers. Nothing but tensors is ever unpickled."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.utils import cached_file
+
+from pumer.checkpoint import first_line, read_json
+from pumer.errors import InputError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def read_source(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a checkpoint.
+
+    Args:
+        source: Folder with ``config.json`` and one weight file (safetensors, ``.bin`` or ``.ckpt``), or a hub name.
+
+    Returns:
+        ``config.json`` as a dict, and the tensors by name.
+
+    Raises:
+        InputError: If either is missing or cannot be read.
+    """
+    if Path(source).exists() or Path(source).is_absolute():
+        folder = Path(source)
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{source} holds no config.json; give the folder of a released checkpoint")
+        files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+        files = files or sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.ckpt")])
+        if not files:
+            raise InputError(f"{source} holds no weights; give a folder with *.safetensors, *.bin or *.ckpt")
+        if len(files) > 1 and files[0].name not in WEIGHT_FILES:
+            raise InputError(f"{source} holds several weight files: {some([file.name for file in files])}; leave one")
+        return read_json(folder / "config.json"), read_weights(files[0])
+    try:
+        config = cached_file(source, "config.json")
+        found = [cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in WEIGHT_FILES]
+    except OSError as error:
+        raise InputError(f"checkpoint {source} is neither a folder nor on the hub: {first_line(error)}") from error
+    weights = next((path for path in found if path is not None), None)
+    if weights is None:
+        raise InputError(f"checkpoint {source} has neither {' nor '.join(WEIGHT_FILES)}")
+    return read_json(config), read_weights(Path(weights))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file, or of the ``state_dict`` inside it (as Lightning writes it).
+
+    Raises:
+        InputError: If the file is broken, or holds anything else than tensors and plain values.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, EOFError) as error:
+        raise InputError(f"weights {path} cannot be read: {first_line(error)}") from error
+    except Exception as error:  # pickle.UnpicklingError and what a broken file provokes
+        raise InputError(
+            f"weights {path} hold more than tensors, or are broken, and are not opened; save the tensors alone"
+        ) from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise InputError(f"weights {path} hold no dict of tensors")
+    return content
+
+
+def read_answers(path: Path) -> list[str]:
+    """Answers from a JSON list, or from a text file with one per line.
+
+    Raises:
+        InputError: If the file cannot be read, or is JSON but no list of texts.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"answers file {path} cannot be read: {first_line(error)}") from error
+    if path.suffix != ".json" and not text.lstrip().startswith("["):
+        return text.splitlines()
+    answers = read_json(path)
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise InputError(f"answers file {path} must hold a JSON list of texts, or one answer per line")
+    return answers
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of many names, as text for a message."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
