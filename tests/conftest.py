@@ -25,3 +25,70 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+ANSWERS = ("blue", "green", "red", "yes", "no")
+
+
+@pytest.fixture(scope="session")
+def tiny_vilt(tmp_path_factory):
+    """Folder of a random ViLT of 12 thin layers for 32-pixel images (4 x 4 patches), with its processor."""
+    from transformers import BertTokenizer, ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil, ViltProcessor
+
+    folder = tmp_path_factory.mktemp("tiny-vilt")
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] what colour is this it ? blue green red yes no".split()
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    config = ViltConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=12,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        image_size=32,
+        patch_size=8,
+        initializer_range=0.2,
+        id2label=dict(enumerate(ANSWERS)),
+        label2id={answer: index for index, answer in enumerate(ANSWERS)},
+    )
+    torch.manual_seed(0)
+    ViltForQuestionAnswering(config).save_pretrained(folder)
+    images = ViltImageProcessorPil(
+        size={"shortest_edge": 32}, size_divisor=8, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    ViltProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_vqa(tmp_path):
+    """Data folder in the official VQAv2 format: 24 training and 12 validation questions on plain pictures."""
+    import json
+
+    from PIL import Image
+
+    colours = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
+    root = tmp_path / "vqa"
+    for folder, images in (("train2014", 12), ("val2014", 6)):
+        (root / folder).mkdir(parents=True)
+        questions, annotations = [], []
+        for image in range(images):
+            name, rgb = list(colours.items())[image % 3]
+            suffix = "png" if image % 2 else "jpg"
+            Image.new("RGB", (40, 32), rgb).save(root / folder / f"COCO_{folder}_{image:012d}.{suffix}")
+            asked = [("what colour is this?", "what colour", "other", name)]
+            asked += [("is it red?", "is it", "yes/no", "yes" if name == "red" else "no")]
+            for number, (question, kind, answer_type, answer) in enumerate(asked):
+                key = {"image_id": image, "question_id": image * 1000 + number}
+                questions.append(key | {"question": question})
+                given = [{"answer_id": i + 1, "answer": answer, "answer_confidence": "yes"} for i in range(10)]
+                annotations.append(
+                    key
+                    | {"answers": given, "multiple_choice_answer": answer}
+                    | {"question_type": kind, "answer_type": answer_type}
+                )
+        questions_file = root / f"v2_OpenEnded_mscoco_{folder}_questions.json"
+        questions_file.write_text(json.dumps({"questions": questions}))
+        annotations_file = root / f"v2_mscoco_{folder}_annotations.json"
+        annotations_file.write_text(json.dumps({"annotations": annotations}))
+    return root

@@ -148,7 +148,7 @@ def _value(kind: Any, value: Any, where: str, key: str) -> Any:
         if not isinstance(value, Mapping):
             raise _wrong(key, where, "a mapping", value)
         return {name: _value(arguments[1], item, where, f"{key}.{name}") for name, item in value.items()}
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else _build(kind, value, where, key + ".")
     return _scalar(kind, value, where, key)
 

@@ -129,16 +129,16 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def predict(self, logits: Tensor) -> list[str]:
-        """The B answers that the logits (B, number of labels) stand for."""
-
-    @abstractmethod
     def score(self, example: Example, answer: str) -> float:
         """Official score of one answer, in [0, 1]; the task's figure is the mean over examples."""
 
     @abstractmethod
     def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
         """The content of the official result file."""
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The column (B,) that each row of the logits (B, number of labels) answers with."""
+        return logits.argmax(dim=-1)
 
     def scores(self, examples: Sequence[Example], answers: Sequence[str]) -> Tensor:
         """Official scores (number of examples,) in float64."""

@@ -17,8 +17,8 @@ def question_answering_model(
 ) -> PreTrainedModel:
     """A question-answering model whose last layer has one row per label.
 
-    Rows of labels that the checkpoint's head knows keep their weights; the rest of the last layer, and the whole
-    head where the checkpoint has none, is initialised at random from torch's global generator.
+    Rows of labels that the checkpoint's head knows keep their weights; the rest of the last layer, and the
+    whole head where the checkpoint has none, is initialised at random from torch's global generator.
 
     Args:
         checkpoint: local directory or hub name.
@@ -41,9 +41,7 @@ def question_answering_model(
     if known != list(labels) and not has_head:
         config.num_labels = len(labels)
     try:
-        model = AutoModelForVisualQuestionAnswering.from_pretrained(
-            checkpoint, config=config, dtype=torch.float32
-        )
+        model = AutoModelForVisualQuestionAnswering.from_pretrained(checkpoint, config=config, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"weights of {checkpoint} cannot be read: {str(error).splitlines()[0]}") from error
     if known != list(labels):

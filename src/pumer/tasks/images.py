@@ -36,7 +36,7 @@ class Pixels:
     """Turns image files into the batch that the model's image processor makes.
 
     Resized images are kept (8 bits per channel, the least recently used ones dropped), for several questions
-    share one image and every epoch shows it again. Scaling, normalising and padding are the image processor's.
+    share one image and every epoch shows it again. Scaling, normalising and padding is the processor's work.
 
     Example:
         >>> pixels = Pixels(processor.image_processor, resize="square")             # doctest: +SKIP

@@ -50,9 +50,8 @@ class VQAv2(Task):
     def read(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
         """Read a split; see `Task.read`. Scores are grouped by `answer_type` and `question_type`."""
         questions = _questions(root, split)[:limit]
-        answered = (
-            {} if split == "test" else {entry["question_id"]: entry for entry in _annotations(root, split)}
-        )
+        annotations = [] if split == "test" else _annotations(root, split)
+        answered = {entry["question_id"]: entry for entry in annotations}
         images = _image_files(root, split)
         return [_example(entry, answered, images, root, split) for entry in questions]
 
@@ -71,9 +70,7 @@ class VQAv2(Task):
         counts = Counter(normalise(entry["multiple_choice_answer"]) for entry in entries)
         answers = tuple(sorted(answer for answer, count in counts.items() if count >= minimum and answer))
         if not answers:
-            raise InputError(
-                f"no answer occurs {minimum} times in {root}; give data.min_answer_count=1 or more data"
-            )
+            raise InputError(f"no answer occurs {minimum} times in {root}; give data.min_answer_count=1 or more data")
         return answers
 
     @classmethod
@@ -109,16 +106,10 @@ class VQAv2(Task):
         """Binary cross-entropy with soft scores, averaged over batch and answers."""
         return nn.functional.binary_cross_entropy_with_logits(logits.float(), batch["targets"])
 
-    def predict(self, logits: Tensor) -> list[str]:
-        """The most likely answer of each row (B, A)."""
-        return [self.labels[column] for column in logits.argmax(dim=-1).tolist()]
-
     def score(self, example: Example, answer: str) -> float:
         """Official VQA accuracy of one answer."""
         if not example.answers:
-            raise InputError(
-                f"question {example.id} has no public answers; score the submission file on the server"
-            )
+            raise InputError(f"question {example.id} has no public answers; score the submission file on the server")
         return accuracy(answer, example.answers)
 
     def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
@@ -137,9 +128,7 @@ def _example(
     number = question["question_id"]
     stem = f"COCO_{_folder(split)}_{question['image_id']:012d}"
     if stem not in images:
-        raise InputError(
-            f"image {stem}.jpg (or .png) of question {number} is missing in {root / _folder(split)}"
-        )
+        raise InputError(f"image {stem}.jpg (or .png) of question {number} is missing in {root / _folder(split)}")
     if split == "test":
         return Example(number, (images[stem],), question["question"])
     if number not in answered:
@@ -147,9 +136,7 @@ def _example(
     entry = answered[number]
     answers = tuple(normalise(answer["answer"]) for answer in entry["answers"])
     if len(answers) != _ANNOTATORS:
-        raise InputError(
-            f"question {number} has {len(answers)} answers; {_annotation_name(split)} must give ten each"
-        )
+        raise InputError(f"question {number} has {len(answers)} answers; {_annotation_name(split)} must give ten each")
     groups = {"answer_type": entry["answer_type"], "question_type": entry["question_type"]}
     return Example(number, (images[stem],), question["question"], answers, groups)
 
@@ -183,9 +170,7 @@ def _folder(split: str) -> str:
 def _entries(path: Path, key: str, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
     """The list under `key` of an official JSON file, every entry checked to hold `kinds`."""
     if not path.parent.is_dir():
-        raise InputError(
-            f"data folder {path.parent} does not exist; give data.root=FOLDER with {VQAv2.files}"
-        )
+        raise InputError(f"data folder {path.parent} does not exist; give data.root=FOLDER with {VQAv2.files}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

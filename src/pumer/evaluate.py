@@ -1,0 +1,297 @@
+"""Official accuracy with its uncertainty, by group, and against another run on the same questions."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from pumer.checkpoint import ensure_patched, load, load_processor, read_json, write_json
+from pumer.errors import InputError
+from pumer.jobs import (
+    Blank,
+    Collator,
+    Examples,
+    best_device,
+    make_inputs,
+    progress_bar,
+    reduction_from,
+    task_class,
+)
+from pumer.patching import patch, reduction
+from pumer.provenance import collect
+from pumer.reducers import NoReduction, config_to_dict
+from pumer.tasks import Example, Inputs, Task
+from pumer.tasks.images import Resize
+from pumer.tasks.statistics import bootstrap
+
+TRAINING_RECORD = "train.json"
+"""File in a trained model's folder: provenance, config and results of its training."""
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Where the questions are.
+
+    Attributes:
+        root: data folder; by default the one the model was trained on.
+        train: split from which the best constant answers are computed; null to leave them out.
+    """
+
+    root: Path | None = None
+    train: str | None = "train"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of `pumer evaluate`. Settings left at null are those of the model's own training.
+
+    Attributes:
+        model: folder or hub name.
+        task: name in `pumer.tasks.TASKS`.
+        data: where the questions are.
+        split: "train", "val" or "test"; a split without public answers needs `submission`.
+        limit: only the first so many questions.
+        reduction: another reduction than the saved one, without fine-tuning; "none" switches it off.
+        batch_size: questions per forward pass.
+        text_length: questions are cut to this many tokens; by default to what the model can take.
+        resize: "square" or "aspect", see `pumer.tasks.Pixels`.
+        blank: "image" or "text" hides that input from the model, "none" neither.
+        workers: processes that read images.
+        output: result file (JSON).
+        per_example: file for the answer and score of every question, to compare other runs `against`.
+        against: `per_example` file of another run on the same questions.
+        submission: file in the official result format.
+    """
+
+    model: str
+    task: str | None = None
+    data: EvaluationData = field(default_factory=EvaluationData)
+    split: str = "val"
+    limit: int | None = None
+    reduction: dict[str, Any] | str | None = None
+    batch_size: int = 64
+    text_length: int | None = None
+    resize: Resize | None = None
+    blank: Blank | None = None
+    workers: int = 0
+    output: Path | None = None
+    per_example: Path | None = None
+    against: Path | None = None
+    submission: Path | None = None
+
+
+def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
+    """Evaluate one saved model.
+
+    Args:
+        config: what to evaluate on what.
+        console: where the table goes; None prints nothing.
+
+    Returns:
+        `model`, `split`, `reduction`, the fields of `summarise`, `constant_per_template` (accuracy of the best
+        constant answer per question type), with `against` also `difference` (the fields of `compare`), and the
+        provenance. The same dict is written to `config.output`.
+
+    Raises:
+        InputError: for whatever the user can correct.
+    """
+    settings = _with_training_settings(config)
+    model = load(config.model)
+    processor = load_processor(config.model)
+    if config.reduction is not None:
+        patch(model, reduction_from(config.reduction))
+    ensure_patched(model).to(best_device())
+    task = task_class(settings["task"])(labels_of(model))
+    examples = task.read(settings["root"], config.split, config.limit)
+    inputs = make_inputs(model, processor, settings["text_length"], settings["resize"], settings["blank"])
+    answers = predict(model, task, examples, inputs, config.batch_size, config.workers, progress=True)
+    if config.submission is not None:
+        write_json(config.submission, task.submission(examples, answers))
+    in_place = reduction(model) or NoReduction()
+    result = {"model": config.model, "split": config.split, "reduction": config_to_dict(in_place)}
+    if examples[0].answers:
+        result |= _scored(config, task, settings["root"], examples, answers)
+    result |= collect(config)
+    if config.output is not None:
+        write_json(config.output, result)
+    if console is not None and examples[0].answers:
+        console.print(table(result))
+    return result
+
+
+def predict(
+    model: nn.Module,
+    task: Task,
+    examples: Sequence[Example],
+    inputs: Inputs,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: bool = False,
+) -> list[str]:
+    """The model's answers, one per example.
+
+    Args:
+        model: a model for the task, on its device; it is put into eval mode.
+        task: bound to the model's labels.
+        examples: what to answer.
+        inputs: as made by `pumer.jobs.make_inputs`.
+        batch_size: examples per forward pass.
+        workers: processes that read images.
+        progress: show a progress bar on stderr.
+    """
+    device = next(model.parameters()).device
+    loader = DataLoader(Examples(examples), batch_size, collate_fn=Collator(task, inputs), num_workers=workers)
+    model.eval()
+    answers: list[str] = []
+    with torch.inference_mode(), progress_bar(enabled=progress) as bar:
+        shown = bar.add_task("evaluate", total=len(examples), note="")
+        for batch in loader:
+            on_device = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
+            columns = task.choose(model(**on_device).logits).tolist()
+            answers += [task.labels[column] for column in columns]
+            bar.advance(shown, len(columns))
+    return answers
+
+
+def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
+    """Official accuracy with 95% intervals over questions.
+
+    Returns:
+        `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]), and for every group that the
+        task breaks scores down by, such as `question_type`, the same by value.
+    """
+    scores = task.scores(examples, answers).tolist()
+    groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for example, score in zip(examples, scores, strict=True):
+        for name, value in example.groups.items():
+            groups[name][value].append(score)
+    by_group = {name: {value: _mean(part) for value, part in sorted(by.items())} for name, by in groups.items()}
+    return {"questions": len(scores), "accuracy": asdict(bootstrap(scores)), **by_group}
+
+
+def compare(scores: Mapping[int, float], answers: Mapping[int, str], other: Mapping[str, Any]) -> dict[str, Any]:
+    """How this run differs from another one on the same questions.
+
+    Args:
+        scores: official scores by question id.
+        answers: answers by question id.
+        other: content of the other run's `per_example` file.
+
+    Returns:
+        `model` (the other), `difference` of accuracy (this minus other; `mean`, `low`, `high`, paired
+        bootstrap) and `agreement`, the fraction of questions with the same answer.
+
+    Raises:
+        InputError: when the other run answered other questions.
+    """
+    theirs = {entry["id"]: entry for entry in other["examples"]}
+    if theirs.keys() != scores.keys():
+        raise InputError(
+            f"the run to compare with answered {len(theirs)} other questions, this one {len(scores)}; "
+            "evaluate both on the same split and limit"
+        )
+    differences = [score - theirs[number]["score"] for number, score in scores.items()]
+    same = [answers[number] == theirs[number]["answer"] for number in scores]
+    return {
+        "model": other["model"],
+        "difference": asdict(bootstrap(differences)),
+        "agreement": sum(same) / len(same),
+    }
+
+
+def constant_per_template(
+    task: Task, train: Iterable[Example], test: Sequence[Example], template: str = "question_type"
+) -> list[str]:
+    """The answers of a baseline that sees only the question's template.
+
+    Args:
+        task: for its official score.
+        train: examples from which the best constant answer of every template is computed.
+        test: examples to answer; a template unseen in training gets the best constant answer of all.
+        template: name of the group that stands for the template.
+    """
+    credit: dict[str | None, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for example in train:
+        for answer in sorted(set(example.answers)):
+            score = task.score(example, answer)
+            credit[example.groups[template]][answer] += score
+            credit[None][answer] += score
+    best = {name: max(sorted(answers), key=answers.__getitem__) for name, answers in credit.items()}
+    return [best.get(example.groups[template], best[None]) for example in test]
+
+
+def labels_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """The meaning of the columns of a classifier's logits, from its config."""
+    names = model.config.id2label
+    return tuple(names[index] for index in range(len(names)))
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    """A result of `run` as a table: accuracy in percent with its 95% interval."""
+    shown = Table(title=f"{result['model']} on {result['split']}, {result['reduction']['method']}")
+    for heading in ("questions of", "number", "accuracy % [95% interval]"):
+        shown.add_column(heading, justify="left" if heading == "questions of" else "right")
+    for group in ("answer_type", "question_type"):
+        for value, part in result.get(group, {}).items():
+            shown.add_row(f"{group.replace('_', ' ')} {value}", str(part["questions"]), _percent(part))
+    shown.add_section()
+    shown.add_row("all", str(result["questions"]), _percent(result["accuracy"]), style="bold")
+    if "constant_per_template" in result:
+        shown.add_row("best constant per template", "", _percent(result["constant_per_template"]))
+    if "difference" in result:
+        other = result["difference"]
+        shown.add_row(f"difference to {other['model']}", "", _percent(other["difference"]))
+        shown.add_row(f"agreement with {other['model']}", "", f"{100 * other['agreement']:.1f}")
+    return shown
+
+
+def _scored(
+    config: EvaluateConfig, task: Task, root: Path, examples: Sequence[Example], answers: Sequence[str]
+) -> dict[str, Any]:
+    """Scores of the answers, and what they are compared with."""
+    result = summarise(task, examples, answers)
+    scores = task.scores(examples, answers).tolist()
+    if config.data.train is not None:
+        constants = constant_per_template(task, task.read(root, config.data.train), examples)
+        result["constant_per_template"] = _mean(task.scores(examples, constants).tolist())
+    ids = [example.id for example in examples]
+    if config.against is not None:
+        by_id = dict(zip(ids, scores, strict=True)), dict(zip(ids, answers, strict=True))
+        result["difference"] = compare(*by_id, read_json(config.against))
+    if config.per_example is not None:
+        rows = zip(ids, answers, scores, strict=True)
+        entries = [{"id": number, "answer": answer, "score": score} for number, answer, score in rows]
+        write_json(config.per_example, {"model": config.model, "split": config.split, "examples": entries})
+    return result
+
+
+def _with_training_settings(config: EvaluateConfig) -> dict[str, Any]:
+    """Task, data folder and input format: as given, else as the model was trained, else the defaults."""
+    record = Path(config.model) / TRAINING_RECORD
+    trained = read_json(record)["config"] if record.is_file() else {}
+    root = config.data.root or trained.get("data", {}).get("root")
+    if root is None:
+        raise InputError(f"{config.model} does not say what it was trained on; give data.root=FOLDER")
+    return {
+        "task": config.task or trained.get("task", "vqav2"),
+        "root": Path(root),
+        "text_length": config.text_length or trained.get("text_length"),
+        "resize": config.resize or trained.get("resize", "square"),
+        "blank": config.blank or trained.get("blank", "none"),
+    }
+
+
+def _mean(scores: Sequence[float]) -> dict[str, Any]:
+    return {"questions": len(scores), **asdict(bootstrap(scores))}
+
+
+def _percent(part: Mapping[str, float]) -> str:
+    return f"{100 * part['mean']:.1f} [{100 * part['low']:.1f}, {100 * part['high']:.1f}]"

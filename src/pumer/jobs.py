@@ -1,0 +1,109 @@
+"""What training and evaluation share: from examples to batches, progress on the terminal, the device."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from pumer.errors import InputError
+from pumer.reducers import ReductionConfig, config_from_dict
+from pumer.tasks import TASKS, Example, Inputs, Pixels, Task
+from pumer.tasks.images import Resize
+
+logger = logging.getLogger("pumer")
+
+Blank = Literal["none", "image", "text"]
+
+
+def reduction_from(value: Mapping[str, Any] | str) -> ReductionConfig:
+    """The `reduction` setting of a job: a mapping with `method`, or the name of a method without settings."""
+    return config_from_dict({"method": value} if isinstance(value, str) else value)
+
+
+def task_class(name: str) -> type[Task]:
+    """The task of that name.
+
+    Raises:
+        InputError: when there is none.
+    """
+    if name not in TASKS:
+        raise InputError(f"task '{name}' is unknown; there are: {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def make_inputs(
+    model: PreTrainedModel,
+    processor: Any,
+    text_length: int | None = None,
+    resize: Resize = "square",
+    blank: Blank = "none",
+) -> Inputs:
+    """How a job turns examples into tensors.
+
+    Args:
+        model: the model they are for.
+        processor: the model's processor, with `tokenizer` and `image_processor`.
+        text_length: questions are cut to this many tokens, [CLS] and [SEP] included; by default to as many as
+            the model has positions.
+        resize: see `pumer.tasks.Pixels`.
+        blank: "image" shows the model a constant grey image (a text-only model), "text" an empty question.
+
+    Raises:
+        InputError: for a text length that the model cannot take.
+    """
+    positions = model.config.max_position_embeddings
+    text_length = positions if text_length is None else text_length
+    if not 2 <= text_length <= positions:
+        raise InputError(f"text_length must lie in [2, {positions}] for this model, not {text_length}")
+    pixels = Pixels(processor.image_processor, resize, blank=blank == "image")
+    return Inputs(processor.tokenizer, pixels, text_length, blank_text=blank == "text")
+
+
+class Examples(Dataset[tuple[int, Example]]):
+    """Examples with their position, for a `DataLoader`."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[int, Example]:
+        return index, self.examples[index]
+
+
+class Collator:
+    """The task's batches, with `index` (B,): the positions of the examples."""
+
+    def __init__(self, task: Task, inputs: Inputs) -> None:
+        self.task = task
+        self.inputs = inputs
+
+    def __call__(self, indexed: Sequence[tuple[int, Example]]) -> dict[str, Any]:
+        """One batch of B positions and examples."""
+        batch = self.task.collate([example for _, example in indexed], self.inputs)
+        return {**batch, "index": torch.tensor([index for index, _ in indexed])}
+
+
+def best_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def progress_bar(enabled: bool = True) -> Progress:
+    """A progress bar on stderr, gone when it is done; tasks in it set the field `note`."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not enabled,
+    )
