@@ -24,6 +24,7 @@ from pumer.jobs import (
     progress_bar,
     reduction_from,
     task_class,
+    text_length_of,
 )
 from pumer.patching import patch, reduction
 from pumer.provenance import collect
@@ -111,7 +112,8 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     ensure_patched(model).to(best_device())
     task = task_class(settings["task"])(labels_of(model))
     examples = task.read(settings["root"], config.split, config.limit)
-    inputs = make_inputs(model, processor, settings["text_length"], settings["resize"], settings["blank"])
+    text_length = text_length_of(model, settings["text_length"])
+    inputs = make_inputs(processor, text_length, settings["resize"], settings["blank"])
     answers = predict(model, task, examples, inputs, config.batch_size, config.workers, progress=True)
     if config.submission is not None:
         write_json(config.submission, task.submission(examples, answers))

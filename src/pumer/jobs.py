@@ -36,30 +36,29 @@ def task_class(name: str) -> type[Task]:
     return TASKS[name]
 
 
-def make_inputs(
-    model: PreTrainedModel,
-    processor: Any,
-    text_length: int | None = None,
-    resize: Resize = "square",
-    blank: Blank = "none",
-) -> Inputs:
+def text_length_of(model: PreTrainedModel, text_length: int | None) -> int:
+    """The text length to use: as given, or as many tokens as the model has positions.
+
+    Raises:
+        InputError: for a length that the model cannot take.
+    """
+    positions: int = model.config.max_position_embeddings
+    if text_length is None:
+        return positions
+    if not 2 <= text_length <= positions:
+        raise InputError(f"text_length must lie in [2, {positions}] for this model, not {text_length}")
+    return text_length
+
+
+def make_inputs(processor: Any, text_length: int, resize: Resize = "square", blank: Blank = "none") -> Inputs:
     """How a job turns examples into tensors.
 
     Args:
-        model: the model they are for.
         processor: the model's processor, with `tokenizer` and `image_processor`.
-        text_length: questions are cut to this many tokens, [CLS] and [SEP] included; by default to as many as
-            the model has positions.
+        text_length: questions are cut to this many tokens, [CLS] and [SEP] included.
         resize: see `pumer.tasks.Pixels`.
         blank: "image" shows the model a constant grey image (a text-only model), "text" an empty question.
-
-    Raises:
-        InputError: for a text length that the model cannot take.
     """
-    positions = model.config.max_position_embeddings
-    text_length = positions if text_length is None else text_length
-    if not 2 <= text_length <= positions:
-        raise InputError(f"text_length must lie in [2, {positions}] for this model, not {text_length}")
     pixels = Pixels(processor.image_processor, resize, blank=blank == "image")
     return Inputs(processor.tokenizer, pixels, text_length, blank_text=blank == "text")
 

@@ -22,7 +22,7 @@ from pumer.config import to_dict
 from pumer.distill import DistillationConfig
 from pumer.errors import InputError
 from pumer.evaluate import TRAINING_RECORD, labels_of
-from pumer.jobs import Blank, Collator, Examples, make_inputs, progress_bar, reduction_from, task_class
+from pumer.jobs import Blank, Collator, Examples, make_inputs, progress_bar, reduction_from, task_class, text_length_of
 from pumer.patching import patch
 from pumer.provenance import collect
 from pumer.reducers import NoReduction
@@ -186,7 +186,8 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     teacher = _teacher(config, task)
     patch(model, reduction)
     processor = load_processor(config.model)
-    inputs = make_inputs(model, processor, config.text_length, config.resize, config.blank)
+    text_length = text_length_of(model, config.text_length)
+    inputs = make_inputs(processor, text_length, config.resize, config.blank)
     checkpoint, bar = _checkpoint(config), progress_bar(enabled=progress)
     trainer = DistillingTrainer(
         model=model,
