@@ -1,11 +1,12 @@
 # Every target makes its own virtual environment. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST := .venv-oldest
 OLDEST_TRANSFORMERS := 5.17.0
 WORKERS ?= 2
 BIN := $(VENV)/bin
 # One thread per worker: on small machines two threads in each of two workers fight for the cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+run_tests = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal -q tests
 
 .PHONY: help install demo test test-oldest lint bench bench-gpu clean
 .DEFAULT_GOAL := help
@@ -24,18 +25,18 @@ demo: $(VENV)/.installed  ## fine-tune, reduce, compare, report: out/demo/report
 	$(BIN)/pumer demo
 
 test: $(VENV)/.installed  ## run the tests
-	$(PYTEST) tests
+	$(call run_tests,$(VENV))
 
-test-oldest:  ## the same tests on the oldest supported transformers
-	@$(MAKE) --no-print-directory VENV=.venv-oldest .venv-oldest/.oldest
-	@$(MAKE) --no-print-directory VENV=.venv-oldest -o .venv-oldest/.installed test
+test-oldest: $(OLDEST)/.installed  ## the same tests on the oldest supported transformers
+	$(call run_tests,$(OLDEST))
 
-# The pinned set, but for transformers itself and the hub client its old versions ask for.
-.venv-oldest/.oldest: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-oldest
-	sed -e '/^huggingface_hub==/d' -e 's/^transformers==.*/transformers==$(OLDEST_TRANSFORMERS)/' constraints.txt > .venv-oldest/constraints.txt
-	.venv-oldest/bin/python -m pip install -q -c .venv-oldest/constraints.txt -e '.[dev]'
-	@touch .venv-oldest/.installed $@
+# The pinned set, but for transformers itself and the hub client that its old versions ask for.
+$(OLDEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	sed -e '/^huggingface_hub==/d' -e 's/^transformers==.*/transformers==$(OLDEST_TRANSFORMERS)/' \
+	    constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -q -c $(OLDEST)/constraints.txt -e '.[dev]'
+	@touch $@
 
 lint: $(VENV)/.installed  ## style, formatting, types
 	$(BIN)/ruff check .
@@ -49,5 +50,5 @@ bench-gpu: $(VENV)/.installed  ## the same on one GPU, 30 s per point, fp32 and 
 	$(BIN)/python benchmarks/vilt_b32.py --gpu
 
 clean:  ## remove environments, caches and outputs
-	rm -rf .venv .venv-oldest out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
