@@ -5,9 +5,9 @@ A results dict is plain data, as read back from `results.json`:
 - `title`, `summary` (text), `questions` (count of test examples),
 - `rows`: one per model, the unreduced original first. A row has a `name` and, where measured, `note`,
   `accuracy` and `difference` (to the original; both `{"mean", "low", "high"}` as fractions), `agreement` (a
-  fraction), `by_type` (`{question type: {"accuracy", "questions"}}`), `speed` (a list of `{"batch",
-  "images_per_second"}`, with `"speedup": {"median", "low", "high"}` against the original), `memory`
-  (bytes), `macs`, `ideal_speedup`,
+  fraction), `splits` (accuracy on other test splits by name), `by_type` (`{question type: {"mean",
+  "questions"}}`), `speed` (a list of `{"batch", "images_per_second"}`, with `"speedup": {"median", "low",
+  "high"}` against the original), `memory` (bytes), `macs`, `ideal_speedup`,
 - `tokens`: `{row name: [(layer, text tokens, image tokens), ...]}`,
 - `pictures`: `{"path" (relative to the page), "question", "truth", "answers": {row name: answer}}`,
 - `provenance`: what `pumer.provenance.collect` gives.
@@ -28,7 +28,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 UNMEASURED = "–"
-ACCURACY_COLUMNS = ("accuracy", "difference", "agreement")
 Results = Mapping[str, Any]
 
 
@@ -60,7 +59,8 @@ def tables(results: Results) -> Group:
     """The headline for the terminal: accuracy in one table, cost in another; each fits 80 columns."""
     columns = headline(results)
     names = columns.pop("model")
-    accuracy = {name: columns.pop(name) for name in ACCURACY_COLUMNS if name in columns}
+    accuracy = {name: columns.pop(name) for name in ("accuracy", "difference", "agreement") if name in columns}
+    accuracy |= {name: columns.pop(name) for name in _other_splits(results)}
     return Group(*(_terminal_table(names, part) for part in (accuracy, columns) if part), Text(_note(results), "dim"))
 
 
@@ -85,11 +85,18 @@ def headline(results: Results) -> dict[str, list[str]]:
         "difference": [_difference(row.get("difference")) for row in rows],
         "agreement": [_percent(row.get("agreement")) for row in rows],
     }
+    for split in _other_splits(results):
+        columns[split] = [_accuracy(row.get("splits", {}).get(split)) for row in rows]
     for batch in sorted({speed["batch"] for row in rows for speed in row.get("speed", ())}):
         columns[f"images/s, batch {batch}"] = [_speed(row, batch) for row in rows]
     columns["peak memory"] = [_memory(row.get("memory")) for row in rows]
     columns["MACs"] = [_macs(row) for row in rows]
     return {name: cells for name, cells in columns.items() if any(cell != UNMEASURED for cell in cells)}
+
+
+def _other_splits(results: Results) -> list[str]:
+    """Names of the test splits beside the main one, in order of appearance."""
+    return list(dict.fromkeys(split for row in results["rows"] for split in row.get("splits", ())))
 
 
 # Cells
@@ -165,7 +172,7 @@ def _type_section(results: Results) -> str:
     lines = []
     for name, count in sorted(counts.items()):
         found = [row["by_type"].get(name) for row in rows]
-        bars = [UNMEASURED if entry is None else _bar(entry["accuracy"]) for entry in found]
+        bars = [UNMEASURED if entry is None else _bar(entry["mean"]) for entry in found]
         lines.append([_with_small_print(f"{name}\n{count:,} questions"), *bars])
     columns = ["question type", *(row["name"] for row in rows)]
     return f"<h2>Accuracy by question type</h2>{_html_table(columns, lines)}" if lines else ""

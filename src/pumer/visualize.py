@@ -15,7 +15,7 @@ from pumer import drawing, patching, tracing
 from pumer.checkpoint import ensure_patched, load, load_processor
 from pumer.errors import InputError
 from pumer.evaluate import labels_of
-from pumer.jobs import make_inputs, reduction_from, task_class
+from pumer.jobs import make_inputs, reduction_from, task_class, text_length_of
 from pumer.tasks import Example, Inputs, Task
 from pumer.tasks.images import Resize, read_image
 from pumer.tracing import ForwardTrace, Trace
@@ -85,7 +85,7 @@ class VisualizeConfig:
         reduction: replaces the checkpoint's own: a mapping with `method`, or the name of a method.
         task: key in `pumer.tasks.TASKS`.
         resize: see `pumer.tasks.Pixels`.
-        text_length: the question is cut to this many tokens.
+        text_length: the question is cut to this many tokens; by default to what the model can take.
     """
 
     checkpoint: str
@@ -95,7 +95,7 @@ class VisualizeConfig:
     reduction: Mapping[str, Any] | str | None = None
     task: str = "vqav2"
     resize: Resize = "square"
-    text_length: int = 40
+    text_length: int | None = None
 
 
 def run(config: VisualizeConfig) -> str:
@@ -113,7 +113,7 @@ def run(config: VisualizeConfig) -> str:
         patching.patch(model, reduction_from(config.reduction))
     ensure_patched(model)
     task = task_class(config.task)(labels_of(model))
-    inputs = make_inputs(processor, config.text_length, config.resize)
+    inputs = make_inputs(processor, text_length_of(model, config.text_length), config.resize)
     answer, picture = ask(model, task, inputs, Example(0, (config.image,), config.question))
     config.out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(config.out, format="PNG")
