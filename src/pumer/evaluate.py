@@ -1,14 +1,12 @@
 """Official accuracy with its uncertainty, by group, and against another run on the same questions."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -29,9 +27,9 @@ from pumer.jobs import (
 from pumer.patching import patch, reduction
 from pumer.provenance import collect
 from pumer.reducers import NoReduction, config_to_dict
+from pumer.scoring import compare, constant_per_template, mean_score, summarise, table
 from pumer.tasks import Example, Inputs, Task
 from pumer.tasks.images import Resize
-from pumer.tasks.statistics import bootstrap
 
 TRAINING_RECORD = "train.json"
 """File in a trained model's folder: provenance, config and results of its training."""
@@ -109,8 +107,11 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     processor = load_processor(config.model)
     if config.reduction is not None:
         patch(model, reduction_from(config.reduction))
-    ensure_patched(model).to(best_device())
-    task = task_class(settings["task"])(labels_of(model))
+    ensure_patched(model)
+    model.to(best_device())
+    task_type = task_class(settings["task"])
+    _check_class(config.model, model, task_type)
+    task = task_type(labels_of(model))
     examples = task.read(settings["root"], config.split, config.limit)
     text_length = text_length_of(model, settings["text_length"])
     inputs = make_inputs(processor, text_length, settings["resize"], settings["blank"])
@@ -163,96 +164,10 @@ def predict(
     return answers
 
 
-def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
-    """Official accuracy with 95% intervals over questions.
-
-    Returns:
-        `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]), and for every group that the
-        task breaks scores down by, such as `question_type`, the same by value.
-    """
-    scores = task.scores(examples, answers).tolist()
-    groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for example, score in zip(examples, scores, strict=True):
-        for name, value in example.groups.items():
-            groups[name][value].append(score)
-    by_group = {name: {value: _mean(part) for value, part in sorted(by.items())} for name, by in groups.items()}
-    return {"questions": len(scores), "accuracy": asdict(bootstrap(scores)), **by_group}
-
-
-def compare(scores: Mapping[int, float], answers: Mapping[int, str], other: Mapping[str, Any]) -> dict[str, Any]:
-    """How this run differs from another one on the same questions.
-
-    Args:
-        scores: official scores by question id.
-        answers: answers by question id.
-        other: content of the other run's `per_example` file.
-
-    Returns:
-        `model` (the other), `difference` of accuracy (this minus other; `mean`, `low`, `high`, paired
-        bootstrap) and `agreement`, the fraction of questions with the same answer.
-
-    Raises:
-        InputError: when the other run answered other questions.
-    """
-    theirs = {entry["id"]: entry for entry in other["examples"]}
-    if theirs.keys() != scores.keys():
-        raise InputError(
-            f"the run to compare with answered {len(theirs)} other questions, this one {len(scores)}; "
-            "evaluate both on the same split and limit"
-        )
-    differences = [score - theirs[number]["score"] for number, score in scores.items()]
-    same = [answers[number] == theirs[number]["answer"] for number in scores]
-    return {
-        "model": other["model"],
-        "difference": asdict(bootstrap(differences)),
-        "agreement": sum(same) / len(same),
-    }
-
-
-def constant_per_template(
-    task: Task, train: Iterable[Example], test: Sequence[Example], template: str = "question_type"
-) -> list[str]:
-    """The answers of a baseline that sees only the question's template.
-
-    Args:
-        task: for its official score.
-        train: examples from which the best constant answer of every template is computed.
-        test: examples to answer; a template unseen in training gets the best constant answer of all.
-        template: name of the group that stands for the template.
-    """
-    credit: dict[str | None, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for example in train:
-        for answer in sorted(set(example.answers)):
-            score = task.score(example, answer)
-            credit[example.groups[template]][answer] += score
-            credit[None][answer] += score
-    best = {name: max(sorted(answers), key=answers.__getitem__) for name, answers in credit.items()}
-    return [best.get(example.groups[template], best[None]) for example in test]
-
-
 def labels_of(model: PreTrainedModel) -> tuple[str, ...]:
     """The meaning of the columns of a classifier's logits, from its config."""
     names = model.config.id2label
     return tuple(names[index] for index in range(len(names)))
-
-
-def table(result: Mapping[str, Any]) -> Table:
-    """A result of `run` as a table: accuracy in percent with its 95% interval."""
-    shown = Table(title=f"{result['model']} on {result['split']}, {result['reduction']['method']}")
-    for heading in ("questions of", "number", "accuracy % [95% interval]"):
-        shown.add_column(heading, justify="left" if heading == "questions of" else "right")
-    for group in ("answer_type", "question_type"):
-        for value, part in result.get(group, {}).items():
-            shown.add_row(f"{group.replace('_', ' ')} {value}", str(part["questions"]), _percent(part))
-    shown.add_section()
-    shown.add_row("all", str(result["questions"]), _percent(result["accuracy"]), style="bold")
-    if "constant_per_template" in result:
-        shown.add_row("best constant per template", "", _percent(result["constant_per_template"]))
-    if "difference" in result:
-        other = result["difference"]
-        shown.add_row(f"difference to {other['model']}", "", _percent(other["difference"]))
-        shown.add_row(f"agreement with {other['model']}", "", f"{100 * other['agreement']:.1f}")
-    return shown
 
 
 def _scored(
@@ -263,7 +178,7 @@ def _scored(
     scores = task.scores(examples, answers).tolist()
     if config.data.train is not None:
         constants = constant_per_template(task, task.read(root, config.data.train), examples)
-        result["constant_per_template"] = _mean(task.scores(examples, constants).tolist())
+        result["constant_per_template"] = mean_score(task.scores(examples, constants).tolist())
     ids = [example.id for example in examples]
     if config.against is not None:
         by_id = dict(zip(ids, scores, strict=True)), dict(zip(ids, answers, strict=True))
@@ -273,6 +188,12 @@ def _scored(
         entries = [{"id": number, "answer": answer, "score": score} for number, answer, score in rows]
         write_json(config.per_example, {"model": config.model, "split": config.split, "examples": entries})
     return result
+
+
+def _check_class(name: str, model: PreTrainedModel, task: type[Task]) -> None:
+    if not isinstance(model, tuple(task.models.values())):
+        needed = " or ".join(cls.__name__ for cls in task.models.values())
+        raise InputError(f"{name} is a {type(model).__name__}; task {task.name} needs a {needed}")
 
 
 def _with_training_settings(config: EvaluateConfig) -> dict[str, Any]:
@@ -289,11 +210,3 @@ def _with_training_settings(config: EvaluateConfig) -> dict[str, Any]:
         "resize": config.resize or trained.get("resize", "square"),
         "blank": config.blank or trained.get("blank", "none"),
     }
-
-
-def _mean(scores: Sequence[float]) -> dict[str, Any]:
-    return {"questions": len(scores), **asdict(bootstrap(scores))}
-
-
-def _percent(part: Mapping[str, float]) -> str:
-    return f"{100 * part['mean']:.1f} [{100 * part['low']:.1f}, {100 * part['high']:.1f}]"

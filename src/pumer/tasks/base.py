@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from pumer.tasks.images import Pixels
 
@@ -56,13 +57,13 @@ class Task(ABC):
 
     Attributes:
         name: key in `pumer.tasks.TASKS`.
-        backbones: transformers `model_type`s with a model class for this task.
+        models: transformers `model_type` to the model class for this task.
         head: prefixes of the parameter names that train with the head's learning rate.
         files: one line saying which files the data folder must hold, for error messages.
     """
 
     name: ClassVar[str]
-    backbones: ClassVar[tuple[str, ...]]
+    models: ClassVar[Mapping[str, type[PreTrainedModel]]]
     head: ClassVar[tuple[str, ...]]
     files: ClassVar[str]
 
@@ -103,7 +104,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def model(cls, checkpoint: str, labels: Sequence[str]) -> nn.Module:
+    def model(cls, checkpoint: str, labels: Sequence[str]) -> PreTrainedModel:
         """A model for this task, started from a checkpoint with or without a fitting head.
 
         Args:

@@ -1,21 +1,22 @@
 """Starting a task's model from a checkpoint, whose head may know other labels or none."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForVisualQuestionAnswering, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from pumer.checkpoint import first_line, model_class
 from pumer.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def question_answering_model(
-    checkpoint: str, labels: Sequence[str], task: str, backbones: Sequence[str]
+def classifier_from(
+    checkpoint: str, labels: Sequence[str], models: Mapping[str, type[PreTrainedModel]]
 ) -> PreTrainedModel:
-    """A question-answering model whose last layer has one row per label.
+    """A model with a `classifier` whose last layer has one row per label.
 
     Rows of labels that the checkpoint's head knows keep their weights; the rest of the last layer, and the
     whole head where the checkpoint has none, is initialised at random from torch's global generator.
@@ -23,27 +24,24 @@ def question_answering_model(
     Args:
         checkpoint: local directory or hub name.
         labels: meaning of the logits' columns.
-        task: name of the task, for messages.
-        backbones: transformers `model_type`s that are allowed.
+        models: model classes by the `model_type`s that are allowed.
 
     Raises:
         InputError: when the checkpoint cannot be read or is of another model type.
     """
-    try:
-        config = AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise InputError(f"checkpoint {checkpoint} cannot be read: {str(error).splitlines()[0]}") from error
-    if config.model_type not in backbones:
-        allowed = " or ".join(backbones)
-        raise InputError(f"checkpoint {checkpoint} is a '{config.model_type}' model; {task} needs {allowed}")
-    has_head = any(name.endswith("ForQuestionAnswering") for name in config.architectures or ())
-    known = [config.id2label[index] for index in range(config.num_labels)] if has_head else []
-    if known != list(labels) and not has_head:
+    saved_as = model_class(checkpoint)
+    config = AutoConfig.from_pretrained(checkpoint)
+    if config.model_type not in models:
+        allowed = " or ".join(f"'{name}'" for name in models)
+        raise InputError(f"checkpoint {checkpoint} is a '{config.model_type}' model; this task needs {allowed}")
+    cls = models[config.model_type]
+    known = [config.id2label[index] for index in range(config.num_labels)] if saved_as is cls else []
+    if not known:
         config.num_labels = len(labels)
     try:
-        model = AutoModelForVisualQuestionAnswering.from_pretrained(checkpoint, config=config, dtype=torch.float32)
+        model = cls.from_pretrained(checkpoint, config=config, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"weights of {checkpoint} cannot be read: {str(error).splitlines()[0]}") from error
+        raise InputError(f"the weights of {checkpoint} cannot be loaded: {first_line(error)}") from error
     if known != list(labels):
         _relabel(model, known, labels)
     return model

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import PreTrainedModel, ViltForQuestionAnswering
 
 from pumer.errors import InputError
 from pumer.tasks.base import Example, Inputs, Task
-from pumer.tasks.heads import question_answering_model
+from pumer.tasks.heads import classifier_from
 from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
 
 _FOLDERS = {"train": "train2014", "val": "val2014", "test": "test2015"}
@@ -33,7 +35,7 @@ class VQAv2(Task):
     """
 
     name: ClassVar[str] = "vqav2"
-    backbones: ClassVar[tuple[str, ...]] = ("vilt",)
+    models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {"vilt": ViltForQuestionAnswering}
     head: ClassVar[tuple[str, ...]] = ("classifier.",)
     files: ClassVar[str] = "the official v2_*_questions.json, v2_*_annotations.json and image folders"
 
@@ -50,6 +52,8 @@ class VQAv2(Task):
     def read(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
         """Read a split; see `Task.read`. Scores are grouped by `answer_type` and `question_type`."""
         questions = _questions(root, split)[:limit]
+        if not questions or (limit is not None and limit < 1):
+            raise InputError(f"no question of split {split} in {root} is left with limit={limit}; raise the limit")
         annotations = [] if split == "test" else _annotations(root, split)
         answered = {entry["question_id"]: entry for entry in annotations}
         images = _image_files(root, split)
@@ -74,9 +78,9 @@ class VQAv2(Task):
         return answers
 
     @classmethod
-    def model(cls, checkpoint: str, labels: Sequence[str]) -> nn.Module:
+    def model(cls, checkpoint: str, labels: Sequence[str]) -> PreTrainedModel:
         """A question-answering model; see `Task.model`."""
-        return question_answering_model(checkpoint, labels, cls.name, cls.backbones)
+        return classifier_from(checkpoint, labels, cls.models)
 
     def collate(self, examples: Sequence[Example], inputs: Inputs) -> dict[str, Any]:
         """A batch of questions.
@@ -104,7 +108,7 @@ class VQAv2(Task):
 
     def loss(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Binary cross-entropy with soft scores, averaged over batch and answers."""
-        return nn.functional.binary_cross_entropy_with_logits(logits.float(), batch["targets"])
+        return binary_cross_entropy_with_logits(logits.float(), batch["targets"])
 
     def score(self, example: Example, answer: str) -> float:
         """Official VQA accuracy of one answer."""

@@ -1,0 +1,175 @@
+"""The command line: parse, show the resolved config, call the job."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+import yaml
+from rich.console import Console
+from typer.core import TyperGroup
+
+from pumer.config import load, to_dict
+from pumer.errors import InputError
+
+Config = TypeVar("Config")
+
+INTERRUPTED = 130
+UNUSABLE_INPUT = 2
+
+
+class _Commands(TyperGroup):
+    """Ends every command the same way: 2 for unusable input, 130 for Ctrl-C, a traceback for a defect."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            # An error from a data-loading process arrives inside that process's traceback; its last line says it.
+            message = str(error).strip().splitlines()[-1].removeprefix("pumer.errors.InputError: ")
+            typer.echo(f"error: {message}", err=True)
+            raise typer.Exit(UNUSABLE_INPUT) from error
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _group(help_text: str, **settings: Any) -> typer.Typer:
+    return typer.Typer(help=help_text, no_args_is_help=True, add_completion=False, **settings)
+
+
+app = _group(
+    "Faster vision-language transformers: fewer tokens inside the layers.\n\nSettings of a command are key=value.",
+    cls=_Commands,
+    pretty_exceptions_enable=False,
+)
+data = _group("Write data sets.")
+world = _group("The built-in world.")
+app.add_typer(data, name="data")
+app.add_typer(world, name="world")
+
+Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)]
+Model = Annotated[str, typer.Argument(metavar="DIR", help="Folder of a model, or its name on the hub.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file, such as recipes/vilt/vqav2-pumer.yaml.")],
+    settings: Settings = None,
+) -> None:
+    """Fine-tune a model; the same command continues an interrupted run."""
+    from pumer.train import TrainConfig, run
+
+    config = _resolve(TrainConfig, recipe, settings)
+    result = run(config)
+    if "accuracy" in result:
+        _console().print(f"accuracy {100 * result['accuracy']['mean']:.1f}%", highlight=False)
+    _console().print(f"model, checkpoints and {config.output}/train.json are in {config.output}", highlight=False)
+
+
+@app.command()
+def evaluate(model: Model, settings: Settings = None) -> None:
+    """Official accuracy of a trained model, with its uncertainty."""
+    from pumer.evaluate import EvaluateConfig, run
+
+    run(_resolve(EvaluateConfig, None, settings, model=model), _console())
+
+
+@app.command()
+def benchmark(model: Model, settings: Settings = None) -> None:
+    """Speed and memory of a model beside its unreduced self."""
+    from pumer.benchmark import BenchmarkConfig, run
+
+    run(_resolve(BenchmarkConfig, None, settings, model=model))
+
+
+@app.command()
+def visualize(
+    model: Model,
+    image: Annotated[Path, typer.Argument(help="Picture file.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("tokens.png"),
+) -> None:
+    """Draw which patches and words a model pruned and merged for one question."""
+    from pumer.visualize import VisualizeConfig, run
+
+    given = {"checkpoint": model, "image": str(image), "question": question, "out": str(out)}
+    answer = run(_resolve(VisualizeConfig, None, settings, **given))
+    _console().print(f"{answer} ({out})", highlight=False, markup=False)
+
+
+@app.command()
+def plan(settings: Settings = None) -> None:
+    """Tokens per layer, MACs and ideal speed-up of a reduction, before any run."""
+    from pumer.planning import PlanConfig, run
+
+    _console().print(str(run(_resolve(PlanConfig, None, settings))), highlight=False, markup=False)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder of a released checkpoint, or its name on the hub.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    answers: Annotated[Path | None, typer.Option(help="File that names the answers of a VQA head.")] = None,
+) -> None:
+    """Turn a released checkpoint into one that pumer and transformers load."""
+    from pumer.convert import ConvertConfig, run
+
+    _console().print_json(data=run(_resolved(ConvertConfig(source, out, answers))))
+
+
+@data.command("world")
+def data_world(out: Annotated[Path, typer.Argument(help="Folder to write.")], settings: Settings = None) -> None:
+    """Write the built-in world in the official VQAv2 format."""
+    from pumer.world import WorldConfig, write_vqav2
+
+    config = _resolve(WorldConfig, None, settings)
+    _console().print(f"wrote {write_vqav2(out, **to_dict(config))}", highlight=False)
+
+
+@world.command("pretrain")
+def world_pretrain(settings: Settings = None) -> None:
+    """Make the small checkpoint that ships with the package anew."""
+    from pumer.world.pretrain import PretrainConfig, run
+
+    run(_resolve(PretrainConfig, None, settings))
+
+
+@app.command()
+def demo(settings: Settings = None) -> None:
+    """Fine-tune, reduce, compare and report on the built-in world; no download."""
+    from pumer.demo import DemoConfig, run
+
+    run(_resolve(DemoConfig, None, settings))
+
+
+def main() -> None:
+    """Entry point of the `pumer` command."""
+    app()
+
+
+def _resolve(cls: type[Config], recipe: Path | None, settings: list[str] | None, **given: str) -> Config:
+    """The config of a job, from a recipe, arguments and settings; shown on stderr."""
+    arguments = [f"{name}={json.dumps(value)}" for name, value in given.items()]  # JSON text is YAML
+    return _resolved(load(cls, recipe, [*arguments, *(settings or [])]))
+
+
+def _resolved(config: Config) -> Config:
+    """Show the config and make the libraries speak plainly, just before a job runs."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pumer").setLevel(logging.INFO)
+    shown = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    Console(stderr=True, style="dim").print(shown, highlight=False, markup=False)
+    return config
+
+
+def _console() -> Console:
+    """Results go to stdout, everything else to stderr."""
+    return Console()
