@@ -6,6 +6,7 @@ come first (a *compact* buffer), so a token's rank is its index, and padding nev
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -68,7 +69,8 @@ def tabulate(rule: Callable[[int], int], lengths: Tensor, largest: int) -> tuple
     """Apply an integer rule to each sample's own length, through a table instead of rounding floats.
 
     Args:
-        rule: From a token count to a token count (Python arithmetic, Python rounding).
+        rule: From a token count to a token count (Python arithmetic, Python rounding); hashable, and always the same
+            function for the same hash: a method of a frozen dataclass, not a lambda.
         lengths: ``(B,)`` int64 token counts.
         largest: The largest length that can occur (static).
 
@@ -76,8 +78,14 @@ def tabulate(rule: Callable[[int], int], lengths: Tensor, largest: int) -> tuple
         ``rule(length)`` of each sample, ``(B,)`` int64, and the largest value in the table: the static buffer size.
         The rules are not monotone for all ratios, so that is not always ``rule(largest)``.
     """
-    table = [rule(n) for n in range(largest + 1)]
+    # A compiled graph holds the table as a constant; dynamo would warn about the cache around it.
+    table = (_table.__wrapped__ if torch.compiler.is_compiling() else _table)(rule, largest)
     return torch.tensor(table, dtype=torch.int64, device=lengths.device)[lengths], max(table)
+
+
+@lru_cache(maxsize=4096)
+def _table(rule: Callable[[int], int], largest: int) -> list[int]:
+    return [rule(n) for n in range(largest + 1)]
 
 
 def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:

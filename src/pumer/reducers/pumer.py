@@ -64,9 +64,17 @@ class Step:
         """Image tokens merged away of ``n`` that entered (released counts: a fraction of the length before pruning)."""
         return _capped(round(self.merge_ratio * n), self.kept(n))
 
+    def left(self, n: int) -> int:
+        """Image tokens left of ``n`` after pruning and merging."""
+        return self.kept(n) - self.merges(n)
+
     def text_merges(self, n: int) -> int:
         """Text tokens merged away of ``n``."""
         return _capped(round(self.text_merge_ratio * n), n)
+
+    def text_left(self, n: int) -> int:
+        """Text tokens left of ``n``."""
+        return n - self.text_merges(n)
 
 
 def _capped(wanted: int, tokens: int) -> int:
@@ -190,9 +198,9 @@ class PuMerReducer:
             saliency = text_saliency(cues.text_rows, cues.text.mask)
             count, length = tabulate(step.kept, cues.image.mask.sum(dim=1), cues.image.mask.shape[1])
             kept = compact(prune(saliency, cues.image.mask, count), length)
-        image = self._merge(cues.image, kept, step.merges, lambda n: step.kept(n) - step.merges(n))
+        image = self._merge(cues.image, kept, step.merges, step.left)
         everything = _everything(cues.text.mask)
-        text = self._merge(cues.text, everything, step.text_merges, lambda n: n - step.text_merges(n))
+        text = self._merge(cues.text, everything, step.text_merges, step.text_left)
         return text, image
 
     def _merge(
