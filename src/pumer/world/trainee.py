@@ -118,13 +118,13 @@ def _layer(layer: nn.Module, hidden: torch.Tensor, bias: torch.Tensor) -> torch.
     return hidden + layer.output.dense(inner)
 
 
-def choose_patches(batch: Batch, count: int, generator: torch.Generator) -> torch.Tensor:
+def choose_patches(batch: Batch, count: int) -> torch.Tensor:
     """Patches to show: those of objects first, then background at random.
 
     Returns:
         (B, count) raster indices, ascending.
     """
-    rank = torch.rand(batch.roles.shape, generator=generator) + (batch.dense[:, :, 0] > 0) + (batch.roles > 0)
+    rank = torch.rand(batch.roles.shape) + (batch.dense[:, :, 0] > 0) + (batch.roles > 0)
     return rank.topk(count, 1).indices.sort(1).values
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
+from pumer.errors import InputError
 from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Scene, SceneConfig, generator, make_scene, render
 from pumer.world.sentences import ANSWERS, Question, ask
 
@@ -76,11 +77,11 @@ def write_vqav2(
         `root`.
 
     Raises:
-        FileExistsError: `root` holds something that is not a world.
+        InputError: `root` holds something that is not a world.
     """
     root = Path(root)
     if root.exists() and any(root.iterdir()) and not (root / "scenes.json").exists():
-        raise FileExistsError(f"{root} holds other files: give an empty or new folder")
+        raise InputError(f"{root} holds files that are no world: give an empty or new folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:

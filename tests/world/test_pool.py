@@ -1,0 +1,55 @@
+"""Pre-training samples: labels agree with the scene, words and roles with the sentence."""
+
+import numpy as np
+import torch
+
+from pumer.world import scenes, sentences
+from pumer.world.pool import DENSE, Source, dense_labels
+from pumer.world.tokenizer import train_tokenizer
+
+_SOURCE = Source(train_tokenizer(), seed=7)
+
+
+def test_a_batch_does_not_depend_on_how_it_was_cut() -> None:
+    whole, half = _SOURCE.batch(0, 6), _SOURCE.batch(3, 3)
+    for name in whole.__dataclass_fields__:
+        assert torch.equal(getattr(whole, name)[6:], getattr(half, name))
+
+
+def test_questions_and_captions_have_their_own_labels() -> None:
+    batch = _SOURCE.batch(0, 100)
+    asked = batch.answers >= 0
+    assert 0.6 < asked.float().mean() < 0.95
+    assert ((batch.true >= 0) == ~asked).all()
+    assert ((batch.kinds >= 0) == asked).all()
+    assert (batch.words[asked] == -100).all()
+    masked = batch.words >= 0
+    assert (batch.ids[masked] == _SOURCE.tokenizer.token_to_id("[MASK]")).all()
+    assert masked.any()
+
+
+def test_masked_words_do_not_betray_whether_a_caption_is_true() -> None:
+    batch = _SOURCE.batch(0, 300)
+    masked = (batch.ids == _SOURCE.tokenizer.token_to_id("[MASK]")).any(1)
+    shares = [masked[batch.true == value].float().mean().item() for value in (0, 1)]
+    assert abs(shares[0] - shares[1]) < 0.25
+    assert min(shares) > 0.15
+
+
+def test_dense_labels_say_what_a_patch_shows() -> None:
+    scene = scenes.make_scene(scenes.generator(0, "pretrain", 0))
+    owner = scenes.patch_objects(scene).reshape(-1).astype(np.int64)
+    labels = dense_labels(scene, owner)
+    assert labels.shape == (144, len(DENSE))
+    assert (labels[owner < 0] == 0).all()
+    for index, item in enumerate(scene.objects):
+        shown = labels[owner == index]
+        assert (shown[:, 0] == item.shape + 1).all()
+        assert (shown[:, 1] == item.colour + 1).all()
+        assert (shown[:, 4] == sentences.POSITIONS.index(sentences.position(scene, item)) + 1).all()
+        assert shown[:, 5].sum() == 1
+
+
+def test_held_out_scenes_are_drawn_for_that_split() -> None:
+    batch = Source(train_tokenizer(), split="heldout", captions=0.0).batch(0, 4)
+    assert (batch.answers >= 0).all()

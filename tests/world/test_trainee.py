@@ -1,0 +1,59 @@
+"""The training forward pass equals transformers' own; growing changes nothing; every head learns."""
+
+from unittest import mock
+
+import torch
+
+from pumer.world.pool import Source
+from pumer.world.small import small_vilt
+from pumer.world.tokenizer import train_tokenizer
+from pumer.world.trainee import Trainee, choose_patches, losses
+
+_SOURCE = Source(train_tokenizer(), seed=7)
+
+
+def trainee(layers: int) -> Trainee:
+    config = small_vilt(layers)
+    config.initializer_range = 0.2
+    return Trainee(config).eval()
+
+
+def test_the_fast_pass_equals_transformers() -> None:
+    model, batch = trainee(2), _SOURCE.batch(0, 4)
+    pixels = batch.images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    ordered = mock.patch("torch.multinomial", lambda weights, count, **_: torch.arange(count))
+    with torch.no_grad(), ordered:
+        expected = model.model(
+            input_ids=batch.ids,
+            attention_mask=(batch.ids != 0).long(),
+            pixel_values=pixels,
+            pixel_mask=torch.ones(pixels.shape[0], *pixels.shape[2:], dtype=torch.long),
+        ).logits
+        torch.testing.assert_close(model(batch)["answers"], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_growing_keeps_the_function() -> None:
+    model, batch = trainee(2), _SOURCE.batch(0, 3)
+    grown = model.grown().eval()
+    assert grown.depth == 4
+    with torch.no_grad():
+        before, after = model(batch), grown(batch)
+    for name in ("answers", "match", "words"):
+        torch.testing.assert_close(before[name], after[name], atol=1e-5, rtol=1e-5)
+
+
+def test_chosen_patches_are_the_objects_first() -> None:
+    batch = _SOURCE.batch(0, 8)
+    keep = choose_patches(batch, 60)
+    shown = batch.dense[:, :, 0].gather(1, keep) > 0
+    counts = (batch.dense[:, :, 0] > 0).sum(1).clamp(max=60)
+    assert torch.equal(shown.sum(1), counts)
+    assert (keep.diff(dim=1) > 0).all()
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model, batch = trainee(3), _SOURCE.batch(0, 30)
+    keep = choose_patches(batch, 40)
+    sum(losses(model(batch, keep), batch, keep).values()).backward()
+    idle = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert idle == set()
