@@ -36,7 +36,7 @@ def tiny_vilt(tmp_path_factory):
     from transformers import BertTokenizer, ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil, ViltProcessor
 
     folder = tmp_path_factory.mktemp("tiny-vilt")
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] what colour is this it ? blue green red yes no".split()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "colour", "is", "this", "it", "?", *ANSWERS]
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     config = ViltConfig(
         vocab_size=len(words),

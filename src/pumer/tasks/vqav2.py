@@ -140,7 +140,8 @@ def _example(
     entry = answered[number]
     answers = tuple(normalise(answer["answer"]) for answer in entry["answers"])
     if len(answers) != _ANNOTATORS:
-        raise InputError(f"question {number} has {len(answers)} answers; {_annotation_name(split)} must give ten each")
+        path = root / _annotation_name(split)
+        raise InputError(f"question {number} has {len(answers)} answers in {path}; official files give ten")
     groups = {"answer_type": entry["answer_type"], "question_type": entry["question_type"]}
     return Example(number, (images[stem],), question["question"], answers, groups)
 

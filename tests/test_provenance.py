@@ -1,0 +1,20 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pumer.provenance import collect, device_name
+
+
+@dataclass(frozen=True)
+class Config:
+    path: Path = Path("x")
+    layers: tuple[int, ...] = (1, 2)
+
+
+def test_holds_what_a_result_needs():
+    record = json.loads(json.dumps(collect(Config(), dtype="bfloat16")))
+    assert record["config"] == {"path": "x", "layers": [1, 2]}
+    assert record["dtype"] == "bfloat16"
+    assert record["device"] == device_name() != ""
+    assert set(record["versions"]) == {"python", "pumer", "torch", "transformers"}
+    assert {"command", "date", "commit", "threads"} <= record.keys()

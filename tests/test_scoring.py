@@ -1,0 +1,76 @@
+import pytest
+
+from pumer.errors import InputError
+from pumer.scoring import compare, constant_per_template, summarise
+from pumer.tasks import Example, VQAv2
+
+TASK = VQAv2(("blue", "no", "red", "yes"))
+
+
+def example(number, answer, template, matches=10):
+    answers = (answer,) * matches + ("other",) * (10 - matches)
+    return Example(number, (), "", answers, {"question_type": template, "answer_type": "any"})
+
+
+EXAMPLES = [
+    example(1, "red", "what"),
+    example(2, "blue", "what", matches=2),
+    example(3, "yes", "is", matches=3),
+    example(4, "no", "is"),
+]
+ANSWERS = ["red", "blue", "yes", "yes"]
+
+
+def test_summary_is_the_mean_overall_and_by_group():
+    summary = summarise(TASK, EXAMPLES, ANSWERS)
+    assert summary["questions"] == 4
+    assert summary["accuracy"]["mean"] == pytest.approx((1 + 0.6 + 0.9 + 0) / 4)
+    assert summary["accuracy"]["low"] <= summary["accuracy"]["mean"] <= summary["accuracy"]["high"]
+    assert {name: part["mean"] for name, part in summary["question_type"].items()} == pytest.approx(
+        {"is": 0.45, "what": 0.8}
+    )
+    assert summary["answer_type"]["any"]["questions"] == 4
+
+
+def test_comparison_is_paired():
+    theirs = {"model": "original", "examples": [
+        {"id": 4, "answer": "no", "score": 1.0},
+        {"id": 1, "answer": "red", "score": 1.0},
+        {"id": 2, "answer": "blue", "score": 0.6},
+        {"id": 3, "answer": "no", "score": 0.0},
+    ]}  # fmt: skip
+    scores, answers = {1: 1.0, 2: 0.6, 3: 0.9, 4: 0.0}, dict(zip((1, 2, 3, 4), ANSWERS, strict=True))
+    result = compare(scores, answers, theirs)
+    assert result["model"] == "original"
+    assert result["difference"]["mean"] == pytest.approx((0 + 0 + 0.9 - 1) / 4)
+    assert result["difference"]["low"] < 0 < result["difference"]["high"]
+    assert result["agreement"] == 0.5
+
+
+def test_a_run_agrees_with_itself():
+    scores = {1: 1.0, 2: 0.0}
+    theirs = {"model": "x", "examples": [{"id": i, "answer": "a", "score": s} for i, s in scores.items()]}
+    result = compare(scores, {1: "a", 2: "a"}, theirs)
+    assert result["agreement"] == 1
+    assert result["difference"] == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_other_questions_are_refused():
+    theirs = {"model": "x", "examples": [{"id": 9, "answer": "a", "score": 1.0}]}
+    with pytest.raises(InputError, match="same split"):
+        compare({1: 1.0}, {1: "a"}, theirs)
+
+
+def test_constant_per_template_takes_the_best_scoring_answer():
+    train = [
+        example(1, "red", "what", matches=2),
+        example(2, "red", "what", matches=2),
+        example(3, "blue", "what", matches=10),
+        example(4, "no", "is"),
+        example(5, "no", "is"),
+        example(6, "yes", "is"),
+    ]
+    test = [example(7, "x", "what"), example(8, "x", "is"), example(9, "x", "never seen")]
+    credit = {"red": 0.6 * 2, "blue": 1.0, "other": 2 * 1.0}
+    assert max(credit, key=credit.get) == "other"
+    assert constant_per_template(TASK, train, test) == ["other", "no", "no"]
