@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ViltImageProcessorPil, ViltProcessor
 from transformers.utils import cached_file
@@ -20,6 +22,8 @@ from pumer.patching import patch, reduction, unwrapped
 from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
 
 REDUCTION_FILE = "reduction.json"
+WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
 def save(model: nn.Module, directory: str | Path) -> None:
@@ -41,8 +45,10 @@ def save(model: nn.Module, directory: str | Path) -> None:
     with replacing(directory) as folder:
         inner.save_pretrained(folder)
         write_reduction(inner, folder)
-    if reduction(inner) is None:
-        (Path(directory) / REDUCTION_FILE).unlink(missing_ok=True)
+        written = {file.name for file in folder.iterdir()}
+    for file in Path(directory).iterdir():  # an older save must not be mistaken for a part of this one
+        if file.name not in written and (file.name == REDUCTION_FILE or WEIGHT_FILES.fullmatch(file.name)):
+            file.unlink()
 
 
 def write_reduction(model: nn.Module, directory: str | Path) -> None:
@@ -66,33 +72,35 @@ def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         InputError: If the checkpoint is missing, broken or of an unknown model type, or if its reduction has an unknown
             method, version or key.
     """
-    cls = model_class(name)
+    hub = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
+    cls = model_class(name, **hub)
+    config = read_reduction(name, **hub)
     try:
         model: PreTrainedModel = cls.from_pretrained(str(name), **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
     restore_text_norm(model)
-    config = read_reduction(name)
     return model.eval() if config is None else patch(model.eval(), config)
 
 
-def model_class(name: str | Path) -> type[PreTrainedModel]:
+def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
     """The transformers class a checkpoint was saved from.
 
     Args:
         name: A folder or a hub name.
+        **hub: Where on the hub to look: ``revision``, ``token``, ``cache_dir`` and such.
 
     Raises:
         InputError: If there is no readable ``config.json``, or it names no class of transformers.
     """
-    if isinstance(name, Path) or os.sep in str(name)[:1] or Path(name).exists():
+    if isinstance(name, Path) or name.startswith((os.sep, ".")) or name.count("/") > 1 or Path(name).exists():
         if not Path(name).is_dir():
             raise InputError(f"checkpoint {name} is not a folder; give a folder with config.json and model.safetensors")
         if not (Path(name) / "config.json").is_file():
             raise InputError(f"checkpoint {name} holds no config.json; give a folder that pumer or transformers wrote")
     try:
-        config = AutoConfig.from_pretrained(str(name))
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(str(name), **hub)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint {name} cannot be read: {first_line(error)}") from error
     architecture = (config.architectures or [""])[0]
     cls = getattr(transformers, architecture, None) if architecture else None
@@ -101,16 +109,20 @@ def model_class(name: str | Path) -> type[PreTrainedModel]:
     return cls
 
 
-def read_reduction(name: str | Path) -> ReductionConfig | None:
+def read_reduction(name: str | Path, **hub: Any) -> ReductionConfig | None:
     """The reduction a checkpoint was saved with, or None.
 
     Args:
         name: A folder or a hub name.
+        **hub: As for `model_class`.
 
     Raises:
         InputError: If ``reduction.json`` is broken, or names an unknown method, version or key.
     """
-    path = cached_file(str(name), REDUCTION_FILE, _raise_exceptions_for_missing_entries=False)
+    try:
+        path = cached_file(str(name), REDUCTION_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+    except OSError as error:
+        raise InputError(f"{REDUCTION_FILE} of {name} cannot be read: {first_line(error)}") from error
     if path is None:
         return None
     content = read_json(path)
@@ -179,11 +191,13 @@ def replacing(directory: str | Path) -> Iterator[Path]:
     Raises:
         InputError: If ``directory`` is a file.
     """
-    final = Path(directory)
+    final = Path(directory).resolve()
     if final.exists() and not final.is_dir():
         raise InputError(f"{final} is a file; give a folder to write to")
     final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.with_name(f".{final.name}.{uuid4().hex[:8]}")
+    # inside a folder that exists: it may be a mount of its own, and a rename does not leave a file system
+    beside = final if final.exists() else final.parent
+    aside = beside / f".{final.name}.{uuid4().hex[:8]}"
     aside.mkdir()
     try:
         yield aside

@@ -1,6 +1,6 @@
 """Switch reduction on and off in a model that is already there: patch, unpatch, patched, disabled, reduction."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -30,16 +30,16 @@ def patch(model: Model, config: ReductionConfig) -> Model:
         InputError: If the model holds no supported family, has no such layer, or is under control of another library
             that replaced its ``forward``.
     """
+    if not isinstance(config, ReductionConfig):
+        raise InputError(f"{config!r} is not a reduction config; give pumer.PuMerConfig(...) or pumer.NoReduction()")
     roots = _roots(model)
     for root, backbone in roots:
         _check_layers(config, backbone, root)
-        _check_untouched(root, backbone)
+        known = {*backbone.classes, *backbone.classes.values()}
+        _check_untouched(root, known, "patch the model before, or load it without device_map")
     unpatch(model)
     for root, backbone in roots:
-        for module in root.modules():
-            if type(module) in backbone.classes:
-                module.__class__ = backbone.classes[type(module)]
-        root.pumer_reduction = Reduction(config)  # type: ignore[assignment]
+        _install(root, backbone, Reduction(config))
     return model
 
 
@@ -51,9 +51,13 @@ def unpatch(model: Model) -> Model:
 
     Returns:
         The same model.
+
+    Raises:
+        InputError: If another library replaced a patched module's ``forward`` in the meantime.
     """
     for backbone in BACKBONES.values():
         originals = {patched: parent for parent, patched in backbone.classes.items()}
+        _check_untouched(unwrapped(model), set(originals), "remove its hooks before unpatching")
         for module in unwrapped(model).modules():
             if type(module) in originals:
                 module.__class__ = originals[type(module)]
@@ -72,15 +76,15 @@ def patched(model: Model, config: ReductionConfig) -> Iterator[Model]:
     Yields:
         The model.
     """
-    before = reduction(model)
+    before = [(root, backbone, root.__dict__.get("pumer_reduction")) for root, backbone in _roots(model)]
     patch(model, config)
     try:
         yield model
     finally:
-        if before is None:
-            unpatch(model)
-        else:
-            patch(model, before)
+        unpatch(model)
+        for root, backbone, state in before:
+            if state is not None:  # the very state, so that an enclosing `disabled` or trace stays in force
+                _install(root, backbone, state)
 
 
 @contextmanager
@@ -148,6 +152,14 @@ def _roots(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
     return found
 
 
+def _install(root: nn.Module, backbone: Backbone, state: Reduction) -> None:
+    """Swap the classes below a root that is not patched, and give it its state."""
+    for module in root.modules():
+        if type(module) in backbone.classes:
+            module.__class__ = backbone.classes[type(module)]
+    root.pumer_reduction = state  # type: ignore[assignment]
+
+
 def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) -> None:
     layers = backbone.layers(root)
     for stack, layer in config.places():
@@ -160,12 +172,11 @@ def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) 
             )
 
 
-def _check_untouched(root: nn.Module, backbone: Backbone) -> None:
+def _check_untouched(model: nn.Module, classes: Container[type], remedy: str) -> None:
     """Refuse modules whose ``forward`` was replaced on the instance: a swapped class would silently not be used."""
-    for name, module in root.named_modules():
-        known = type(module) in backbone.classes or type(module) in backbone.classes.values()
-        if known and "forward" in module.__dict__:
+    for name, module in model.named_modules():
+        if type(module) in classes and "forward" in module.__dict__:
             raise InputError(
                 f"the forward of '{name or type(module).__name__}' was replaced by another library (accelerate's "
-                "device_map does this); patch the model before, or load it without device_map"
+                f"device_map does this); {remedy}"
             )

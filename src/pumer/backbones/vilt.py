@@ -11,6 +11,7 @@ What the patched classes change:
 Weights, state dict and class names stay as they are.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -127,9 +128,15 @@ def interpolate_positions(table: Tensor, height: Tensor, width: Tensor, rows: in
     square = table.view(side, side, -1).to(torch.promote_types(table.dtype, torch.float32))
     vertical = _bilinear_weights(height, rows, side).to(square.dtype)
     horizontal = _bilinear_weights(width, columns, side).to(square.dtype)
-    with torch.autocast(table.device.type, enabled=False):
+    with _autocast_off(table.device):
         resized = torch.einsum("bhp,pqd->bhqd", vertical, square)
         return torch.einsum("bwq,bhqd->bhwd", horizontal, resized).flatten(1, 2)
+
+
+def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
+    if device.type == "meta":  # which has no autocast: `pumer.plan` runs there
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _bilinear_weights(length: Tensor, slots: int, side: int) -> Tensor:
@@ -189,7 +196,8 @@ class ReducedViltEncoder(ViltEncoder):
         plain = LayerCues(reduction.config)
         hidden_states: list[Tensor] = []
         for index, layer in enumerate(self.layer):
-            hidden_states.append(tokens.states)
+            if output_hidden_states:
+                hidden_states.append(tokens.states)
             reducer = reducers.get(index)
             if reducer is None:
                 tokens = tokens.with_states(layer(tokens.states, tokens.bias, plain))
@@ -204,10 +212,11 @@ class ReducedViltEncoder(ViltEncoder):
         T = tokens.text_length
         wanted = LayerCues(reduction.config, reducer.needs, T)
         states, keys, rows = layer(tokens.states, tokens.bias, wanted, part="attention")
-        with torch.no_grad():
-            cues = Cues(_block(tokens, slice(0, T), keys), _block(tokens, slice(T, None), keys), rows)
-            text, image = reducer.decide(cues)
-        tokens, decision = tokens.with_states(states).reduce(text, image)
+        with _autocast_off(states.device):  # similarities and averages in the precision of what they are made from
+            with torch.no_grad():
+                cues = Cues(_block(tokens, slice(0, T), keys), _block(tokens, slice(T, None), keys), rows)
+                text, image = reducer.decide(cues)
+            tokens, decision = tokens.with_states(states).reduce(text, image)
         reduction.record(index, decision, tokens)
         return tokens
 

@@ -25,9 +25,11 @@ def config_from_dict(mapping: Mapping[str, Any]) -> ReductionConfig:
     Raises:
         InputError: For an unknown method, version, key or value; it names it.
     """
+    if not isinstance(mapping, Mapping):
+        raise InputError(f"a reduction must be a mapping with the key 'method', not {mapping!r}")
     values = dict(mapping)
     method = values.pop("method", None)
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise InputError(f"reduction method {method!r} is unknown; there are {', '.join(METHODS)}")
     cls = METHODS[method]
     version = values.pop("version", cls.version)

@@ -50,8 +50,9 @@ class ReductionConfig:
 
     def __post_init__(self) -> None:
         """Check what is common to all methods."""
-        if self.max_image_tokens is not None and self.max_image_tokens < 1:
-            raise InputError(f"max_image_tokens is {self.max_image_tokens}; give an integer above 0, or None")
+        most = self.max_image_tokens
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise InputError(f"max_image_tokens is {most!r}; give an integer above 0, or None")
 
     def reducers(self) -> dict[Place, Reducer]:
         """The reducer of each reducing layer."""
@@ -99,6 +100,14 @@ def check_ratios(config: object, where: str) -> None:
             raise InputError(
                 f"{field.name} of {where} is {value!r}; give the fraction to remove, from 0 up to but not including 1"
             )
+
+
+def check_layers(layers: object, where: str) -> None:
+    """Refuse what is not a sequence of layers."""
+    if not isinstance(layers, list | tuple):
+        raise InputError(f"layers of {where} is {layers!r}; give a sequence of integers, such as (2, 5, 8)")
+    for layer in layers:
+        check_layer(layer, where)
 
 
 def check_layer(layer: object, where: str) -> None:

@@ -17,6 +17,7 @@ from pumer.reducers.base import (
     ReductionConfig,
     check_distinct,
     check_layer,
+    check_layers,
     check_ratios,
 )
 from pumer.tokens import Block, Cues, Decision
@@ -118,6 +119,7 @@ class PuMerConfig(ReductionConfig):
     ) -> None:
         """Turn ``layers`` into steps and check them."""
         super().__post_init__()
+        check_layers(layers, "the reduction")
         if self.schedule and (layers or prune_ratio or merge_ratio or text_merge_ratio):
             raise InputError("both schedule and layers or ratios are given; put the ratios into the schedule's steps")
         if not self.schedule and not layers:

@@ -21,7 +21,7 @@ from pumer.reducers.base import (
     Reducer,
     ReductionConfig,
     check_distinct,
-    check_layer,
+    check_layers,
     check_ratios,
 )
 from pumer.tokens import Block, Cues, Decision
@@ -56,8 +56,8 @@ class ReleasedPuMerConfig(ReductionConfig):
         """Check the values."""
         super().__post_init__()
         check_ratios(self, "the released reduction")
-        for layer in self.layers:
-            check_layer(layer, "the released reduction")
+        check_layers(self.layers, "the released reduction")
+        object.__setattr__(self, "layers", tuple(self.layers))
         check_distinct([("fusion", layer) for layer in self.layers])
         if self.similarity not in ("mean_head", "first_head"):
             raise InputError(f"similarity {self.similarity!r} is unknown; give 'mean_head' or 'first_head'")
