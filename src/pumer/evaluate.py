@@ -103,14 +103,13 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         InputError: for whatever the user can correct.
     """
     settings = _with_training_settings(config)
-    model = load(config.model)
+    model, task_type = load(config.model), task_class(settings["task"])
+    _check_class(config.model, model, task_type)
     processor = load_processor(config.model)
     if config.reduction is not None:
         patch(model, reduction_from(config.reduction))
     ensure_patched(model)
     model.to(best_device())
-    task_type = task_class(settings["task"])
-    _check_class(config.model, model, task_type)
     task = task_type(labels_of(model))
     examples = task.read(settings["root"], config.split, config.limit)
     text_length = text_length_of(model, settings["text_length"])

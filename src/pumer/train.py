@@ -21,7 +21,16 @@ from pumer.checkpoint import load, load_processor, read_json, save, write_json
 from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.evaluate import TRAINING_RECORD, labels_of
-from pumer.jobs import Collator, Examples, make_inputs, progress_bar, reduction_from, task_class, text_length_of
+from pumer.jobs import (
+    Collator,
+    Examples,
+    best_device,
+    make_inputs,
+    progress_bar,
+    reduction_from,
+    task_class,
+    text_length_of,
+)
 from pumer.patching import patch
 from pumer.provenance import collect
 from pumer.reducers import NoReduction
@@ -139,6 +148,7 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
         lr_scheduler_kwargs={"lr_end": optimizer.end_lr, "power": 1.0},
         warmup_steps=optimizer.warmup,
         bf16=config.precision == "bf16",
+        use_cpu=best_device().type == "cpu",
         eval_strategy=moment if config.data.eval else "no",
         save_strategy=moment,
         eval_steps=config.eval_steps,

@@ -1,0 +1,158 @@
+"""What a user can do wrong, through the real command line: one clear line and exit code 2."""
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import pumer
+from pumer.cli import app
+
+RECIPE = """
+model: {model}
+output: {output}
+data: {{root: {root}, min_answer_count: 1}}
+reduction: {{method: pumer, layers: [2, 5, 8], prune_ratio: 0.1, merge_ratio: 0.3, text_merge_ratio: 0.2}}
+batch_size: 4
+max_steps: 2
+report_to: []
+"""
+
+
+@pytest.fixture
+def recipe(tiny_vilt, tiny_vqa, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(model=tiny_vilt, output=tmp_path / "out", root=tiny_vqa))
+    return path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(result, *parts):
+    """The command ended with exit code 2 and one line of error that holds all `parts`."""
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.exit_code == 2, result.output
+    assert len(errors) == 1
+    assert result.stderr.rstrip().endswith(errors[0])
+    for part in parts:
+        assert part in errors[0]
+
+
+def test_train_then_evaluate(recipe, tmp_path):
+    result = invoke("train", recipe, "teacher=self")
+    assert result.exit_code == 0, result.output
+    assert "accuracy" in result.stdout
+    assert "max_steps: 2" in result.stderr  # the resolved config
+    result = invoke("evaluate", tmp_path / "out", "split=val", f"output={tmp_path}/result.json")
+    assert result.exit_code == 0, result.output
+    assert "question type what colour" in result.stdout
+    assert json.loads((tmp_path / "result.json").read_text())["reduction"]["method"] == "pumer"
+
+
+def test_missing_data_folder(recipe):
+    refused(invoke("train", recipe, "data.root=/nowhere"), "data folder /nowhere does not exist")
+
+
+def test_broken_json(recipe, tiny_vqa):
+    (tiny_vqa / "v2_mscoco_val2014_annotations.json").write_text('{"annotations": [{]}')
+    refused(invoke("train", recipe), "v2_mscoco_val2014_annotations.json", "broken JSON")
+
+
+def test_question_whose_image_is_missing(recipe, tiny_vqa):
+    (tiny_vqa / "train2014" / "COCO_train2014_000000000004.jpg").unlink()
+    refused(invoke("train", recipe), "image COCO_train2014_000000000004.jpg", "question 4000 is missing")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_truncated_jpeg(recipe, tiny_vqa, workers):
+    path = tiny_vqa / "train2014" / "COCO_train2014_000000000004.jpg"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:400])
+    refused(invoke("train", recipe, "max_steps=6", f"workers={workers}"), str(path), "cannot be decoded")
+
+
+def test_unknown_recipe_key(recipe):
+    recipe.write_text(recipe.read_text() + "epochz: 3\n")
+    refused(invoke("train", recipe), "key 'epochz' is unknown in train config; did you mean 'epochs'?")
+
+
+def test_unknown_setting(recipe):
+    refused(invoke("train", recipe, "optimizer.rl=1"), "key 'optimizer.rl' is unknown", "'optimizer.lr'")
+
+
+def test_setting_without_value(recipe):
+    refused(invoke("train", recipe, "epochs"), "'epochs' is not of the form key=value")
+
+
+def test_missing_recipe(tmp_path):
+    refused(invoke("train", tmp_path / "nope.yaml"), "nope.yaml does not exist")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_checkpoint_of_another_model_type(recipe, tiny_vqa, tmp_path, command):
+    from transformers import BertConfig, BertForMaskedLM
+
+    folder = tmp_path / "bert"
+    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertForMaskedLM(config).save_pretrained(folder)
+    if command == "train":
+        refused(invoke("train", recipe, f"model={folder}"), "is a 'bert' model", "'vilt'")
+    else:
+        refused(invoke("evaluate", folder, f"data.root={tiny_vqa}"), "Bert", "Vilt")
+
+
+def test_layer_12_of_12(recipe, tiny_vilt, tiny_vqa):
+    refused(invoke("train", recipe, "reduction.layers=[2,12]"), "12", "0")
+    settings = ["reduction={method: pumer, layers: [12], merge_ratio: 0.3}", f"data.root={tiny_vqa}"]
+    refused(invoke("evaluate", tiny_vilt, *settings), "12")
+
+
+def test_ratio_1(recipe):
+    refused(invoke("train", recipe, "reduction.merge_ratio=1.0"), "merge_ratio", "1.0", "not including 1")
+
+
+def test_unknown_reduction_key(recipe):
+    refused(invoke("train", recipe, "reduction.merge_ration=0.2"), "'merge_ration'", "'merge_ratio'")
+
+
+def test_missing_model(tiny_vqa):
+    refused(invoke("evaluate", "/nowhere", f"data.root={tiny_vqa}"), "/nowhere")
+
+
+def test_broken_reduction_file(tiny_vilt, tiny_vqa, tmp_path):
+    pumer.save(pumer.load(tiny_vilt), tmp_path / "model")
+    (tmp_path / "model" / "reduction.json").write_text('{"method": "pumer", "version": 99}')
+    refused(invoke("evaluate", tmp_path / "model", f"data.root={tiny_vqa}"), "version 99")
+
+
+def test_interrupt_exits_130(recipe, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pumer.train.run", interrupt)
+    assert invoke("train", recipe).exit_code == 130
+
+
+def test_defect_keeps_its_traceback(recipe, monkeypatch):
+    def defect(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("pumer.train.run", defect)
+    result = invoke("train", recipe)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, RuntimeError)
+
+
+def test_usage_errors_exit_2():
+    assert invoke("train").exit_code == 2
+    assert invoke("trian").exit_code == 2
+    assert invoke("train", "--epochs", "3").exit_code == 2
+
+
+def test_help_names_every_command():
+    shown = invoke("--help").stdout
+    for command in ("train", "evaluate", "benchmark", "visualize", "plan", "convert", "data", "world", "demo"):
+        assert command in shown

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import ViltForMaskedLM
+
+import pumer
+from pumer.checkpoint import load_processor, read_json
+from pumer.errors import InputError
+from pumer.evaluate import EvaluateConfig, EvaluationData, labels_of, predict, run
+from pumer.jobs import make_inputs
+from pumer.tasks import VQAv2
+
+REDUCTION = {"method": "pumer", "layers": [2, 5], "prune_ratio": 0.2, "merge_ratio": 0.4}
+
+
+@pytest.fixture
+def config(tiny_vilt, tiny_vqa):
+    return EvaluateConfig(model=str(tiny_vilt), data=EvaluationData(tiny_vqa), batch_size=5)
+
+
+def test_answers_equal_those_of_one_question_at_a_time(tiny_vilt, tiny_vqa):
+    model = pumer.patch(pumer.load(tiny_vilt), pumer.NoReduction())
+    task = VQAv2(labels_of(model))
+    examples = task.read(tiny_vqa, "val")
+    inputs = make_inputs(load_processor(tiny_vilt), 12)
+    answers = predict(model, task, examples, inputs, batch_size=5)
+    for example, answer in zip(examples, answers, strict=True):
+        with torch.no_grad():
+            logits = model(**task.collate([example], inputs)["inputs"]).logits[0]
+        assert answer == model.config.id2label[int(logits.argmax())]
+
+
+def test_result_file(config, tmp_path):
+    config = EvaluateConfig(**vars(config) | {"output": tmp_path / "sub" / "result.json"})
+    result = run(config)
+    assert read_json(config.output) == json.loads(json.dumps(result))
+    assert result["questions"] == 12
+    assert result["reduction"]["method"] == "none"
+    assert set(result["answer_type"]) == {"other", "yes/no"}
+    assert {"device", "dtype", "versions", "commit", "config"} <= result.keys()
+    # "what colour" has three equally frequent answers, "is it red?" is mostly no
+    assert result["constant_per_template"]["mean"] == pytest.approx((2 + 4) / 12)
+
+
+def test_runs_are_compared_question_by_question(config, tmp_path):
+    first = vars(config) | {"per_example": tmp_path / "a.json"}
+    result = run(EvaluateConfig(**first))
+    entries = read_json(tmp_path / "a.json")["examples"]
+    assert len(entries) == 12
+    assert sum(entry["score"] for entry in entries) / 12 == pytest.approx(result["accuracy"]["mean"])
+    again = run(EvaluateConfig(**vars(config) | {"against": tmp_path / "a.json"}))
+    assert again["difference"]["agreement"] == 1
+    assert again["difference"]["difference"] == {"mean": 0, "low": 0, "high": 0}
+    with pytest.raises(InputError, match="same split and limit"):
+        run(EvaluateConfig(**vars(config) | {"against": tmp_path / "a.json", "limit": 3}))
+
+
+def test_reduction_without_fine_tuning(config, tmp_path):
+    result = run(EvaluateConfig(**vars(config) | {"reduction": REDUCTION}))
+    assert result["reduction"]["method"] == "pumer"
+    assert [step["layer"] for step in result["reduction"]["schedule"]] == [2, 5]
+    model = pumer.patch(pumer.load(config.model), pumer.PuMerConfig(layers=(2,), merge_ratio=0.3))
+    pumer.save(model, tmp_path)
+    load_processor(config.model).save_pretrained(tmp_path)
+    assert run(EvaluateConfig(**vars(config) | {"model": str(tmp_path)}))["reduction"]["method"] == "pumer"
+    off = run(EvaluateConfig(**vars(config) | {"model": str(tmp_path), "reduction": "none"}))
+    assert off["reduction"]["method"] == "none"
+    assert off["accuracy"] == run(config)["accuracy"]
+
+
+def test_table_and_submission(config, tmp_path, capsys):
+    config = EvaluateConfig(**vars(config) | {"submission": tmp_path / "submission.json"})
+    run(config, Console(width=100))
+    shown = capsys.readouterr().out
+    assert "question type what colour" in shown
+    assert "best constant per template" in shown
+    submission = read_json(tmp_path / "submission.json")
+    assert len(submission) == 12
+    assert submission[0].keys() == {"question_id", "answer"}
+
+
+def test_settings_of_the_training_are_the_defaults(config, tmp_path):
+    model = pumer.load(config.model)
+    pumer.save(model, tmp_path)
+    load_processor(config.model).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"give data\.root=FOLDER"):
+        run(EvaluateConfig(model=str(tmp_path)))
+    trained = {"data": {"root": str(config.data.root)}, "task": "vqav2", "blank": "image", "text_length": 5}
+    (tmp_path / "train.json").write_text(json.dumps({"config": trained}))
+    result = run(EvaluateConfig(model=str(tmp_path)))
+    blind = run(EvaluateConfig(**vars(config) | {"blank": "image", "text_length": 5}))
+    assert result["accuracy"] == blind["accuracy"]
+
+
+def test_model_of_another_kind_is_refused(config, tmp_path):
+    ViltForMaskedLM.from_pretrained(config.model).save_pretrained(tmp_path)
+    load_processor(config.model).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="is a ViltForMaskedLM; task vqav2 needs a ViltForQuestionAnswering"):
+        run(EvaluateConfig(**vars(config) | {"model": str(tmp_path)}))

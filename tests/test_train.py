@@ -1,0 +1,268 @@
+"""Training through the real job on a tiny model and a tiny data folder in the official format."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+import pumer
+from pumer.checkpoint import read_json
+from pumer.errors import InputError
+from pumer.evaluate import labels_of
+from pumer.jobs import Collator, Examples, make_inputs
+from pumer.tasks import VQAv2
+from pumer.train import OptimizerConfig, TrainConfig, TrainingData, run
+from pumer.trainer import DistillingTrainer, last_checkpoint
+
+REDUCTION = {"method": "pumer", "layers": [2, 5, 8], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
+
+
+@pytest.fixture
+def config(tiny_vilt, tiny_vqa, tmp_path):
+    """Six steps of four examples: one pass over the training questions."""
+    return TrainConfig(
+        model=str(tiny_vilt),
+        output=tmp_path / "out",
+        data=TrainingData(tiny_vqa, min_answer_count=1),
+        optimizer=OptimizerConfig(lr=1e-3),
+        reduction=REDUCTION,
+        batch_size=4,
+        max_steps=6,
+        log_steps=1,
+        report_to=(),
+    )
+
+
+def change(config, **changes):
+    return dataclasses.replace(config, **changes)
+
+
+def train(config, **changes):
+    return run(change(config, **changes), progress=False)
+
+
+def weights(folder):
+    return pumer.load(folder).state_dict()
+
+
+def same(left, right):
+    assert left.keys() == right.keys()
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_trained_model_is_saved_with_all_that_belongs_to_it(config):
+    result = train(config, teacher="self")
+    assert result["steps"] == 6
+    assert 0 <= result["accuracy"]["low"] <= result["accuracy"]["mean"] <= result["accuracy"]["high"] <= 1
+    record = read_json(config.output / "train.json")
+    assert record["accuracy"] == result["accuracy"]
+    assert record["config"]["reduction"] == REDUCTION
+    assert {"device", "versions", "dtype", "command", "commit"} <= record.keys()
+    for folder in (config.output, config.output / "checkpoint-6"):
+        model = pumer.load(folder)
+        assert [step.layer for step in pumer.reduction(model).schedule] == [2, 5, 8]
+        assert labels_of(model) == ("blue", "green", "no", "red", "yes")
+        pumer.checkpoint.load_processor(folder)
+    assert same(weights(config.output), weights(config.output / "checkpoint-6"))
+
+
+def test_training_learns(config):
+    result = train(config, max_steps=60, reduction="none", data=dataclasses.replace(config.data, eval="train"))
+    losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
+    assert losses[-1] < losses[0] / 2
+    assert result["accuracy"]["mean"] > 0.7
+
+
+def test_same_config_same_weights(config, tmp_path):
+    train(config)
+    train(config, output=tmp_path / "again")
+    assert same(weights(config.output), weights(tmp_path / "again"))
+    train(config, output=tmp_path / "other", seed=1)
+    assert not same(weights(config.output), weights(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("teacher", [None, "self"])
+def test_interrupted_run_ends_where_an_undisturbed_one_does(config, tmp_path, monkeypatch, teacher):
+    config = change(config, eval_steps=2, max_steps=8, teacher=teacher)
+    train(config, output=tmp_path / "undisturbed")
+    original, calls = DistillingTrainer.training_step, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistillingTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    (config.output / "checkpoint-6").mkdir()  # as a kill in the middle of writing leaves it
+    assert last_checkpoint(config.output).name == "checkpoint-4"
+    train(config)
+    assert len(calls) == 6 + 4
+    assert same(weights(config.output), weights(tmp_path / "undisturbed"))
+
+
+def test_finished_run_is_not_trained_again(config):
+    first = train(config)
+    before = weights(config.output)
+    again = train(config)
+    assert again["steps"] == 6
+    assert again["accuracy"] == first["accuracy"]
+    assert same(before, weights(config.output))
+
+
+def test_run_with_other_settings_is_not_continued(config):
+    train(config)
+    with pytest.raises(InputError, match=r"holds a run with max_steps=6, not 7; .*resume=false"):
+        train(config, max_steps=7)
+    train(config, log_steps=3, workers=0)
+    assert train(config, max_steps=2, resume=False)["steps"] == 2
+    assert last_checkpoint(config.output).name == "checkpoint-2"
+
+
+def test_accumulated_steps_equal_one_large_step(config, tmp_path):
+    large = train(config, max_steps=2, batch_size=4)
+    small = train(config, max_steps=2, batch_size=2, accumulate=2, output=tmp_path / "accumulated")
+    for one, other in zip(large["history"][:2], small["history"][:2], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+    ours, theirs = weights(config.output), weights(tmp_path / "accumulated")
+    for name in ours:
+        if not name.endswith("key.bias"):  # their gradient is zero but for rounding, which Adam blows up
+            assert torch.allclose(ours[name], theirs[name], atol=1e-5), name
+
+
+def test_learning_rate_warms_up_and_falls_to_its_end(config):
+    optimizer = OptimizerConfig(lr=1e-2, end_lr=1e-5, warmup=0.4)
+    history = train(config, max_steps=10, optimizer=optimizer, reduction="none")["history"]
+    seen = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    warm = [1e-2 * step / 4 for step in range(4)]
+    fall = [1e-5 + (1e-2 - 1e-5) * (1 - step / 6) for step in range(6)]
+    assert seen == pytest.approx(warm + fall, rel=1e-6)
+
+
+def test_early_stopping_keeps_the_best(config):
+    optimizer = OptimizerConfig(lr=1e-9, end_lr=0.0)  # nothing ever gets better
+    result = train(config, optimizer=optimizer, epochs=9, max_steps=None, patience=2)
+    assert result["steps"] == 3 * 6
+
+
+def test_bfloat16(config):
+    result = train(config, precision="bf16", teacher="self")
+    assert math.isfinite(result["loss"])
+    assert result["dtype"] == "bfloat16 autocast"
+    assert pumer.load(config.output).dtype == torch.float32
+
+
+def test_aspect_and_workers(config):
+    assert train(config, resize="aspect", workers=1, max_steps=2)["steps"] == 2
+
+
+@pytest.mark.parametrize("blank", ["image", "text"])
+def test_blind_models(config, blank):
+    assert train(config, blank=blank, reduction="none", max_steps=2)["steps"] == 2
+
+
+def test_no_evaluation_split(config):
+    assert "accuracy" not in train(config, data=dataclasses.replace(config.data, eval=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "vqa"}, "task 'vqa' is unknown; there are: vqav2"),
+        ({"reduction": "tom"}, "reduction method 'tom' is unknown"),
+        ({"reduction": {**REDUCTION, "layers": [12]}}, "12"),
+        ({"reduction": {**REDUCTION, "merge_ratio": 1.0}}, "1.0"),
+        ({"text_length": 13}, r"text_length must lie in \[2, 12\]"),
+        ({"model": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_unusable_settings_are_named_before_training(config, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(config, **changes)
+    assert not (config.output / "train.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"max_steps": 0}, "max_steps must be at least 1 or null"),
+        ({"patience": 1, "data": TrainingData("x", eval=None)}, "patience counts evaluations"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(config, changes, message):
+    with pytest.raises(InputError, match=message):
+        change(config, **changes)
+
+
+@pytest.mark.parametrize("values", [{"lr": 0}, {"lr": 1e-8}, {"warmup": 1.0}, {"betas": (0.9, 1.0)}])
+def test_optimizer_values_without_a_meaning_are_refused(values):
+    with pytest.raises(InputError, match=f"optimizer.{next(iter(values))}"):
+        OptimizerConfig(**values)
+
+
+def test_teacher_with_other_answers_is_refused(config, tmp_path):
+    teacher = VQAv2.model(config.model, ["red", "blue"])
+    pumer.save(teacher, tmp_path / "teacher")
+    with pytest.raises(InputError, match=r"knows other answers \(2\)"):
+        train(config, teacher=str(tmp_path / "teacher"))
+
+
+@pytest.fixture
+def trainer(config, tmp_path):
+    """A trainer with a teacher of its own weights, before its first step."""
+    from transformers import TrainingArguments
+
+    from pumer.checkpoint import load_processor
+
+    task = VQAv2(VQAv2.vocabulary(config.data.root, 1))
+    model, teacher = (pumer.patch(task.model(config.model, task.labels), pumer.NoReduction()) for _ in range(2))
+    collate = Collator(task, make_inputs(load_processor(config.model), 12))
+    arguments = TrainingArguments(output_dir=str(tmp_path), learning_rate=1e-3, weight_decay=0.01, report_to=[])
+    return DistillingTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Examples(task.read(config.data.root, "train")),
+        data_collator=collate,
+        task=task,
+        teacher=teacher.eval(),
+        head_factor=10.0,
+    )
+
+
+def batch_of(trainer):
+    return trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+
+
+def test_loss_is_the_tasks_plus_the_divergence(trainer):
+    batch = batch_of(trainer)
+    logits = trainer.model(**batch["inputs"]).logits
+    alone = trainer.task.loss(logits, batch)
+    trainer.model.train()
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(alone.item())  # the teacher agrees
+    with torch.no_grad():
+        trainer.teacher.classifier[-1].bias += torch.arange(5)
+    taught = (logits + torch.arange(5)).softmax(-1)
+    kl = (taught * (taught.log() - logits.log_softmax(-1))).sum() / 4
+    loss = trainer.compute_loss(trainer.model, batch)
+    assert loss.item() == pytest.approx((alone + kl).item(), rel=1e-5)
+    loss.backward()
+    assert all(parameter.grad is None for parameter in trainer.teacher.parameters())
+    trainer.model.eval()
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(alone.item())
+
+
+def test_optimizer_has_the_papers_groups(trainer):
+    optimizer = trainer.create_optimizer()
+    setting = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    named = dict(trainer.model.named_parameters())
+    assert len(setting) == len(named)
+    norms = {name for name, module in trainer.model.named_modules() if isinstance(module, torch.nn.LayerNorm)}
+    for name, parameter in named.items():
+        lr = 1e-2 if name.startswith("classifier.") else 1e-3
+        free = name.endswith("bias") or name.rpartition(".")[0] in norms
+        assert setting[id(parameter)] == pytest.approx((lr, 0.0 if free else 0.01)), name
