@@ -57,7 +57,7 @@ class EvaluateConfig:
         task: name in `pumer.tasks.TASKS`.
         data: where the questions are.
         split: "train", "val" or "test"; a split without public answers needs `submission`.
-        limit: only the first so many questions.
+        limit: only so many questions, spread evenly over the split.
         reduction: another reduction than the saved one, without fine-tuning; "none" switches it off.
         batch_size: questions per forward pass.
         text_length: questions are cut to this many tokens; by default to what the model can take.

@@ -18,8 +18,8 @@ class TrainingData:
         root: data folder with the task's official files.
         train: split to train on.
         eval: split to evaluate on, after every epoch and at the end; null for none.
-        limit: train on the first so many examples.
-        eval_limit: evaluate on the first so many examples.
+        limit: train on so many examples, spread evenly over the split.
+        eval_limit: evaluate on so many examples, spread evenly over the split.
         min_answer_count: answers that occur less often in train and val together are left out of the vocabulary.
     """
 

@@ -33,8 +33,10 @@ def test_reads_the_official_files(tiny_vqa):
     assert example.groups == {"answer_type": "other", "question_type": "what colour"}
 
 
-def test_limit_takes_the_first(tiny_vqa):
-    assert VQAv2.read(tiny_vqa, "val", limit=5) == VQAv2.read(tiny_vqa, "val")[:5]
+def test_limit_spreads_over_the_split(tiny_vqa):
+    everything = VQAv2.read(tiny_vqa, "val")
+    assert VQAv2.read(tiny_vqa, "val", limit=5) == [everything[index] for index in (0, 2, 4, 7, 9)]
+    assert VQAv2.read(tiny_vqa, "val", limit=12) == VQAv2.read(tiny_vqa, "val", limit=13) == everything
 
 
 def test_test_split_has_no_answers(tiny_vqa):
@@ -172,5 +174,5 @@ def test_missing_folder_and_unknown_split(tmp_path, tiny_vqa):
         VQAv2.read(tmp_path / "nowhere", "val")
     with pytest.raises(InputError, match="split must be one of train, val, test, not 'dev'"):
         VQAv2.read(tiny_vqa, "dev")
-    with pytest.raises(InputError, match="limit=0"):
+    with pytest.raises(InputError, match="limit must be at least 1 or null, not 0"):
         VQAv2.read(tiny_vqa, "val", limit=0)

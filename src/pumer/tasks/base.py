@@ -4,13 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pumer.errors import InputError
 from pumer.tasks.images import Pixels
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,19 @@ class Inputs:
     blank_text: bool = False
 
 
+def spread(entries: Sequence[Entry], limit: int | None) -> Sequence[Entry]:
+    """At most `limit` entries, spread evenly, so that neighbours (questions about one image) are thinned out.
+
+    Raises:
+        InputError: for a limit below 1.
+    """
+    if limit is None or limit >= len(entries):
+        return entries
+    if limit < 1:
+        raise InputError(f"limit must be at least 1 or null, not {limit}")
+    return [entries[index * len(entries) // limit] for index in range(limit)]
+
+
 class Task(ABC):
     """A data set in its official files, with its loss and its official score.
 
@@ -83,7 +99,7 @@ class Task(ABC):
         Args:
             root: data folder with the official files.
             split: "train", "val" or "test".
-            limit: read only the first so many examples.
+            limit: read only so many examples, spread evenly over the split.
 
         Returns:
             The examples, in file order.

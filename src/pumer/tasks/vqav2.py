@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedModel, ViltForQuestionAnswering
 
 from pumer.errors import InputError
-from pumer.tasks.base import Example, Inputs, Task
+from pumer.tasks.base import Example, Inputs, Task, spread
 from pumer.tasks.heads import classifier_from
 from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
 
@@ -51,9 +51,9 @@ class VQAv2(Task):
     @classmethod
     def read(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
         """Read a split; see `Task.read`. Scores are grouped by `answer_type` and `question_type`."""
-        questions = _questions(root, split)[:limit]
-        if not questions or (limit is not None and limit < 1):
-            raise InputError(f"no question of split {split} in {root} is left with limit={limit}; raise the limit")
+        questions = spread(_questions(root, split), limit)
+        if not questions:
+            raise InputError(f"split {split} in {root} has no questions")
         annotations = [] if split == "test" else _annotations(root, split)
         answered = {entry["question_id"]: entry for entry in annotations}
         images = _image_files(root, split)
