@@ -1,0 +1,230 @@
+"""The whole decision of PuMer's reducer against a plain loop over one example; counts and settings."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pumer import InputError, PuMerConfig, Step
+from pumer.reducers.pumer import PRESETS, PuMerReducer
+from pumer.tokens import Block, Cues
+
+RATIOS = st.one_of(st.just(0.0), st.sampled_from([0.1, 0.2, 0.3, 0.5]), st.floats(0, 0.99))
+STEPS = st.builds(Step, layer=st.just(0), prune_ratio=RATIOS, merge_ratio=RATIOS, text_merge_ratio=RATIOS)
+
+
+def cosine(a, b):
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def merge_by_hand(keys, ranks, count):
+    """Groups of input slots that stand at each output slot, target first; ``ranks`` lists input slots in order."""
+    edges = []
+    for rank in range(2, len(ranks), 2):
+        similar = [(cosine(keys[ranks[rank]], keys[ranks[odd]]), odd) for odd in range(1, len(ranks), 2)]
+        best, odd = max(similar, key=lambda edge: (edge[0], -edge[1]))
+        edges.append((best, rank, odd))
+    edges.sort(key=lambda edge: (-edge[0], edge[1]))
+    into = {rank: odd for _, rank, odd in edges[:count]}
+    stays = [rank for rank in range(len(ranks)) if rank not in into]
+    return [[ranks[stay], *sorted(ranks[r] for r, odd in into.items() if odd == stay)] for stay in stays]
+
+
+def decide_by_hand(step, text_keys, image_keys, rows):
+    """Algorithm 1 for one example without padding: groups of text and of image slots.
+
+    Args: keys ``(H, n, Dh)``; rows ``(H, T, V)``.
+    """
+    T, V = rows.shape[1:]
+    saliency = [sum(float(rows[h, t, v]) for h in range(len(rows)) for t in range(T)) / T for v in range(V)]
+    pruned = min(round(step.prune_ratio * V), V - 1)
+    kept = sorted([0, *sorted(range(1, V), key=lambda v: (-saliency[v], v))[: V - pruned - 1]])
+    if not step.prune_ratio:
+        kept = list(range(V))
+    image_merges = min(round(step.merge_ratio * V), (len(kept) - 1) // 2)
+    text_merges = min(round(step.text_merge_ratio * T), (T - 1) // 2)
+    text = merge_by_hand(text_keys.mean(dim=0), list(range(T)), text_merges)
+    return text, merge_by_hand(image_keys.mean(dim=0), kept, image_merges)
+
+
+def groups(decision, sample):
+    """What stands at each real output slot, target first, from the decision's own fields."""
+    found = [[int(i)] for i in decision.index[sample][decision.mask[sample]]]
+    merged = zip(decision.source[sample], decision.target[sample], decision.valid[sample], strict=True)
+    for source, target, valid in sorted((int(s), int(t), bool(v)) for s, t, v in merged):
+        if valid:
+            found[target].append(source)
+    for slot, group in enumerate(found):
+        assert all(int(decision.destination[sample, i]) == slot for i in group)
+    return found
+
+
+def make_cues(step, texts, images, spare, seed, noise=True):
+    """Random cues for samples of these lengths; padding is noise."""
+    random = torch.Generator().manual_seed(seed)
+    B, T, V = len(texts), max(texts) + spare, max(images) + spare
+    keys = [torch.randn(B, 2, n, 6, dtype=torch.float64, generator=random) for n in (T, V)]
+    rows = torch.rand(B, 2, T, V, dtype=torch.float64, generator=random)
+    for b in range(B):
+        rows[b, :, texts[b] :] = 5.0  # what padded words look at, and what looks like padding, must not matter
+        rows[b, :, :, images[b] :] = 7.0
+    masks = [torch.arange(n) < torch.tensor(lengths)[:, None] for n, lengths in ((T, texts), (V, images))]
+    reducer = PuMerReducer(step)
+    needs = reducer.needs
+    blocks = [Block(mask, None, k if "keys" in needs else None) for mask, k in zip(masks, keys, strict=True)]
+    return reducer, Cues(*blocks, text_rows=rows if "text_rows" in needs else None), keys, rows
+
+
+@given(
+    STEPS,
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 16)), min_size=1, max_size=3),
+    st.integers(0, 4),
+    st.integers(0, 2**31),
+)
+@example(Step(layer=0, prune_ratio=0.9, merge_ratio=0.9, text_merge_ratio=0.9), [(1, 1), (2, 2), (3, 3)], 0, 0)
+def test_decision_against_a_loop(step, lengths, spare, seed):
+    texts, images = [t for t, _ in lengths], [v for _, v in lengths]
+    reducer, cues, (text_keys, image_keys), rows = make_cues(step, texts, images, spare, seed)
+    text, image = reducer.decide(cues)
+    for b, (T, V) in enumerate(lengths):
+        by_hand = decide_by_hand(step, text_keys[b, :, :T], image_keys[b, :, :V], rows[b, :, :T, :V])
+        assert (groups(text, b), groups(image, b)) == by_hand
+        assert groups(text, b)[0] == [0] and groups(image, b)[0] == [0], "[CLS] stands alone at index 0"
+        pruned = [v for v in range(image.destination.shape[1]) if int(image.destination[b, v]) < 0]
+        held = [v for group in by_hand[1] for v in group]
+        assert sorted([*pruned, *held]) == list(range(image.destination.shape[1])), "each token once"
+
+
+@given(STEPS, st.integers(1, 200))
+def test_counts_follow_pythons_rounding_and_the_caps(step, n):
+    pruned = min(round(step.prune_ratio * n), n - 1)
+    assert step.kept(n) == n - pruned
+    assert step.merges(n) == min(round(step.merge_ratio * n), (n - pruned - 1) // 2)
+    assert step.text_merges(n) == min(round(step.text_merge_ratio * n), (n - 1) // 2)
+    assert step.kept(n) >= 1 and step.kept(n) - step.merges(n) >= 1 and n - step.text_merges(n) >= 1
+
+
+def test_counts_of_the_paper():
+    """Table 7's token counts: ViLT at 384 px, 144 patches and [CLS], three reductions with 0.1 / 0.3 / 0.2."""
+    step, image, text, counts = Step(layer=2, prune_ratio=0.1, merge_ratio=0.3, text_merge_ratio=0.2), 145, 32, []
+    for _ in range(3):
+        image, text = step.kept(image) - step.merges(image), text - step.text_merges(text)
+        counts.append((image, text))
+    assert counts == [(145 - 14 - 44, 26), (87 - 9 - 26, 21), (52 - 5 - 16, 17)]
+
+
+def test_half_is_rounded_to_even():
+    assert [Step(layer=0, prune_ratio=0.5).kept(n) for n in (3, 5, 7)] == [1, 3, 3]
+
+
+def left(step, n):
+    return step.kept(n) - step.merges(n)
+
+
+def test_buffer_holds_every_length_though_counts_are_not_monotone():
+    """A shorter sample may keep more tokens than the longest: the buffer must hold both."""
+    steps = [Step(layer=0, prune_ratio=p / 20, merge_ratio=m / 20) for p in range(1, 20) for m in range(1, 20)]
+    found = [(step, n) for step in steps for n in range(3, 24) if left(step, n) > left(step, n + 1)]
+    assert found, "no ratios with a falling count: this test would show nothing"
+    for step, n in found[:: max(len(found) // 5, 1)]:
+        reducer, cues, _, _ = make_cues(step, [3, 3], [n, n + 1], 0, 0)
+        _, image = reducer.decide(cues)
+        assert image.mask.sum(dim=1).tolist() == [left(step, n), left(step, n + 1)]
+        assert image.mask.shape[1] == max(left(step, length) for length in range(n + 2))
+
+
+def test_needs_only_what_it_uses():
+    assert PuMerReducer(Step(layer=0, prune_ratio=0.1)).needs == {"text_rows"}
+    assert PuMerReducer(Step(layer=0, merge_ratio=0.1)).needs == {"keys"}
+    assert PuMerReducer(Step(layer=0, text_merge_ratio=0.1)).needs == {"keys"}
+    assert PuMerReducer(Step(layer=0, prune_ratio=0.1, merge_ratio=0.1)).needs == {"keys", "text_rows"}
+
+
+@pytest.mark.parametrize("name", ["prune_ratio", "merge_ratio", "text_merge_ratio"])
+@pytest.mark.parametrize("value", [1.0, 1, -0.1, float("nan"), float("inf"), True, "0.1", None])
+def test_ratio_out_of_range_is_refused(name, value):
+    with pytest.raises(InputError) as caught:
+        PuMerConfig(layers=(2,), **{name: value})
+    message = str(caught.value)
+    assert name in message and repr(value) in message and "layer 2" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layers": (2, 5, 2)}, ["fusion layer 2", "2 times"]),
+        ({"layers": (-1,)}, ["-1", "from 0 on"]),
+        ({"layers": (True,)}, ["True"]),
+        ({"layers": (2.0,)}, ["2.0"]),
+        ({"layers": ("2",)}, ["'2'"]),
+        ({"layers": 5}, ["5", "sequence"]),
+        ({}, ["no layer", "layers=(2, 5, 8)"]),
+        ({"prune_ratio": 0.1}, ["no layer"]),
+        ({"layers": (2,), "schedule": (Step(layer=1),)}, ["both schedule and layers"]),
+        ({"merge_ratio": 0.1, "schedule": (Step(layer=1),)}, ["both schedule and layers"]),
+        ({"schedule": (Step(layer=1), Step(layer=1))}, ["layer 1", "2 times"]),
+        ({"layers": (2,), "max_image_tokens": 0}, ["max_image_tokens", "0"]),
+        ({"layers": (2,), "max_image_tokens": True}, ["max_image_tokens", "True"]),
+        ({"layers": (2,), "max_image_tokens": 2.5}, ["max_image_tokens", "2.5"]),
+    ],
+)
+def test_wrong_settings_are_refused(settings, words):
+    with pytest.raises(InputError) as caught:
+        PuMerConfig(**settings)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"layer": 0, "stack": "decoder"}, "'decoder'"),
+        ({"layer": 0, "stack": "vision", "prune_ratio": 0.1}, "vision layer 0"),
+        ({"layer": 0, "stack": "vision", "text_merge_ratio": 0.1}, "vision layer 0"),
+        ({"layer": -3}, "-3"),
+    ],
+)
+def test_wrong_steps_are_refused(settings, word):
+    with pytest.raises(InputError, match=word):
+        Step(**settings)
+
+
+def test_layers_are_sugar_for_steps_in_order():
+    config = PuMerConfig(layers=(5, 2), prune_ratio=0.1, merge_ratio=0.3)
+    steps = (Step(layer=2, prune_ratio=0.1, merge_ratio=0.3), Step(layer=5, prune_ratio=0.1, merge_ratio=0.3))
+    assert config == PuMerConfig(schedule=steps)
+    assert hash(config) == hash(PuMerConfig(layers=[5, 2], prune_ratio=0.1, merge_ratio=0.3))
+    assert config.places() == [("fusion", 2), ("fusion", 5)]
+
+
+def test_vision_steps_come_first():
+    steps = (Step(layer=0, merge_ratio=0.1), Step(stack="vision", layer=3, merge_ratio=0.1))
+    assert PuMerConfig(schedule=steps).places() == [("vision", 3), ("fusion", 0)]
+
+
+def test_a_step_that_removes_nothing_has_no_reducer_but_a_place():
+    config = PuMerConfig(schedule=(Step(layer=1), Step(layer=2, merge_ratio=0.1)))
+    assert list(config.reducers()) == [("fusion", 2)]
+    assert config.places() == [("fusion", 1), ("fusion", 2)]
+
+
+def test_replace_keeps_the_schedule():
+    config = PuMerConfig(layers=(2, 5), prune_ratio=0.1)
+    changed = dataclasses.replace(config, proportional_attention=False, max_image_tokens=228)
+    assert changed.schedule == config.schedule and not changed.proportional_attention
+
+
+def test_preset_is_the_papers_schedule():
+    """Table 6 and the released commands."""
+    assert PuMerConfig.preset("vilt", "snli_ve").places() == [("fusion", layer) for layer in (2, 4, 6, 8)]
+    step = Step(layer=5, prune_ratio=0.1, merge_ratio=0.3, text_merge_ratio=0.2)
+    assert step in PuMerConfig.preset("vilt", "vqav2").schedule
+    for backbone, task in PRESETS:
+        PuMerConfig.preset(backbone, task)
+
+
+def test_unknown_preset_names_the_known():
+    with pytest.raises(InputError, match=r"vilt/imagenet.*vilt/vqav2"):
+        PuMerConfig.preset("vilt", "imagenet")

@@ -1,0 +1,64 @@
+"""Configs as plain data and back, for every method; what a wrong mapping says."""
+
+import json
+
+import pytest
+import tiny
+
+from pumer import InputError
+from pumer.reducers import METHODS, config_from_dict, config_to_dict
+
+CONFIGS = [example.config for examples in tiny.EXAMPLES.values() for example in examples]
+
+
+def test_every_method_has_examples():
+    assert set(tiny.EXAMPLES) == set(METHODS), "add an example config to tests/tiny.py"
+    for method, examples in tiny.EXAMPLES.items():
+        assert all(type(example.config) is METHODS[method] for example in examples)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method)
+def test_round_trip_through_json(config):
+    plain = config_to_dict(config)
+    assert plain["method"] == config.method and plain["version"] == config.version
+    again = config_from_dict(json.loads(json.dumps(plain)))
+    assert again == config and type(again) is type(config) and hash(again) == hash(config)
+
+
+def test_sugar_in_a_mapping():
+    plain = {"method": "pumer", "layers": [2, 5], "prune_ratio": 0.1}
+    assert config_from_dict(plain) == METHODS["pumer"](layers=(2, 5), prune_ratio=0.1)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"method": "tome-ish"}, ["'tome-ish'", *METHODS]),
+        ({}, ["None", *METHODS]),
+        ({"method": ["pumer"]}, ["['pumer']"]),
+        ({"method": "pumer", "version": 99, "layers": [1]}, ["version 99", "'pumer'", "version 1"]),
+        ({"method": "pumer", "version": "1", "layers": [1]}, ["version '1'"]),
+        ({"method": "pumer", "layer": [2]}, ["'layer'", "'layers'"]),
+        ({"method": "pumer", "layers": 2}, ["'layers'", "2"]),
+        ({"method": "pumer", "schedule": [{"layer": 2, "merge": 0.1}]}, ["merge", "merge_ratio"]),
+        ({"method": "pumer", "layers": [2], "prune_ratio": "0.1"}, ["prune_ratio", "'0.1'"]),
+        ({"method": "pumer", "layers": [2], "prune_ratio": 1.0}, ["prune_ratio", "1.0"]),
+        ({"method": "pumer-released", "layers": [1, 1]}, ["layer 1", "2 times"]),
+        ({"method": "pumer-released", "similarity": "last_head"}, ["last_head", "mean_head"]),
+        ([1, 2], ["[1, 2]", "mapping"]),
+        (None, ["None", "mapping"]),
+        ("pumer", ["'pumer'", "mapping"]),
+    ],
+)
+def test_wrong_mapping_is_named_in_one_line(mapping, words):
+    with pytest.raises(InputError) as caught:
+        config_from_dict(mapping)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method)
+def test_places_cover_the_reducers(config):
+    assert set(config.reducers()) <= set(config.places())
+    for reducer in config.reducers().values():
+        assert reducer.needs <= {"keys", "text_rows"}

@@ -1,0 +1,240 @@
+"""Tiny models of every backbone, random examples for them, and example configs of every method: the grid of tests.
+
+A new entry of BACKBONES or METHODS is tested once it has an entry here; `test_laws.py` fails as long as it has none.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from pumer import NoReduction, PuMerConfig, ReleasedPuMerConfig, Step
+from pumer.reducers import ReductionConfig
+
+
+@dataclass(frozen=True)
+class Example:
+    """A config of a method, and what is promised for it.
+
+    Attributes:
+        config: Reduces in layers 0 to 2 at most.
+        off: The same method with nothing to remove; equal to the unpatched model. None if it cannot be.
+        any_batch: Law 1 holds (the released code's counts depend on padding).
+        sizes: Sizes add up to real tokens and weigh the averages.
+        cls_stays: [CLS] is neither pruned nor merged, and order is kept.
+    """
+
+    config: ReductionConfig
+    off: ReductionConfig | None = None
+    any_batch: bool = True
+    sizes: bool = True
+    cls_stays: bool = True
+
+
+def _pumer(**settings: float) -> Example:
+    return Example(PuMerConfig(layers=(0, 2), **settings), off=PuMerConfig(layers=(0, 2)))
+
+
+EXAMPLES: dict[str, tuple[Example, ...]] = {
+    "none": (Example(NoReduction(), off=NoReduction()),),
+    "pumer": (
+        _pumer(prune_ratio=0.1, merge_ratio=0.3, text_merge_ratio=0.2),
+        _pumer(prune_ratio=0.4),
+        _pumer(merge_ratio=0.45),
+        _pumer(text_merge_ratio=0.4),
+        _pumer(prune_ratio=0.6, merge_ratio=0.9, text_merge_ratio=0.9),
+        Example(
+            PuMerConfig(
+                schedule=(
+                    Step(layer=0, merge_ratio=0.4),
+                    Step(layer=1, prune_ratio=0.3, text_merge_ratio=0.3),
+                    Step(layer=2, prune_ratio=0.2, merge_ratio=0.2),
+                ),
+                proportional_attention=False,
+            ),
+            off=PuMerConfig(schedule=(Step(layer=1),)),
+        ),
+    ),
+    "pumer-released": (
+        Example(
+            ReleasedPuMerConfig(layers=(0, 2), prune_ratio=0.1, merge_ratio=0.3, text_merge_ratio=0.2),
+            any_batch=False,
+            sizes=False,
+            cls_stays=False,
+        ),
+        Example(
+            ReleasedPuMerConfig(layers=(1,), prune_ratio=0.5, merge_ratio=0.5, similarity="first_head"),
+            any_batch=False,
+            sizes=False,
+            cls_stays=False,
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example: word ids ``(T,)`` and images ``(C, height, width)``."""
+
+    words: Tensor
+    images: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How tests make models and inputs of one backbone.
+
+    Attributes:
+        heads: Names of transformers classes; the first is the one tests use when one is enough.
+        two_images: Those of them that see two images.
+        per_word: Those of them with one output row per word.
+        patch: Pixels along a patch.
+        build: From head, layers and config settings to a model in eval mode, float32.
+        sample: From seed, words, patch rows and columns to an example; the last argument is the number of images.
+        collate: Examples as a padded batch; text length, patch rows and columns may be larger than needed. What stands
+            in padding is noise.
+        root: The module below a head that is patched.
+        silence: Make every layer pass its input through, but for the reduction.
+    """
+
+    heads: tuple[str, ...]
+    two_images: frozenset[str]
+    per_word: frozenset[str]
+    patch: int
+    build: Callable[..., nn.Module]
+    sample: Callable[..., Sample]
+    collate: Callable[..., dict[str, Tensor]]
+    root: Callable[[nn.Module], nn.Module]
+    silence: Callable[[nn.Module], None]
+
+    def batch(
+        self, grids: Sequence[tuple[int, int, int]], head: str | None = None, seed: int = 0, **padding: int
+    ) -> dict[str, Tensor]:
+        """A random batch; ``grids`` has words, patch rows and patch columns of each example."""
+        images = 2 if head in self.two_images else 1
+        samples = [self.sample(seed + i, *grid, images=images) for i, grid in enumerate(grids)]
+        return self.collate(samples, **padding)
+
+
+GRIDS = ((10, 6, 6), (6, 4, 6), (3, 6, 3))
+"""Words, patch rows and patch columns of the usual batch."""
+
+PATCH = 8
+WORDS = 100
+
+
+def _build_vilt(head: str = "ViltForQuestionAnswering", layers: int = 3, seed: int = 0, **settings) -> nn.Module:
+    torch.manual_seed(seed)
+    config = transformers.ViltConfig(
+        **{
+            "hidden_size": 32,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "vocab_size": WORDS,
+            "image_size": 6 * PATCH,
+            "patch_size": PATCH,
+            "initializer_range": 0.2,
+            "max_position_embeddings": 40,
+            "num_labels": 7,
+            "modality_type_vocab_size": 3,
+            "num_images": 2,
+            "tie_word_embeddings": False,
+        }
+        | settings
+    )
+    model = getattr(transformers, head)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():  # biases, [CLS] and positions: a model in which they matter
+                parameter.normal_(0, 0.2)
+    return model
+
+
+def _sample_vilt(seed: int, words: int, rows: int, columns: int, images: int = 1) -> Sample:
+    random = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, WORDS, (words,), generator=random)
+    size = (3, rows * PATCH, columns * PATCH)
+    return Sample(ids, tuple(torch.randn(size, generator=random) for _ in range(images)))
+
+
+def _collate_vilt(samples: Sequence[Sample], text: int = 0, rows: int = 0, columns: int = 0) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(99)
+    T = max(text, *(len(sample.words) for sample in samples))
+    height = max(rows * PATCH, *(image.shape[1] for sample in samples for image in sample.images))
+    width = max(columns * PATCH, *(image.shape[2] for sample in samples for image in sample.images))
+    B, images = len(samples), len(samples[0].images)
+    ids = torch.randint(5, WORDS, (B, T), generator=random)
+    mask = torch.zeros(B, T, dtype=torch.int64)
+    pixels = torch.randn(B, images, 3, height, width, generator=random)
+    pixel_mask = torch.zeros(B, images, height, width, dtype=torch.int64)
+    for i, sample in enumerate(samples):
+        ids[i, : len(sample.words)] = sample.words
+        mask[i, : len(sample.words)] = 1
+        for j, image in enumerate(sample.images):
+            pixels[i, j, :, : image.shape[1], : image.shape[2]] = image
+            pixel_mask[i, j, : image.shape[1], : image.shape[2]] = 1
+    if images == 1:
+        pixels, pixel_mask = pixels[:, 0], pixel_mask[:, 0]
+    return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels, "pixel_mask": pixel_mask}
+
+
+def _vilt_root(model: nn.Module) -> nn.Module:
+    return getattr(model, "vilt", model)
+
+
+def _silence_vilt(model: nn.Module) -> None:
+    for layer in _vilt_root(model).encoder.layer:
+        for linear in (layer.attention.output.dense, layer.output.dense):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+
+TINY: dict[str, Tiny] = {
+    "vilt": Tiny(
+        heads=(
+            "ViltForQuestionAnswering",
+            "ViltModel",
+            "ViltForImageAndTextRetrieval",
+            "ViltForImagesAndTextClassification",
+            "ViltForMaskedLM",
+            "ViltForTokenClassification",
+        ),
+        two_images=frozenset({"ViltForImagesAndTextClassification"}),
+        per_word=frozenset({"ViltForMaskedLM", "ViltForTokenClassification"}),
+        patch=PATCH,
+        build=_build_vilt,
+        sample=_sample_vilt,
+        collate=_collate_vilt,
+        root=_vilt_root,
+        silence=_silence_vilt,
+    ),
+}
+
+GRID = [(backbone, example) for backbone in TINY for examples in EXAMPLES.values() for example in examples]
+"""Every backbone with every example config."""
+
+HEADS = [(backbone, head) for backbone, tiny in TINY.items() for head in tiny.heads]
+"""Every head class of every backbone."""
+
+
+def label(value: object) -> str | None:
+    """How pytest calls a parameter: the settings that are not zero."""
+    if not isinstance(value, Example):
+        return None
+    steps = getattr(value.config, "schedule", None) or [value.config]
+    ratios = {name: r for step in steps for name, r in vars(step).items() if name.endswith("_ratio") and r}
+    return "-".join([value.config.method, *(f"{name.removesuffix('_ratio')}{r}" for name, r in ratios.items())])
+
+
+def answer(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """What the model computes: logits, or the pooled vector of a base model."""
+    output = model(**inputs)
+    return output.logits if "logits" in output else output.pooler_output
+
+
+def to(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The batch with its images in another precision."""
+    return {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
