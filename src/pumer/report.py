@@ -57,11 +57,12 @@ def write(results: Results, path: Path) -> None:
 
 def tables(results: Results) -> Group:
     """The headline for the terminal: accuracy in one table, cost in another; each fits 80 columns."""
-    columns = headline(results)
-    names = columns.pop("model")
-    accuracy = {name: columns.pop(name) for name in ("accuracy", "difference", "agreement") if name in columns}
-    accuracy |= {name: columns.pop(name) for name in _other_splits(results)}
-    return Group(*(_terminal_table(names, part) for part in (accuracy, columns) if part), Text(_note(results), "dim"))
+    cost = headline(results)
+    names = cost.pop("model")
+    about_accuracy = ["accuracy", "difference", "agreement", *_other_splits(results)]
+    accuracy = {name: cost.pop(name) for name in about_accuracy if name in cost}
+    parts = [_terminal_table(names, part) for part in (accuracy, cost) if part]
+    return Group(*parts, Text(_note(results), "dim"))
 
 
 def _terminal_table(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> Table:
