@@ -3,6 +3,7 @@
 from pumer.checkpoint import load, save
 from pumer.errors import InputError
 from pumer.patching import disabled, patch, patched, reduction, unpatch
+from pumer.planning import Plan, plan
 from pumer.reducers import NoReduction, PuMerConfig, ReleasedPuMerConfig, Step
 from pumer.tracing import ForwardTrace, Trace, trace
 from pumer.visualize import draw
@@ -11,6 +12,7 @@ __all__ = [
     "ForwardTrace",
     "InputError",
     "NoReduction",
+    "Plan",
     "PuMerConfig",
     "ReleasedPuMerConfig",
     "Step",
@@ -20,6 +22,7 @@ __all__ = [
     "load",
     "patch",
     "patched",
+    "plan",
     "reduction",
     "save",
     "trace",

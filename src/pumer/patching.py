@@ -161,7 +161,7 @@ def _install(root: nn.Module, backbone: Backbone, state: Reduction) -> None:
 
 
 def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) -> None:
-    layers = backbone.layers(root)
+    layers = {stack: len(modules) for stack, modules in backbone.layers(root).items()}
     for stack, layer in config.places():
         if stack not in layers:
             raise InputError(f"{backbone.name} has no {stack} layers to reduce in; it has {', '.join(layers)}")

@@ -26,6 +26,7 @@ class Decision:
         bias: ``(B, 1, 1, K)`` attention bias of the output tokens, or None for the one that follows from their sizes.
         weighted: Whether a merged token is the mean weighted by size, or the plain mean of what is merged.
         proportional: Whether later attention counts a merged token as often as it has parts (``log(size)``).
+        split: Output slots and merges of the first of two joined blocks, or None if there is only one.
     """
 
     index: Tensor
@@ -37,6 +38,7 @@ class Decision:
     bias: Tensor | None = None
     weighted: bool = True
     proportional: bool = True
+    split: tuple[int, int] | None = None
 
     @classmethod
     def build(
@@ -88,6 +90,7 @@ class Decision:
             bias=bias,
             weighted=first.weighted,
             proportional=first.proportional,
+            split=(kept, first.source.shape[1]),
         )
 
     def with_policy(
@@ -129,7 +132,14 @@ class Decision:
         own = self.select(weight) * self.mask
         whole = (own + share.sum(dim=-1)).masked_fill(~self.mask, 1.0)
         share = (share / whole[:, :, None]).to(x.dtype)
-        return kept * (own / whole)[:, :, None].to(x.dtype) + share @ gather_tokens(x, self.source)
+        own_share = (own / whole)[:, :, None].to(x.dtype)
+        merged = gather_tokens(x, self.source)
+        if self.split is None:
+            return torch.addcmul(share @ merged, kept, own_share)
+        slots, merges = self.split  # nothing merges across blocks: two small products instead of a large one
+        first = torch.addcmul(share[:, :slots, :merges] @ merged[:, :merges], kept[:, :slots], own_share[:, :slots])
+        second = torch.addcmul(share[:, slots:, merges:] @ merged[:, merges:], kept[:, slots:], own_share[:, slots:])
+        return torch.cat([first, second], dim=1)
 
     def trace(self, owner: Tensor) -> Tensor:
         """Carry a source map through: ``owner (B, N0)`` of input slots (-1: gone) to one of output slots."""

@@ -102,13 +102,13 @@ class Backbone:
         name: Its name in presets and messages.
         root: The transformers class that is patched wherever it occurs in a model.
         classes: transformers class to its patched subclass, for the root and the modules below it.
-        layers: From a root module to the number of layers of each stack.
+        layers: From a root module to the layers of each stack.
     """
 
     name: str
     root: type[nn.Module]
     classes: dict[type[nn.Module], type[Any]]
-    layers: Callable[[Any], dict[str, int]]
+    layers: Callable[[Any], dict[str, nn.ModuleList]]
 
     def __post_init__(self) -> None:
         """Give each subclass its parent's ``__name__``: ``save_pretrained`` writes that into the config."""

@@ -355,5 +355,5 @@ VILT = Backbone(
         ViltLayer: ReducedViltLayer,
         ViltSelfAttention: FastViltSelfAttention,
     },
-    layers=lambda model: {"fusion": len(model.encoder.layer)},
+    layers=lambda model: {"fusion": model.encoder.layer},
 )

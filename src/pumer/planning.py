@@ -1,0 +1,248 @@
+"""Tokens per layer and multiply-accumulates (MACs) of a model before any run.
+
+What is counted: see `pumer.macs`; the reduction's own small products are included. The model runs on torch's meta
+device: shapes only, no arithmetic.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pumer.backbones import BACKBONES
+from pumer.errors import InputError
+from pumer.macs import MacCounter
+from pumer.patching import disabled, patch, reduction, reductions, unwrapped
+from pumer.reducers import NoReduction
+from pumer.tokens import Decision, Tokens
+
+GIGA = 1e9
+EMBEDDING, HEAD = "embedding", "head"
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer of the stack that is reduced; a model that sees two images per example sums over both.
+
+    Attributes:
+        layer: 0-based.
+        text_tokens: Text tokens that enter it (slots of the buffer).
+        image_tokens: Image tokens that enter it, [CLS] counted.
+        text_tokens_out: Text tokens that leave it.
+        image_tokens_out: Image tokens that leave it.
+        macs: Multiply-accumulates of the layer and of its reduction.
+    """
+
+    layer: int
+    text_tokens: int
+    image_tokens: int
+    text_tokens_out: int
+    image_tokens_out: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one example costs. Print it for a table.
+
+    Attributes:
+        image_size: Height and width in pixels.
+        text_length: Words of the text, special tokens counted.
+        layers: One row per layer.
+        embedding_macs: Multiply-accumulates before the first layer.
+        head_macs: Multiply-accumulates after the last layer.
+        macs_unreduced: All multiply-accumulates of the same model without its reduction.
+    """
+
+    image_size: tuple[int, int]
+    text_length: int
+    layers: tuple[LayerPlan, ...]
+    embedding_macs: int
+    head_macs: int
+    macs_unreduced: int
+
+    @property
+    def macs(self) -> int:
+        """All multiply-accumulates of one example."""
+        return self.embedding_macs + sum(row.macs for row in self.layers) + self.head_macs
+
+    @property
+    def ideal_speedup(self) -> float:
+        """How many times fewer MACs than unreduced: the speed-up if time followed MACs."""
+        return self.macs_unreduced / self.macs
+
+    def __str__(self) -> str:
+        height, width = self.image_size
+        lines = [
+            f"{height} x {width} pixels, {self.text_length} words: {self.macs / GIGA:.3f} G MACs, unreduced "
+            f"{self.macs_unreduced / GIGA:.3f} G, ideal speed-up {self.ideal_speedup:.2f}x",
+            "",
+            f"{'layer':>9}  {'text':>12}  {'image':>12}  {'G MACs':>8}",
+            f"{'embedding':>9}  {'':>12}  {'':>12}  {self.embedding_macs / GIGA:>8.3f}",
+        ]
+        for row in self.layers:
+            text, image = _change(row.text_tokens, row.text_tokens_out), _change(row.image_tokens, row.image_tokens_out)
+            lines.append(f"{row.layer:>9}  {text:>12}  {image:>12}  {row.macs / GIGA:>8.3f}")
+        lines.append(f"{'head':>9}  {'':>12}  {'':>12}  {self.head_macs / GIGA:>8.3f}")
+        return "\n".join(lines)
+
+
+def _change(before: int, after: int) -> str:
+    return str(before) if before == after else f"{before} -> {after}"
+
+
+def plan(model: nn.Module, image_size: int | tuple[int, int] = 384, text_length: int = 32) -> Plan:
+    """Count tokens and MACs of one example, without running the model and without touching it.
+
+    The image fills its buffer and the text has no padding. A model that is not patched counts as if patched with
+    `pumer.NoReduction`, whose MACs are those of transformers' own forward.
+
+    Args:
+        model: A transformers model of a supported family, on any device.
+        image_size: Height and width in pixels, or one number for both.
+        text_length: Words of the text, special tokens counted.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: If the model cannot be patched, or does not take such an input.
+
+    Example:
+        ``print(pumer.plan(model, image_size=384, text_length=32))``
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    meta = on_meta(model)
+    _accept_whole_image(meta, size)
+    inputs = meta_inputs(meta, size, text_length)
+    watch = _watch(meta, inputs)
+    with disabled(meta):
+        unreduced = _watch(meta, inputs)
+    return Plan(
+        image_size=size,
+        text_length=text_length,
+        layers=tuple(watch.rows),
+        embedding_macs=watch.counter.macs[EMBEDDING],
+        head_macs=watch.counter.macs[HEAD],
+        macs_unreduced=unreduced.counter.total,
+    )
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A patched copy of a model on the meta device, in eval mode; no memory for weights is taken.
+
+    Args:
+        model: Any model that can be patched; it is left alone.
+    """
+    original = unwrapped(model)
+    tensors = [*original.parameters(), *original.buffers()]
+    memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in tensors}
+    twin = copy.deepcopy(original, memo).eval()
+    if reduction(twin) is None:
+        patch(twin, NoReduction())
+    for state in reductions(twin):
+        state.enabled, state.recorder = True, None
+    return twin
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def meta_inputs(model: nn.Module, size: tuple[int, int], text_length: int, batch: int = 1) -> dict[str, Tensor]:
+    """Inputs of full length on the meta device, as the model's processor would make them.
+
+    Args:
+        model: A ViLT model.
+        size: Height and width in pixels.
+        text_length: Words.
+        batch: Examples.
+
+    Raises:
+        InputError: If the model has fewer text positions, or cuts such an image into no patch.
+    """
+    config: Any = model.config
+    if not 1 <= text_length <= config.max_position_embeddings:
+        raise InputError(f"text_length is {text_length}; the model takes 1 to {config.max_position_embeddings}")
+    if min(size) < config.patch_size:
+        raise InputError(f"image_size is {size}; give at least one patch of {config.patch_size} pixels each way")
+    images = (config.num_images,) if getattr(config, "num_images", -1) > 0 else ()
+    text = torch.ones(batch, text_length, dtype=torch.int64, device="meta")
+    pixels = torch.empty(batch, *images, config.num_channels, *size, device="meta")
+    return {"input_ids": text, "attention_mask": text, "pixel_values": pixels}
+
+
+def _accept_whole_image(meta: nn.Module, size: tuple[int, int]) -> None:
+    """Check by hand what the forward would check on data: that the image fits a bounded buffer."""
+    patch_size = meta.config.patch_size  # type: ignore[union-attr]
+    patches = (size[0] // patch_size) * (size[1] // patch_size)  # type: ignore[operator]
+    for state in reductions(meta):
+        most = state.config.max_image_tokens
+        if most is not None and patches > most:
+            raise InputError(f"the image has {patches} patches but max_image_tokens is {most}; raise it or resize")
+        state.config = replace(state.config, max_image_tokens=None)
+
+
+@dataclass
+class _Watch:
+    """Notes the tokens that enter and leave each layer; a `pumer.backbones.base.Recorder`."""
+
+    counter: MacCounter = field(default_factory=lambda: MacCounter(EMBEDDING))
+    tokens: tuple[int, int] = (0, 0)
+    seen: dict[int, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
+
+    def begin(self, tokens: Tokens, cell: Tensor) -> None:
+        self.tokens = (tokens.text_length, tokens.mask.shape[1] - tokens.text_length)
+
+    def step(self, layer: int, decision: Decision, tokens: Tokens) -> None:
+        before = self.tokens
+        self.begin(tokens, tokens.mask)
+        self.seen[layer] = (before, self.tokens)
+
+    def enter(self, layer: int) -> None:
+        if self.counter.section != layer:  # a layer that reduces is called twice, for its two parts
+            self.counter.section = layer
+            self.seen[layer] = (self.tokens, self.tokens)
+
+    @property
+    def rows(self) -> Iterator[LayerPlan]:
+        for layer, (before, after) in sorted(self.seen.items()):
+            yield LayerPlan(layer, *before, *after, self.counter.macs[layer])
+
+
+def _watch(meta: nn.Module, inputs: dict[str, Tensor]) -> _Watch:
+    """Run a meta model once."""
+    watch = _Watch()
+    with _hooked(meta, watch), torch.no_grad(), watch.counter:
+        meta(**inputs)
+    return watch
+
+
+@contextmanager
+def _hooked(meta: nn.Module, watch: _Watch) -> Iterator[None]:
+    """Tell the watch which part of the model is running."""
+    handles = []
+    counter = watch.counter
+    for module in meta.modules():
+        for backbone in BACKBONES.values():
+            if type(module) is not backbone.classes[backbone.root]:
+                continue
+            handles.append(module.register_forward_pre_hook(lambda *_: setattr(counter, "section", EMBEDDING)))
+            encoder: nn.Module = module.get_submodule("encoder")
+            for index, layer in enumerate(backbone.layers(module)["fusion"]):
+                handles.append(layer.register_forward_pre_hook(lambda *_, index=index: watch.enter(index)))
+            handles.append(encoder.register_forward_hook(lambda *_: setattr(counter, "section", HEAD)))
+    for state in reductions(meta):
+        state.recorder = watch
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for state in reductions(meta):
+            state.recorder = None
