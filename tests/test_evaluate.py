@@ -94,6 +94,11 @@ def test_settings_of_the_training_are_the_defaults(config, tmp_path):
     assert result["accuracy"] == blind["accuracy"]
 
 
+def test_split_without_train_files_has_no_constants(config, tiny_vqa):
+    (tiny_vqa / "v2_mscoco_train2014_annotations.json").unlink()
+    assert "constant_per_template" not in run(config)
+
+
 def test_model_of_another_kind_is_refused(config, tmp_path):
     ViltForMaskedLM.from_pretrained(config.model).save_pretrained(tmp_path)
     load_processor(config.model).save_pretrained(tmp_path)

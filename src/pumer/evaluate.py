@@ -1,5 +1,6 @@
 """Official accuracy with its uncertainty, by group, and against another run on the same questions."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ from pumer.scoring import compare, constant_per_template, mean_score, summarise,
 from pumer.tasks import Example, Inputs, Task
 from pumer.tasks.images import Resize
 
+logger = logging.getLogger(__name__)
+
 TRAINING_RECORD = "train.json"
 """File in a trained model's folder: provenance, config and results of its training."""
 
@@ -41,7 +44,7 @@ class EvaluationData:
 
     Attributes:
         root: data folder; by default the one the model was trained on.
-        train: split from which the best constant answers are computed; null to leave them out.
+        train: split from which the best constant answers are computed, where it is there; null for none.
     """
 
     root: Path | None = None
@@ -175,8 +178,8 @@ def _scored(
     """Scores of the answers, and what they are compared with."""
     result = summarise(task, examples, answers)
     scores = task.scores(examples, answers).tolist()
-    if config.data.train is not None:
-        constants = constant_per_template(task, task.read(root, config.data.train), examples)
+    constants = _constants(config, task, root, examples)
+    if constants is not None:
         result["constant_per_template"] = mean_score(task.scores(examples, constants).tolist())
     ids = [example.id for example in examples]
     if config.against is not None:
@@ -187,6 +190,17 @@ def _scored(
         entries = [{"id": number, "answer": answer, "score": score} for number, answer, score in rows]
         write_json(config.per_example, {"model": config.model, "split": config.split, "examples": entries})
     return result
+
+
+def _constants(config: EvaluateConfig, task: Task, root: Path, examples: Sequence[Example]) -> list[str] | None:
+    """The best constant answers, where there is a train split to take them from."""
+    if config.data.train is None:
+        return None
+    try:
+        return constant_per_template(task, task.read(root, config.data.train), examples)
+    except InputError as error:
+        logger.info("no best constant answers: %s", error)
+        return None
 
 
 def _check_class(name: str, model: PreTrainedModel, task: type[Task]) -> None:

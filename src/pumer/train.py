@@ -160,6 +160,7 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
         report_to=list(config.report_to),
         disable_tqdm=True,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         dataloader_num_workers=config.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=config.seed,
@@ -180,7 +181,7 @@ def _checkpoint(config: TrainConfig) -> Path | None:
     found = last_checkpoint(config.output)
     if not config.resume:
         for folder in config.output.glob("checkpoint-*"):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be at it
         return None
     if found is None:
         return None
