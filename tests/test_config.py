@@ -79,6 +79,7 @@ def test_init_vars_are_keys():
         ({"epochz": 3}, "key 'epochz' is unknown in train config; did you mean 'epochs'?"),
         ({"kind": "x"}, "key 'kind' is unknown in train config"),
         ({"part": {"rot": "x"}}, "key 'part.rot' is unknown in train config; did you mean 'part.root'?"),
+        ({"limit": 3}, "key 'limit' is unknown in train config; did you mean 'part.limit'?"),
         ({"part": {"zzz": "x"}}, "key 'part.zzz' is unknown in train config; allowed: root, limit"),
         ({"part": {}}, "key 'part.root' is missing in train config; give part.root=..."),
         ({"parts": [{"root": 3}]}, "key 'parts[0].root' in train config must be a path, not 3"),

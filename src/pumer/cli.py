@@ -66,7 +66,7 @@ def train(
     result = run(config)
     if "accuracy" in result:
         _console().print(f"accuracy {100 * result['accuracy']['mean']:.1f}%", highlight=False)
-    _console().print(f"model, checkpoints and {config.output}/train.json are in {config.output}", highlight=False)
+    _console().print(f"model and train.json are in {config.output}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -106,7 +106,8 @@ def plan(settings: Settings = None) -> None:
     """Tokens per layer, MACs and ideal speed-up of a reduction, before any run."""
     from pumer.planning import PlanConfig, run
 
-    _console().print(str(run(_resolve(PlanConfig, None, settings))), highlight=False, markup=False)
+    planned = run(_resolve(PlanConfig, None, settings))
+    _console().print(str(planned), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

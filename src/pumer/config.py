@@ -115,7 +115,7 @@ def _build(cls: type[Config], mapping: Any, where: str, prefix: str) -> Config:
     hints = typing.get_type_hints(cls)
     for key in mapping:
         if key not in parameters:
-            raise InputError(_unknown(key, list(parameters), where, prefix))
+            raise InputError(_unknown(key, hints, list(parameters), where, prefix))
     values = {key: _value(hints[key], value, where, prefix + key) for key, value in mapping.items()}
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in values:
@@ -123,10 +123,17 @@ def _build(cls: type[Config], mapping: Any, where: str, prefix: str) -> Config:
     return cls(**values)
 
 
-def _unknown(key: Any, known: list[str], where: str, prefix: str) -> str:
-    nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    remedy = f"did you mean '{prefix}{nearest[0]}'?" if nearest else f"allowed: {', '.join(known)}"
+def _unknown(key: Any, hints: Mapping[str, Any], known: list[str], where: str, prefix: str) -> str:
+    """The message about an unknown key; the remedy is the nearest name here or one level below."""
+    names = {name: f"{outer}.{name}" for outer in known for name in _names_inside(hints[outer])}
+    names |= {name: name for name in known}
+    nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+    remedy = f"did you mean '{prefix}{names[nearest[0]]}'?" if nearest else f"allowed: {', '.join(known)}"
     return f"key '{prefix}{key}' is unknown in {where}; {remedy}"
+
+
+def _names_inside(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
 def _value(kind: Any, value: Any, where: str, key: str) -> Any:
