@@ -8,7 +8,7 @@ A results dict is plain data, as read back from `results.json`:
   fraction), `splits` (accuracy on other test splits by name), `by_type` (`{question type: {"mean",
   "questions"}}`), `speed` (a list of `{"batch", "images_per_second"}`, with `"speedup": {"median", "low",
   "high"}` against the original), `memory` (bytes), `macs`, `ideal_speedup`,
-- `tokens`: `{row name: [(layer, text tokens, image tokens), ...]}`,
+- `tokens`: `{row name: [(layer, text tokens after it, image tokens after it), ...]}`,
 - `pictures`: `{"path" (relative to the page), "question", "truth", "answers": {row name: answer}}`,
 - `provenance`: what `pumer.provenance.collect` gives.
 
@@ -138,7 +138,7 @@ def _memory(count: int | None) -> str:
 def _macs(row: Results) -> str:
     if "macs" not in row:
         return UNMEASURED
-    ideal = f"\nideal {row['ideal_speedup']:.2f}x" if "ideal_speedup" in row else ""
+    ideal = f"\nideal {row['ideal_speedup']:.2f}x" if row.get("ideal_speedup", 1) != 1 else ""
     return f"{row['macs'] / 1e9:.3f} G{ideal}"
 
 
@@ -200,7 +200,7 @@ def _tokens_section(results: Results) -> str:
         for name, layers in tokens.items()
     ]
     legend = "<p class=note><i class='key image'></i> image tokens <i class='key text'></i> text tokens</p>"
-    return f"<h2>Tokens that enter each layer</h2><div class=charts>{''.join(charts)}</div>{legend}"
+    return f"<h2>Tokens after each layer</h2><div class=charts>{''.join(charts)}</div>{legend}"
 
 
 def _token_chart(layers: Sequence[Sequence[int]], highest: int) -> str:
