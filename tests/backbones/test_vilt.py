@@ -1,0 +1,352 @@
+"""The ViLT adapter against transformers' own ViLT, with another patch order the only difference allowed."""
+
+from functools import partial
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import GRIDS, TINY, answer
+from torch.nn.functional import interpolate
+
+import pumer
+from pumer import InputError, NoReduction, PuMerConfig
+from pumer.backbones.vilt import interpolate_positions
+
+VILT = TINY["vilt"]
+CLOSE = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
+STRONG = PuMerConfig(layers=(0, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
+
+each_head = pytest.mark.parametrize("head", VILT.heads)
+
+
+@pytest.fixture
+def no_random_patches(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("torch.multinomial draws patches at random")
+
+    monkeypatch.setattr(torch, "multinomial", refuse)
+
+
+@each_head
+@pytest.mark.parametrize("masked", [True, False])
+def test_fast_path_equals_transformers(head, masked):
+    model, inputs = VILT.build(head), VILT.batch(GRIDS, head)
+    if not masked:
+        del inputs["attention_mask"], inputs["pixel_mask"]
+    plain = answer(model, inputs)
+    CLOSE(answer(pumer.patch(model, NoReduction()), inputs), plain)
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=4),
+    st.integers(0, 1000),
+)
+def test_fast_path_equals_transformers_for_any_image_size(grids, seed):
+    model, inputs = VILT.build(), VILT.batch(grids, seed=seed)
+    plain = answer(model, inputs)
+    CLOSE(answer(pumer.patch(model, NoReduction()), inputs), plain)
+
+
+@pytest.mark.parametrize("size", [(50, 61), (47, 64), (8, 15)])
+def test_images_that_are_no_multiple_of_the_patch(size):
+    model = VILT.build()
+    inputs = {
+        "input_ids": torch.tensor([[5, 6, 7], [8, 9, 10]]),
+        "pixel_values": torch.randn(2, 3, *size),
+        "pixel_mask": torch.ones(2, *size, dtype=torch.int64),
+    }
+    inputs["pixel_mask"][1, :, size[1] * 2 // 3 :] = 0
+    plain = answer(model, inputs)
+    CLOSE(answer(pumer.patch(model, NoReduction()), inputs), plain)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.just(2), st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=4))
+def test_patches_stand_in_raster_order_with_transformers_embedding(grids):
+    """Position by position: what transformers embeds at a cell, we embed at that cell's raster rank."""
+    model, inputs = VILT.build("ViltModel"), VILT.batch(grids)
+    theirs, their_mask, (cells, _) = model.embeddings.visual_embed(
+        inputs["pixel_values"], inputs["pixel_mask"], max_image_length=-1
+    )
+    pumer.patch(model, NoReduction())
+    states, mask, cell = model.embeddings.image_tokens(inputs["pixel_values"], inputs["pixel_mask"], None)
+    CLOSE(states[:, 0], theirs[:, 0])
+    assert mask[:, 0].all() and (cell[:, 0] == -1).all()
+    for b, (_, rows, columns) in enumerate(grids):
+        assert mask[b].sum() == rows * columns + 1
+        ours = [tuple(pair) for pair in cell[b, 1 : 1 + rows * columns].tolist()]
+        assert ours == [(y, x) for y in range(rows) for x in range(columns)]
+        assert (cell[b, 1 + rows * columns :] == -1).all()
+        by_cell = {tuple(cells[b, i].tolist()): theirs[b, i + 1] for i in range(cells.shape[1]) if their_mask[b, i + 1]}
+        assert sorted(by_cell) == sorted(ours)
+        for rank, place in enumerate(ours):
+            CLOSE(states[b, rank + 1], by_cell[place])
+
+
+@given(st.integers(1, 9), st.lists(st.tuples(st.integers(1, 11), st.integers(1, 11)), min_size=1, max_size=3))
+def test_positions_against_torch_interpolate(side, sizes):
+    table = torch.randn(side * side, 5)
+    heights, widths = (torch.tensor(axis) for axis in zip(*sizes, strict=True))
+    rows, columns = int(heights.max()) + 1, int(widths.max())
+    resized = interpolate_positions(table, heights, widths, rows, columns).view(-1, rows, columns, 5)
+    square = table.view(1, side, side, 5).permute(0, 3, 1, 2)
+    for b, (height, width) in enumerate(sizes):
+        expected = interpolate(square, (height, width), mode="bilinear", align_corners=True)[0].permute(1, 2, 0)
+        CLOSE(resized[b, :height, :width], expected)
+        assert not resized[b, height:].any() and not resized[b, :, width:].any()
+
+
+def test_no_patches_are_drawn_at_random(no_random_patches):
+    model, inputs = VILT.build(), VILT.batch(GRIDS)
+    for config in (NoReduction(), STRONG):
+        answer(pumer.patch(model, config), inputs)
+    with pytest.raises(AssertionError, match="multinomial"):
+        answer(pumer.unpatch(model), inputs)
+
+
+@pytest.mark.parametrize("sides", [[[0] * 4 + [1] * 6, [0] * 7 + [1] * 3], [[1, 0, 1, 1, 0, 1, 1, 1, 0, 0], [1] * 10]])
+@pytest.mark.parametrize("head", ["ViltForQuestionAnswering", "ViltForTokenClassification"])
+def test_left_padded_and_holey_text(head, sides):
+    model, inputs = VILT.build(head), VILT.batch(GRIDS[:1] * 2, head)
+    inputs["attention_mask"] = torch.tensor(sides)
+    plain = answer(model, inputs)
+    CLOSE(answer(pumer.patch(model, NoReduction()), inputs), plain)
+
+
+def test_padded_words_may_stand_anywhere_when_text_is_merged():
+    """Which slots are padding does not matter to per-word outputs, as long as the words keep their positions."""
+    model, inputs = VILT.build("ViltForTokenClassification"), VILT.batch(GRIDS[:1], "ViltForTokenClassification")
+    inputs["attention_mask"] = torch.tensor([[1, 0, 1, 1, 0, 1, 1, 1, 1, 1]])
+    pumer.patch(model, STRONG)
+    logits, real = answer(model, inputs), inputs["attention_mask"][0] > 0
+    inputs["input_ids"][0, ~real] = 17
+    torch.testing.assert_close(answer(model, inputs)[0, real], logits[0, real], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("config", [NoReduction(), STRONG], ids=["none", "pumer"])
+def test_words_and_patches_embedded_by_the_caller(config):
+    model, inputs = VILT.build(), VILT.batch(GRIDS)
+    embeddings = pumer.patch(model, config).vilt.embeddings
+    expected = answer(model, inputs)
+    words = embeddings.text_embeddings.word_embeddings(inputs["input_ids"])
+    image, mask, _ = embeddings.image_tokens(inputs["pixel_values"], inputs["pixel_mask"], None)
+    mine = {"attention_mask": inputs["attention_mask"], "image_embeds": image, "pixel_mask": mask.long()}
+    CLOSE(answer(model, {"input_ids": inputs["input_ids"], **mine}), expected)
+    # the text embedding adds to its input in place, in transformers, too: hand it a copy
+    CLOSE(answer(model, {"inputs_embeds": words.clone(), **mine}), expected)
+    if config == NoReduction():
+        CLOSE(answer(pumer.unpatch(model), {"inputs_embeds": words.clone(), **mine}), expected)
+
+
+@pytest.mark.parametrize("config", [NoReduction(), STRONG], ids=["none", "pumer"])
+def test_outputs_keep_transformers_contract(config):
+    model, inputs = pumer.patch(VILT.build("ViltModel"), config), VILT.batch(GRIDS)
+    output = model(**inputs, output_hidden_states=True)
+    T, layers = 10, len(model.encoder.layer)
+    assert len(output.hidden_states) == layers + 1 and output.attentions is None
+    lengths = [states.shape[1] for states in output.hidden_states]
+    with pumer.trace(model) as trace:
+        model(**inputs)
+    (told,) = trace.forwards
+    assert lengths[0] == told.mask.shape[1] == T + 37
+    if config == NoReduction():
+        assert lengths == [47] * (layers + 1)
+    else:
+        assert lengths[0] > lengths[1] == lengths[2] > lengths[3] == told.size.shape[1]
+    image = told.size.shape[1] - int((told.tokens_per_layer or [(0, torch.tensor([T]), 0)])[-1][1].max())
+    assert output.last_hidden_state.shape[:2] == (3, T + image)
+    as_tuple = model(**inputs, output_hidden_states=True, return_dict=False)
+    assert len(as_tuple) == 3
+    assert torch.equal(as_tuple[0], output.last_hidden_state) and torch.equal(as_tuple[1], output.pooler_output)
+    assert all(torch.equal(a, b) for a, b in zip(as_tuple[2], output.hidden_states, strict=True))
+    assert len(model(**inputs, return_dict=False)) == 2
+    assert model(**inputs).hidden_states is None
+
+
+@each_head
+def test_plain_tuples_from_every_head(head):
+    model, inputs = pumer.patch(VILT.build(head), STRONG), VILT.batch(GRIDS, head)
+    as_tuple = model(**inputs, return_dict=False)
+    output = model(**inputs)
+    first = output.last_hidden_state if head == "ViltModel" else output.logits
+    assert torch.equal(as_tuple[0], first)
+
+
+def test_last_hidden_state_gives_each_word_the_state_of_its_token():
+    model, inputs = pumer.patch(VILT.build("ViltModel"), STRONG), VILT.batch(GRIDS)
+    with pumer.trace(model) as trace:
+        output = model(**inputs, output_hidden_states=True)
+    states = model.layernorm(output.hidden_states[-1])
+    owner = trace.forwards[0].owner[:, :10]
+    assert (owner.max(dim=1).values < 9).any(), "no text was merged"
+    for b in range(3):
+        for t in range(10):
+            expected = states[b, owner[b, t]] if owner[b, t] >= 0 else torch.zeros(32)
+            assert torch.equal(output.last_hidden_state[b, t], expected)
+
+
+@pytest.mark.parametrize("head", sorted(VILT.per_word))
+def test_heads_on_words_see_all_positions_after_merging(head):
+    model, inputs = pumer.patch(VILT.build(head), STRONG), VILT.batch(GRIDS, head)
+    labels = inputs["input_ids"] % 7
+    output = model(**inputs, labels=labels)
+    assert output.logits.shape[:2] == (3, 10) and output.loss.isfinite()
+
+
+def test_attention_matrices_are_refused_with_the_way_out():
+    model, inputs = pumer.patch(VILT.build(), STRONG), VILT.batch(GRIDS)
+    with pytest.raises(InputError, match=r"pumer\.unpatch"):
+        model(**inputs, output_attentions=True)
+    model = pumer.patch(VILT.build(output_attentions=True), STRONG)
+    with pytest.raises(InputError, match="output_attentions"):
+        model(**inputs)
+    assert model(**inputs, output_attentions=False).logits.shape == (3, 7)
+
+
+def test_bounded_image_buffer_gives_the_same_answer():
+    model, inputs = VILT.build(), VILT.batch(GRIDS, columns=9, rows=8)  # grid 8 x 9, at most 36 real patches
+    free = answer(pumer.patch(model, PuMerConfig(layers=(0,), prune_ratio=0.3, merge_ratio=0.2)), inputs)
+    for slots in (36, 50, 72, 500):
+        config = PuMerConfig(layers=(0,), prune_ratio=0.3, merge_ratio=0.2, max_image_tokens=slots)
+        pumer.patch(model, config)
+        CLOSE(answer(model, inputs), free)
+        width = model(**inputs, output_hidden_states=True).hidden_states[0].shape[1]
+        assert width == 10 + 1 + min(slots, 72)
+
+
+def test_an_image_that_does_not_fit_the_buffer_is_refused():
+    model = pumer.patch(VILT.build(), NoReduction(max_image_tokens=35))
+    with pytest.raises(InputError, match=r"36 patches but max_image_tokens is 35"):
+        model(**VILT.batch(GRIDS))
+
+
+def test_random_sampling_of_patches_is_refused():
+    model = pumer.patch(VILT.build(max_image_length=20), NoReduction())
+    with pytest.raises(InputError, match=r"max_image_length is 20 but the image grid has 36"):
+        model(**VILT.batch(GRIDS))
+    pumer.patch(VILT.build(max_image_length=36), NoReduction())(**VILT.batch(GRIDS))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"input_ids": None}, "input_ids and inputs_embeds"),
+        ({"pixel_values": None}, "pixel_values and image_embeds"),
+        ({"image_embeds": torch.zeros(3, 4, 32)}, "pixel_values and image_embeds"),
+        ({"pixel_values": torch.zeros(2, 3, 48, 48), "pixel_mask": None}, "3 texts but 2 images"),
+    ],
+)
+def test_inputs_that_do_not_go_together(change, words):
+    model = pumer.patch(VILT.build("ViltModel"), STRONG)
+    with pytest.raises(InputError, match=words):
+        model(**VILT.batch(GRIDS) | change)
+
+
+# ---------------------------------------------------------------- precision and training
+
+
+@pytest.mark.parametrize("config", [NoReduction(), STRONG], ids=["none", "pumer"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_agrees_roughly(dtype, config):
+    model, inputs = pumer.patch(VILT.build(initializer_range=0.1), config), VILT.batch(GRIDS)
+    with torch.no_grad():
+        full = answer(model, inputs)
+        low = answer(model.to(dtype), tiny.to(inputs, dtype))
+    assert low.dtype == dtype and low.isfinite().all()
+    similar = torch.cosine_similarity(full, low.float(), dim=-1)
+    assert (similar > 0.9).all(), similar
+
+
+@pytest.mark.parametrize("config", [NoReduction(), STRONG], ids=["none", "pumer"])
+def test_autocast(config):
+    model, inputs = pumer.patch(VILT.build(initializer_range=0.1), config), VILT.batch(GRIDS)
+    full = answer(model, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = answer(model, inputs)
+    assert low.isfinite().all()
+    assert (torch.cosine_similarity(full, low.float(), dim=-1) > 0.9).all()
+    low.float().sum().backward()
+
+
+def test_merging_is_done_in_the_precision_of_the_states_under_autocast(monkeypatch):
+    """A similarity or an average in bfloat16 would throw away digits that the residual stream has."""
+    model, inputs = pumer.patch(VILT.build(), STRONG), VILT.batch(GRIDS)
+    seen = []
+    original = pumer.tokens.Decision.apply
+
+    def spy(self, x, weight):
+        seen.append((torch.is_autocast_enabled("cpu"), x.dtype))
+        return original(self, x, weight)
+
+    monkeypatch.setattr(pumer.tokens.Decision, "apply", spy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**inputs)
+    assert seen and not any(on for on, _ in seen)
+
+
+@each_head
+def test_gradients_reach_every_parameter(head):
+    model, inputs = pumer.patch(VILT.build(head), STRONG).train(), VILT.batch(GRIDS, head)
+    output = model(**inputs)
+    values = output.logits if "logits" in output else output.pooler_output
+    (values**2).sum().backward()
+    # a pooler-free loss sees all but what its head does not use
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    allowed = ["pooler"] if head in VILT.per_word else []
+    assert not [n for n in silent if not any(word in n for word in allowed)]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_gives_the_same_loss_and_gradients(reentrant):
+    inputs = VILT.batch(GRIDS)
+
+    def train(checkpointed):
+        model = pumer.patch(VILT.build(), STRONG).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        torch.manual_seed(3)  # dropout: checkpointing restores it
+        loss = (answer(model, inputs) ** 2).sum()
+        loss.backward()
+        return loss, {name: p.grad for name, p in model.named_parameters()}
+
+    (loss, gradients), (same_loss, same_gradients) = train(False), train(True)
+    torch.testing.assert_close(same_loss, loss, atol=0, rtol=0)
+    for name, gradient in gradients.items():
+        assert gradient is not None, name
+        torch.testing.assert_close(same_gradients[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_checkpointing_before_patching_stays_on():
+    model = VILT.build()
+    model.gradient_checkpointing_enable()
+    pumer.patch(model, STRONG)
+    assert all(layer.gradient_checkpointing for layer in model.vilt.encoder.layer)
+
+
+def test_states_of_layers_are_freed_unless_asked_for():
+    """Each layer's input may go as soon as the next has it: it matters for the memory that is measured."""
+    import weakref
+
+    model, inputs = pumer.patch(VILT.build(), NoReduction()), VILT.batch(GRIDS)
+    alive, most = [], []
+
+    def watch(module, args):
+        alive.append(weakref.ref(args[0]))
+        most.append(sum(ref() is not None for ref in alive))
+
+    for layer in model.vilt.encoder.layer:
+        layer.register_forward_pre_hook(watch)
+    with torch.no_grad():
+        model(**inputs)
+    assert most[-1] <= 2
+
+
+def test_dropout_is_on_in_training_only():
+    model, inputs = VILT.build(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5), VILT.batch(GRIDS)
+    pumer.patch(model, STRONG).train()
+    assert not torch.equal(answer(model, inputs), answer(model, inputs))
+    model.eval()
+    assert torch.equal(answer(model, inputs), answer(model, inputs))

@@ -1,0 +1,560 @@
+"""The laws of the library, as checks that run on every backbone with every method, and on mutants that break them."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import EXAMPLES, GRID, GRIDS, HEADS, TINY, answer
+from torch import nn
+
+import pumer
+import pumer.backbones.vilt as vilt
+import pumer.reducers.pumer as pumer_method
+from pumer import PuMerConfig, Step, functional, tokens
+from pumer.backbones import BACKBONES
+from pumer.patching import reductions
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+STRONG = PuMerConfig(layers=(0, 1, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
+
+grid = pytest.mark.parametrize(("backbone", "example"), GRID, ids=tiny.label)
+heads = pytest.mark.parametrize(("backbone", "head"), HEADS)
+
+
+def test_every_backbone_is_in_the_grid():
+    assert set(TINY) == set(BACKBONES), "add a builder to tests/tiny.py"
+
+
+def test_reductions_matter_in_the_models_of_these_tests():
+    """Logits spread, and a reduction changes them: otherwise nothing below would show anything."""
+    for backbone, case in TINY.items():
+        model, inputs = case.build(), case.batch(GRIDS)
+        with torch.no_grad():
+            before = answer(pumer.patch(model, pumer.NoReduction()), inputs)
+            after = answer(pumer.patch(model, STRONG), inputs)
+        assert 0.1 < before.std() < 10, backbone
+        assert (before - after).abs().max() > 0.02, backbone
+
+
+# ---------------------------------------------------------------- law 1: same answer in any batch
+
+
+def check_same_in_any_batch(case, model, samples, head=None, dtype=torch.float64, **padding):
+    """A sample alone equals the sample in a batch, whatever the others, their order and the padding."""
+    model = model.to(dtype)
+    orders = [list(range(len(samples))), list(reversed(range(len(samples))))]
+
+    def run(chosen, **padding):
+        with torch.no_grad():
+            out = answer(model, tiny.to(case.collate(chosen, **padding), dtype))
+        return [
+            row[: len(sample.words)] if head in case.per_word else row for row, sample in zip(out, chosen, strict=True)
+        ]
+
+    alone = [run([sample])[0] for sample in samples]
+    for order in orders:
+        for size in ({}, padding):
+            together = run([samples[i] for i in order], **size)
+            for i, row in zip(order, together, strict=True):
+                difference = float((row - alone[i]).abs().max())
+                assert difference <= TOLERANCE[dtype], f"sample {i} of {order} with padding {size}: {difference}"
+
+
+RATIO = st.one_of(st.just(0.0), st.floats(0.0, 0.95))
+SHAPES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=3)
+PADDING = st.fixed_dictionaries({"text": st.integers(0, 16), "rows": st.integers(0, 9), "columns": st.integers(0, 9)})
+
+
+@st.composite
+def schedules(draw, layers=3):
+    """Any schedule of PuMer's reducer."""
+    chosen = draw(st.lists(st.integers(0, layers - 1), min_size=1, max_size=layers, unique=True))
+    steps = [
+        Step(layer=n, prune_ratio=draw(RATIO), merge_ratio=draw(RATIO), text_merge_ratio=draw(RATIO)) for n in chosen
+    ]
+    return PuMerConfig(schedule=tuple(steps), proportional_attention=draw(st.booleans()))
+
+
+@pytest.mark.parametrize("backbone", TINY)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@settings(max_examples=25)
+@given(schedules(), SHAPES, PADDING, st.integers(0, 1000))
+def test_law_1_any_schedule(backbone, dtype, config, shapes, padding, seed):
+    case = TINY[backbone]
+    samples = [case.sample(seed + i, *shape) for i, shape in enumerate(shapes)]
+    check_same_in_any_batch(case, pumer.patch(case.build(), config), samples, dtype=dtype, **padding)
+
+
+@grid
+def test_law_1_every_method(backbone, example):
+    if not example.any_batch:
+        pytest.skip("counts of the released code depend on padding")
+    case = TINY[backbone]
+    samples = [case.sample(i, *shape) for i, shape in enumerate(GRIDS)]
+    model = pumer.patch(case.build(), example.config)
+    check_same_in_any_batch(case, model, samples, text=14, rows=7, columns=8)
+
+
+@heads
+def test_law_1_every_head(backbone, head):
+    case = TINY[backbone]
+    images = 2 if head in case.two_images else 1
+    samples = [case.sample(i, *shape, images=images) for i, shape in enumerate(GRIDS)]
+    model = pumer.patch(case.build(head), STRONG)
+    check_same_in_any_batch(case, model, samples, head, text=13, rows=8, columns=7)
+
+
+# ---------------------------------------------------------------- law 2: static shapes
+
+GRAPHS = [pair for pair in GRID if pair[1] in {examples[k] for examples in EXAMPLES.values() for k in (0, -1)}]
+"""Two configs of each method: making a graph takes seconds."""
+
+no_recompilation = torch._dynamo.config.patch(error_on_recompile=True)
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def check_compiled(case, model, backend, tolerance=1e-5):
+    """One graph; equal to eager; other real lengths in the same shapes need no second one."""
+    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=False)
+    with torch.no_grad():
+        for shapes in (GRIDS, ((10, 6, 2), (1, 1, 6), (7, 6, 6)), ((2, 5, 5), (10, 6, 6), (9, 2, 6))):
+            inputs = case.batch(shapes, seed=len(str(shapes)))
+            expected = answer(model, inputs)
+            with no_recompilation:
+                torch.testing.assert_close(answer(compiled, inputs), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("backbone", "example"), GRAPHS, ids=tiny.label)
+def test_law_2_compile(backbone, example, fresh_dynamo):
+    case = TINY[backbone]
+    check_compiled(case, pumer.patch(case.build(), example.config), backend="aot_eager")
+
+
+@pytest.mark.parametrize("backbone", TINY)
+def test_law_2_inductor(backbone, fresh_dynamo):
+    case = TINY[backbone]
+    model = pumer.patch(case.build(layers=1), PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.3))
+    check_compiled(case, model, backend="inductor")
+
+
+@pytest.mark.parametrize(("backbone", "example"), GRAPHS, ids=tiny.label)
+def test_law_2_export_with_dynamic_batch(backbone, example, fresh_dynamo):
+    case = TINY[backbone]
+    model, inputs = pumer.patch(case.build(), example.config), case.batch(GRIDS)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(model, (), inputs, dynamic_shapes={name: {0: batch} for name in inputs})
+    with torch.no_grad():
+        for size in (3, 2, 5):
+            inputs = case.batch([GRIDS[0], *GRIDS, GRIDS[0]][:size], seed=size)
+            torch.testing.assert_close(answer(program.module(), inputs), answer(model, inputs), atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- law 3: exact off switch
+
+
+def classes(model):
+    return [type(module) for module in model.modules()]
+
+
+@grid
+def test_law_3_nothing_is_added_and_everything_restored(backbone, example):
+    case = TINY[backbone]
+    model, other, inputs = case.build(), case.build(seed=1), case.batch(GRIDS)
+    before, keys, attributes = classes(model), list(model.state_dict()), [set(vars(m)) for m in model.modules()]
+    torch.manual_seed(5)
+    plain = answer(model, inputs)
+    assert pumer.patch(model, example.config) is model
+    assert list(model.state_dict()) == keys
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in case.build().named_parameters()]
+    assert [c.__name__ for c in classes(model)] == [c.__name__ for c in before], "save_pretrained writes class names"
+    assert classes(other) == before, "another model was touched"
+    answer(model, inputs)
+    assert pumer.unpatch(model) is model
+    assert classes(model) == before
+    assert [set(vars(m)) for m in model.modules()] == attributes
+    torch.manual_seed(5)
+    assert torch.equal(answer(model, inputs), plain)
+
+
+@grid
+def test_law_3_patching_twice_is_patching_once(backbone, example):
+    case = TINY[backbone]
+    inputs = case.batch(GRIDS)
+    once = pumer.patch(case.build(), example.config)
+    twice = pumer.patch(pumer.patch(pumer.patch(case.build(), STRONG), example.config), example.config)
+    assert classes(once) == classes(twice)
+    assert torch.equal(answer(once, inputs), answer(twice, inputs))
+
+
+@grid
+def test_law_3_nothing_removed_equals_transformers(backbone, example):
+    if example.off is None:
+        pytest.skip("the method cannot be switched off by its ratios")
+    case = TINY[backbone]
+    model, inputs = case.build(), case.batch(GRIDS)
+    plain = answer(model, inputs)  # shuffles its patches: the same up to rounding, for no position depends on order
+    pumer.patch(model, example.off)
+    torch.testing.assert_close(answer(model, inputs), plain, atol=1e-5, rtol=0)
+    with pumer.disabled(pumer.patch(model, example.config)):
+        torch.testing.assert_close(answer(model, inputs), plain, atol=1e-5, rtol=0)
+
+
+@grid
+def test_law_3_copies_are_independent(backbone, example):
+    case = TINY[backbone]
+    model, inputs = pumer.patch(case.build(), example.config), case.batch(GRIDS)
+    expected = answer(model, inputs)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(answer(twin, inputs), expected)
+        assert pumer.reduction(twin) == example.config
+        pumer.unpatch(twin)
+        assert pumer.reduction(model) == example.config
+        assert torch.equal(answer(model, inputs), expected)
+
+
+# ---------------------------------------------------------------- laws 5 and 6: one decision, every token accounted for
+
+
+@dataclass
+class Notes:
+    """Records the decisions themselves, to be replayed by hand."""
+
+    start: list[tokens.Tokens] = field(default_factory=list)
+    steps: list[list[tuple[int, tokens.Decision, tokens.Tokens]]] = field(default_factory=list)
+
+    def begin(self, stream, cell):
+        self.start.append(stream)
+        self.steps.append([])
+
+    def step(self, layer, decision, stream):
+        self.steps[-1].append((layer, decision, stream))
+
+
+@contextmanager
+def noted(model):
+    notes = Notes()
+    for state in reductions(model):
+        state.recorder = notes
+    yield notes
+    for state in reductions(model):
+        state.recorder = None
+
+
+def check_states_follow_the_decisions(case, model, inputs, example):
+    """With silent layers, each slot holds the average of what was put into it, at every layer."""
+    case.silence(model)
+    with torch.no_grad(), noted(model) as notes:
+        output = case.root(model)(**inputs, output_hidden_states=True)
+    states, start = output.hidden_states, notes.start[0]
+    torch.testing.assert_close(states[0], start.states)
+    after = dict((layer, (decision, stream)) for layer, decision, stream in notes.steps[0])
+    size, stream = start.size, start
+    for layer in range(len(states) - 1):
+        if layer not in after:
+            torch.testing.assert_close(states[layer + 1], states[layer])
+            continue
+        decision, stream = after[layer]
+        weight = size if decision.weighted else torch.ones_like(size)
+        for b in range(len(size)):
+            for slot in stream.mask[b].nonzero()[:, 0].tolist():
+                held = (decision.destination[b] == slot).nonzero()[:, 0]
+                mean = (states[layer][b, held] * weight[b, held, None]).sum(0) / weight[b, held].sum()
+                torch.testing.assert_close(states[layer + 1][b, slot], mean, atol=1e-5, rtol=1e-4)
+        size = stream.size
+        if example.sizes:
+            check_sources(start, stream, states[0], states[layer + 1])
+
+
+def check_sources(start, stream, before, now):
+    """The source map, sizes, mask, bias and states of a stream agree, with the stream at the start as the measure."""
+    for b in range(len(stream.size)):
+        for slot in range(stream.mask.shape[1]):
+            owned = (stream.source[b] == slot).nonzero()[:, 0]
+            held = start.source[b, owned]  # the slot each of them stood at when the stream was made
+            assert float(stream.size[b, slot]) == len(held)
+            assert bool(stream.mask[b, slot]) == (len(held) > 0)
+            assert bool(torch.isinf(stream.bias[b, 0, 0, slot])) == (len(held) == 0)
+            if len(held):
+                torch.testing.assert_close(now[b, slot], before[b, held].mean(dim=0), atol=1e-5, rtol=1e-4)
+                assert ((held < start.text_length) == (slot < stream.text_length)).all(), "text and image never mix"
+        real = int(stream.mask[b, : stream.text_length].sum())
+        assert stream.mask[b, :real].all(), "the text block is compact"
+
+
+@grid
+def test_law_5_states_sizes_masks_and_sources_agree(backbone, example):
+    case = TINY[backbone]
+    model = pumer.patch(case.build(), example.config)
+    check_states_follow_the_decisions(case, model, case.batch(GRIDS, text=12, columns=7), example)
+
+
+@pytest.mark.parametrize("backbone", TINY)
+@settings(max_examples=15)
+@given(schedules(), SHAPES, PADDING)
+def test_law_5_any_schedule(backbone, config, shapes, padding):
+    case = TINY[backbone]
+    model = pumer.patch(case.build(), config)
+    check_states_follow_the_decisions(case, model, case.batch(shapes, **padding), tiny.Example(config))
+
+
+@pytest.mark.parametrize("backbone", TINY)
+def test_law_5_holey_and_left_padded_text(backbone):
+    case = TINY[backbone]
+    inputs = case.batch(GRIDS)
+    inputs["attention_mask"] = torch.tensor([[0, 1, 1, 0, 1, 1, 1, 0, 1, 1], [0] * 4 + [1] * 6, [1, 0] * 5])
+    check_states_follow_the_decisions(case, pumer.patch(case.build(), STRONG), inputs, tiny.Example(STRONG))
+
+
+def replay(notes, run):
+    """What became of every input token, from the decisions alone: a plain loop."""
+    start, fates = notes.start[run], []
+    for b in range(len(start.source)):
+        where = {i: int(slot) for i, slot in enumerate(start.source[b]) if slot >= 0}
+        anchor = {slot: i for i, slot in where.items()}  # the token that stands in a slot
+        fate = {i: {"pruned": -1, "merged": -1, "into": -1} for i in where}
+        for layer, decision, _ in notes.steps[run]:
+            moved, anchors = {}, {}
+            for slot, i in anchor.items():
+                new = int(decision.destination[b, slot])
+                if new >= 0 and int(decision.index[b, new]) == slot:
+                    anchors[new] = i
+            for i, slot in where.items():
+                new = int(decision.destination[b, slot])
+                if new < 0:
+                    fate[i]["pruned"] = layer
+                    continue
+                if int(decision.index[b, new]) != slot and fate[i]["merged"] < 0:
+                    fate[i].update(merged=layer, into=anchors.get(new, -1))
+                moved[i] = new
+            where, anchor = moved, anchors
+        fates.append((where, fate))
+    return fates
+
+
+def check_every_token_is_accounted_for(model, inputs, example, runs=1):
+    """The trace tells of each token what a replay of the decisions tells; sizes add up to the input."""
+    with torch.no_grad(), noted(model) as notes:
+        model(**inputs)
+    with torch.no_grad(), pumer.trace(model) as trace:
+        model(**inputs)
+    assert len(trace.forwards) == len(notes.start) == runs
+    for run, told in enumerate(trace.forwards):
+        assert told.layers == tuple(layer for layer, _, _ in notes.steps[run])
+        for b, (where, fate) in enumerate(replay(notes, run)):
+            assert told.mask[b].nonzero()[:, 0].tolist() == sorted(fate)
+            for i in range(told.mask.shape[1]):
+                expected = fate.get(i, {"pruned": -1, "merged": -1, "into": -1})
+                assert int(told.owner[b, i]) == where.get(i, -1)
+                assert int(told.pruned_at[b, i]) == expected["pruned"]
+                assert int(told.merged_at[b, i]) == expected["merged"]
+                assert int(told.merged_into[b, i]) == expected["into"]
+                check_description(told.describe(b, i), told, b, i)
+            held = [sum(1 for slot in where.values() if slot == k) for k in range(told.size.shape[1])]
+            assert told.size[b].tolist() == held
+            pruned = int((told.pruned_at[b] >= 0).sum())
+            assert told.size[b].sum() + pruned == told.mask[b].sum(), "kept plus pruned is the input"
+            if not example.cls_stays:
+                continue
+            real = int((told.size[b] > 0).sum())
+            for cls in (0, told.text_tokens):
+                if told.mask[b, cls]:
+                    assert told.pruned_at[b, cls] == told.merged_at[b, cls] == -1
+            if told.tokens_per_layer:
+                _, text, image = told.tokens_per_layer[-1]
+                assert int(text[b] + image[b]) == real
+            check_counts(example.config, told, b)
+
+
+def check_description(line, told, b, i):
+    if not told.mask[b, i]:
+        assert line == "padding"
+    elif told.merged_at[b, i] < 0 and told.pruned_at[b, i] < 0:
+        assert line == "kept"
+    else:
+        layer = max(int(told.merged_at[b, i]), int(told.pruned_at[b, i]))
+        assert line.endswith(f"at layer {layer}"), line
+
+
+def check_counts(config, told, b):
+    """Counts follow from the sample's own length and the config alone."""
+    T = told.text_tokens
+    text, image = int(told.mask[b, :T].sum()), int(told.mask[b, T:].sum())
+    steps = {step.layer: step for step in getattr(config, "schedule", ())}
+    for layer, words, patches in told.tokens_per_layer:
+        step = steps[layer]
+        text, image = text - step.text_merges(text), step.kept(image) - step.merges(image)
+        assert (int(words[b]), int(patches[b])) == (text, image)
+
+
+@grid
+def test_law_6_every_method(backbone, example):
+    case = TINY[backbone]
+    inputs = case.batch(GRIDS, text=12, rows=7)
+    check_every_token_is_accounted_for(pumer.patch(case.build(), example.config), inputs, example)
+
+
+@pytest.mark.parametrize("backbone", TINY)
+@settings(max_examples=15)
+@given(schedules(), SHAPES, PADDING)
+def test_law_6_any_schedule(backbone, config, shapes, padding):
+    case = TINY[backbone]
+    inputs = case.batch(shapes, **padding)
+    check_every_token_is_accounted_for(pumer.patch(case.build(), config), inputs, tiny.Example(config))
+
+
+@pytest.mark.parametrize(("backbone", "head"), [(b, h) for b, h in HEADS if h in TINY[b].two_images])
+def test_law_6_one_trace_per_image(backbone, head):
+    case = TINY[backbone]
+    model, inputs = pumer.patch(case.build(head), STRONG), case.batch(GRIDS, head)
+    check_every_token_is_accounted_for(model, inputs, tiny.Example(STRONG), runs=2)
+
+
+# ---------------------------------------------------------------- law 8: deterministic
+
+
+def check_deterministic(model, inputs):
+    """The same input gives the same bits, also in training mode without dropout."""
+    first = answer(model, inputs)
+    assert torch.equal(answer(model, inputs), first)
+    try:
+        torch.testing.assert_close(answer(model.train(), inputs), first, atol=0, rtol=0)
+    finally:
+        model.eval()
+
+
+@grid
+def test_law_8_same_bits(backbone, example):
+    case = TINY[backbone]
+    model = case.build(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    check_deterministic(pumer.patch(model, example.config), case.batch(GRIDS, columns=8))
+
+
+# ---------------------------------------------------------------- mutants: what breaks a law must be seen
+
+
+original_reduce, original_apply, original_trace = tokens.Tokens.reduce, tokens.Decision.apply, tokens.Decision.trace
+original_bias = tokens.attention_bias
+
+
+def uncompacted(keep, length):
+    """Parity by position: padding between the rows of a padded picture is left where it is."""
+    return torch.arange(length).expand(len(keep), -1), keep[:, :length]
+
+
+def match_padding(features, mask, count, most):
+    """Merging that takes padding for tokens."""
+    return functional.match(features, torch.ones_like(mask), count, most)
+
+
+def count_padding(rule, lengths, largest):
+    """Counts from the buffer instead of the sample's own length."""
+    return functional.tabulate(rule, torch.full_like(lengths, largest), largest)
+
+
+def all_rows(text_rows, text_mask):
+    """Saliency that padded words have a say in."""
+    return functional.text_saliency(text_rows, torch.ones_like(text_mask))
+
+
+def unstable(keep, length):
+    """Free order of what is kept."""
+    order = ((~keep).float() + torch.rand(keep.shape) / 2).argsort(dim=1)[:, :length]
+    return order, torch.arange(length) < keep.sum(dim=1, keepdim=True)
+
+
+def padding_attended(mask, size, proportional):
+    """Attention that sees free slots."""
+    return original_bias(torch.ones_like(mask), size.clamp(min=1), proportional)
+
+
+def sizes_forgotten(self, text, image):
+    """Every token counts once again after each reduction."""
+    reduced, decision = original_reduce(self, text, image)
+    size = reduced.mask.float()
+    return replace(reduced, size=size, bias=original_bias(reduced.mask, size, True)), decision
+
+
+def plain_mean(self, x, weight):
+    """Averages that forget what a token already holds."""
+    return original_apply(self, x, torch.ones_like(weight))
+
+
+def sources_lost(self, owner):
+    """Merged tokens are reported as pruned."""
+    merged = torch.zeros(self.destination.shape, dtype=torch.bool).scatter(1, self.source, self.valid)
+    return torch.where(merged.gather(1, owner.clamp(min=0)), -1, original_trace(self, owner))
+
+
+def law_1(case, model):
+    check_same_in_any_batch(case, model, [case.sample(i, *shape) for i, shape in enumerate(GRIDS)], text=12, columns=7)
+
+
+def law_5(case, model):
+    check_states_follow_the_decisions(case, model, case.batch(GRIDS), tiny.Example(STRONG))
+
+
+def law_6(case, model):
+    check_every_token_is_accounted_for(model, case.batch(GRIDS, text=12), tiny.Example(STRONG))
+
+
+def law_8(case, model):
+    check_deterministic(model, case.batch(GRIDS))
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change for the worse, and the law that must notice."""
+
+    law: Callable[[tiny.Tiny, nn.Module], None]
+    place: object
+    name: str
+    change: Callable
+    config: PuMerConfig = STRONG
+
+
+MUTANTS = [
+    Mutant(law_1, vilt, "compact", uncompacted, PuMerConfig(layers=(0,), merge_ratio=0.4)),
+    Mutant(law_1, pumer_method, "match", match_padding),
+    Mutant(law_1, pumer_method, "match", match_padding, PuMerConfig(layers=(0,), text_merge_ratio=0.4)),
+    Mutant(law_1, pumer_method, "tabulate", count_padding),
+    Mutant(law_1, pumer_method, "tabulate", count_padding, PuMerConfig(layers=(0,), prune_ratio=0.4)),
+    Mutant(law_1, pumer_method, "text_saliency", all_rows, PuMerConfig(layers=(0,), prune_ratio=0.4)),
+    Mutant(law_1, tokens, "attention_bias", padding_attended),
+    Mutant(law_1, pumer_method, "compact", unstable),
+    Mutant(law_5, tokens.Tokens, "reduce", sizes_forgotten),
+    Mutant(law_5, tokens.Decision, "apply", plain_mean),
+    Mutant(law_5, tokens.Decision, "trace", sources_lost),
+    Mutant(law_6, tokens.Tokens, "reduce", sizes_forgotten),
+    Mutant(law_6, pumer_method, "tabulate", count_padding),
+    Mutant(law_8, pumer_method, "compact", unstable),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.law.__name__}-{m.change.__name__}")
+@pytest.mark.parametrize("backbone", TINY)
+def test_mutants_are_seen(backbone, mutant, monkeypatch):
+    case = TINY[backbone]
+    mutant.law(case, pumer.patch(case.build(), mutant.config))
+    monkeypatch.setattr(mutant.place, mutant.name, mutant.change)
+    with pytest.raises(AssertionError):
+        mutant.law(case, pumer.patch(case.build(), mutant.config))
+
+
+def test_released_counts_depend_on_padding():
+    """The released rules break law 1, which is why they are not the default; the check notices."""
+    case, (example, *_) = TINY["vilt"], EXAMPLES["pumer-released"]
+    with pytest.raises(AssertionError):
+        law_1(case, pumer.patch(case.build(), example.config))

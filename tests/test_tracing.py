@@ -1,0 +1,116 @@
+"""What the trace says beyond the laws: cells, grids, nesting, one entry per forward."""
+
+import pytest
+import tiny
+import torch
+from tiny import GRIDS, TINY
+
+import pumer
+from pumer import NoReduction, PuMerConfig
+
+VILT = TINY["vilt"]
+CONFIG = PuMerConfig(layers=(0, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
+
+
+@pytest.fixture
+def model():
+    return pumer.patch(VILT.build(), CONFIG)
+
+
+def run(model, inputs):
+    with torch.no_grad(), pumer.trace(model) as trace:
+        model(**inputs)
+    return trace
+
+
+def test_cells_and_grids_of_images_of_different_sizes(model):
+    (told,) = run(model, VILT.batch(GRIDS, rows=7, columns=8)).forwards
+    assert told.grid.tolist() == [[rows, columns] for _, rows, columns in GRIDS]
+    assert told.text_tokens == 10
+    for b, (words, rows, columns) in enumerate(GRIDS):
+        patches = rows * columns
+        assert told.patch_cell[b].tolist() == [-1, *range(patches), *[-1] * (56 - patches)]
+        assert told.mask[b].tolist() == [*[True] * words, *[False] * (10 - words), *[True] * (patches + 1)] + [
+            False
+        ] * (56 - patches)
+
+
+def test_text_positions_are_those_of_the_input(model):
+    inputs = VILT.batch(GRIDS[:1])
+    inputs["attention_mask"] = torch.tensor([[0, 0, 1, 1, 0, 1, 1, 1, 1, 1]])
+    (told,) = run(model, inputs).forwards
+    assert told.mask[0, :10].int().tolist() == inputs["attention_mask"][0].tolist()
+    assert told.owner[0, 2] == 0, "the first real word is [CLS] and stands in slot 0"
+    assert told.describe(0, 0) == "padding"
+
+
+def test_everything_is_on_the_cpu_and_plain(model):
+    (told,) = run(model, VILT.batch(GRIDS)).forwards
+    tensors = [value for value in vars(told).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 8
+    assert all(x.device.type == "cpu" and not x.requires_grad for x in tensors)
+    assert all(isinstance(layer, int) for layer in told.layers)
+    assert [layer for layer, _, _ in told.tokens_per_layer] == [0, 2] == list(told.layers)
+
+
+def test_one_entry_per_forward_and_none_after_the_block(model):
+    inputs = VILT.batch(GRIDS)
+    with pumer.trace(model) as trace:
+        model(**inputs)
+        model(**inputs)
+    model(**inputs)
+    first, second = trace.forwards
+    assert torch.equal(first.owner, second.owner)
+
+
+def test_inner_trace_takes_over_for_its_block(model):
+    inputs = VILT.batch(GRIDS)
+    with pumer.trace(model) as outer:
+        model(**inputs)
+        with pumer.trace(model) as inner:
+            model(**inputs)
+        model(**inputs)
+    assert (len(outer.forwards), len(inner.forwards)) == (2, 1)
+
+
+def test_an_error_ends_the_trace(model):
+    with pytest.raises(KeyError), pumer.trace(model):
+        raise KeyError
+    assert run(model, VILT.batch(GRIDS)).forwards
+
+
+@pytest.mark.parametrize("config", [NoReduction(), CONFIG], ids=["none", "disabled"])
+def test_without_reduction_everything_is_kept(model, config):
+    pumer.patch(model, config)
+    with pumer.disabled(model):
+        (told,) = run(model, VILT.batch(GRIDS)).forwards
+    assert told.layers == () and told.tokens_per_layer == []
+    assert torch.equal(told.owner >= 0, told.mask) and torch.equal(told.size > 0, told.mask)
+    assert {told.describe(2, token) for token in range(47)} == {"kept", "padding"}
+
+
+def test_tracing_changes_no_bit(model):
+    inputs = VILT.batch(GRIDS)
+    expected = tiny.answer(model, inputs)
+    with pumer.trace(model):
+        assert torch.equal(tiny.answer(model, inputs), expected)
+
+
+def test_a_trace_through_gradient_checkpointing_counts_each_layer_once(model):
+    model.train().gradient_checkpointing_enable()
+    with pumer.trace(model) as trace:
+        tiny.answer(model, VILT.batch(GRIDS)).sum().backward()
+    (told,) = trace.forwards
+    assert told.layers == (0, 2)
+
+
+def test_a_pruned_token_that_held_others_takes_them_along():
+    config = PuMerConfig(schedule=(pumer.Step(layer=0, merge_ratio=0.45), pumer.Step(layer=1, prune_ratio=0.7)))
+    (told,) = run(pumer.patch(VILT.build(), config), VILT.batch(GRIDS[:1])).forwards
+    both = (told.merged_at[0] >= 0) & (told.pruned_at[0] >= 0)
+    assert both.any()
+    token = int(both.nonzero()[0])
+    target = int(told.merged_into[0, token])
+    assert told.describe(0, token) == f"merged into token {target} at layer 0, which was pruned at layer 1"
+    assert told.describe(0, target) == "pruned at layer 1"
+    assert told.owner[0, token] == -1
