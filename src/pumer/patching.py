@@ -60,7 +60,7 @@ def unpatch(model: Model) -> Model:
         _check_untouched(unwrapped(model), set(originals), "remove its hooks before unpatching")
         for module in unwrapped(model).modules():
             if type(module) in originals:
-                module.__class__ = originals[type(module)]
+                _swap(module, originals[type(module)])
                 module.__dict__.pop("pumer_reduction", None)
     return model
 
@@ -156,8 +156,14 @@ def _install(root: nn.Module, backbone: Backbone, state: Reduction) -> None:
     """Swap the classes below a root that is not patched, and give it its state."""
     for module in root.modules():
         if type(module) in backbone.classes:
-            module.__class__ = backbone.classes[type(module)]
+            _swap(module, backbone.classes[type(module)])
     root.pumer_reduction = state  # type: ignore[assignment]
+
+
+def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change a module's class, and drop the copy of its own ``forward`` that removed hooks leave on the instance."""
+    module.__dict__.pop("forward", None)
+    module.__class__ = cls
 
 
 def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) -> None:
@@ -175,7 +181,9 @@ def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) 
 def _check_untouched(model: nn.Module, classes: Container[type], remedy: str) -> None:
     """Refuse modules whose ``forward`` was replaced on the instance: a swapped class would silently not be used."""
     for name, module in model.named_modules():
-        if type(module) in classes and "forward" in module.__dict__:
+        if type(module) not in classes or "forward" not in module.__dict__:
+            continue
+        if getattr(module.__dict__["forward"], "__func__", None) is not type(module).forward:
             raise InputError(
                 f"the forward of '{name or type(module).__name__}' was replaced by another library (accelerate's "
                 f"device_map does this); {remedy}"
