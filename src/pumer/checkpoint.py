@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from uuid import uuid4
 
@@ -77,7 +78,7 @@ def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
     config = read_reduction(name, **hub)
     try:
         model: PreTrainedModel = cls.from_pretrained(str(name), **kwargs)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise InputError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
     restore_text_norm(model)
     return model.eval() if config is None else patch(model.eval(), config)
