@@ -63,11 +63,38 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     Raises:
         InputError: for whatever the user can correct.
     """
+    bar = progress_bar(enabled=progress)
+    trainer, processor, checkpoint = _prepare(config, bar)
+    main = trainer.is_world_process_zero()
+    if main:
+        write_json(config.output / TRAINING_RECORD, {"model": str(config.output), **collect(config)})
+    with bar:
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    result = {
+        "model": str(config.output),
+        "steps": trainer.state.global_step,
+        "seconds": outcome.metrics["train_runtime"],
+        "samples_per_second": outcome.metrics["train_samples_per_second"],
+        "loss": outcome.training_loss,
+        "history": trainer.state.log_history,
+        **collect(config, _DTYPES[config.precision]),
+    }
+    if config.data.eval is not None:
+        result["accuracy"] = asdict(bootstrap(trainer.final_scores()))
+    if main:
+        save(trainer.model, config.output)
+        processor.save_pretrained(config.output)
+        write_json(config.output / TRAINING_RECORD, result)
+    return result
+
+
+def _prepare(config: TrainConfig, bar: Progress) -> tuple[DistillingTrainer, Any, str | None]:
+    """The trainer, the model's processor, and the checkpoint to continue from."""
+    data, task_type = config.data, task_class(config.task)
     reduction = reduction_from(config.reduction)
-    task_type = task_class(config.task)
-    task = task_type(task_type.vocabulary(config.data.root, config.data.min_answer_count))
-    train = task.read(config.data.root, config.data.train, config.data.limit)
-    held_out = task.read(config.data.root, config.data.eval, config.data.eval_limit) if config.data.eval else None
+    task = task_type(task_type.vocabulary(data.root, data.min_answer_count))
+    train = task.read(data.root, data.train, data.limit)
+    held_out = task.read(data.root, data.eval, data.eval_limit) if data.eval else None
     set_seed(config.seed)
     model = task.model(config.model, task.labels)
     teacher = _teacher(config, task)
@@ -75,7 +102,7 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     processor = load_processor(config.model)
     text_length = text_length_of(model, config.text_length)
     inputs = make_inputs(processor, text_length, config.resize, config.blank)
-    checkpoint, bar = _checkpoint(config), progress_bar(enabled=progress)
+    checkpoint = _checkpoint(config)
     trainer = DistillingTrainer(
         model=model,
         args=_arguments(config),
@@ -89,27 +116,7 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
         callbacks=_callbacks(config, processor, bar),
     )
     trainer.remove_callback(PrinterCallback)
-    main = trainer.is_world_process_zero()
-    if main:
-        write_json(config.output / TRAINING_RECORD, {"model": str(config.output), **collect(config)})
-    with bar:
-        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    result = {
-        "model": str(config.output),
-        "steps": trainer.state.global_step,
-        "seconds": outcome.metrics["train_runtime"],
-        "samples_per_second": outcome.metrics["train_samples_per_second"],
-        "loss": outcome.training_loss,
-        "history": trainer.state.log_history,
-        **collect(config, _DTYPES[config.precision]),
-    }
-    if held_out is not None:
-        result["accuracy"] = asdict(bootstrap(trainer.final_scores()))
-    if main:
-        save(model, config.output)
-        processor.save_pretrained(config.output)
-        write_json(config.output / TRAINING_RECORD, result)
-    return result
+    return trainer, processor, str(checkpoint) if checkpoint else None
 
 
 def _teacher(config: TrainConfig, task: Task) -> PreTrainedModel | None:

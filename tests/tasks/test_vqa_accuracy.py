@@ -17,8 +17,6 @@ def plain_normalise(answer):
     """Word for word along the description, for single words without a second rule in play."""
     words_to_ten = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     numbers = {word: value for value, word in enumerate(words_to_ten)} | {"none": 0}
-        zip("none zero one two three four five six seven eight nine ten".split(), [0, *range(11)], strict=True)
-    )
     words = []
     for word in answer.lower().split():
         word = re.sub(r"\.(?!\d)", "", word)

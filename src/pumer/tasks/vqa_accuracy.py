@@ -58,7 +58,7 @@ def normalise(answer: str) -> str:
 
     Example:
         >>> normalise("The T-shirt, dont you see?")
-        't shirt don't you see'
+        "t shirt don't you see"
         >>> normalise("Two of 1,000 a.m.")
         '2 of 1000 am'
     """
