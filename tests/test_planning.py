@@ -15,7 +15,8 @@ from pumer import NoReduction, PuMerConfig
 from pumer.backbones.base import LayerCues
 from pumer.errors import InputError
 from pumer.macs import MacCounter
-from pumer.planning import meta_inputs, on_meta, plan
+from pumer.meta import meta_inputs, on_meta
+from pumer.planning import plan
 
 PAPER = {"prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
 D, DEPTH, SIDE, PATCH, ANSWERS = 32, 4, 12, 8, 11

@@ -4,7 +4,6 @@ What is counted: see `pumer.macs`; the reduction's own small products are includ
 device: shapes only, no arithmetic.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pumer import models
 from pumer.backbones import BACKBONES
 from pumer.errors import InputError
 from pumer.macs import MacCounter
-from pumer.patching import disabled, patch, reduction, reductions, unwrapped
-from pumer.reducers import NoReduction
+from pumer.meta import meta_inputs, on_meta
+from pumer.patching import disabled, patch, reductions
 from pumer.tokens import Decision, Tokens
 
 GIGA = 1e9
@@ -132,51 +132,6 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] = 384, text_length:
     )
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """A patched copy of a model on the meta device, in eval mode; no memory for weights is taken.
-
-    Args:
-        model: Any model that can be patched; it is left alone.
-    """
-    original = unwrapped(model)
-    tensors = [*original.parameters(), *original.buffers()]
-    memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in tensors}
-    twin = copy.deepcopy(original, memo).eval()
-    if reduction(twin) is None:
-        patch(twin, NoReduction())
-    for state in reductions(twin):
-        state.enabled, state.recorder = True, None
-    return twin
-
-
-def _meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-
-
-def meta_inputs(model: nn.Module, size: tuple[int, int], text_length: int, batch: int = 1) -> dict[str, Tensor]:
-    """Inputs of full length on the meta device, as the model's processor would make them.
-
-    Args:
-        model: A ViLT model.
-        size: Height and width in pixels.
-        text_length: Words.
-        batch: Examples.
-
-    Raises:
-        InputError: If the model has fewer text positions, or cuts such an image into no patch.
-    """
-    config: Any = model.config
-    if not 1 <= text_length <= config.max_position_embeddings:
-        raise InputError(f"text_length is {text_length}; the model takes 1 to {config.max_position_embeddings}")
-    if min(size) < config.patch_size:
-        raise InputError(f"image_size is {size}; give at least one patch of {config.patch_size} pixels each way")
-    images = (config.num_images,) if getattr(config, "num_images", -1) > 0 else ()
-    text = torch.ones(batch, text_length, dtype=torch.int64, device="meta")
-    pixels = torch.empty(batch, *images, config.num_channels, *size, device="meta")
-    return {"input_ids": text, "attention_mask": text, "pixel_values": pixels}
-
-
 def _accept_whole_image(meta: nn.Module, size: tuple[int, int]) -> None:
     """Check by hand what the forward would check on data: that the image fits a bounded buffer."""
     patch_size = meta.config.patch_size  # type: ignore[union-attr]
@@ -246,3 +201,36 @@ def _hooked(meta: nn.Module, watch: _Watch) -> Iterator[None]:
             handle.remove()
         for state in reductions(meta):
             state.recorder = None
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """`pumer plan`.
+
+    Attributes:
+        model: "preset:vilt-b32" (random weights, no download), or a folder or hub name, of which only ``config.json``
+            and ``reduction.json`` are read.
+        reduction: Method and settings; None for what the checkpoint was saved with.
+        image_size: Height and width in pixels; None for the model's own.
+        text_length: Words of the text, special tokens counted; None for as many as the model has positions.
+    """
+
+    model: str = "preset:vilt-b32"
+    reduction: dict[str, Any] | str | None = None
+    image_size: int | None = None
+    text_length: int | None = None
+
+
+def run(config: PlanConfig) -> Plan:
+    """Plan a checkpoint or a preset.
+
+    Raises:
+        InputError: If there is no such model, or a setting does not fit it.
+    """
+    with torch.device("meta"):
+        model = models.skeleton(config.model)
+    if config.reduction is not None:
+        patch(model, models.reduction_from(config.reduction))
+    model_config: Any = model.config
+    size = config.image_size or model_config.image_size
+    return plan(model, size, config.text_length or models.default_text_length(config.model, model))

@@ -1,0 +1,208 @@
+"""`pumer benchmark`: speed, memory and arithmetic of a model beside its unreduced self, on the machine at hand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pumer.benchmark_tables import UNREDUCED, tables
+from pumer.checkpoint import write_json
+from pumer.errors import InputError
+from pumer.jobs import best_device, progress_bar
+from pumer.models import default_text_length, model_from, reduction_from, variant
+from pumer.patching import reduction
+from pumer.peak_memory import Job, inputs_for, peak_memory
+from pumer.planning import Plan, plan
+from pumer.provenance import collect, device_name
+from pumer.reducers import NoReduction, ReductionConfig, config_to_dict
+from pumer.time_split import time_split
+from pumer.timing import compare, fastest_batch
+
+__all__ = ["BenchmarkConfig", "compare", "run"]
+
+REDUCED, TRANSFORMERS = "reduced", "transformers"
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Settings of a benchmark; all models are timed in turn, in one process and in inference mode.
+
+    Attributes:
+        model: A folder, a hub name, or "preset:vilt-b32" (full size, random weights, no download).
+        reductions: Method and settings by name of the row; empty for the reduction the model was saved with.
+        transformers: Whether transformers' own forward is measured as well.
+        batch_sizes: Examples per forward, one point each.
+        pairs: Least number of interleaved rounds per point.
+        seconds: Least time per point.
+        search: Whether to search upward (doubling) for the batch of highest throughput, of each model apart.
+        search_seconds: Time per batch size of that search.
+        memory_batch: Examples in the forward whose peak memory is measured; 0 to leave memory out.
+        image_size: Pixels each way; None for the model's own.
+        text_length: Words, special tokens counted; None for 32 with a preset, else as many as the model has positions.
+        dtype: Number format of weights and arithmetic.
+        device: "auto" takes a GPU where there is one.
+        threads: CPU threads; None for torch's own choice.
+        output: JSON file to write, or None.
+        progress: Whether to show a progress bar.
+    """
+
+    model: str = "preset:vilt-b32"
+    reductions: dict[str, Any] = field(default_factory=dict)
+    transformers: bool = True
+    batch_sizes: tuple[int, ...] = (1, 8)
+    pairs: int = 20
+    seconds: float = 0.0
+    search: bool = False
+    search_seconds: float = 1.0
+    memory_batch: int = 8
+    image_size: int | None = None
+    text_length: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    output: Path | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise InputError(f"batch_sizes is {list(self.batch_sizes)}; give at least one integer above 0")
+        if self.pairs < 1:
+            raise InputError(f"pairs is {self.pairs}; give an integer above 0 (20 or more for figures to publish)")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads is {self.threads}; give an integer above 0")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device is 'cuda' but torch sees no GPU; give device=cpu")
+
+
+def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, Any]:
+    """Measure, show a table and write the result.
+
+    Args:
+        config: What to measure.
+        console: Where the table goes; stdout by default.
+
+    Returns:
+        ``speed`` (see `pumer.timing.compare`), ``fastest`` (see `fastest_batch`), ``memory``, ``split`` (see
+        `time_split`; seconds at the largest batch size), ``plan`` (MACs and tokens), each by model name; ``rows`` as
+        `pumer.report` takes them; and where it all comes from.
+
+    Raises:
+        InputError: If there is no such model, or a setting does not fit it.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = best_device() if config.device == "auto" else torch.device(config.device)
+    base = model_from(config.model).to(device=device, dtype=getattr(torch, config.dtype))
+    configs = _reductions(config, base)
+    models = {name: variant(base, reduced) for name, reduced in configs.items()}
+    size = config.image_size or int(base.config.image_size)
+    length = config.text_length or default_text_length(config.model, base)
+
+    def make_inputs(batch: int) -> dict[str, Tensor]:
+        return inputs_for(base, size, length, batch)
+
+    plans = {name: plan(model, size, length) for name, model in models.items()}
+    result: dict[str, Any] = {
+        "what": f"{config.model}, {size} pixels, {length} words, {config.dtype}",
+        "plan": {name: _arithmetic(planned) for name, planned in plans.items()},
+        "speed": _speed(config, models, make_inputs),
+    }
+    if config.search:
+        result["fastest"] = {
+            name: fastest_batch(model, make_inputs, max(config.batch_sizes), seconds=config.search_seconds)
+            for name, model in models.items()
+        }
+    largest = make_inputs(max(config.batch_sizes))
+    result["split"] = {name: time_split(model, largest) for name, model in models.items() if name != TRANSFORMERS}
+    del largest
+    if config.memory_batch:
+        result["memory"] = _memory(config, configs, device.type, size, length)
+    result["rows"] = [_row(name, result) for name in models]
+    where = device_name() if device.type == "cuda" or not torch.cuda.is_available() else "cpu"
+    result |= {"provenance": collect(config, config.dtype) | {"device": where}}
+    if config.output is not None:
+        write_json(config.output, result)
+    (console or Console()).print(tables(result))
+    return result
+
+
+def _reductions(config: BenchmarkConfig, base: PreTrainedModel) -> dict[str, ReductionConfig | None]:
+    """What is measured, the unreduced fast path first."""
+    configs: dict[str, ReductionConfig | None] = {UNREDUCED: NoReduction()}
+    saved = reduction(base)
+    if config.reductions:
+        configs |= {name: reduction_from(value) for name, value in config.reductions.items()}
+    elif saved is not None and not isinstance(saved, NoReduction):
+        configs[REDUCED] = saved
+    if config.transformers:
+        configs[TRANSFORMERS] = None
+    if len(configs) == 1:
+        raise InputError(f"{config.model} is not reduced, so there is nothing to compare; give reductions=...")
+    return configs
+
+
+def _speed(config: BenchmarkConfig, models: Mapping[str, PreTrainedModel], make_inputs: Any) -> dict[str, Any]:
+    with progress_bar(config.progress) as bar:
+        task = bar.add_task("timing", total=len(config.batch_sizes) * config.pairs, note="")
+        return compare(
+            models,
+            make_inputs,
+            config.batch_sizes,
+            config.pairs,
+            config.seconds,
+            tick=lambda: bar.advance(task),
+        )
+
+
+def _memory(
+    config: BenchmarkConfig, configs: Mapping[str, ReductionConfig | None], device: str, size: int, length: int
+) -> dict[str, Any]:
+    """Peak memory of every model, with autograd off and on."""
+    measured: dict[str, Any] = {}
+    for name, reduced in configs.items():
+        figures: dict[str, int] = {"batch": config.memory_batch}
+        for mode, autograd in (("inference", False), ("autograd", True)):
+            job = Job(
+                model=config.model,
+                reduction=None if reduced is None else config_to_dict(reduced),
+                batch=config.memory_batch,
+                autograd=autograd,
+                device=device,
+                dtype=config.dtype,
+                image_size=size,
+                text_length=length,
+                threads=config.threads,
+            )
+            peak = peak_memory(job)
+            figures |= {"weights": peak["weights"], mode: peak["activations"]}
+        measured[name] = figures
+    return measured
+
+
+def _arithmetic(planned: Plan) -> dict[str, Any]:
+    """MACs, ideal speed-up, and tokens after each layer (text, image)."""
+    return {
+        "macs": planned.macs,
+        "ideal_speedup": planned.ideal_speedup,
+        "tokens": [(row.layer, row.text_tokens_out, row.image_tokens_out) for row in planned.layers],
+    }
+
+
+def _row(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """One model in the terms of `pumer.report`."""
+    speed = []
+    for point in result["speed"]["points"]:
+        figures = point["models"][name]
+        entry = {"batch": point["batch"], "images_per_second": figures["images_per_second"]}
+        speed.append(entry if name == UNREDUCED else entry | {"speedup": figures["speedup"]})
+    arithmetic = result["plan"][name]
+    row = {"name": name, "speed": speed, "macs": arithmetic["macs"], "ideal_speedup": arithmetic["ideal_speedup"]}
+    if "memory" in result:
+        row["memory"] = result["memory"][name]["weights"] + result["memory"][name]["inference"]
+    return row

@@ -1,0 +1,91 @@
+"""Models by name, for measuring and planning: presets with random weights, checkpoints, copies that share weights."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, ViltConfig, ViltForQuestionAnswering
+
+from pumer.checkpoint import load, model_class, read_reduction
+from pumer.errors import InputError
+from pumer.patching import patch, unpatch
+from pumer.reducers import ReductionConfig, config_from_dict
+
+PREFIX = "preset:"
+PAPER_TEXT_LENGTH = 32
+
+
+def _vilt_b32() -> PreTrainedModel:
+    """ViLT-B/32 with a VQAv2 head of 3129 answers."""
+    return ViltForQuestionAnswering(ViltConfig(layer_norm_eps=1e-6, num_labels=3129))
+
+
+PRESETS = {"vilt-b32": _vilt_b32}
+"""Full-size models that are built with random weights, for speed, memory and MACs do not depend on them."""
+
+
+def model_from(name: str, seed: int = 0) -> PreTrainedModel:
+    """A preset with random weights, or a checkpoint, in eval mode.
+
+    Args:
+        name: "preset:vilt-b32", a folder, or a hub name.
+        seed: Of a preset's weights; the global generator is left as it was.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    if not name.startswith(PREFIX):
+        return load(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _preset(name).eval()
+
+
+def skeleton(name: str) -> PreTrainedModel:
+    """The same without reading weights; patched as the checkpoint was saved.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    if name.startswith(PREFIX):
+        return _preset(name).eval()
+    model: PreTrainedModel = model_class(name)(AutoConfig.from_pretrained(name)).eval()
+    saved = read_reduction(name)
+    return model if saved is None else patch(model, saved)
+
+
+def _preset(name: str) -> PreTrainedModel:
+    preset = name.removeprefix(PREFIX)
+    if preset not in PRESETS:
+        raise InputError(f"preset '{preset}' is unknown; there are: {', '.join(PRESETS)}")
+    return PRESETS[preset]()
+
+
+def default_text_length(name: str, model: PreTrainedModel) -> int:
+    """32 words for a preset, as in the paper; as many as there are positions for a checkpoint."""
+    return PAPER_TEXT_LENGTH if name.startswith(PREFIX) else int(model.config.max_position_embeddings)
+
+
+def reduction_from(value: Mapping[str, Any] | str) -> ReductionConfig:
+    """The `reduction` setting of a job: a mapping with ``method``, or the name of a method without settings."""
+    return config_from_dict({"method": value} if isinstance(value, str) else value)
+
+
+def variant(model: PreTrainedModel, config: ReductionConfig | None) -> PreTrainedModel:
+    """A copy of a model that shares its weights and is reduced in its own way.
+
+    Args:
+        model: Left alone.
+        config: The reduction; None for transformers' own forward.
+    """
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    twin = copy.deepcopy(model, shared)
+    return unpatch(twin) if config is None else patch(twin, config)
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Size of the weights and buffers."""
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

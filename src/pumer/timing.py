@@ -1,0 +1,172 @@
+"""Timing models against each other: interleaved runs, paired ratios, the batch of highest throughput."""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MakeInputs = Callable[[int], dict[str, Tensor]]
+Tick = Callable[[], None]
+
+SHORTEST = 0.02  # seconds; a shorter forward is timed several times in a row
+
+
+def compare(
+    models: Mapping[str, nn.Module],
+    make_inputs: MakeInputs,
+    batch_sizes: Sequence[int],
+    pairs: int = 20,
+    seconds: float = 0.0,
+    warm_up: int = 2,
+    tick: Tick = lambda: None,
+) -> dict[str, Any]:
+    """Time models against the first of them, in one process and in inference mode.
+
+    In every round each model runs once, in an order that rotates from round to round, so that a slow moment of the
+    machine hits all of them. The speed-up is the median of the ratios within rounds.
+
+    Args:
+        models: By name; the first is what the others are compared with.
+        make_inputs: From a batch size to the keyword arguments of a forward.
+        batch_sizes: Examples per forward; one point each.
+        pairs: Least number of rounds.
+        seconds: Least time per point; rounds go on until it is over.
+        warm_up: Forwards of each model before the first round.
+        tick: Called after every round.
+
+    Returns:
+        ``baseline``, and ``points``: per batch size ``batch``, ``pairs`` and, by model, ``seconds`` of one forward and
+        ``speedup`` (each median, lower and upper quartile) and ``images_per_second``.
+    """
+    points = [_point(models, make_inputs(batch), batch, pairs, seconds, warm_up, tick) for batch in batch_sizes]
+    return {"baseline": next(iter(models)), "points": points}
+
+
+def _point(
+    models: Mapping[str, nn.Module],
+    inputs: dict[str, Tensor],
+    batch: int,
+    pairs: int,
+    seconds: float,
+    warm_up: int,
+    tick: Tick,
+) -> dict[str, Any]:
+    """One batch size."""
+    names = list(models)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    with torch.inference_mode(), _no_garbage_collection():
+        for _ in range(warm_up):
+            first = max(timed(model, inputs) for model in models.values())
+        repeats = max(1, math.ceil(SHORTEST / first)) if warm_up else 1
+        start, round_ = time.perf_counter(), 0
+        while round_ < pairs or time.perf_counter() - start < seconds:
+            turn = round_ % len(names)
+            for name in names[turn:] + names[:turn]:
+                taken[name].append(timed(models[name], inputs, repeats))
+            round_ += 1
+            tick()
+    baseline = taken[names[0]]
+    figures = {}
+    for name in names:
+        ratios = [before / after for before, after in zip(baseline, taken[name], strict=True)]
+        figures[name] = {
+            "seconds": spread(taken[name]),
+            "images_per_second": batch / statistics.median(taken[name]),
+            "speedup": spread(ratios),
+        }
+    return {"batch": batch, "pairs": round_, "models": figures}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    if len(values) == 1:
+        return {"median": values[0], "low": values[0], "high": values[0]}
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "low": low, "high": high}
+
+
+def timed(model: nn.Module, inputs: dict[str, Tensor], repeats: int = 1) -> float:
+    """Seconds of one forward, device-synchronised; the mean of several in a row."""
+    device = next(model.parameters()).device
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        model(**inputs)
+    synchronise(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what a GPU still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def fastest_batch(
+    model: nn.Module,
+    make_inputs: MakeInputs,
+    start: int = 8,
+    most: int = 4096,
+    seconds: float = 1.0,
+    gain: float = 0.01,
+) -> dict[str, Any]:
+    """Search upward for the batch of highest throughput, doubling until it no longer pays or no longer fits.
+
+    Args:
+        model: What is measured, in inference mode.
+        make_inputs: As for `compare`.
+        start: First batch size.
+        most: Largest batch size tried.
+        seconds: Time per batch size; at least 3 forwards.
+        gain: By how much more throughput a doubling must pay off.
+
+    Returns:
+        ``batch`` and ``images_per_second`` of the best, ``tried`` (every batch size with its throughput), and
+        ``stopped``: "no gain", "out of memory" or "largest batch".
+    """
+    tried: list[dict[str, float]] = []
+    best: dict[str, float] = {}
+    batch, stopped = start, "largest batch"
+    while batch <= most:
+        try:
+            rate = _throughput(model, make_inputs(batch), batch, seconds)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            stopped = "out of memory"
+            break
+        tried.append({"batch": batch, "images_per_second": rate})
+        gained = not best or rate > best["images_per_second"] * (1 + gain)
+        if not best or rate > best["images_per_second"]:
+            best = tried[-1]
+        if not gained:
+            stopped = "no gain"
+            break
+        batch *= 2
+    return {**best, "tried": tried, "stopped": stopped}
+
+
+def _throughput(model: nn.Module, inputs: dict[str, Tensor], batch: int, seconds: float) -> float:
+    with torch.inference_mode():
+        timed(model, inputs)
+        taken = [timed(model, inputs) for _ in range(3)]
+        while sum(taken) < seconds:
+            taken.append(timed(model, inputs))
+    return batch / statistics.median(taken)
