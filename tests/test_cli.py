@@ -156,3 +156,31 @@ def test_help_names_every_command():
     shown = invoke("--help").stdout
     for command in ("train", "evaluate", "benchmark", "visualize", "plan", "convert", "data", "world", "demo"):
         assert command in shown
+
+
+def test_visualize_writes_the_picture(tiny_vilt, tiny_vqa, tmp_path):
+    picture = tiny_vqa / "val2014" / "COCO_val2014_000000000000.jpg"
+    settings = ["reduction={method: pumer, layers: [2, 5], prune_ratio: 0.2}", "--out", tmp_path / "tokens.png"]
+    result = invoke("visualize", tiny_vilt, picture, "what colour is this?", *settings)
+    assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "tokens.png").width > 0
+    refused(invoke("visualize", tiny_vilt, "/nowhere.jpg", "what?"), "/nowhere.jpg does not exist")
+
+
+def test_plan_counts_before_any_run(tiny_vilt):
+    result = invoke("plan", f"model={tiny_vilt}", "reduction={method: pumer, layers: [2], prune_ratio: 0.5}")
+    assert result.exit_code == 0, result.output
+    assert "ideal speed-up" in result.stdout
+    refused(invoke("plan", "model=preset:nothing"), "preset 'nothing' is unknown")
+
+
+def test_data_world_writes_what_train_reads(tmp_path, tiny_vilt):
+    result = invoke("data", "world", tmp_path / "world", "train=12", "val=6", "heldout=6")
+    assert result.exit_code == 0, result.output
+    result = invoke("evaluate", tiny_vilt, f"data.root={tmp_path}/world")
+    assert result.exit_code == 0, result.output
+    refused(invoke("data", "world", tmp_path / "other", "trian=3"), "did you mean 'train'")
+
+
+def test_convert_refuses_what_is_no_checkpoint(tmp_path):
+    refused(invoke("convert", tmp_path, tmp_path / "out"), "config.json")

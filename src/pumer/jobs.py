@@ -1,7 +1,6 @@
 """What training and evaluation share: from examples to batches, progress on the terminal, the device."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,18 +10,23 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from pumer.errors import InputError
-from pumer.reducers import ReductionConfig, config_from_dict
+from pumer.models import reduction_from
 from pumer.tasks import TASKS, Example, Inputs, Pixels, Task
 from pumer.tasks.images import Resize
 
-logger = logging.getLogger("pumer")
+__all__ = [
+    "Blank",
+    "Collator",
+    "Examples",
+    "best_device",
+    "make_inputs",
+    "progress_bar",
+    "reduction_from",
+    "task_class",
+    "text_length_of",
+]
 
 Blank = Literal["none", "image", "text"]
-
-
-def reduction_from(value: Mapping[str, Any] | str) -> ReductionConfig:
-    """The `reduction` setting of a job: a mapping with `method`, or the name of a method without settings."""
-    return config_from_dict({"method": value} if isinstance(value, str) else value)
 
 
 def task_class(name: str) -> type[Task]:
