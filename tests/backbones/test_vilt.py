@@ -5,13 +5,15 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from by_hand import decide_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import GRIDS, TINY, answer
 from torch.nn.functional import interpolate
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pumer
-from pumer import InputError, NoReduction, PuMerConfig
+from pumer import InputError, NoReduction, PuMerConfig, Step
 from pumer.backbones.vilt import interpolate_positions
 
 VILT = TINY["vilt"]
@@ -243,6 +245,88 @@ def test_inputs_that_do_not_go_together(change, words):
     model = pumer.patch(VILT.build("ViltModel"), STRONG)
     with pytest.raises(InputError, match=words):
         model(**VILT.batch(GRIDS) | change)
+
+
+# ---------------------------------------------------------------- the reduced model as a whole
+
+
+def reduced_by_hand(model, sample, config):
+    """Logits of one example: transformers' modules, full attention matrices, loops over tokens. No padding, float64."""
+    vilt, steps = model.vilt, {step.layer: step for step in config.schedule}
+    inputs = tiny.to(VILT.collate([sample]), torch.float64)
+    image, _, (cells, _) = vilt.embeddings.visual_embed(inputs["pixel_values"], inputs["pixel_mask"], -1)
+    raster = sorted(range(cells.shape[1]), key=lambda i: cells[0, i].tolist())
+    kinds = vilt.embeddings.token_type_embeddings.weight
+    text = vilt.embeddings.text_embeddings(inputs["input_ids"])[0] + kinds[0]
+    x = torch.cat([text, image[0, [0, *(i + 1 for i in raster)]] + kinds[1]])
+    T, size = len(text), torch.ones(len(x), dtype=torch.float64)
+    for index, layer in enumerate(vilt.encoder.layer):
+        normed, attention = layer.layernorm_before(x), layer.attention.attention
+        heads = [
+            linear(normed).view(len(x), 4, 8).transpose(0, 1)
+            for linear in (attention.query, attention.key, attention.value)
+        ]
+        logits = heads[0] @ heads[1].transpose(1, 2) / 8**0.5
+        if config.proportional_attention:
+            logits = logits + size.log()
+        probabilities = logits.softmax(dim=-1)
+        context = (probabilities @ heads[2]).transpose(0, 1).reshape(len(x), 32)
+        x = x + layer.attention.output.dense(context)
+        if index in steps:
+            keys, rows = heads[1], probabilities[:, :T, T:]
+            text_groups, image_groups = decide_by_hand(steps[index], keys[:, :T], keys[:, T:], rows)
+            groups = [*text_groups, *([T + i for i in group] for group in image_groups)]
+            x = torch.stack([sum(x[i] * size[i] for i in group) / size[group].sum() for group in groups])
+            size, T = torch.stack([size[group].sum() for group in groups]), len(text_groups)
+        x = x + layer.output.dense(layer.intermediate(layer.layernorm_after(x)))
+    pooled = torch.tanh(vilt.pooler.dense(vilt.layernorm(x)[0]))
+    return model.classifier(pooled)
+
+
+RATIO = st.one_of(st.just(0.0), st.floats(0.05, 0.9))
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.builds(Step, layer=st.integers(0, 2), prune_ratio=RATIO, merge_ratio=RATIO, text_merge_ratio=RATIO)),
+    st.booleans(),
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(1, 7)), min_size=1, max_size=3),
+    st.integers(0, 1000),
+)
+def test_reduced_model_against_a_loop(steps, proportional, grids, seed):
+    steps = tuple({step.layer: step for step in steps}.values()) or (Step(layer=1, prune_ratio=0.3, merge_ratio=0.2),)
+    config = PuMerConfig(schedule=steps, proportional_attention=proportional)
+    model = VILT.build().double()
+    samples = [VILT.sample(seed + i, *grid) for i, grid in enumerate(grids)]
+    with torch.no_grad():
+        expected = torch.stack([reduced_by_hand(model, sample, config) for sample in samples])
+        batched = answer(pumer.patch(model, config), tiny.to(VILT.collate(samples), torch.float64))
+    torch.testing.assert_close(batched, expected, atol=2e-6, rtol=0)  # positions and shares are float32
+
+
+@pytest.mark.parametrize("config", [NoReduction(), STRONG], ids=["none", "pumer"])
+def test_no_attention_matrix_is_formed_outside_the_kernel(config):
+    """Law 4: whatever is computed, nothing of size (tokens, tokens) comes out of it."""
+    model, inputs = pumer.patch(VILT.build(), config), VILT.batch(GRIDS)
+    lengths = {states.shape[1] for states in model(**inputs, output_hidden_states=True).hidden_states}
+    square = {(n, n) for n in lengths}
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, tuple) else (out,):
+                if isinstance(x, torch.Tensor) and tuple(x.shape[-2:]) in square:
+                    seen.append(func)
+            return out
+
+    with torch.no_grad():
+        with Watch():
+            answer(model, inputs)
+        assert not seen, seen
+        with Watch():
+            answer(pumer.unpatch(model), VILT.batch(GRIDS[:1]))
+    assert seen, "transformers forms it: otherwise this test would show nothing"
 
 
 # ---------------------------------------------------------------- precision and training
