@@ -81,7 +81,9 @@ def test_patches_of_an_object_lie_in_its_box() -> None:
             assert top // 8 <= rows.min() <= rows.max() <= (bottom - 1) // 8
 
 
-@pytest.mark.parametrize("layout", [{"grid": 7}, {"min_objects": 1}, {"max_objects": 10}, {"min_objects": 6, "max_objects": 5}])
+@pytest.mark.parametrize(
+    "layout", [{"grid": 7}, {"min_objects": 1}, {"max_objects": 10}, {"min_objects": 6, "max_objects": 5}]
+)
 def test_layouts_that_cannot_be_drawn_are_refused(layout: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="="):
         scenes.SceneConfig(**layout)

@@ -24,7 +24,9 @@ def test_the_processor_gives_whole_pictures() -> None:
     processor = small_processor()
     assert isinstance(processor, ViltProcessor)
     picture = Image.fromarray(np.full((96, 96, 3), 255, np.uint8))
-    inputs = processor([picture] * 2, ["is there a ring?", "what color is the ring?"], padding=True, return_tensors="pt")
+    inputs = processor(
+        [picture] * 2, ["is there a ring?", "what color is the ring?"], padding=True, return_tensors="pt"
+    )
     assert inputs["pixel_values"].shape == (2, 3, 96, 96)
     assert inputs["pixel_values"].min() == 1.0
     assert inputs["pixel_mask"].all()

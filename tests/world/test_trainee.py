@@ -34,8 +34,8 @@ def test_the_fast_pass_equals_transformers() -> None:
 
 def test_growing_keeps_the_function() -> None:
     model, batch = trainee(2), _SOURCE.batch(0, 3)
-    grown = model.grown().eval()
-    assert grown.depth == 4
+    grown = model.grown(5, (0, 3)).eval()
+    assert grown.depth == 5
     with torch.no_grad():
         before, after = model(batch), grown(batch)
     for name in ("answers", "match", "words"):

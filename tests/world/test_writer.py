@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pumer.world.scenes import HELD_OUT, COLOURS, SHAPES
+from pumer.world.scenes import COLOURS, HELD_OUT, SHAPES
 from pumer.world.writer import write_vqav2
 
 _QUESTION_KEYS = {"image_id", "question", "question_id"}
@@ -23,7 +23,9 @@ def files(root: Path, split: str) -> tuple[dict, dict]:
     return questions, json.loads((root / f"v2_mscoco_{split}_annotations.json").read_text())
 
 
-@pytest.mark.parametrize(("part", "split", "count"), [(".", "train2014", 60), (".", "val2014", 40), ("heldout", "val2014", 30)])
+@pytest.mark.parametrize(
+    ("part", "split", "count"), [(".", "train2014", 60), (".", "val2014", 40), ("heldout", "val2014", 30)]
+)
 def test_files_have_the_official_fields(world: Path, part: str, split: str, count: int) -> None:
     questions, annotations = files(world / part, split)
     assert set(questions) == {"info", "task_type", "data_type", "license", "data_subtype", "questions"}

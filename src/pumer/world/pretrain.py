@@ -27,7 +27,7 @@ from pumer.world.small import checkpoint_dir, small_image_processor, small_vilt
 from pumer.world.tokenizer import save_tokenizer, train_tokenizer
 from pumer.world.trainee import Trainee, choose_patches, losses
 
-_WEIGHTS = {"dense": 0.5, "role": 2.0, "answer": 1.0, "binary": 0.2, "match": 0.5, "words": 0.3}
+_WEIGHTS = {"dense": 0.5, "role": 2.0, "answer": 1.0, "binary": 0.2, "match": 0.5, "words": 0.3, "place": 0.5}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class PretrainConfig:
         lr: peak learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         seed: seed of weights and scenes (their split is "pretrain", no other uses it).
-        layers: transformer layers of the finished model, even.
+        layers: transformer layers of the finished model.
+        places: where the layers of the shallower first model stand in it; the paper's reductions happen in layers 2, 5
+            and 8, which are therefore among the longest trained.
         grow_at: fraction of the run after which the model gets its full depth.
         full_at: fraction of the run after which it sees whole pictures.
         fall_at: fraction of the run after which the learning rate falls.
@@ -59,6 +61,7 @@ class PretrainConfig:
     weight_decay: float = 0.02
     seed: int = 1
     layers: int = 12
+    places: tuple[int, ...] = (0, 2, 5, 6, 8, 10)
     grow_at: float = 0.45
     full_at: float = 0.8
     fall_at: float = 0.55
@@ -76,17 +79,17 @@ def run(config: PretrainConfig) -> Path:
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    for stage, (layers, until) in enumerate(((config.layers // 2, config.grow_at), (config.layers, 1.0))):
+    for stage, (layers, until) in enumerate(((len(config.places), config.grow_at), (config.layers, 1.0))):
         trainee, clock = Trainee(small_vilt(layers)), torch.zeros(2, dtype=torch.float64)
         if _state(folder, stage).exists():
             saved = torch.load(_state(folder, stage), weights_only=True)
             trainee.load_state_dict(saved["trainee"])
             clock.copy_(saved["clock"])
         elif stage == 1:
-            before = Trainee(small_vilt(config.layers // 2))
+            before = Trainee(small_vilt(len(config.places)))
             saved = torch.load(_state(folder, 0), weights_only=True)
             before.load_state_dict(saved["trainee"])
-            trainee = before.grown()
+            trainee = before.grown(config.layers, config.places)
             clock.copy_(saved["clock"])
         if clock[0] < until * 60 * config.minutes:
             arguments = (config, trainee.share_memory(), clock.share_memory_(), stage, until)
@@ -98,9 +101,7 @@ def _state(folder: Path, stage: int, rank: int | None = None) -> Path:
     return folder / (f"stage{stage}.pt" if rank is None else f"stage{stage}-worker{rank}.pt")
 
 
-def _work(
-    rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tensor, stage: int, until: float
-) -> None:
+def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tensor, stage: int, until: float) -> None:
     """One worker's training: the weights and the clock (seconds, steps of all workers) are shared, the rest is not."""
     torch.set_num_threads(1)
     parent, total, folder = os.getppid(), 60 * config.minutes, Path(config.out)
@@ -211,7 +212,7 @@ def accuracy(trainee: Trainee, source: Source, count: int, start: int = 0) -> di
 
 
 def export(trainee: Trainee, folder: Path | None = None) -> Path:
-    """Write the question answering model alone, in bfloat16, with its processor.
+    """Write the question answering model alone, with its processor.
 
     Args:
         trainee: the pre-trained model.
@@ -222,4 +223,5 @@ def export(trainee: Trainee, folder: Path | None = None) -> Path:
     save_tokenizer(folder)
     trainee.model.save_pretrained(folder)
     ViltProcessor(small_image_processor(), AutoTokenizer.from_pretrained(folder)).save_pretrained(folder)
+    save_tokenizer(folder)
     return folder

@@ -44,7 +44,9 @@ def train_tokenizer(seed: int = 0, scenes: int = 1500, vocabulary: int = 400) ->
     )
     tokenizer = _assemble({token: index for index, token in enumerate(SPECIAL)})
     tokenizer.train_from_iterator(corpus(seed, scenes), trainer)
-    used = {word for text in corpus(seed, scenes) for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)}
+    used = {
+        word for text in corpus(seed, scenes) for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)
+    }
     continuations = {f"##{character}" for character in string.ascii_lowercase + string.digits}
     # The trainer's merges depend on hash order; whole words and characters are the part that does not.
     kept = (set(tokenizer.get_vocab()) & used) | _characters() | continuations

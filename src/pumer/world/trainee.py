@@ -32,6 +32,7 @@ class Trainee(nn.Module):
         self.role_norm, self.role = nn.LayerNorm(width), nn.Linear(width, 3)
         self.words = nn.Linear(width, config.vocab_size)
         self.match = nn.Linear(width, 2)
+        self.place_norm, self.place = nn.LayerNorm(width), nn.Linear(width, 2 * DENSE["position"])
 
     @property
     def depth(self) -> int:
@@ -46,17 +47,20 @@ class Trainee(nn.Module):
             keep: (B, K) raster indices of the patches to show; None shows all.
 
         Returns:
-            logits: answers (B, A), match (B, 2), words (B, T, V), dense (B, K, sum of values), role (B, K, 3).
+            logits: answers (B, A), match (B, 2), words (B, T, V), dense (B, K, sum of values), role (B, K, 3), place
+            (B, 18): where the sentence's target and where its anchor is.
         """
         vilt = self.model.vilt
         text = batch.ids.shape[1]
         hidden, bias = self._embed(batch, keep)
-        dense_after, role_after = self.depth // 3, 2 * self.depth // 3
+        dense_after, role_after, place_after = (max(1, self.depth * part // 6) for part in (2, 4, 5))
         out = {}
         for number, layer in enumerate(vilt.encoder.layer, 1):
             hidden = _layer(layer, hidden, bias)
             if number == dense_after:
                 out["dense"] = self.dense(self.dense_norm(hidden[:, text + 1 :]))
+            if number == place_after:
+                out["place"] = self.place(self.place_norm(hidden[:, 0]))
             if number == role_after:
                 out["role"] = self.role(self.role_norm(hidden[:, text + 1 :]))
         hidden = vilt.layernorm(hidden[:, :text])
@@ -83,9 +87,14 @@ class Trainee(nn.Module):
         bias = torch.zeros(real.shape).masked_fill(~real, -1e4)[:, None, None, :]
         return hidden, bias
 
-    def grown(self) -> Trainee:
-        """A model of twice the depth that computes the same: after each layer stands a new one that adds nothing yet."""
-        config = type(self.model.config).from_dict(self.model.config.to_dict() | {"num_hidden_layers": 2 * self.depth})
+    def grown(self, depth: int, places: tuple[int, ...]) -> Trainee:
+        """A deeper model that computes the same, for its new layers add nothing yet.
+
+        Args:
+            depth: layers of the new model.
+            places: where this model's layers stand in it.
+        """
+        config = type(self.model.config).from_dict(self.model.config.to_dict() | {"num_hidden_layers": depth})
         new = Trainee(config)
         for name, module in new.named_children():
             if name != "model":
@@ -95,8 +104,8 @@ class Trainee(nn.Module):
         own = self.model.state_dict()
         new.model.load_state_dict({k: v for k, v in own.items() if ".encoder.layer." not in k})
         for index, layer in enumerate(layers):
-            if index % 2 == 0:
-                layer.load_state_dict(kept[index // 2].state_dict())
+            if index in places:
+                layer.load_state_dict(kept[places.index(index)].state_dict())
             else:
                 for output in (layer.attention.output.dense, layer.output.dense):
                     nn.init.zeros_(output.weight)
@@ -141,12 +150,24 @@ def losses(out: dict[str, torch.Tensor], batch: Batch, keep: torch.Tensor | None
     for number, logits in enumerate(out["dense"].split(_DENSE_WIDTHS, 2)):
         result["dense"] = result["dense"] + F.cross_entropy(logits.flatten(0, 1), dense[:, :, number].flatten())
     result["role"] = F.cross_entropy(out["role"].flatten(0, 1), roles.flatten())
+    result["place"] = _place_loss(out["place"], batch)
     asked = batch.answers >= 0
     logits, answers = out["answers"][asked], batch.answers[asked]
     target = F.one_hot(answers, logits.shape[1]).float()
     result["answer"] = F.cross_entropy(logits, answers)
     result["binary"] = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / max(1, len(answers))
-    result["match"] = F.cross_entropy(out["match"][~asked], batch.true[~asked])
+    result["match"] = F.cross_entropy(out["match"], batch.true, reduction="sum") / (~asked).sum().clamp(min=1)
     result["words"] = F.cross_entropy(out["words"].flatten(0, 1), batch.words.flatten(), reduction="sum")
     result["words"] = result["words"] / (batch.words >= 0).sum().clamp(min=1)
     return result
+
+
+def _place_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Where target and anchor are, for sentences that have both: the two things a relation is computed from."""
+    position = batch.dense[:, :, list(DENSE).index("position")] - 1
+    places = [position.masked_fill(batch.roles != role, -1).amax(1) for role in (1, 2)]
+    both = (places[0] >= 0) & (places[1] >= 0)
+    if not both.any():
+        return logits.sum() * 0
+    parts = logits[both].chunk(2, 1)
+    return sum(F.cross_entropy(part, place[both]) for part, place in zip(parts, places, strict=True))

@@ -12,10 +12,21 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from pumer.errors import InputError
-from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Scene, SceneConfig, generator, make_scene, render
+from pumer.world.scenes import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Object,
+    Scene,
+    SceneConfig,
+    generator,
+    make_scene,
+    render,
+)
 from pumer.world.sentences import ANSWERS, Question, ask
 
 QUESTIONS_PER_IMAGE = 6
@@ -111,7 +122,7 @@ class _Split:
         self.annotations: list[dict[str, Any]] = []
         self.scenes: dict[str, Any] = {}
 
-    def write(self, count: int, progress: Progress, told: Any) -> None:  # noqa: ANN401 (rich's task id)
+    def write(self, count: int, progress: Progress, told: TaskID) -> None:
         """Write `count` questions, their pictures and the sidecar."""
         (self.folder / self.name).mkdir(parents=True)
         index = 0
@@ -193,7 +204,7 @@ def _alternatives(question: Question) -> tuple[str, ...]:
     return tuple(answer for answer in ANSWERS if not answer.isdigit() and answer not in ("yes", "no"))
 
 
-def _describe(item: Any) -> dict[str, Any]:  # noqa: ANN401 (an Object)
+def _describe(item: Object) -> dict[str, Any]:
     return {
         "shape": SHAPES[item.shape],
         "color": COLOURS[item.colour],
