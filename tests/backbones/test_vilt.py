@@ -239,12 +239,22 @@ def test_random_sampling_of_patches_is_refused():
         ({"pixel_values": None}, "pixel_values and image_embeds"),
         ({"image_embeds": torch.zeros(3, 4, 32)}, "pixel_values and image_embeds"),
         ({"pixel_values": torch.zeros(2, 3, 48, 48), "pixel_mask": None}, "3 texts but 2 images"),
+        ({"pixel_values": None, "image_embeds": torch.zeros(3, 4, 32)}, "one entry per token"),
     ],
 )
 def test_inputs_that_do_not_go_together(change, words):
     model = pumer.patch(VILT.build("ViltModel"), STRONG)
     with pytest.raises(InputError, match=words):
         model(**VILT.batch(GRIDS) | change)
+
+
+def test_a_sample_without_any_word_stays_finite_and_harms_no_other():
+    model, inputs = pumer.patch(VILT.build(), STRONG), VILT.batch(GRIDS)
+    expected = answer(model, inputs)
+    inputs["attention_mask"][1] = 0
+    output = answer(model, inputs)
+    assert output.isfinite().all()
+    CLOSE(output[[0, 2]], expected[[0, 2]])
 
 
 # ---------------------------------------------------------------- the reduced model as a whole

@@ -331,6 +331,11 @@ def _given_image(image_embeds: Tensor, pixel_mask: Tensor | None) -> tuple[Tenso
     """States, mask and cells of image tokens that the caller embedded, [CLS] first; ``pixel_mask`` is per token."""
     mask = torch.ones(image_embeds.shape[:2], dtype=torch.bool, device=image_embeds.device)
     if pixel_mask is not None:
+        if pixel_mask.flatten(1).shape != mask.shape:
+            raise InputError(
+                f"pixel_mask is {tuple(pixel_mask.shape)} but image_embeds has {tuple(mask.shape)} tokens; beside "
+                "image_embeds it must have one entry per token"
+            )
         mask = pixel_mask.flatten(1) > 0
     index, valid = compact(mask, mask.shape[1])
     column = index[:, 1:] - 1
