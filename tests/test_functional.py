@@ -127,6 +127,11 @@ def test_prune_keeps_cls_and_the_most_salient_real_tokens(block, data):
         assert keep[b].nonzero()[:, 0].tolist() == sorted([0, *others])
 
 
+def test_prune_never_keeps_padding_though_asked_for_more_than_there_is():
+    mask = compact_mask([2], 5)
+    assert functional.prune(torch.rand(1, 5), mask, torch.tensor([4])).tolist() == mask.tolist()
+
+
 def match_by_hand(features, real, count):
     """Algorithm 1, lines 5 to 9, for one sample: pairs of (source, target) ranks, best first."""
     edges = []
