@@ -442,6 +442,15 @@ def test_law_8_same_bits(backbone, example):
     check_deterministic(pumer.patch(model, example.config), case.batch(GRIDS, columns=8))
 
 
+@pytest.mark.gpu
+@grid
+def test_law_8_same_bits_on_a_gpu(backbone, example):
+    case = TINY[backbone]
+    model = case.build(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).cuda()
+    inputs = {name: x.cuda() for name, x in case.batch(GRIDS, columns=8).items()}
+    check_deterministic(pumer.patch(model, example.config), inputs)
+
+
 # ---------------------------------------------------------------- mutants: what breaks a law must be seen
 
 
