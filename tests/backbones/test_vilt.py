@@ -438,8 +438,9 @@ def test_states_of_layers_are_freed_unless_asked_for():
     assert most[-1] <= 2
 
 
-def test_dropout_is_on_in_training_only():
-    model, inputs = VILT.build(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5), VILT.batch(GRIDS)
+@pytest.mark.parametrize("kind", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_is_on_in_training_only(kind):
+    model, inputs = VILT.build(**{kind: 0.5}), VILT.batch(GRIDS)
     pumer.patch(model, STRONG).train()
     assert not torch.equal(answer(model, inputs), answer(model, inputs))
     model.eval()
