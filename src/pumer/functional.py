@@ -39,12 +39,12 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
         bias: ``(B, 1, 1, N)`` or None.
 
     Returns:
-        ``(B, H, Q, N)``, each row sums to one.
+        ``(B, H, Q, N)``, at least float32; each row sums to one.
     """
     logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
-    probabilities: Tensor = logits.softmax(dim=-1)
+    probabilities: Tensor = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
     return probabilities
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -107,27 +107,31 @@ class PuMerConfig(ReductionConfig):
 
     schedule: tuple[Step, ...] = ()
     proportional_attention: bool = True
-    layers: InitVar[tuple[int, ...]] = ()
-    prune_ratio: InitVar[float] = 0.0
-    merge_ratio: InitVar[float] = 0.0
-    text_merge_ratio: InitVar[float] = 0.0
+    # Only ways to write a schedule: read back, they are None.
+    layers: InitVar[tuple[int, ...] | None] = None
+    prune_ratio: InitVar[float | None] = None
+    merge_ratio: InitVar[float | None] = None
+    text_merge_ratio: InitVar[float | None] = None
 
     method: ClassVar[str] = "pumer"
 
     def __post_init__(
-        self, layers: tuple[int, ...], prune_ratio: float, merge_ratio: float, text_merge_ratio: float
+        self,
+        layers: tuple[int, ...] | None,
+        prune_ratio: float | None,
+        merge_ratio: float | None,
+        text_merge_ratio: float | None,
     ) -> None:
         """Turn ``layers`` into steps and check them."""
         super().__post_init__()
-        check_layers(layers, "the reduction")
-        if self.schedule and (layers or prune_ratio or merge_ratio or text_merge_ratio):
+        ratios = {"prune_ratio": prune_ratio, "merge_ratio": merge_ratio, "text_merge_ratio": text_merge_ratio}
+        given: dict[str, Any] = {name: value for name, value in ratios.items() if value is not None}
+        check_layers(layers or (), "the reduction")
+        if self.schedule and (layers or given):
             raise InputError("both schedule and layers or ratios are given; put the ratios into the schedule's steps")
         if not self.schedule and not layers:
             raise InputError("no layer reduces; give layers=(2, 5, 8) with ratios, a schedule, or method 'none'")
-        steps = tuple(self.schedule) or tuple(
-            Step(layer=layer, prune_ratio=prune_ratio, merge_ratio=merge_ratio, text_merge_ratio=text_merge_ratio)
-            for layer in layers
-        )
+        steps = tuple(self.schedule) or tuple(Step(layer=layer, **given) for layer in layers or ())
         check_distinct([(step.stack, step.layer) for step in steps])
         steps = tuple(sorted(steps, key=lambda step: (step.stack != "vision", step.layer)))
         object.__setattr__(self, "schedule", steps)
