@@ -54,7 +54,7 @@ class PretrainConfig:
     """
 
     out: str = "runs/world-pretrain"
-    minutes: float = 60.0
+    minutes: float = 45.0
     workers: int = 2
     batch_size: int = 32
     lr: float = 8e-4
@@ -62,9 +62,9 @@ class PretrainConfig:
     seed: int = 1
     layers: int = 12
     places: tuple[int, ...] = (0, 2, 5, 6, 8, 10)
-    grow_at: float = 0.45
+    grow_at: float = 0.8
     full_at: float = 0.8
-    fall_at: float = 0.55
+    fall_at: float = 0.64
     patches: int = 56
     save_minutes: float = 2.0
     compile: bool = True
@@ -222,6 +222,7 @@ def export(trainee: Trainee, folder: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(folder)
     trainee.model.save_pretrained(folder)
+    small_image_processor().save_pretrained(folder)
     ViltProcessor(small_image_processor(), AutoTokenizer.from_pretrained(folder)).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
