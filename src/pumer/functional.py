@@ -41,7 +41,9 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
     Returns:
         ``(B, H, Q, N)``, at least float32; each row sums to one.
     """
-    logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    scaled = query * query.shape[-1] ** -0.5
+    # One batch of matrices before transposing: the other way round, the keys would be copied transposed, and slowly.
+    logits = torch.bmm(scaled.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).view(*query.shape[:-1], -1)
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
     probabilities: Tensor = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))

