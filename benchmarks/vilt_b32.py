@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from pumer.benchmark import BenchmarkConfig, run
-from pumer.checkpoint import write_json
+from pumer.checkpoint import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 RATIOS = {"prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments = parser.parse_args()
     results = {dtype: run(settings(arguments.gpu, arguments.pairs, dtype)) for dtype in arguments.dtypes}
-    write_json(RESULTS / f"vilt-b32-{'gpu' if arguments.gpu else 'cpu'}.json", results)
+    path = RESULTS / f"vilt-b32-{'gpu' if arguments.gpu else 'cpu'}.json"
+    kept = read_json(path) if path.exists() else {}  # of other number formats; each result says where it comes from
+    write_json(path, kept | results)
 
 
 def settings(gpu: bool, pairs: int, dtype: str) -> BenchmarkConfig:
