@@ -7,11 +7,16 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForVisualQuestionAnswering, ViltForImageAndTextRetrieval
+from transformers import (
+    AutoModelForVisualQuestionAnswering,
+    ViltForImageAndTextRetrieval,
+    ViltForQuestionAnswering,
+)
 
 import pumer
 from pumer import ReleasedPuMerConfig, checkpoint, convert, sources
 from pumer.errors import InputError
+from pumer.tasks.heads import classifier_from
 
 GOLDENS = Path(__file__).parent / "goldens"
 RATIOS = {"prune_r": 0.1, "merge_r": 0.3, "merge_text": 0.2}
@@ -191,6 +196,20 @@ def test_converting_a_folder(source, tmp_path, vqa):
     assert model.vilt.embeddings.text_embeddings.LayerNorm.eps == 1e-12
     assert model.vilt.layernorm.eps == 1e-6
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_tokenizer_that_is_not_there_is_missed(source, tmp_path, vqa):
+    save_file(vqa.weights, source / "model.safetensors")
+    assert convert.run(convert.ConvertConfig(str(source), tmp_path / "out"))["tokenizer"] is None
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        checkpoint.load_processor(tmp_path / "out")
+
+
+def test_fine_tuning_starts_with_the_eps_of_the_checkpoint(source, tmp_path, vqa):
+    save_file(vqa.weights, source / "model.safetensors")
+    convert.run(convert.ConvertConfig(str(source), tmp_path / "out"))
+    model = classifier_from(str(tmp_path / "out"), ["yes", "no"], {"vilt": ViltForQuestionAnswering})
+    assert model.vilt.embeddings.text_embeddings.LayerNorm.eps == 1e-12
 
 
 def test_plain_transformers_reads_what_is_written(source, tmp_path, vqa):

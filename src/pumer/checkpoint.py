@@ -140,12 +140,15 @@ def load_processor(name: str | Path) -> ViltProcessor:
         name: A folder or a hub name.
 
     Raises:
-        InputError: If either cannot be read.
+        InputError: If either cannot be read or is not there.
     """
     try:
-        return ViltProcessor(ViltImageProcessorPil.from_pretrained(str(name)), AutoTokenizer.from_pretrained(str(name)))
+        images, tokenizer = ViltImageProcessorPil.from_pretrained(str(name)), AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"the processor of {name} cannot be read: {first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up from the model type when there are no files
+        raise InputError(f"{name} holds no tokenizer; put the tokenizer files that belong to the model into it")
+    return ViltProcessor(images, tokenizer)
 
 
 def ensure_patched(model: nn.Module) -> nn.Module:

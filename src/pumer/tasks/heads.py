@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from pumer.backbones.text_norm import restore_text_norm
 from pumer.checkpoint import first_line, model_class
 from pumer.errors import InputError
 
@@ -42,6 +43,7 @@ def classifier_from(
         model = cls.from_pretrained(checkpoint, config=config, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"the weights of {checkpoint} cannot be loaded: {first_line(error)}") from error
+    restore_text_norm(model)
     if known != list(labels):
         _relabel(model, known, labels)
     return model
