@@ -1,4 +1,4 @@
-"""Distillation: the reduced model imitates the logits of the unreduced one (PAPER.md section 1)."""
+"""Distillation: the reduced model imitates the logits of the unreduced one (section 4 of the paper)."""
 
 from dataclasses import dataclass
 

@@ -33,7 +33,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and linear decay, no gradient clipping; defaults are PAPER.md section 5's for ViLT.
+    """AdamW with linear warm-up and linear decay, no gradient clipping; defaults are the paper's for ViLT (docs/paper.md).
 
     Attributes:
         lr: peak learning rate.

@@ -25,7 +25,7 @@ class VQAv2(Task):
     """Visual question answering on the official VQAv2 files.
 
     The answers are a closed vocabulary with soft scores; the loss is binary cross-entropy averaged over batch
-    **and** answers (PAPER.md section 5), the score the official accuracy over all ten annotators.
+    **and** answers (docs/paper.md), the score the official accuracy over all ten annotators.
 
     Files under the data folder, as downloaded and unzipped::
 
