@@ -33,7 +33,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and linear decay, no gradient clipping; defaults are the paper's for ViLT (docs/paper.md).
+    """AdamW with linear warm-up and decay, no gradient clipping; defaults are the paper's for ViLT (docs/paper.md).
 
     Attributes:
         lr: peak learning rate.
