@@ -46,7 +46,8 @@ class DemoConfig:
         world: the questions.
         reduction: how the model is reduced.
         optimizer: learning rates of all fine-tunings.
-        epochs: passes over the training questions, the same for every model.
+        epochs: passes over the training questions.
+        reduced_epochs: passes of the reduced model, which starts from the fine-tuned original and imitates it.
         batch_size: questions per step.
         pairs: timed pairs of original and reduced model at batch 1 and at the original's best batch.
         largest_batch: where the search for the best batch ends.
@@ -55,7 +56,7 @@ class DemoConfig:
 
     output: Path = Path("out/demo")
     model: Path | None = None
-    world: WorldConfig = field(default_factory=WorldConfig)
+    world: WorldConfig = field(default_factory=lambda: WorldConfig(train=4000, val=5100, heldout=1200))
     reduction: dict[str, Any] = field(
         default_factory=lambda: {
             "method": "pumer",
@@ -65,9 +66,10 @@ class DemoConfig:
             "text_merge_ratio": 0.2,
         }
     )
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-4))
-    epochs: int = 3
-    batch_size: int = 64
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=5e-4, head_factor=3.0))
+    epochs: int = 1
+    reduced_epochs: int = 3
+    batch_size: int = 32
     pairs: int = 20
     largest_batch: int = 64
     seed: int = 0
@@ -124,11 +126,23 @@ def _models(config: DemoConfig) -> list[_Model]:
     folder, start = config.output / "models", _start(config)
     original, reduced = folder / "original", folder / "reduced"
     text, image = folder / "text-only", folder / "image-only"
-    distilled = {"reduction": config.reduction, "teacher": str(original)}
+    distilled = {
+        "model": str(original),
+        "teacher": str(original),
+        "reduction": config.reduction,
+        "epochs": config.reduced_epochs,
+    }
     return [
         _Model("original", "original", "fine-tuned, no reduction", original, {}, unseen=True),
         _Model("untuned", "reduced, not fine-tuned", "the original's weights", original, None, config.reduction, True),
-        _Model("reduced", REDUCED, "fine-tuned with the original as teacher", reduced, distilled, unseen=True),
+        _Model(
+            "reduced",
+            REDUCED,
+            "from the original's weights, with the original as teacher",
+            reduced,
+            distilled,
+            unseen=True,
+        ),
         _Model("text-only", "text only", "fine-tuned and tested with a grey image", text, {"blank": "image"}),
         _Model("image-only", "image only", "fine-tuned and tested with empty questions", image, {"blank": "text"}),
         _Model("pretrained", "before fine-tuning", "what every fine-tuning starts from", start),
@@ -186,17 +200,17 @@ def _write_world(config: DemoConfig) -> None:
 
 def _training(config: DemoConfig, model: _Model, start: str | None) -> Stage:
     """The step that fine-tunes a model by the recipe that all share."""
-    recipe = TrainConfig(
-        model=str(_start(config)),
-        output=model.weights,
-        data=TrainingData(_data(config), eval=None),
-        optimizer=config.optimizer,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        report_to=(),
-        **(model.training or {}),
-    )
+    common = {
+        "model": str(_start(config)),
+        "output": model.weights,
+        "data": TrainingData(_data(config), eval=None),
+        "optimizer": config.optimizer,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "report_to": (),
+    }
+    recipe = TrainConfig(**{**common, **(model.training or {})})
 
     def work() -> dict[str, Any]:
         result = train(recipe)
