@@ -279,7 +279,7 @@ def _time(config: DemoConfig) -> dict[str, Any]:
     text_length = min(max(map(len, tokenizer(questions).input_ids)), text_length_of(model, None))
     original = variant(model, NoReduction()).to(best_device())
     batch_of = partial(inputs_for, original, original.config.image_size, text_length)
-    best = fastest_batch(original, batch_of, most=config.largest_batch, seconds=0.5)["batch"]
+    best = fastest_batch(original, batch_of, most=config.largest_batch)["batch"]
     settings = BenchmarkConfig(
         model=str(folder),
         transformers=False,
@@ -300,7 +300,7 @@ def _results(config: DemoConfig, done: Mapping[str, Any]) -> dict[str, Any]:
     for model in _models(config):
         measured = {name: value for name, value in cost.get(model.key, {}).items() if name != "name"}
         rows.append(_row(model.name, model.note, done[f"test-{model.key}"]) | measured)
-    constants = _row("best constant per template", "the question's words and the picture unseen", done["constants"])
+    constants = _row("best constant per template", "sees the question's template alone", done["constants"])
     rows.insert(-1, constants)
     return {
         "title": "A small ViLT, original and reduced",

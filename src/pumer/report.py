@@ -132,7 +132,10 @@ def _speed(row: Results, batch: int) -> str:
 
 
 def _memory(count: int | None) -> str:
-    return UNMEASURED if count is None else f"{count / 2**20:.0f} MiB"
+    if count is None:
+        return UNMEASURED
+    size = count / 2**20
+    return f"{size:.0f} MiB" if size >= 100 else f"{size:.1f} MiB"
 
 
 def _macs(row: Results) -> str:
