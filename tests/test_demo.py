@@ -37,7 +37,7 @@ def config(tmp_path_factory):
             "merge_ratio": 0.3,
             "text_merge_ratio": 0.2,
         },
-        epochs=1,
+        questions=60,
         batch_size=60,
         pairs=2,
         largest_batch=8,

@@ -46,8 +46,8 @@ class DemoConfig:
         world: the questions.
         reduction: how the model is reduced.
         optimizer: learning rates of all fine-tunings.
-        epochs: passes over the training questions.
-        reduced_epochs: passes of the reduced model, which starts from the fine-tuned original and imitates it.
+        questions: how many training questions the original and the baselines see; the reduced model, which starts
+            from the fine-tuned original and imitates it, sees all of them.
         batch_size: questions per step.
         pairs: timed pairs of original and reduced model at batch 1 and at the original's best batch.
         largest_batch: where the search for the best batch ends.
@@ -56,7 +56,7 @@ class DemoConfig:
 
     output: Path = Path("out/demo")
     model: Path | None = None
-    world: WorldConfig = field(default_factory=lambda: WorldConfig(train=4000, val=5100, heldout=1200))
+    world: WorldConfig = field(default_factory=lambda: WorldConfig(train=18000, val=5100, heldout=1200))
     reduction: dict[str, Any] = field(
         default_factory=lambda: {
             "method": "pumer",
@@ -66,10 +66,9 @@ class DemoConfig:
             "text_merge_ratio": 0.2,
         }
     )
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=5e-4, head_factor=3.0))
-    epochs: int = 1
-    reduced_epochs: int = 3
-    batch_size: int = 32
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=5e-4, head_factor=1.0))
+    questions: int = 3000
+    batch_size: int = 16
     pairs: int = 20
     largest_batch: int = 64
     seed: int = 0
@@ -130,15 +129,16 @@ def _models(config: DemoConfig) -> list[_Model]:
         "model": str(original),
         "teacher": str(original),
         "reduction": config.reduction,
-        "epochs": config.reduced_epochs,
+        "data": TrainingData(_data(config), eval=None),
     }
+    note = f"from the original, with it as teacher; {config.world.train:,} questions"
     return [
-        _Model("original", "original", "fine-tuned, no reduction", original, {}, unseen=True),
+        _Model("original", "original", f"fine-tuned on {config.questions:,} questions", original, {}, unseen=True),
         _Model("untuned", "reduced, not fine-tuned", "the original's weights", original, None, config.reduction, True),
         _Model(
             "reduced",
             REDUCED,
-            "from the original's weights, with the original as teacher",
+            note,
             reduced,
             distilled,
             unseen=True,
@@ -203,9 +203,9 @@ def _training(config: DemoConfig, model: _Model, start: str | None) -> Stage:
     common = {
         "model": str(_start(config)),
         "output": model.weights,
-        "data": TrainingData(_data(config), eval=None),
+        "data": TrainingData(_data(config), eval=None, limit=config.questions),
         "optimizer": config.optimizer,
-        "epochs": config.epochs,
+        "epochs": 1,
         "batch_size": config.batch_size,
         "seed": config.seed,
         "report_to": (),
