@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class Source:
                 kind = sentences.KINDS.index(question.kind)
                 targets, anchors = question.targets, question.anchors
             roles = np.isin(owner, targets) + 2 * np.isin(owner, anchors)
-            yield image, ids, words, dense, roles, np.int64(answer), np.int64(true), np.int64(kind)
+            yield image, ids, words, dense, roles, np.array(answer), np.array(true), np.array(kind)
 
     def _ids(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text).ids
@@ -88,7 +89,7 @@ class Source:
         """Token ids, words masked in every other caption; what they were is asked only if the caption is true."""
         ids = self._ids(caption.text)
         chosen = (rng.integers(4, size=TEXT_LENGTH) == 0) & (ids > 4) & bool(rng.integers(2))
-        masked = np.where(chosen, self.tokenizer.token_to_id("[MASK]"), ids)
+        masked = np.where(chosen, cast(int, self.tokenizer.token_to_id("[MASK]")), ids)
         return masked, np.where(chosen & caption.true, ids, -100)
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.multiprocessing as mp
@@ -150,7 +152,7 @@ def _rate(config: PretrainConfig, step: int, progress: float) -> float:
 
 def _step(
     config: PretrainConfig,
-    forward: nn.Module,
+    forward: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     rate: float,
@@ -178,7 +180,8 @@ class _Watch:
 
     def __init__(self, config: PretrainConfig, trainee: Trainee, clock: torch.Tensor, stage: int) -> None:
         self.config, self.trainee, self.clock, self.stage = config, trainee, clock, stage
-        self.console, self.average = Console(), {}
+        self.console = Console()
+        self.average: dict[str, float] = {}
         self.told, self.seconds, self.steps = time.monotonic(), clock[0].item(), clock[1].item()
         self.source = Source(train_tokenizer(), seed=config.seed + 1, captions=0.0)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import ViltConfig, ViltForQuestionAnswering
+from transformers.models.vilt.modeling_vilt import ViltLayer
 
 from pumer.world.pool import DENSE, Batch
 
@@ -114,7 +115,7 @@ class Trainee(nn.Module):
         return new
 
 
-def _layer(layer: nn.Module, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def _layer(layer: ViltLayer, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     attention = layer.attention.attention
     heads, width = attention.num_attention_heads, attention.attention_head_size
     parts = (attention.query, attention.key, attention.value)
@@ -170,4 +171,5 @@ def _place_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     if not both.any():
         return logits.sum() * 0
     parts = logits[both].chunk(2, 1)
-    return sum(F.cross_entropy(part, place[both]) for part, place in zip(parts, places, strict=True))
+    losses = [F.cross_entropy(part, place[both]) for part, place in zip(parts, places, strict=True)]
+    return torch.stack(losses).sum()
