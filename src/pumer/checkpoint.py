@@ -23,7 +23,7 @@ from pumer.patching import patch, reduction, unwrapped
 from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
 
 REDUCTION_FILE = "reduction.json"
-WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
@@ -48,7 +48,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
         write_reduction(inner, folder)
         written = {file.name for file in folder.iterdir()}
     for file in Path(directory).iterdir():  # an older save must not be mistaken for a part of this one
-        if file.name not in written and (file.name == REDUCTION_FILE or WEIGHT_FILES.fullmatch(file.name)):
+        if file.name not in written and (file.name == REDUCTION_FILE or SAVED_WEIGHTS.fullmatch(file.name)):
             file.unlink()
 
 

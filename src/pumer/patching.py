@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from torch import nn
 
@@ -100,15 +100,21 @@ def disabled(model: Model) -> Iterator[Model]:
     Raises:
         InputError: If the model is not patched.
     """
-    states = reductions(model)
-    before = [state.enabled for state in states]
-    for state in states:
-        state.enabled = False
-    try:
+    with overriding(reductions(model), "enabled", False):
         yield model
+
+
+@contextmanager
+def overriding(states: list[Reduction], name: Literal["enabled", "recorder"], value: object) -> Iterator[None]:
+    """Give an attribute of every state a value for the length of a ``with`` block."""
+    before = [getattr(state, name) for state in states]
+    for state in states:
+        setattr(state, name, value)
+    try:
+        yield
     finally:
-        for state, enabled in zip(states, before, strict=True):
-            state.enabled = enabled
+        for state, kept in zip(states, before, strict=True):
+            setattr(state, name, kept)
 
 
 def reduction(model: nn.Module) -> ReductionConfig | None:

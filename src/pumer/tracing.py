@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pumer.errors import InputError
-from pumer.patching import reductions, unwrapped
+from pumer.patching import overriding, reductions, unwrapped
 from pumer.tokens import Decision, Tokens
 
 
@@ -132,15 +132,9 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     compiled = any(module.__dict__.get("_compiled_call_impl") is not None for module in unwrapped(model).modules())
     if unwrapped(model) is not model or compiled:
         raise InputError("a compiled model cannot be traced; trace the model that was given to torch.compile")
-    states, record = reductions(model), Trace()
-    before = [state.recorder for state in states]
-    for state in states:
-        state.recorder = record
-    try:
+    record = Trace()
+    with overriding(reductions(model), "recorder", record):
         yield record
-    finally:
-        for state, recorder in zip(states, before, strict=True):
-            state.recorder = recorder
 
 
 def _recorded(tensor: Tensor) -> Tensor:
