@@ -1,8 +1,12 @@
 """Pre-training of the small ViLT in the built-in world: `pumer world pretrain`.
 
 The schedule follows the clock, so that it fits the machine: a model of half the depth first, which sees objects and
-little background; then the full depth, each new layer starting as one that adds nothing; then whole pictures. The
-workers train one set of weights in shared memory without waiting for each other (Hogwild), one CPU thread each: on
+little background; then the full depth, each new layer starting as one that adds nothing, on whole pictures; and last,
+every other batch has its words merged on the way (`text_merge_ratio` at the paper's layers, patches left alone): the
+world's sentences have no word to spare, and a model that never saw two of them in one token loses a quarter of its
+answers.
+
+The workers train one set of weights in shared memory without waiting for each other (Hogwild), one CPU thread each: on
 tensors this small that is twice as fast as threads that wait. The run's folder holds its state, saved every few
 minutes: it may be killed and started again at will.
 """
@@ -23,12 +27,15 @@ from rich.console import Console
 from torch import nn
 from transformers import AutoTokenizer, ViltProcessor
 
+from pumer.patching import unpatch
+from pumer.reducers import PuMerConfig, ReductionConfig
 from pumer.world.pool import Batch, Source
 from pumer.world.sentences import KINDS
 from pumer.world.small import checkpoint_dir, small_image_processor, small_vilt
 from pumer.world.tokenizer import save_tokenizer, train_tokenizer
 from pumer.world.trainee import Trainee, choose_patches, losses
 
+_MERGING = [PuMerConfig(layers=layers, text_merge_ratio=0.2) for layers in ((2, 5, 8), (2, 4, 6, 8))]
 _WEIGHTS = {"dense": 0.5, "role": 2.0, "answer": 1.0, "binary": 0.2, "match": 0.5, "words": 0.3, "place": 0.5}
 
 
@@ -50,13 +57,14 @@ class PretrainConfig:
         grow_at: fraction of the run after which the model gets its full depth.
         full_at: fraction of the run after which it sees whole pictures.
         fall_at: fraction of the run after which the learning rate falls.
+        merge_at: fraction of the run after which every other batch has its words merged.
         patches: patches per picture before that.
         save_minutes: minutes between two saved states.
         compile: speed the forward pass up with torch.compile.
     """
 
     out: str = "runs/world-pretrain"
-    minutes: float = 45.0
+    minutes: float = 60.0
     workers: int = 2
     batch_size: int = 32
     lr: float = 8e-4
@@ -64,9 +72,10 @@ class PretrainConfig:
     seed: int = 1
     layers: int = 12
     places: tuple[int, ...] = (0, 2, 5, 6, 8, 10)
-    grow_at: float = 0.8
-    full_at: float = 0.8
-    fall_at: float = 0.64
+    grow_at: float = 0.6
+    full_at: float = 0.6
+    fall_at: float = 0.45
+    merge_at: float = 0.67
     patches: int = 56
     save_minutes: float = 2.0
     compile: bool = True
@@ -121,7 +130,8 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
         scenes = config.batch_size // source.texts
         batch = source.batch(((stage * 10_000_000 + step) * config.workers + rank) * scenes, scenes)
         rate = _rate(config, step, progress)
-        parts = _step(config, forward, optimizer, batch, rate, progress)
+        parts = _losses(config, trainee, forward, batch, step, progress)
+        _update(optimizer, parts, rate)
         step += 1
         clock[1] += 1
         if watch is not None:
@@ -150,24 +160,25 @@ def _rate(config: PretrainConfig, step: int, progress: float) -> float:
     return config.lr * min(1.0, (step + 1) / 300) * (0.02 + 0.98 * (1 + cos(pi * fall)) / 2)
 
 
-def _step(
-    config: PretrainConfig,
-    forward: Callable[..., Any],
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    rate: float,
-    progress: float,
-) -> dict[str, float]:
+def _losses(
+    config: PretrainConfig, trainee: Trainee, forward: Callable[..., Any], batch: Batch, step: int, progress: float
+) -> dict[str, torch.Tensor]:
+    """The losses of one batch, as far along as the run is."""
+    if progress >= config.merge_at and step % 2:
+        keep = choose_patches(batch, config.patches)
+        return losses(trainee.reduced(batch, keep, _MERGING[step // 2 % len(_MERGING)]), batch, keep)
     keep = choose_patches(batch, config.patches) if progress < config.full_at else None
-    parts = losses(forward(batch, keep), batch, keep)
-    torch.stack([weight * parts[name] for name, weight in _WEIGHTS.items()]).sum().backward()
+    return losses(forward(batch, keep), batch, keep)
+
+
+def _update(optimizer: torch.optim.Optimizer, parts: dict[str, torch.Tensor], rate: float) -> None:
+    torch.stack([_WEIGHTS[name] * loss for name, loss in parts.items()]).sum().backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad()
-    return {name: value.item() for name, value in parts.items()}
 
 
 def _save(path: Path, state: dict[str, object]) -> None:
@@ -185,14 +196,17 @@ class _Watch:
         self.told, self.seconds, self.steps = time.monotonic(), clock[0].item(), clock[1].item()
         self.source = Source(train_tokenizer(), seed=config.seed + 1, captions=0.0)
 
-    def see(self, parts: dict[str, float]) -> None:
-        self.average = {k: 0.99 * self.average.get(k, v) + 0.01 * v for k, v in parts.items()}
+    def see(self, parts: dict[str, torch.Tensor]) -> None:
+        for name, loss in parts.items():
+            value = loss.item()
+            self.average[name] = 0.99 * self.average.get(name, value) + 0.01 * value
         if time.monotonic() - self.told < 60:
             return
         rate = (self.clock[1].item() - self.steps) * self.config.batch_size / (time.monotonic() - self.told)
         scores = accuracy(self.trainee, self.source, 512)
+        merged = accuracy(self.trainee, self.source, 512, reduction=_MERGING[0])["all"]
         losses_told = " ".join(f"{name} {value:.3f}" for name, value in self.average.items())
-        table = " ".join(f"{name} {value:.1%}" for name, value in scores.items())
+        table = " ".join(f"{name} {value:.1%}" for name, value in scores.items()) + f", words merged {merged:.1%}"
         self.console.print(
             f"{self.clock[0] / 60:.1f} of {self.config.minutes:.0f} min, stage {self.stage}, step {self.clock[1]:.0f}, "
             f"{rate:.0f} samples/s: {losses_told}\n    {table}",
@@ -202,12 +216,15 @@ class _Watch:
 
 
 @torch.inference_mode()
-def accuracy(trainee: Trainee, source: Source, count: int, start: int = 0) -> dict[str, float]:
+def accuracy(
+    trainee: Trainee, source: Source, count: int, start: int = 0, reduction: ReductionConfig | None = None
+) -> dict[str, float]:
     """Fraction of right answers to `count` questions of `source`, in all and by kind."""
     right, kinds = [], []
     for first in range(start, start + count // source.texts, 32):
         batch = source.batch(first, 32)
-        right.append(trainee(batch)["answers"].argmax(1) == batch.answers)
+        out = trainee(batch) if reduction is None else trainee.reduced(batch, None, reduction)
+        right.append(out["answers"].argmax(1) == batch.answers)
         kinds.append(batch.kinds)
     hits, groups = torch.cat(right).float(), torch.cat(kinds)
     scores = {"all": hits.mean().item()}
@@ -224,7 +241,7 @@ def export(trainee: Trainee, folder: Path | None = None) -> Path:
     folder = folder or checkpoint_dir()
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(folder)
-    trainee.model.save_pretrained(folder)
+    unpatch(trainee.model).save_pretrained(folder)
     small_image_processor().save_pretrained(folder)
     ViltProcessor(small_image_processor(), AutoTokenizer.from_pretrained(folder)).save_pretrained(folder)
     save_tokenizer(folder)

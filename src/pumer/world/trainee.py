@@ -12,6 +12,11 @@ from torch import nn
 from transformers import ViltConfig, ViltForQuestionAnswering
 from transformers.models.vilt.modeling_vilt import ViltLayer
 
+from pumer.backbones import Reduction
+from pumer.backbones.vilt import expand_text
+from pumer.patching import patch
+from pumer.reducers import NoReduction, ReductionConfig
+from pumer.tokens import Tokens
 from pumer.world.pool import DENSE, Batch
 
 _DENSE_WIDTHS = [count + 1 for count in DENSE.values()]
@@ -28,7 +33,7 @@ class Trainee(nn.Module):
         """Fresh weights."""
         super().__init__()
         width = config.hidden_size
-        self.model = ViltForQuestionAnswering(config)
+        self.model = patch(ViltForQuestionAnswering(config), NoReduction())
         self.dense_norm, self.dense = nn.LayerNorm(width), nn.Linear(width, sum(_DENSE_WIDTHS))
         self.role_norm, self.role = nn.LayerNorm(width), nn.Linear(width, 3)
         self.words = nn.Linear(width, config.vocab_size)
@@ -64,10 +69,25 @@ class Trainee(nn.Module):
                 out["place"] = self.place(self.place_norm(hidden[:, 0]))
             if number == role_after:
                 out["role"] = self.role(self.role_norm(hidden[:, text + 1 :]))
-        hidden = vilt.layernorm(hidden[:, :text])
-        pooled = vilt.pooler(hidden)
-        out |= {"answers": self.model.classifier(pooled), "match": self.match(pooled), "words": self.words(hidden)}
-        return out
+        return out | self._read(vilt.layernorm(hidden[:, :text]))
+
+    def reduced(self, batch: Batch, keep: torch.Tensor | None, config: ReductionConfig) -> dict[str, torch.Tensor]:
+        """Run the model with a reduction in its layers, see `forward`.
+
+        Returns:
+            The outputs that come after the last layer: answers, match, words.
+        """
+        vilt, text = self.model.vilt, batch.ids.shape[1]
+        hidden, bias = self._embed(batch, keep)
+        mask = bias[:, 0, 0] == 0
+        slots = torch.arange(mask.shape[1]).expand(mask.shape)
+        tokens = Tokens(hidden, mask, mask.float(), bias, slots.masked_fill(~mask, -1), text)
+        tokens, _ = vilt.encoder(tokens, Reduction(config))
+        return self._read(expand_text(vilt.layernorm(tokens.states), tokens, text)[:, :text])
+
+    def _read(self, text: torch.Tensor) -> dict[str, torch.Tensor]:
+        pooled = self.model.vilt.pooler(text)
+        return {"answers": self.model.classifier(pooled), "match": self.match(pooled), "words": self.words(text)}
 
     def _embed(self, batch: Batch, keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         embeddings = self.model.vilt.embeddings
@@ -144,14 +164,7 @@ def losses(out: dict[str, torch.Tensor], batch: Batch, keep: torch.Tensor | None
     The answers' loss is the sum of a softmax cross-entropy, which learns fast, and a binary cross-entropy summed over
     answers, which leaves logits that fit the task's own loss.
     """
-    dense, roles = batch.dense, batch.roles
-    if keep is not None:
-        dense, roles = dense.gather(1, keep[:, :, None].expand(-1, -1, dense.shape[2])), roles.gather(1, keep)
-    result = {"dense": torch.zeros(())}
-    for number, logits in enumerate(out["dense"].split(_DENSE_WIDTHS, 2)):
-        result["dense"] = result["dense"] + F.cross_entropy(logits.flatten(0, 1), dense[:, :, number].flatten())
-    result["role"] = F.cross_entropy(out["role"].flatten(0, 1), roles.flatten())
-    result["place"] = _place_loss(out["place"], batch)
+    result = _patch_losses(out, batch, keep) if "dense" in out else {}
     asked = batch.answers >= 0
     logits, answers = out["answers"][asked], batch.answers[asked]
     target = F.one_hot(answers, logits.shape[1]).float()
@@ -161,6 +174,17 @@ def losses(out: dict[str, torch.Tensor], batch: Batch, keep: torch.Tensor | None
     result["words"] = F.cross_entropy(out["words"].flatten(0, 1), batch.words.flatten(), reduction="sum")
     result["words"] = result["words"] / (batch.words >= 0).sum().clamp(min=1)
     return result
+
+
+def _patch_losses(out: dict[str, torch.Tensor], batch: Batch, keep: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The losses of the heads that sit below the last layer."""
+    dense, roles = batch.dense, batch.roles
+    if keep is not None:
+        dense, roles = dense.gather(1, keep[:, :, None].expand(-1, -1, dense.shape[2])), roles.gather(1, keep)
+    parts = zip(out["dense"].split(_DENSE_WIDTHS, 2), dense.unbind(2), strict=True)
+    shown = [F.cross_entropy(logits.flatten(0, 1), labels.flatten()) for logits, labels in parts]
+    role = F.cross_entropy(out["role"].flatten(0, 1), roles.flatten())
+    return {"dense": torch.stack(shown).sum(), "role": role, "place": _place_loss(out["place"], batch)}
 
 
 def _place_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
