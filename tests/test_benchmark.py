@@ -9,7 +9,7 @@ from rich.console import Console
 from transformers import ViltConfig, ViltForQuestionAnswering
 
 import pumer
-from pumer import NoReduction, PuMerConfig, benchmark, models, peak_memory, timing
+from pumer import NoReduction, PuMerConfig, benchmark, named_models, peak_memory, timing
 from pumer.benchmark import BenchmarkConfig
 from pumer.benchmark_tables import times
 from pumer.errors import InputError
@@ -109,7 +109,7 @@ def test_search_for_the_fastest_batch(monkeypatch, rates, best, stopped):
 
 def test_variants_share_weights_and_differ_in_reduction():
     base = tiny()
-    whole, part, plain = (models.variant(base, config) for config in (NoReduction(), REDUCTION, None))
+    whole, part, plain = (named_models.variant(base, config) for config in (NoReduction(), REDUCTION, None))
     assert [pumer.reduction(model) for model in (base, whole, part, plain)] == [None, NoReduction(), REDUCTION, None]
     for model in (whole, part, plain):
         assert [id(tensor) for tensor in model.parameters()] == [id(tensor) for tensor in base.parameters()]
@@ -201,7 +201,7 @@ def test_peak_memory_of_a_forward(folder):
     """In a process of its own, as the benchmark does; and in this one."""
     job = Job(folder, {"method": "none"}, batch=64, autograd=True, threads=1)
     peak = peak_memory.peak_memory(job)
-    assert peak["weights"] == models.bytes_of(tiny())
+    assert peak["weights"] == named_models.bytes_of(tiny())
     kept = 64 * (12 + 17) * 64 * 4 * 2 * 3  # bytes: both sides of the activation function, three layers
     assert peak["activations"] > kept
     assert peak_memory.measure(Job(folder, None, batch=2))["weights"] == peak["weights"]

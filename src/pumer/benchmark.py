@@ -14,7 +14,7 @@ from pumer.benchmark_tables import UNREDUCED, tables
 from pumer.checkpoint import write_json
 from pumer.errors import InputError
 from pumer.jobs import best_device, progress_bar
-from pumer.models import default_text_length, model_from, reduction_from, variant
+from pumer.named_models import default_text_length, model_from, reduction_from, variant
 from pumer.patching import reduction
 from pumer.peak_memory import Job, inputs_for, peak_memory
 from pumer.planning import Plan, plan

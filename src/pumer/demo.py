@@ -19,7 +19,7 @@ from pumer.config import to_dict
 from pumer.evaluate import EvaluateConfig, EvaluationData, labels_of
 from pumer.evaluate import run as evaluate
 from pumer.jobs import best_device, make_inputs, text_length_of
-from pumer.models import variant
+from pumer.named_models import variant
 from pumer.peak_memory import inputs_for
 from pumer.provenance import collect
 from pumer.reducers import NoReduction

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from pumer.errors import InputError
-from pumer.models import reduction_from
+from pumer.named_models import reduction_from
 from pumer.tasks import TASKS, Example, Inputs, Pixels, Task
 from pumer.tasks.images import Resize
 

@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from pumer.meta import meta_inputs
-from pumer.models import bytes_of, default_text_length, model_from, variant
+from pumer.named_models import bytes_of, default_text_length, model_from, variant
 from pumer.reducers import config_from_dict
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -29,7 +29,7 @@ class Job:
     """What is measured.
 
     Attributes:
-        model: As for `pumer.models.model_from`.
+        model: As for `pumer.named_models.model_from`.
         reduction: As in ``reduction.json``; None for transformers' own forward.
         batch: Examples.
         autograd: Whether the forward keeps what a backward would need.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pumer import models
+from pumer import named_models
 from pumer.backbones import BACKBONES
 from pumer.errors import InputError
 from pumer.macs import MacCounter
@@ -228,9 +228,9 @@ def run(config: PlanConfig) -> Plan:
         InputError: If there is no such model, or a setting does not fit it.
     """
     with torch.device("meta"):
-        model = models.skeleton(config.model)
+        model = named_models.skeleton(config.model)
     if config.reduction is not None:
-        patch(model, models.reduction_from(config.reduction))
+        patch(model, named_models.reduction_from(config.reduction))
     model_config: Any = model.config
     size = config.image_size or model_config.image_size
-    return plan(model, size, config.text_length or models.default_text_length(config.model, model))
+    return plan(model, size, config.text_length or named_models.default_text_length(config.model, model))

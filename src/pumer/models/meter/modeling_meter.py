@@ -1,0 +1,534 @@
+"""METER (Dou et al., CVPR 2022): two uni-modal encoders, then pairs of cross-modal layers.
+
+The uni-modal encodings are separable: `MeterModel.encode_text` and `MeterModel.encode_image` need nothing of the other
+modality, and `MeterModel.fuse` brings them together. An image that is asked many questions is encoded once.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionModel, PreTrainedModel, RobertaModel
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import can_return_tuple
+
+from pumer.errors import InputError
+from pumer.models.meter.configuration_meter import MeterConfig
+
+
+@dataclass(frozen=True)
+class MeterEncoding:
+    """One modality of a batch, encoded by itself and projected to the width of the cross-modal layers.
+
+    Attributes:
+        states: ``(B, N, D)``, without the modality embedding.
+        mask: ``(B, N)`` bool, False for padding.
+        size: ``(B, N)`` patches each token stands for; None: one each.
+        decisions: What the vision encoder's reductions did, in their order.
+        grid: Patch rows and columns of an image; None for text.
+    """
+
+    states: Tensor
+    mask: Tensor
+    size: Tensor | None = None
+    decisions: tuple[Any, ...] = ()
+    grid: tuple[int, int] | None = None
+
+    def select(self, index: Tensor | Sequence[int]) -> "MeterEncoding":
+        """The encodings of some samples, in the order asked for; a sample may be asked for many times.
+
+        Args:
+            index: ``(K,)`` positions in the batch.
+
+        Returns:
+            An encoding of K samples.
+
+        Example:
+            >>> scores = model.fuse(texts, images.select([0] * len(texts.states)))  # image 0 with every text
+        """
+        return self._selected(torch.as_tensor(index, dtype=torch.int64, device=self.states.device))
+
+    def _selected(self, index: Tensor) -> "MeterEncoding":
+        rest = {name: _select(getattr(self, name), index) for name in ("states", "mask", "size", "decisions")}
+        return dataclasses.replace(self, **rest)
+
+
+def _select(value: Any, index: Tensor) -> Any:
+    """Rows of every tensor inside dataclasses and tuples; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.index_select(0, index.to(value.device)) if value.ndim else value
+    if isinstance(value, tuple):
+        return tuple(_select(part, index) for part in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: _select(getattr(value, field.name), index) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
+    return value
+
+
+@dataclass
+class MeterModelOutput(ModelOutput):
+    """What `MeterModel` gives.
+
+    Attributes:
+        text_last_hidden_state: ``(B, T, D)``.
+        image_last_hidden_state: ``(B, V, D)``, [CLS] first.
+        pooler_output: ``(B, 2 D)``, text then image.
+        text_hidden_states: States that enter the first pair, then those after each pair; only if asked for.
+        image_hidden_states: The same of the image.
+    """
+
+    text_last_hidden_state: Tensor | None = None
+    image_last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    text_hidden_states: tuple[Tensor, ...] | None = None
+    image_hidden_states: tuple[Tensor, ...] | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain operations; returns ``(B, N, H, Dh)`` and the probabilities ``(B, H, N, M)``."""
+    logits = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        logits = logits + attention_mask
+    probabilities = logits.softmax(dim=-1)
+    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+class MeterAttention(nn.Module):
+    """Self- or cross-attention with its output projection, residual connection and LayerNorm."""
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = config.num_attention_heads
+        self.attention_head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.attention_head_size**-0.5
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: Tensor, context: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend to ``context``, or to the states themselves.
+
+        Args:
+            hidden_states: ``(B, N, D)``.
+            context: ``(B, M, D)`` that give keys and values; None: ``hidden_states``.
+            attention_mask: ``(B, 1, 1, M)``, added to the logits; None: every token is seen.
+
+        Returns:
+            ``(B, N, D)``, normalised.
+        """
+        context = hidden_states if context is None else context
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attended, _ = attend(
+            self,
+            self._heads(self.query(hidden_states)),
+            self._heads(self.key(context)),
+            self._heads(self.value(context)),
+            attention_mask,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.scaling,
+        )
+        return self.layer_norm(self.dropout(self.dense(attended.flatten(2))) + hidden_states)
+
+    def _heads(self, states: Tensor) -> Tensor:
+        """``(B, N, D)`` to ``(B, H, N, Dh)``."""
+        return states.unflatten(2, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
+
+
+class MeterCrossModalLayer(GradientCheckpointingLayer):
+    """Self-attention, attention to the other modality, feed-forward; LayerNorm after each, as in BERT."""
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__()
+        self.attention = MeterAttention(config)
+        self.cross_attention = MeterAttention(config)
+        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        context: Tensor,
+        attention_mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Run the layer.
+
+        Args:
+            hidden_states: ``(B, N, D)`` of this modality.
+            context: ``(B, M, D)`` of the other one.
+            attention_mask: ``(B, 1, 1, N)``, added to the logits of the self-attention, or None.
+            context_mask: ``(B, 1, 1, M)``, added to the logits of the cross-attention, or None.
+
+        Returns:
+            ``(B, N, D)``.
+        """
+        hidden_states = self.attention(hidden_states, attention_mask=attention_mask)
+        hidden_states = self.cross_attention(hidden_states, context, context_mask)
+        widened = self.act(self.intermediate(hidden_states))
+        return self.layer_norm(self.dropout(self.output(widened)) + hidden_states)
+
+
+class MeterCrossModalEncoder(nn.Module):
+    """The pairs of cross-modal layers."""
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__()
+        self.config = config
+        pairs = range(config.num_cross_modal_pairs)
+        self.text_layers = nn.ModuleList([MeterCrossModalLayer(config) for _ in pairs])
+        self.image_layers = nn.ModuleList([MeterCrossModalLayer(config) for _ in pairs])
+
+    def forward(
+        self,
+        text: Tensor,
+        image: Tensor,
+        text_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+        """Run every pair.
+
+        Args:
+            text: ``(B, T, D)``.
+            image: ``(B, V, D)``.
+            text_mask: ``(B, 1, 1, T)``, added to the logits, or None.
+            image_mask: ``(B, 1, 1, V)``, added to the logits, or None.
+            output_hidden_states: Whether to keep the states between the pairs.
+
+        Returns:
+            Text ``(B, T, D)``, image ``(B, V, D)``, and their states before the first and after each pair, or None.
+        """
+        texts, images = [text], [image]
+        for text_layer, image_layer in zip(self.text_layers, self.image_layers, strict=True):
+            entered = text
+            text = text_layer(text, image, text_mask, image_mask)
+            seen = text if self.config.cross_modal_order == "sequential" else entered
+            image = image_layer(image, seen, image_mask, text_mask)
+            texts.append(text)
+            images.append(image)
+        return text, image, *((tuple(texts), tuple(images)) if output_hidden_states else (None, None))
+
+
+class MeterPooler(nn.Module):
+    """The first token, through one tanh layer."""
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``(B, N, D)`` to ``(B, D)``."""
+        return self.dense(hidden_states[:, 0]).tanh()
+
+
+class MeterPreTrainedModel(PreTrainedModel):
+    """What every METER model shares: how its weights begin, and the separate encoders."""
+
+    config_class = MeterConfig
+    base_model_prefix = "meter"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["MeterCrossModalLayer", "RobertaEmbeddings", "RobertaLayer", "CLIPEncoderLayer"]  # noqa: RUF012
+
+    def encode_text(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> MeterEncoding:
+        """As `MeterModel.encode_text`."""
+        return self.base_model.encode_text(input_ids, attention_mask, inputs_embeds)
+
+    def encode_image(self, pixel_values: Tensor) -> MeterEncoding:
+        """As `MeterModel.encode_image`."""
+        return self.base_model.encode_image(pixel_values)
+
+
+class MeterModel(MeterPreTrainedModel):
+    """METER without a head.
+
+    Args:
+        config: Its configuration.
+
+    Example:
+        >>> model = MeterModel(MeterConfig())
+        >>> image = model.encode_image(pixel_values)  # (1, 3, 384, 384)
+        >>> texts = model.encode_text(input_ids, attention_mask)  # five questions about it
+        >>> model.fuse(texts, image.select([0] * 5)).pooler_output.shape
+        torch.Size([5, 1536])
+    """
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__(config)
+        self.text_model = RobertaModel._from_config(config.text_config, add_pooling_layer=False)
+        self.vision_model = CLIPVisionModel._from_config(config.vision_config)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.hidden_size)
+        self.image_projection = nn.Linear(config.vision_config.hidden_size, config.hidden_size)
+        self.modality_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
+        self.encoder = MeterCrossModalEncoder(config)
+        self.text_pooler = MeterPooler(config)
+        self.image_pooler = MeterPooler(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.text_model.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.text_model.embeddings.word_embeddings = value
+
+    def encode_text(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> MeterEncoding:
+        """Run the text encoder and its projection; nothing of an image is needed.
+
+        Args:
+            input_ids: ``(B, T)`` word ids.
+            attention_mask: ``(B, T)``, 1 for words and 0 for padding; None: all words.
+            inputs_embeds: ``(B, T, width of the text encoder)`` instead of ``input_ids``.
+
+        Raises:
+            InputError: Unless exactly one of ``input_ids`` and ``inputs_embeds`` is given.
+        """
+        words = input_ids if inputs_embeds is None else inputs_embeds
+        if words is None or (input_ids is not None and inputs_embeds is not None):
+            raise InputError("give exactly one of input_ids, inputs_embeds and encoded_text")
+        if attention_mask is None:
+            mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
+        else:
+            mask = attention_mask > 0
+        bias = attention_bias(mask, self.text_projection.weight.dtype)
+        encoded = self.text_model(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=bias)
+        return MeterEncoding(self.text_projection(encoded.last_hidden_state), mask)
+
+    def encode_image(self, pixel_values: Tensor) -> MeterEncoding:
+        """Run the vision encoder, its last LayerNorm on every token, and its projection; no text is needed.
+
+        Args:
+            pixel_values: ``(B, C, height, width)``, square and of the size of the position table.
+
+        Raises:
+            InputError: For images of another size.
+        """
+        side = self.config.image_size
+        if pixel_values.ndim != 4 or pixel_values.shape[2:] != (side, side):
+            raise InputError(
+                f"pixel_values is {tuple(pixel_values.shape)} but the model reads (batch, channels, {side}, {side}); "
+                "resize the images, or load the model with vision_config={'image_size': ...}"
+            )
+        encoded = self.vision_model(pixel_values=pixel_values).last_hidden_state
+        states = self.image_projection(self.vision_model.post_layernorm(encoded))
+        rows = side // self.config.patch_size
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return MeterEncoding(states, mask, grid=(rows, rows))
+
+    def fuse(
+        self,
+        text: MeterEncoding,
+        image: MeterEncoding,
+        image_token_type_idx: int = 1,
+        output_hidden_states: bool = False,
+    ) -> MeterModelOutput:
+        """Run the cross-modal layers on one text and one image per sample.
+
+        Args:
+            text: From `encode_text`.
+            image: From `encode_image`.
+            image_token_type_idx: 1, or 2 for the second of two images.
+            output_hidden_states: Whether to return the states between the pairs.
+
+        Raises:
+            InputError: If there are not as many texts as images, or no embedding for this kind of token.
+        """
+        self.check_pair(text, image, image_token_type_idx)
+        kinds = torch.tensor([0, image_token_type_idx], device=text.states.device)
+        kinds = self.modality_embeddings(kinds)
+        text_states, image_states, texts, images = self.encoder(
+            text.states + kinds[0],
+            image.states + kinds[1],
+            attention_bias(text.mask, text.states.dtype),
+            attention_bias(image.mask, image.states.dtype),
+            output_hidden_states,
+        )
+        pooled = torch.cat([self.text_pooler(text_states), self.image_pooler(image_states)], dim=-1)
+        return MeterModelOutput(text_states, image_states, pooled, texts, images)
+
+    def check_pair(self, text: MeterEncoding, image: MeterEncoding, image_token_type_idx: int) -> None:
+        """Refuse encodings that cannot be fused."""
+        texts, images = text.states.shape[0], image.states.shape[0]
+        if texts != images:
+            raise InputError(
+                f"the batch has {texts} texts but {images} images; give one image per text, with select() of either"
+            )
+        if not 1 <= image_token_type_idx < self.config.modality_type_vocab_size:
+            raise InputError(
+                f"image_token_type_idx {image_token_type_idx} has no embedding; allowed: 1 to "
+                f"{self.config.modality_type_vocab_size - 1} (config.modality_type_vocab_size - 1)"
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoded_text: MeterEncoding | None = None,
+        encoded_image: MeterEncoding | None = None,
+        image_token_type_idx: int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> MeterModelOutput:
+        """Encode what is not encoded yet, then fuse.
+
+        Args:
+            input_ids: ``(B, T)`` word ids.
+            attention_mask: ``(B, T)``, 1 for words and 0 for padding; None: all words.
+            token_type_ids: Ignored; some tokenizers give them.
+            pixel_values: ``(B, C, height, width)``.
+            inputs_embeds: ``(B, T, width of the text encoder)`` instead of ``input_ids``.
+            encoded_text: From `encode_text`, instead of ``input_ids`` and ``attention_mask``.
+            encoded_image: From `encode_image`, instead of ``pixel_values``.
+            image_token_type_idx: 1 (the default), or 2 for the second of two images.
+            output_attentions: Not available.
+            output_hidden_states: Whether to return the states between the pairs.
+            **kwargs: ``return_dict`` only.
+
+        Raises:
+            InputError: If an input is missing or given twice, and for what cannot be fused.
+        """
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise InputError("output_attentions=True is not available: METER's outputs hold no attentions")
+        if encoded_text is None:
+            encoded_text = self.encode_text(input_ids, attention_mask, inputs_embeds)
+        elif input_ids is not None or inputs_embeds is not None:
+            raise InputError("give exactly one of input_ids, inputs_embeds and encoded_text")
+        elif attention_mask is not None:
+            raise InputError("give no attention_mask beside encoded_text, which has its own")
+        if (pixel_values is None) == (encoded_image is None):
+            raise InputError("give exactly one of pixel_values and encoded_image")
+        if pixel_values is not None:
+            encoded_image = self.encode_image(pixel_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        kind = 1 if image_token_type_idx is None else image_token_type_idx
+        return self.fuse(encoded_text, encoded_image, kind, output_hidden_states)  # type: ignore[arg-type]
+
+
+def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What keeps attention off padding.
+
+    Args:
+        mask: ``(B, N)`` bool, False for padding.
+        dtype: Of the states.
+
+    Returns:
+        ``(B, 1, 1, N)``: 0, and the lowest number for padding; None if there is none, which is faster.
+    """
+    known = not torch.compiler.is_compiling() and mask.device.type != "meta"
+    if known and bool(mask.all()):
+        return None
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None]
+
+
+def _classifier(config: MeterConfig, width: int) -> nn.Sequential:
+    """Two layers from ``width`` inputs to the labels."""
+    return nn.Sequential(
+        nn.Linear(width, 2 * config.hidden_size),
+        nn.LayerNorm(2 * config.hidden_size),
+        nn.GELU(),
+        nn.Linear(2 * config.hidden_size, config.num_labels),
+    )
+
+
+class MeterForQuestionAnswering(MeterPreTrainedModel):
+    """METER that picks an answer about an image: visual question answering, or 3-way visual entailment."""
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.meter = MeterModel(config)
+        self.classifier = _classifier(config, 2 * config.hidden_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoded_text: MeterEncoding | None = None,
+        encoded_image: MeterEncoding | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Score every answer.
+
+        Inputs as for `MeterModel`, and ``labels (B, num_labels)``, one-hot or soft scores from 0 to 1, which give the
+        binary cross-entropy, summed over the labels and averaged over the batch.
+
+        Returns:
+            ``logits (B, num_labels)``, ``loss``, and ``hidden_states`` as a pair (text, image).
+        """
+        output = self.meter(
+            input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            inputs_embeds=inputs_embeds,
+            encoded_text=encoded_text,
+            encoded_image=encoded_image,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(output.pooler_output)
+        loss = None
+        if labels is not None:
+            soft = labels.to(logits.device, logits.dtype)
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, soft) * soft.shape[1]
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=_hidden_states(output))
+
+
+def _hidden_states(output: MeterModelOutput) -> tuple[tuple[Tensor, ...], ...] | None:
+    """The text's and the image's, if they were asked for."""
+    if output.text_hidden_states is None or output.image_hidden_states is None:
+        return None
+    return output.text_hidden_states, output.image_hidden_states
