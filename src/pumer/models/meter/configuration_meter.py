@@ -91,3 +91,13 @@ class MeterConfig(PreTrainedConfig):
     def patch_size(self) -> int:
         """Pixels along a side of a patch."""
         return int(self.vision_config.patch_size)
+
+    @property
+    def num_channels(self) -> int:
+        """Colours of a pixel."""
+        return int(self.vision_config.num_channels)
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Words of the longest text, special tokens counted: RoBERTa keeps its first positions for padding."""
+        return int(self.text_config.max_position_embeddings - self.text_config.pad_token_id - 1)

@@ -4,9 +4,9 @@ The uni-modal encodings are separable: `MeterModel.encode_text` and `MeterModel.
 modality, and `MeterModel.fuse` brings them together. An image that is asked many questions is encoded once.
 """
 
-import dataclasses
-from collections.abc import Sequence
+import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,61 +14,16 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, PreTrainedModel, RobertaModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
 
 from pumer.errors import InputError
 from pumer.models.meter.configuration_meter import MeterConfig
+from pumer.models.meter.encoding_meter import MeterEncoding
+from pumer.models.meter.positions_meter import resize_positions
 
-
-@dataclass(frozen=True)
-class MeterEncoding:
-    """One modality of a batch, encoded by itself and projected to the width of the cross-modal layers.
-
-    Attributes:
-        states: ``(B, N, D)``, without the modality embedding.
-        mask: ``(B, N)`` bool, False for padding.
-        size: ``(B, N)`` patches each token stands for; None: one each.
-        decisions: What the vision encoder's reductions did, in their order.
-        grid: Patch rows and columns of an image; None for text.
-    """
-
-    states: Tensor
-    mask: Tensor
-    size: Tensor | None = None
-    decisions: tuple[Any, ...] = ()
-    grid: tuple[int, int] | None = None
-
-    def select(self, index: Tensor | Sequence[int]) -> "MeterEncoding":
-        """The encodings of some samples, in the order asked for; a sample may be asked for many times.
-
-        Args:
-            index: ``(K,)`` positions in the batch.
-
-        Returns:
-            An encoding of K samples.
-
-        Example:
-            >>> scores = model.fuse(texts, images.select([0] * len(texts.states)))  # image 0 with every text
-        """
-        return self._selected(torch.as_tensor(index, dtype=torch.int64, device=self.states.device))
-
-    def _selected(self, index: Tensor) -> "MeterEncoding":
-        rest = {name: _select(getattr(self, name), index) for name in ("states", "mask", "size", "decisions")}
-        return dataclasses.replace(self, **rest)
-
-
-def _select(value: Any, index: Tensor) -> Any:
-    """Rows of every tensor inside dataclasses and tuples; anything else as it is."""
-    if isinstance(value, Tensor):
-        return value.index_select(0, index.to(value.device)) if value.ndim else value
-    if isinstance(value, tuple):
-        return tuple(_select(part, index) for part in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {field.name: _select(getattr(value, field.name), index) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **parts)
-    return value
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 @dataclass
@@ -248,7 +203,7 @@ class MeterPooler(nn.Module):
 
 
 class MeterPreTrainedModel(PreTrainedModel):
-    """What every METER model shares: how its weights begin, and the separate encoders."""
+    """What every METER model shares: loading at any image size, and the separate encoders."""
 
     config_class = MeterConfig
     base_model_prefix = "meter"
@@ -256,6 +211,41 @@ class MeterPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["MeterCrossModalLayer", "RobertaEmbeddings", "RobertaLayer", "CLIPEncoderLayer"]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None, *args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """As transformers', and the position table is interpolated if another image size is asked for.
+
+        Args:
+            pretrained_model_name_or_path: Folder or hub name.
+            *args: As transformers'.
+            config: As transformers'; its ``vision_config.image_size`` may differ from the checkpoint's.
+            **kwargs: As transformers', among them ``vision_config={"image_size": 480}``.
+
+        Raises:
+            InputError: If the new size is no multiple of the patch size.
+
+        Example:
+            >>> model = MeterModel.from_pretrained(folder, vision_config={"image_size": 480})
+        """
+        name, vision = pretrained_model_name_or_path, kwargs.get("vision_config") or {}
+        given = isinstance(config, MeterConfig)
+        wanted = config.image_size if given else vision.get("image_size")
+        if wanted is None or name is None:
+            return super().from_pretrained(name, *args, config=config, **kwargs)
+        where = {key: kwargs[key] for key in _WHERE if key in kwargs}
+        saved = MeterConfig.from_pretrained(config if config is not None and not given else name, **where).image_size
+        if given:
+            config = copy.deepcopy(config)
+            config.vision_config.image_size = saved
+        else:
+            kwargs["vision_config"] = vision | {"image_size": saved}
+        loaded = super().from_pretrained(name, *args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model.base_model.set_image_size(wanted)
+        return loaded
 
     def encode_text(
         self,
@@ -305,6 +295,27 @@ class MeterModel(MeterPreTrainedModel):
         """Replace the word embeddings."""
         self.text_model.embeddings.word_embeddings = value
 
+    def set_image_size(self, image_size: int) -> None:
+        """Read images of another size from now on: the position table is interpolated, bicubically; [CLS] stays.
+
+        Args:
+            image_size: Pixels along a side.
+
+        Raises:
+            InputError: If it is no multiple of the patch size.
+        """
+        patch, embeddings = self.config.patch_size, self.vision_model.embeddings
+        if image_size < patch or image_size % patch:
+            raise InputError(f"image_size {image_size} is not a multiple of the patch size {patch}")
+        table = embeddings.position_embedding.weight
+        resized = resize_positions(table.detach(), image_size // patch)
+        embeddings.position_embedding = nn.Embedding.from_pretrained(resized, freeze=not table.requires_grad)
+        embeddings.image_size = image_size
+        embeddings.num_positions = len(resized)
+        embeddings.num_patches = len(resized) - 1
+        embeddings.position_ids = torch.arange(len(resized), device=table.device)[None]
+        self.config.vision_config.image_size = image_size
+
     def encode_text(
         self,
         input_ids: Tensor | None = None,
@@ -341,17 +352,26 @@ class MeterModel(MeterPreTrainedModel):
         Raises:
             InputError: For images of another size.
         """
+        self.check_pixels(pixel_values)
+        encoded = self.vision_model(pixel_values=pixel_values).last_hidden_state
+        states = self.image_projection(self.vision_model.post_layernorm(encoded))
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return MeterEncoding(states, mask, grid=self.patch_grid)
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Patch rows and columns of an image."""
+        rows = self.config.image_size // self.config.patch_size
+        return rows, rows
+
+    def check_pixels(self, pixel_values: Tensor) -> None:
+        """Refuse images that do not have the size of the position table."""
         side = self.config.image_size
         if pixel_values.ndim != 4 or pixel_values.shape[2:] != (side, side):
             raise InputError(
                 f"pixel_values is {tuple(pixel_values.shape)} but the model reads (batch, channels, {side}, {side}); "
                 "resize the images, or load the model with vision_config={'image_size': ...}"
             )
-        encoded = self.vision_model(pixel_values=pixel_values).last_hidden_state
-        states = self.image_projection(self.vision_model.post_layernorm(encoded))
-        rows = side // self.config.patch_size
-        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        return MeterEncoding(states, mask, grid=(rows, rows))
 
     def fuse(
         self,
@@ -378,7 +398,7 @@ class MeterModel(MeterPreTrainedModel):
             text.states + kinds[0],
             image.states + kinds[1],
             attention_bias(text.mask, text.states.dtype),
-            attention_bias(image.mask, image.states.dtype),
+            None,  # images have no padding
             output_hidden_states,
         )
         pooled = torch.cat([self.text_pooler(text_states), self.image_pooler(image_states)], dim=-1)
@@ -448,7 +468,7 @@ class MeterModel(MeterPreTrainedModel):
         return self.fuse(encoded_text, encoded_image, kind, output_hidden_states)  # type: ignore[arg-type]
 
 
-def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor | None:
+def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What keeps attention off padding.
 
     Args:
@@ -456,79 +476,7 @@ def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor | None:
         dtype: Of the states.
 
     Returns:
-        ``(B, 1, 1, N)``: 0, and the lowest number for padding; None if there is none, which is faster.
+        ``(B, 1, 1, N)``: 0, and the lowest number for padding.
     """
-    known = not torch.compiler.is_compiling() and mask.device.type != "meta"
-    if known and bool(mask.all()):
-        return None
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return bias.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None]
-
-
-def _classifier(config: MeterConfig, width: int) -> nn.Sequential:
-    """Two layers from ``width`` inputs to the labels."""
-    return nn.Sequential(
-        nn.Linear(width, 2 * config.hidden_size),
-        nn.LayerNorm(2 * config.hidden_size),
-        nn.GELU(),
-        nn.Linear(2 * config.hidden_size, config.num_labels),
-    )
-
-
-class MeterForQuestionAnswering(MeterPreTrainedModel):
-    """METER that picks an answer about an image: visual question answering, or 3-way visual entailment."""
-
-    def __init__(self, config: MeterConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.meter = MeterModel(config)
-        self.classifier = _classifier(config, 2 * config.hidden_size)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        encoded_text: MeterEncoding | None = None,
-        encoded_image: MeterEncoding | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Score every answer.
-
-        Inputs as for `MeterModel`, and ``labels (B, num_labels)``, one-hot or soft scores from 0 to 1, which give the
-        binary cross-entropy, summed over the labels and averaged over the batch.
-
-        Returns:
-            ``logits (B, num_labels)``, ``loss``, and ``hidden_states`` as a pair (text, image).
-        """
-        output = self.meter(
-            input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            inputs_embeds=inputs_embeds,
-            encoded_text=encoded_text,
-            encoded_image=encoded_image,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(output.pooler_output)
-        loss = None
-        if labels is not None:
-            soft = labels.to(logits.device, logits.dtype)
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, soft) * soft.shape[1]
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=_hidden_states(output))
-
-
-def _hidden_states(output: MeterModelOutput) -> tuple[tuple[Tensor, ...], ...] | None:
-    """The text's and the image's, if they were asked for."""
-    if output.text_hidden_states is None or output.image_hidden_states is None:
-        return None
-    return output.text_hidden_states, output.image_hidden_states
