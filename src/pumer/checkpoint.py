@@ -19,6 +19,8 @@ from transformers.utils import cached_file
 
 from pumer.backbones.text_norm import restore_text_norm
 from pumer.errors import InputError
+from pumer.models import meter
+from pumer.models.meter import MeterImageProcessorPil, MeterProcessor
 from pumer.patching import patch, reduction, unwrapped
 from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
 
@@ -85,7 +87,7 @@ def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
 
 
 def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
-    """The transformers class a checkpoint was saved from.
+    """The class a checkpoint was saved from, of transformers or of `pumer.models`.
 
     Args:
         name: A folder or a hub name.
@@ -104,7 +106,7 @@ def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint {name} cannot be read: {first_line(error)}") from error
     architecture = (config.architectures or [""])[0]
-    cls = getattr(transformers, architecture, None) if architecture else None
+    cls = getattr(transformers, architecture, getattr(meter, architecture, None)) if architecture else None
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise InputError(f"config.json of {name} names the architecture '{architecture}', unknown to transformers")
     return cls
@@ -133,8 +135,8 @@ def read_reduction(name: str | Path, **hub: Any) -> ReductionConfig | None:
         raise InputError(f"{REDUCTION_FILE} of {name}: {error}") from error
 
 
-def load_processor(name: str | Path) -> ViltProcessor:
-    """Tokenizer and Pillow image processor of a ViLT checkpoint.
+def load_processor(name: str | Path) -> ViltProcessor | MeterProcessor:
+    """Tokenizer and Pillow image processor of a ViLT or METER checkpoint.
 
     Args:
         name: A folder or a hub name.
@@ -143,12 +145,14 @@ def load_processor(name: str | Path) -> ViltProcessor:
         InputError: If either cannot be read or is not there.
     """
     try:
-        images, tokenizer = ViltImageProcessorPil.from_pretrained(str(name)), AutoTokenizer.from_pretrained(str(name))
+        of_meter = AutoConfig.from_pretrained(str(name)).model_type == "meter"
+        kind = MeterImageProcessorPil if of_meter else ViltImageProcessorPil
+        images, tokenizer = kind.from_pretrained(str(name)), AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"the processor of {name} cannot be read: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up from the model type when there are no files
         raise InputError(f"{name} holds no tokenizer; put the tokenizer files that belong to the model into it")
-    return ViltProcessor(images, tokenizer)
+    return MeterProcessor(images, tokenizer) if of_meter else ViltProcessor(images, tokenizer)
 
 
 def ensure_patched(model: nn.Module) -> nn.Module:
