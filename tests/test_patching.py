@@ -325,7 +325,9 @@ def test_transformers_pipeline(model, batch_size):
     answers = ask(samples, batch_size=batch_size)
     with pumer.trace(ask.model) as trace:
         ask(samples, batch_size=batch_size)
-    assert len(trace.forwards) == 3 // batch_size and all(told.layers == (0, 2) for told in trace.forwards)
+    assert len(trace.forwards) == 3 // batch_size and all(
+        told.places == (("fusion", 0), ("fusion", 2)) for told in trace.forwards
+    )
     for sample, logits in zip(samples, answers, strict=True):
         alone = ask.preprocess(sample)
         torch.testing.assert_close(logits, answer(model, alone)[0], atol=1e-5, rtol=0)

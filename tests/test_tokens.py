@@ -141,7 +141,7 @@ def test_reduce_applies_one_decision_to_everything(text, image, weighted, propor
     source = torch.where(mask, torch.arange(T + V), -1)
     tokens = Tokens(one_hot, mask, size, attention_bias(mask, size, False), source, T)
     policy = {"weighted": weighted, "proportional": proportional}
-    reduced, _ = tokens.reduce(first.with_policy(**policy), second.with_policy(**policy))
+    reduced = tokens.reduce(Decision.join(first.with_policy(**policy), second.with_policy(**policy)))
     assert reduced.text_length == first.index.shape[1]
     for k in range(reduced.mask.shape[1]):
         held = [i for i in range(T + V) if int(reduced.source[0, i]) == k]

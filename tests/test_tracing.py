@@ -49,8 +49,7 @@ def test_everything_is_on_the_cpu_and_plain(model):
     tensors = [value for value in vars(told).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) == 8
     assert all(x.device.type == "cpu" and not x.requires_grad for x in tensors)
-    assert all(isinstance(layer, int) for layer in told.layers)
-    assert [layer for layer, _, _ in told.tokens_per_layer] == [0, 2] == list(told.layers)
+    assert told.places == (("fusion", 0), ("fusion", 2)) and len(told.tokens_per_place) == 2
 
 
 def test_one_entry_per_forward_and_none_after_the_block(model):
@@ -84,7 +83,7 @@ def test_without_reduction_everything_is_kept(model, config):
     pumer.patch(model, config)
     with pumer.disabled(model):
         (told,) = run(model, VILT.batch(GRIDS)).forwards
-    assert told.layers == () and told.tokens_per_layer == []
+    assert told.places == () and told.tokens_per_place == []
     assert torch.equal(told.owner >= 0, told.mask) and torch.equal(told.size > 0, told.mask)
     assert {told.describe(2, token) for token in range(47)} == {"kept", "padding"}
 
@@ -101,7 +100,7 @@ def test_a_trace_through_gradient_checkpointing_counts_each_layer_once(model):
     with pumer.trace(model) as trace:
         tiny.answer(model, VILT.batch(GRIDS)).sum().backward()
     (told,) = trace.forwards
-    assert told.layers == (0, 2)
+    assert told.places == (("fusion", 0), ("fusion", 2))
 
 
 def test_a_pruned_token_that_held_others_takes_them_along():

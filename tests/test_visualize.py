@@ -25,7 +25,7 @@ def hand_made(rows, cols, pruned=(), groups=(), words=4, word_groups=(), layers=
     owner = torch.where(mask, torch.arange(count), -1)
     pruned_at = torch.full((1, count), -1)
     for patch, layer in dict(pruned).items():
-        pruned_at[0, text + 1 + patch] = layer
+        pruned_at[0, text + 1 + patch] = layers.index(layer)
         owner[0, text + 1 + patch] = -1
     for group in groups:
         owner[0, [text + 1 + patch for patch in group]] = text + 1 + group[0]
@@ -43,8 +43,8 @@ def hand_made(rows, cols, pruned=(), groups=(), words=4, word_groups=(), layers=
         pruned_at=pruned_at,
         merged_at=torch.full_like(pruned_at, -1),
         merged_into=torch.full_like(pruned_at, -1),
-        layers=layers,
-        tokens_per_layer=[(layer, torch.tensor([words]), torch.tensor([1 + patches])) for layer in layers],
+        places=tuple(("fusion", layer) for layer in layers),
+        tokens_per_place=[(torch.tensor([words]), torch.tensor([1 + patches]))] * len(layers),
     )
     return Trace([forward])
 

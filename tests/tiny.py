@@ -3,14 +3,16 @@
 A new entry of BACKBONES or METHODS is tested once it has an entry here; `test_laws.py` fails as long as it has none.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.modeling_outputs import ModelOutput
 
 from pumer import NoReduction, PuMerConfig, ReleasedPuMerConfig, Step
+from pumer.models import meter
 from pumer.reducers import ReductionConfig
 
 
@@ -19,7 +21,7 @@ class Example:
     """A config of a method, and what is promised for it.
 
     Attributes:
-        config: Reduces in layers 0 to 2 at most.
+        config: Reduces in layers 0 to 2 at most; `Tiny.fit` makes them layers of a backbone.
         off: The same method with nothing to remove; equal to the unpatched model. None if it cannot be.
         any_batch: Law 1 holds (the released code's counts depend on padding).
         sizes: Sizes add up to real tokens and weigh the averages.
@@ -55,6 +57,16 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
                 proportional_attention=False,
             ),
             off=PuMerConfig(schedule=(Step(layer=1),)),
+        ),
+        Example(
+            PuMerConfig(
+                schedule=(
+                    Step(stack="vision", layer=0, merge_ratio=0.2),
+                    Step(stack="vision", layer=2, merge_ratio=0.3),
+                    Step(layer=0, prune_ratio=0.2, merge_ratio=0.2, text_merge_ratio=0.2),
+                )
+            ),
+            off=PuMerConfig(schedule=(Step(stack="vision", layer=0),)),
         ),
     ),
     "pumer-released": (
@@ -96,6 +108,9 @@ class Tiny:
         collate: Examples as a padded batch; text length, patch rows and columns may be larger than needed. What stands
             in padding is noise.
         root: The module below a head that is patched.
+        states: From a root's output to the states of both modalities, text first, before and after each layer.
+        stride: How many numbers a layer counts for: METER's pairs are two layers each.
+        vision: Whether there is a vision encoder to reduce in.
         silence: Make every layer pass its input through, but for the reduction.
     """
 
@@ -108,6 +123,30 @@ class Tiny:
     collate: Callable[..., dict[str, Tensor]]
     root: Callable[[nn.Module], nn.Module]
     silence: Callable[[nn.Module], None]
+    states: Callable[[ModelOutput], Sequence[Tensor]]
+    stride: int = 1
+    vision: bool = False
+
+    def fit(self, config: ReductionConfig) -> ReductionConfig:
+        """The config with its layers as this backbone counts them, without the vision steps if it has no such layers.
+
+        Args:
+            config: Reduces in layers 0 to 2 at most.
+        """
+        if isinstance(config, ReleasedPuMerConfig):
+            return replace(config, layers=tuple(layer * self.stride for layer in config.layers))
+        if not isinstance(config, PuMerConfig):
+            return config
+        steps = [
+            step if step.stack == "vision" else replace(step, layer=step.layer * self.stride)
+            for step in config.schedule
+            if self.vision or step.stack == "fusion"
+        ]
+        return PuMerConfig(schedule=tuple(steps), proportional_attention=config.proportional_attention)
+
+    def takes(self, config: ReductionConfig) -> bool:
+        """Whether the backbone has all stacks of layers that the config names."""
+        return self.vision or all(stack == "fusion" for stack, _ in config.places())
 
     def batch(
         self, grids: Sequence[tuple[int, int, int]], head: str | None = None, seed: int = 0, **padding: int
@@ -192,6 +231,71 @@ def _silence_vilt(model: nn.Module) -> None:
             nn.init.zeros_(linear.bias)
 
 
+SIDE = 6
+"""Patch rows and columns of METER's images, which all have one size."""
+
+
+def _build_meter(head: str = "MeterForQuestionAnswering", layers: int = 3, seed: int = 0, **settings) -> nn.Module:
+    torch.manual_seed(seed)
+    shape = {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "initializer_range": 0.2,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    dropouts = {name: value for name, value in settings.items() if "dropout" in name}
+    config = meter.MeterConfig(
+        **shape
+        | {
+            "text_config": shape
+            | dropouts
+            | {"num_hidden_layers": 2, "vocab_size": WORDS, "max_position_embeddings": 42},
+            "vision_config": {
+                "hidden_size": 32,
+                "num_attention_heads": 4,
+                "intermediate_size": 64,
+                "initializer_range": 0.2,
+                "num_hidden_layers": 3,
+                "image_size": SIDE * PATCH,
+                "patch_size": PATCH,
+            },
+            "num_cross_modal_pairs": layers,
+            "num_labels": 7,
+            "modality_type_vocab_size": 3,
+            "tie_word_embeddings": False,
+        }
+        | settings
+    )
+    model = getattr(meter, head)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():  # biases: a model in which they matter
+                parameter.normal_(0, 0.2)
+    return model
+
+
+def _sample_meter(seed: int, words: int, rows: int, columns: int, images: int = 1) -> Sample:
+    return _sample_vilt(seed, words, SIDE, SIDE, images)
+
+
+def _collate_meter(samples: Sequence[Sample], text: int = 0, rows: int = 0, columns: int = 0) -> dict[str, Tensor]:
+    inputs = _collate_vilt(samples, text)
+    del inputs["pixel_mask"]
+    return inputs
+
+
+def _silence_meter(model: nn.Module) -> None:
+    encoder = getattr(model, "meter", model).encoder
+    for layer in (*encoder.text_layers, *encoder.image_layers):
+        for part in (layer, layer.attention, layer.cross_attention):
+            part.layer_norm = nn.Identity()
+        for linear in (layer.attention.dense, layer.cross_attention.dense, layer.output):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+
 TINY: dict[str, Tiny] = {
     "vilt": Tiny(
         heads=(
@@ -210,10 +314,44 @@ TINY: dict[str, Tiny] = {
         collate=_collate_vilt,
         root=_vilt_root,
         silence=_silence_vilt,
+        states=lambda output: output.hidden_states,
+    ),
+    "meter": Tiny(
+        heads=(
+            "MeterForQuestionAnswering",
+            "MeterModel",
+            "MeterForImageAndTextRetrieval",
+            "MeterForImagesAndTextClassification",
+            "MeterForMaskedLM",
+        ),
+        two_images=frozenset({"MeterForImagesAndTextClassification"}),
+        per_word=frozenset({"MeterForMaskedLM"}),
+        patch=PATCH,
+        build=_build_meter,
+        sample=_sample_meter,
+        collate=_collate_meter,
+        root=lambda model: getattr(model, "meter", model),
+        silence=_silence_meter,
+        states=lambda output: [
+            torch.cat(pair, dim=1) for pair in zip(output.text_hidden_states, output.image_hidden_states, strict=True)
+        ],
+        stride=2,
+        vision=True,
     ),
 }
 
-GRID = [(backbone, example) for backbone in TINY for examples in EXAMPLES.values() for example in examples]
+
+def grid(examples: Iterable[Example]) -> list[tuple[str, Example]]:
+    """Every backbone with every one of these configs that it takes, fitted to it."""
+    return [
+        (backbone, replace(example, config=tiny.fit(example.config), off=example.off and tiny.fit(example.off)))
+        for backbone, tiny in TINY.items()
+        for example in examples
+        if tiny.takes(example.config)
+    ]
+
+
+GRID = grid(example for examples in EXAMPLES.values() for example in examples)
 """Every backbone with every example config."""
 
 HEADS = [(backbone, head) for backbone, tiny in TINY.items() for head in tiny.heads]
@@ -224,6 +362,8 @@ def label(value: object) -> str | None:
     """How pytest calls a parameter: the settings that are not zero."""
     if not isinstance(value, Example):
         return None
+    if any(stack == "vision" for stack, _ in value.config.places()):
+        return f"{value.config.method}-vision"
     steps = getattr(value.config, "schedule", None) or [value.config]
     ratios = {name: r for step in steps for name, r in vars(step).items() if name.endswith("_ratio") and r}
     return "-".join([value.config.method, *(f"{name.removesuffix('_ratio')}{r}" for name, r in ratios.items())])

@@ -5,7 +5,7 @@ the CPU; this one counts it by its shapes, on every device and on the meta devic
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -21,10 +21,10 @@ class MacCounter(TorchDispatchMode):
         macs: Multiply-accumulates by section.
     """
 
-    def __init__(self, section: str | int = "") -> None:
+    def __init__(self, section: Hashable = "") -> None:
         super().__init__()
         self.section = section
-        self.macs: Counter[str | int] = Counter()
+        self.macs: Counter[Hashable] = Counter()
 
     @property
     def total(self) -> int:

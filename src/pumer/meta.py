@@ -37,7 +37,7 @@ def meta_inputs(model: nn.Module, size: tuple[int, int], text_length: int, batch
     """Inputs of full length on the meta device, as the model's processor would make them.
 
     Args:
-        model: A ViLT model.
+        model: A model of a supported family.
         size: Height and width in pixels.
         text_length: Words.
         batch: Examples.
@@ -50,7 +50,7 @@ def meta_inputs(model: nn.Module, size: tuple[int, int], text_length: int, batch
         raise InputError(f"text_length is {text_length}; the model takes 1 to {config.max_position_embeddings}")
     if min(size) < config.patch_size:
         raise InputError(f"image_size is {size}; give at least one patch of {config.patch_size} pixels each way")
-    images = (config.num_images,) if getattr(config, "num_images", -1) > 0 else ()
+    images = (config.num_images,) if type(model).__name__.endswith("ForImagesAndTextClassification") else ()
     text = torch.ones(batch, text_length, dtype=torch.int64, device="meta")
     pixels = torch.empty(batch, *images, config.num_channels, *size, device="meta")
     return {"input_ids": text, "attention_mask": text, "pixel_values": pixels}

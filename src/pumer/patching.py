@@ -182,6 +182,8 @@ def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) 
                 f"{stack} layer {layer} does not exist; {backbone.name} has {layers[stack]} of them, 0 to "
                 f"{layers[stack] - 1}"
             )
+        if reason := backbone.unfit(stack, layer):
+            raise InputError(f"{stack} layer {layer} of {backbone.name} cannot reduce: {reason}")
 
 
 def _check_untouched(model: nn.Module, classes: Container[type], remedy: str) -> None:

@@ -4,7 +4,7 @@ What is counted: see `pumer.macs`; the reduction's own small products are includ
 device: shapes only, no arithmetic.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +18,7 @@ from pumer.errors import InputError
 from pumer.macs import MacCounter
 from pumer.meta import meta_inputs, on_meta
 from pumer.patching import disabled, patch, reductions
+from pumer.reducers.base import Place
 from pumer.tokens import Decision, Tokens
 
 GIGA = 1e9
@@ -29,7 +30,8 @@ class LayerPlan:
     """One layer of the stack that is reduced; a model that sees two images per example sums over both.
 
     Attributes:
-        layer: 0-based.
+        stack: "vision" for a vision encoder, "fusion" for the cross-modal layers.
+        layer: 0-based layer of the stack.
         text_tokens: Text tokens that enter it (slots of the buffer).
         image_tokens: Image tokens that enter it, [CLS] counted.
         text_tokens_out: Text tokens that leave it.
@@ -37,6 +39,7 @@ class LayerPlan:
         macs: Multiply-accumulates of the layer and of its reduction.
     """
 
+    stack: str
     layer: int
     text_tokens: int
     image_tokens: int
@@ -86,7 +89,8 @@ class Plan:
         ]
         for row in self.layers:
             text, image = _change(row.text_tokens, row.text_tokens_out), _change(row.image_tokens, row.image_tokens_out)
-            lines.append(f"{row.layer:>9}  {text:>12}  {image:>12}  {row.macs / GIGA:>8.3f}")
+            name = f"{row.layer}" if row.stack == "fusion" else f"{row.stack} {row.layer}"
+            lines.append(f"{name:>9}  {text:>12}  {image:>12}  {row.macs / GIGA:>8.3f}")
         lines.append(f"{'head':>9}  {'':>12}  {'':>12}  {self.head_macs / GIGA:>8.3f}")
         return "\n".join(lines)
 
@@ -149,25 +153,28 @@ class _Watch:
 
     counter: MacCounter = field(default_factory=lambda: MacCounter(EMBEDDING))
     tokens: tuple[int, int] = (0, 0)
-    seen: dict[int, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
+    seen: dict[Place, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
 
-    def begin(self, tokens: Tokens, cell: Tensor) -> None:
+    def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
         self.tokens = (tokens.text_length, tokens.mask.shape[1] - tokens.text_length)
 
-    def step(self, layer: int, decision: Decision, tokens: Tokens) -> None:
+    def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
         before = self.tokens
-        self.begin(tokens, tokens.mask)
-        self.seen[layer] = (before, self.tokens)
+        self.tokens = (tokens.text_length, tokens.mask.shape[1] - tokens.text_length)
+        self.seen[place] = (before, self.tokens)
 
-    def enter(self, layer: int) -> None:
-        if self.counter.section != layer:  # a layer that reduces is called twice, for its two parts
-            self.counter.section = layer
-            self.seen[layer] = (self.tokens, self.tokens)
+    def enter(self, place: Place, states: Tensor) -> None:
+        if self.counter.section == place:  # a layer that reduces is called twice, for its two parts
+            return
+        if place[0] == "vision":  # there is no text yet
+            self.tokens = (0, states.shape[1])
+        self.counter.section = place
+        self.seen[place] = (self.tokens, self.tokens)
 
     @property
     def rows(self) -> Iterator[LayerPlan]:
-        for layer, (before, after) in sorted(self.seen.items()):
-            yield LayerPlan(layer, *before, *after, self.counter.macs[layer])
+        for place, (before, after) in self.seen.items():
+            yield LayerPlan(*place, *before, *after, self.counter.macs[place])
 
 
 def _watch(meta: nn.Module, inputs: dict[str, Tensor]) -> _Watch:
@@ -188,10 +195,15 @@ def _hooked(meta: nn.Module, watch: _Watch) -> Iterator[None]:
             if type(module) is not backbone.classes[backbone.root]:
                 continue
             handles.append(module.register_forward_pre_hook(lambda *_: setattr(counter, "section", EMBEDDING)))
-            encoder: nn.Module = module.get_submodule("encoder")
-            for index, layer in enumerate(backbone.layers(module)["fusion"]):
-                handles.append(layer.register_forward_pre_hook(lambda *_, index=index: watch.enter(index)))
-            handles.append(encoder.register_forward_hook(lambda *_: setattr(counter, "section", HEAD)))
+            for stack, layers in backbone.layers(module).items():
+                for index, layer in enumerate(layers):
+                    place = (stack, index)
+                    enter = lambda _, args, place=place: watch.enter(place, args[0])  # noqa: E731
+                    handles.append(layer.register_forward_pre_hook(enter))
+            for stack, encoder in backbone.encoders(module).items():
+                after = HEAD if stack == "fusion" else EMBEDDING
+                leave = lambda *_, after=after: setattr(counter, "section", after)  # noqa: E731
+                handles.append(encoder.register_forward_hook(leave))
     for state in reductions(meta):
         state.recorder = watch
     try:

@@ -1,7 +1,7 @@
 """Where the time of a patched model goes: embedding, reduction, and the rest."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pumer.backbones import BACKBONES
 from pumer.patching import reductions
+from pumer.reducers.base import Place
 from pumer.timing import synchronise, timed
 from pumer.tokens import Cues, Decision, Tokens
 
@@ -25,9 +26,9 @@ def time_split(model: nn.Module, inputs: dict[str, Tensor], runs: int = 10) -> d
         runs: Forwards.
 
     Returns:
-        Mean seconds of one forward for ``embedding`` (text and patches), ``reduce`` (saliency, decisions, applying
-        them) and ``rest`` (layers, head). A GPU is synchronised between the parts, which makes the sum a little larger
-        than an undisturbed forward.
+        Mean seconds of one forward for ``embedding`` (text and patches; METER's two encoders), ``reduce`` (saliency,
+        decisions, applying them) and ``rest`` (cross-modal layers, head). A GPU is synchronised between the parts,
+        which makes the sum a little larger than an undisturbed forward.
     """
     with torch.inference_mode():
         timed(model, inputs)
@@ -43,20 +44,24 @@ class _Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds = {EMBEDDING: 0.0, REDUCE: 0.0}
-        self.started = 0.0
+        self.started = {EMBEDDING: 0.0, REDUCE: 0.0}
 
-    def start(self) -> None:
+    def start(self, part: str) -> None:
         synchronise(self.device)
-        self.started = time.perf_counter()
+        self.started[part] = time.perf_counter()
+        if part == EMBEDDING:  # which may contain reductions, in a vision encoder
+            self.started[part] -= self.seconds[REDUCE]
 
     def stop(self, part: str) -> None:
         synchronise(self.device)
-        self.seconds[part] += time.perf_counter() - self.started
+        self.seconds[part] += time.perf_counter() - self.started[part]
+        if part == EMBEDDING:
+            self.seconds[part] -= self.seconds[REDUCE]
 
-    def begin(self, tokens: Tokens, cell: Tensor) -> None:
+    def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
         pass
 
-    def step(self, layer: int, decision: Decision, tokens: Tokens) -> None:
+    def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
         self.stop(REDUCE)
 
 
@@ -70,7 +75,7 @@ class _TimedConfig:
         return getattr(self._config, name)
 
     def probabilities(self, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-        self._watch.start()
+        self._watch.start(REDUCE)
         rows: Tensor = self._config.probabilities(query, key, bias)
         self._watch.stop(REDUCE)
         return rows
@@ -84,7 +89,7 @@ class _TimedReducer:
         self.needs = reducer.needs
 
     def decide(self, cues: Cues) -> tuple[Decision, Decision]:
-        self._watch.start()
+        self._watch.start(REDUCE)
         decisions: tuple[Decision, Decision] = self._reducer.decide(cues)
         return decisions
 
@@ -94,12 +99,12 @@ def _stopwatch(model: nn.Module) -> Iterator[_Stopwatch]:
     """Put clocks into a patched model."""
     watch = _Stopwatch(next(model.parameters()).device)
     before = [(state, dict(vars(state))) for state in reductions(model)]
-    roots = [m for m in model.modules() for b in BACKBONES.values() if type(m) is b.classes[b.root]]
+    roots = [(m, b) for m in model.modules() for b in BACKBONES.values() if type(m) is b.classes[b.root]]
     handles = []
-    for root in roots:
-        embeddings = root.get_submodule("embeddings")
-        handles.append(embeddings.register_forward_pre_hook(lambda *_: watch.start()))
-        handles.append(embeddings.register_forward_hook(lambda *_: watch.stop(EMBEDDING)))
+    for root, backbone in roots:
+        for module in backbone.embedders(root):
+            handles.append(module.register_forward_pre_hook(lambda *_: watch.start(EMBEDDING)))
+            handles.append(module.register_forward_hook(lambda *_: watch.stop(EMBEDDING)))
     for state, _ in before:
         state.reducers = {place: _TimedReducer(reducer, watch) for place, reducer in state.reducers.items()}
         state.config = _TimedConfig(state.config, watch)  # type: ignore[assignment]

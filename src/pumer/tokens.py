@@ -149,7 +149,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Tokens:
-    """One stream of tokens: text in the first ``text_length`` slots, image after it, each compact.
+    """One stream of tokens: text in the first ``text_length`` slots, image after it, each compact; either may be empty.
 
     Attributes:
         states: ``(B, N, D)``.
@@ -171,25 +171,38 @@ class Tokens:
         """The same tokens with new states ``(B, N, D)``."""
         return replace(self, states=states)
 
-    def reduce(self, text: Decision, image: Decision) -> tuple["Tokens", Decision]:
-        """Apply the decisions about both blocks, as one, to everything.
+    def reduce(self, decision: Decision) -> "Tokens":
+        """Apply a decision to everything: states, mask, sizes, bias and sources.
 
         Args:
-            text: Decision about the first ``text_length`` slots.
-            image: Decision about the rest.
-
-        Returns:
-            The reduced stream, and the one decision that made it.
+            decision: About all slots; joined from one about the text and one about the image if the stream has both.
         """
-        decision = Decision.join(text, image)
         size = decision.total(self.size)
         bias = decision.bias
         if bias is None:
             bias = attention_bias(decision.mask, size, decision.proportional)
         weight = self.size if decision.weighted else torch.ones_like(self.size)
         states = decision.apply(self.states, weight)
-        reduced = Tokens(states, decision.mask, size, bias, decision.trace(self.source), text.index.shape[1])
-        return reduced, decision
+        slots = decision.index.shape[1] if self.text_length else 0
+        text_length = slots if decision.split is None else decision.split[0]
+        return Tokens(states, decision.mask, size, bias, decision.trace(self.source), text_length)
+
+    @classmethod
+    def join(cls, text: "Tokens", image: "Tokens") -> "Tokens":
+        """Two streams of the same width seen as one, the text first; for recording, no model runs on it."""
+        slots = text.mask.shape[1]
+        return cls(
+            states=torch.cat([text.states, image.states], dim=1),
+            mask=torch.cat([text.mask, image.mask], dim=1),
+            size=torch.cat([text.size, image.size], dim=1),
+            bias=torch.cat([_explicit_bias(text), _explicit_bias(image)], dim=-1),
+            source=torch.cat([text.source, torch.where(image.source < 0, -1, image.source + slots)], dim=1),
+            text_length=slots,
+        )
+
+
+def _explicit_bias(tokens: Tokens) -> Tensor:
+    return attention_bias(tokens.mask, tokens.size, proportional=False) if tokens.bias is None else tokens.bias
 
 
 def attention_bias(mask: Tensor, size: Tensor, proportional: bool) -> Tensor:

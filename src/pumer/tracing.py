@@ -1,6 +1,6 @@
 """What became of every token: recorded during a forward, read as plain tensors afterwards."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pumer.errors import InputError
 from pumer.patching import overriding, reductions, unwrapped
+from pumer.reducers.base import Place
 from pumer.tokens import Decision, Tokens
 
 
@@ -19,15 +20,18 @@ class ForwardTrace:
     Input tokens are counted as they entered: text positions ``0 .. T-1``, then the image buffer, whose first token is
     [CLS]. ``N0`` is their number, ``K`` the slots that are left.
 
+    Places are where something was reduced: pairs of a stack ("vision" or "fusion") and a layer of it. Tensors name a
+    place by its index in ``places``.
+
     Attributes:
         text_tokens: ``T``.
         mask: ``(B, N0)`` bool, real input tokens.
         grid: ``(B, 2)`` patch rows and columns of each image.
         patch_cell: ``(B, N0 - T)`` raster cell (row x columns + column) of each image token, -1 for [CLS] and padding.
-        layers: The layers that reduced, in order.
-        tokens_per_layer: Per reducing layer, real text and image tokens after it: ``(layer, (B,), (B,))``.
-        pruned_at: ``(B, N0)`` layer where the token (or the one it had been merged into) was pruned, or -1.
-        merged_at: ``(B, N0)`` first layer where the token was merged into another one, or -1.
+        places: The places, in order.
+        tokens_per_place: Per place, real text and image tokens after it: ``(B,)`` and ``(B,)``.
+        pruned_at: ``(B, N0)`` place where the token (or the one it had been merged into) was pruned, or -1.
+        merged_at: ``(B, N0)`` first place where the token was merged into another one, or -1.
         merged_into: ``(B, N0)`` the input token that stood where it was merged to then, or -1.
         owner: ``(B, N0)`` final slot that holds the token, or -1 if it was pruned or is padding.
         size: ``(B, K)`` input tokens held by each final slot.
@@ -42,8 +46,8 @@ class ForwardTrace:
     pruned_at: Tensor
     merged_at: Tensor
     merged_into: Tensor
-    layers: tuple[int, ...] = ()
-    tokens_per_layer: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    places: tuple[Place, ...] = ()
+    tokens_per_place: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def describe(self, sample: int, token: int) -> str:
         """One line about one input token: "kept", "pruned at layer 5", "merged into token 7 at layer 2".
@@ -56,9 +60,15 @@ class ForwardTrace:
             return "padding"
         merged, pruned = int(self.merged_at[sample, token]), int(self.pruned_at[sample, token])
         if merged >= 0:
-            fate = f"merged into token {int(self.merged_into[sample, token])} at layer {merged}"
-            return fate if pruned < 0 else f"{fate}, which was pruned at layer {pruned}"
-        return "kept" if pruned < 0 else f"pruned at layer {pruned}"
+            fate = f"merged into token {int(self.merged_into[sample, token])} at {name(self.places[merged])}"
+            return fate if pruned < 0 else f"{fate}, which was pruned at {name(self.places[pruned])}"
+        return "kept" if pruned < 0 else f"pruned at {name(self.places[pruned])}"
+
+
+def name(place: Place) -> str:
+    """How a place is called: "layer 5" of the cross-modal layers, "vision layer 3"."""
+    stack, layer = place
+    return f"layer {layer}" if stack == "fusion" else f"{stack} layer {layer}"
 
 
 @dataclass
@@ -71,9 +81,14 @@ class Trace:
 
     forwards: list[ForwardTrace] = field(default_factory=list)
 
-    def begin(self, tokens: Tokens, cell: Tensor) -> None:
-        """Called by a patched model when a stream enters its first layer."""
-        mask = tokens.source >= 0
+    def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
+        """Called by a patched model when a stream enters its first cross-modal layer."""
+        mask, T = tokens.source >= 0, tokens.text_length
+        owner, size = tokens.source, tokens.size
+        if history:  # back to the start: every patch in a slot of its own
+            slot = torch.arange(mask.shape[1], device=mask.device)
+            owner = torch.cat([owner[:, :T], slot[T:].expand(len(mask), -1)], dim=1)
+            size = torch.cat([size[:, :T], mask[:, T:].to(size.dtype)], dim=1)
         blank = torch.full(mask.shape, -1, dtype=torch.int64)
         row, column = _recorded(cell).unbind(dim=-1)
         columns = column.amax(dim=1, keepdim=True) + 1
@@ -82,21 +97,27 @@ class Trace:
             mask=_recorded(mask),
             grid=torch.stack([row.amax(dim=1) + 1, columns[:, 0]], dim=1),
             patch_cell=torch.where(row < 0, -1, row * columns + column),
-            owner=_recorded(tokens.source),
-            size=_recorded(tokens.size),
+            owner=_recorded(owner),
+            size=_recorded(size),
             pruned_at=blank,
             merged_at=blank.clone(),
             merged_into=blank.clone(),
         )
         self.forwards.append(trace)
+        for place, decision in history:
+            self._note(place, Decision.join(Decision.identity(tokens.mask[:, :T]), decision), T)
 
-    def step(self, layer: int, decision: Decision, tokens: Tokens) -> None:
-        """Called by a patched model after each reduction."""
-        trace, before = self.forwards[-1], self.forwards[-1].owner
+    def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
+        """Called by a patched model after each reduction; those of a vision encoder are told at the beginning."""
+        if place[0] != "vision":
+            self._note(place, decision, tokens.text_length)
+
+    def _note(self, place: Place, decision: Decision, text_length: int) -> None:
+        trace, before, here = self.forwards[-1], self.forwards[-1].owner, len(self.forwards[-1].places)
         destination, index = _recorded(decision.destination), _recorded(decision.index)
         present = before >= 0
         after = destination.gather(1, before.clamp(min=0)).masked_fill(~present, -1)
-        trace.pruned_at[present & (after < 0)] = layer
+        trace.pruned_at[present & (after < 0)] = here
         moved = present & (after >= 0) & (index.gather(1, after.clamp(min=0)) != before)
         first = moved & (trace.merged_at < 0)
         # the slot a token was merged to is held by the one input token that stays at it
@@ -104,13 +125,12 @@ class Trace:
         anchor = torch.full(decision.mask.shape, -1, dtype=torch.int64)
         sample, token = stays.nonzero(as_tuple=True)
         anchor[sample, after[sample, token]] = token
-        trace.merged_at[first] = layer
+        trace.merged_at[first] = here
         trace.merged_into[first] = anchor.gather(1, after.clamp(min=0))[first]
-        trace.owner, trace.size = after, _recorded(tokens.size)
-        T = tokens.text_length
-        mask = _recorded(tokens.mask)
-        trace.layers = (*trace.layers, layer)
-        trace.tokens_per_layer.append((layer, mask[:, :T].sum(dim=1), mask[:, T:].sum(dim=1)))
+        mask = _recorded(decision.mask)
+        trace.owner, trace.size = after, _recorded(decision.total(trace.size.to(decision.mask.device)))
+        trace.places = (*trace.places, place)
+        trace.tokens_per_place.append((mask[:, :text_length].sum(dim=1), mask[:, text_length:].sum(dim=1)))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pumer.jobs import make_inputs, reduction_from, task_class, text_length_of
 from pumer.tasks import Example, Inputs, Task
 from pumer.tasks.images import Resize, read_image
 from pumer.tracing import ForwardTrace, Trace
+from pumer.tracing import name as place_name
 
 PICTURE = 396  # pixels along the longer side of the picture in a panel
 PRUNED = (222, 222, 226)  # where the panel of merged patches shows pruned ones
@@ -143,12 +144,12 @@ class _Fate:
 
     rows: int
     cols: int
-    patch_pruned_at: list[int]  # layer, or -1
+    patch_pruned_at: list[int]  # index of the place, or -1
     patch_owner: list[int]
     word_pruned_at: list[int]
     word_owner: list[int]
-    layers: tuple[int, ...]
-    image_counts: list[int]  # real tokens that entered, then after each of `layers`; [CLS] counted
+    places: tuple[str, ...]
+    image_counts: list[int]  # real tokens that entered, then after each of `places`; [CLS] counted
     text_counts: list[int]
 
     @staticmethod
@@ -164,7 +165,6 @@ class _Fate:
             if patch >= 0:
                 patch_pruned_at[patch], patch_owner[patch] = pruned_at[token], owner[token]
         words = [token for token in range(text) if mask[token]]
-        after = {layer: counts for layer, *counts in forward.tokens_per_layer if layer in forward.layers}
         return _Fate(
             rows=rows,
             cols=cols,
@@ -172,12 +172,12 @@ class _Fate:
             patch_owner=patch_owner,
             word_pruned_at=[pruned_at[token] for token in words],
             word_owner=[owner[token] for token in words],
-            layers=tuple(after),
+            places=tuple(map(place_name, forward.places)),
             image_counts=[
                 sum(map(bool, mask[text:])),
-                *(int(images[sample]) for _, images in after.values()),
+                *(int(images[sample]) for _, images in forward.tokens_per_place),
             ],
-            text_counts=[len(words), *(int(texts[sample]) for texts, _ in after.values())],
+            text_counts=[len(words), *(int(texts[sample]) for texts, _ in forward.tokens_per_place)],
         )
 
 
@@ -191,20 +191,21 @@ def _forward(trace: Trace, forward: int) -> ForwardTrace:
 
 
 def _pruned_panel(picture: Image.Image, fate: _Fate, cell: int) -> Image.Image:
-    colours = {layer: drawing.layer_colour(rank, len(fate.layers)) for rank, layer in enumerate(fate.layers)}
-    counts = Counter(layer for layer in fate.patch_pruned_at if layer >= 0)
-    legend = [(colour, f"layer {layer}: {counts[layer]}") for layer, colour in colours.items()]
+    pruning = [rank for rank, place in enumerate(fate.places) if not place.startswith("vision")]  # which only merges
+    colours = {place: drawing.layer_colour(rank, len(pruning)) for rank, place in enumerate(pruning)}
+    counts = Counter(place for place in fate.patch_pruned_at if place >= 0)
+    legend = [(colour, f"{fate.places[place]}: {counts[place]}") for place, colour in colours.items()]
     shown = picture.copy()
-    for patch, layer in enumerate(fate.patch_pruned_at):
-        if layer >= 0:
-            drawing.tint(shown, drawing.patch_box(patch, fate.cols, cell), colours[layer], 0.75)
+    for patch, place in enumerate(fate.patch_pruned_at):
+        if place >= 0:
+            drawing.tint(shown, drawing.patch_box(patch, fate.cols, cell), colours[place], 0.75)
     return drawing.panel(shown, f"pruned: {counts.total()} of {fate.rows * fate.cols} patches", legend)
 
 
 def _merged_panel(picture: Image.Image, fate: _Fate, cell: int) -> Image.Image:
     groups, shown = _groups(fate.patch_owner), picture.copy()
-    for patch, layer in enumerate(fate.patch_pruned_at):
-        if layer >= 0:  # pale, so that what is left stands out
+    for patch, place in enumerate(fate.patch_pruned_at):
+        if place >= 0:  # pale, so that what is left stands out
             drawing.tint(shown, drawing.patch_box(patch, fate.cols, cell), PRUNED, 0.9)
     for rank, patches in enumerate(groups):
         for patch in patches:
@@ -263,7 +264,7 @@ def _counts_line(fate: _Fate, width: int) -> Image.Image:
     """How many tokens of each kind were left after each reduction."""
     parts = []
     for name, (entered, *left) in (("image tokens", fate.image_counts), ("text tokens", fate.text_counts)):
-        after = [f"{count} after layer {layer}" for layer, count in zip(fate.layers, left, strict=True)]
+        after = [f"{count} after {place}" for place, count in zip(fate.places, left, strict=True)]
         parts.append(f"{name}: {', '.join([str(entered), *after])}")
     text = "      ".join(parts)
     sizes = [size for size in (15, 14, 13, 12, 11, 10) if drawing.font(size).getlength(text) <= width]

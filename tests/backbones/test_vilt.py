@@ -158,7 +158,7 @@ def test_outputs_keep_transformers_contract(config):
         assert lengths == [47] * (layers + 1)
     else:
         assert lengths[0] > lengths[1] == lengths[2] > lengths[3] == told.size.shape[1]
-    image = told.size.shape[1] - int((told.tokens_per_layer or [(0, torch.tensor([T]), 0)])[-1][1].max())
+    image = told.size.shape[1] - int((told.tokens_per_place or [(torch.tensor([T]), 0)])[-1][0].max())
     assert output.last_hidden_state.shape[:2] == (3, T + image)
     as_tuple = model(**inputs, output_hidden_states=True, return_dict=False)
     assert len(as_tuple) == 3

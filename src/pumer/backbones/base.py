@@ -1,6 +1,6 @@
 """What a model family provides, and what a patched model carries along."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,11 +14,17 @@ from pumer.tokens import Decision, Tokens
 class Recorder(Protocol):
     """Takes notes during a forward; see `pumer.tracing`."""
 
-    def begin(self, tokens: Tokens, cell: Tensor) -> None:
-        """A stream enters the first layer; ``cell (B, image slots, 2)`` is each patch's row and column."""
+    def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
+        """A stream enters the first cross-modal layer; a model with two streams shows them as one, the text first.
 
-    def step(self, layer: int, decision: Decision, tokens: Tokens) -> None:
-        """A layer made a decision, which led to these tokens."""
+        Args:
+            tokens: The stream; its source map starts at the model's inputs.
+            cell: ``(B, image inputs, 2)``, row and column of each patch, -1 for [CLS] and free slots.
+            history: What a vision encoder decided about these images, whenever it ran.
+        """
+
+    def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
+        """A layer has just made a decision, which led to these tokens; in a vision encoder, to these image tokens."""
 
 
 @dataclass
@@ -47,16 +53,16 @@ class Reduction:
             return {}
         return {layer: reducer for (place, layer), reducer in self.reducers.items() if place == stack}
 
-    def begin(self, tokens: Tokens, cell: Tensor) -> None:
+    def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]] = ()) -> None:
         """Tell the recorder, if there is one, that a forward begins."""
         if self.recorder is not None:
             self._refuse_compiled()
-            self.recorder.begin(tokens, cell)
+            self.recorder.begin(tokens, cell, history)
 
-    def record(self, layer: int, decision: Decision, tokens: Tokens) -> None:
+    def record(self, place: Place, decision: Decision, tokens: Tokens) -> None:
         """Tell the recorder, if there is one, about a decision."""
         if self.recorder is not None:
-            self.recorder.step(layer, decision, tokens)
+            self.recorder.step(place, decision, tokens)
 
     def _refuse_compiled(self) -> None:
         if torch.compiler.is_compiling():
@@ -70,18 +76,20 @@ class LayerCues:
     Attributes:
         config: Computes the attention.
         needs: Cues to hand out.
-        text_length: ``T``, so many first rows of the stream are text.
+        text: The queries that are text.
+        image: The keys that are image.
     """
 
     config: ReductionConfig
     needs: frozenset[str] = frozenset()
-    text_length: int = 0
+    text: slice = field(default_factory=lambda: slice(None))
+    image: slice = field(default_factory=lambda: slice(None))
 
     def collect(self, query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Keys ``(B, H, N, Dh)`` and text-to-image probabilities ``(B, H, T, V)``, each only if needed; no gradient.
 
         Args:
-            query: ``(B, H, N, Dh)``.
+            query: ``(B, H, Q, Dh)``.
             key: ``(B, H, N, Dh)``.
             bias: ``(B, 1, 1, N)`` or None.
         """
@@ -89,9 +97,8 @@ class LayerCues:
             keys = key.detach() if KEYS in self.needs else None
             if TEXT_ROWS not in self.needs:
                 return keys, None
-            text = query[:, :, : self.text_length].detach()
-            rows = self.config.probabilities(text, key.detach(), bias)
-            return keys, rows[..., self.text_length :]
+            rows = self.config.probabilities(query[:, :, self.text].detach(), key.detach(), bias)
+            return keys, rows[..., self.image]
 
 
 @dataclass(frozen=True)
@@ -102,13 +109,19 @@ class Backbone:
         name: Its name in presets and messages.
         root: The transformers class that is patched wherever it occurs in a model.
         classes: transformers class to its patched subclass, for the root and the modules below it.
-        layers: From a root module to the layers of each stack.
+        layers: From a root module to the layers of each stack, in the order in which they run.
+        encoders: From a root module to the module that runs each stack.
+        embedders: From a root module to the modules that run before the cross-modal layers.
+        unfit: From a stack and a layer of it to the reason why it cannot reduce, or None.
     """
 
     name: str
     root: type[nn.Module]
     classes: dict[type[nn.Module], type[Any]]
-    layers: Callable[[Any], dict[str, nn.ModuleList]]
+    layers: Callable[[Any], dict[str, Sequence[nn.Module]]]
+    encoders: Callable[[Any], dict[str, nn.Module]]
+    embedders: Callable[[Any], Sequence[nn.Module]]
+    unfit: Callable[[str, int], str | None] = lambda stack, layer: None
 
     def __post_init__(self) -> None:
         """Give each subclass its parent's ``__name__``: ``save_pretrained`` writes that into the config."""

@@ -12,12 +12,11 @@ What the patched classes change:
 Weights, state dict and class names stay as they are.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, linear, relu
+from torch.nn.functional import interpolate, relu
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.vilt.modeling_vilt import (
     ViltEmbeddings,
@@ -28,23 +27,11 @@ from transformers.models.vilt.modeling_vilt import (
 )
 
 from pumer.backbones.base import Backbone, LayerCues, Reduction
+from pumer.backbones.streams import PatchProjection, autocast_off, expand_text, text_block
 from pumer.errors import InputError
 from pumer.functional import compact, gather_tokens
 from pumer.reducers.base import NoReduction, Reducer
-from pumer.tokens import Block, Cues, Tokens, attention_bias
-
-
-class PatchProjection(nn.Conv2d):
-    """The convolution over patches that do not overlap, as one matrix product; a third faster on a CPU."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
-        if self.stride != self.kernel_size:
-            return super().forward(input)
-        height, width = self.kernel_size
-        rows, columns = input.shape[2] // height, input.shape[3] // width
-        patches = input[:, :, : rows * height, : columns * width].unflatten(3, (columns, width))
-        patches = patches.unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5).flatten(3)
-        return linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+from pumer.tokens import Block, Cues, Decision, Tokens, attention_bias
 
 
 class FastViltEmbeddings(ViltEmbeddings):
@@ -142,15 +129,9 @@ def interpolate_positions(table: Tensor, height: Tensor, width: Tensor, rows: in
     square = table.view(side, side, -1).to(torch.promote_types(table.dtype, torch.float32))
     vertical = _bilinear_weights(height, rows, side).to(square.dtype)
     horizontal = _bilinear_weights(width, columns, side).to(square.dtype)
-    with _autocast_off(table.device):
+    with autocast_off(table.device):
         resized = torch.einsum("bhp,pqd->bhqd", vertical, square)
         return torch.einsum("bwq,bhqd->bhwd", horizontal, resized).flatten(1, 2)
-
-
-def _autocast_off(device: torch.device) -> AbstractContextManager[object]:
-    if device.type == "meta":  # which has no autocast: `pumer.plan` runs there
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def _bilinear_weights(length: Tensor, slots: int, side: int) -> Tensor:
@@ -224,14 +205,14 @@ class ReducedViltEncoder(ViltEncoder):
     def _reduce(self, tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
         """Run the attention part of a layer and apply its reducer's decision."""
         T = tokens.text_length
-        wanted = LayerCues(reduction.config, reducer.needs, T)
+        wanted = LayerCues(reduction.config, reducer.needs, slice(0, T), slice(T, None))
         states, keys, rows = layer(tokens.states, tokens.bias, wanted, part="attention")
-        with _autocast_off(states.device):  # similarities and averages in the precision of what they are made from
+        with autocast_off(states.device):
             with torch.no_grad():
                 cues = Cues(_block(tokens, slice(0, T), keys), _block(tokens, slice(T, None), keys), rows)
-                text, image = reducer.decide(cues)
-            tokens, decision = tokens.with_states(states).reduce(text, image)
-        reduction.record(index, decision, tokens)
+                decision = Decision.join(*reducer.decide(cues))
+            tokens = tokens.with_states(states).reduce(decision)
+        reduction.record(("fusion", index), decision, tokens)
         return tokens
 
 
@@ -295,12 +276,7 @@ class ReducedViltModel(ViltModel):
         text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=device)
         if attention_mask is not None:
             text_mask = attention_mask > 0
-        slot = torch.arange(T, device=device).expand(text_mask.shape)
-        source = torch.where(text_mask, slot, -1)
-        if self.pumer_reduction.active_reducers("fusion"):
-            source = torch.where(text_mask, text_mask.cumsum(dim=1) - 1, -1)
-            order, text_mask = compact(text_mask, T)
-            text = gather_tokens(text, order)
+        text, text_mask, source = text_block(text, text_mask, bool(self.pumer_reduction.active_reducers("fusion")))
         slot = torch.arange(image.shape[1], device=device) + T
         source = torch.cat([source, torch.where(image_mask, slot, -1)], dim=1)
         mask = torch.cat([text_mask, image_mask], dim=1)
@@ -323,22 +299,6 @@ def check_inputs(
     text_batch, image_batch = (next(x for x in pair if x is not None).shape[0] for pair in (texts, images))
     if text_batch != image_batch:
         raise InputError(f"the batch has {text_batch} texts but {image_batch} images; give one image per text")
-
-
-def expand_text(states: Tensor, tokens: Tokens, text_length: int) -> Tensor:
-    """Put the text back to its original positions, so that heads that slice it keep working.
-
-    Args:
-        states: ``(B, N, D)`` of the reduced stream.
-        tokens: The reduced stream.
-        text_length: ``T``, the text positions of the input.
-
-    Returns:
-        ``(B, T + V, D)``: each word has the state of the token that holds it (padding: zero), then the image buffer.
-    """
-    owner = tokens.source[:, :text_length]
-    text = gather_tokens(states, owner.clamp(min=0)) * (owner >= 0)[:, :, None].to(states.dtype)
-    return torch.cat([text, states[:, tokens.text_length :]], dim=1)
 
 
 def _given_image(image_embeds: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -376,4 +336,6 @@ VILT = Backbone(
         ViltSelfAttention: FastViltSelfAttention,
     },
     layers=lambda model: {"fusion": model.encoder.layer},
+    encoders=lambda model: {"fusion": model.encoder},
+    embedders=lambda model: [model.embeddings],
 )

@@ -167,8 +167,8 @@ def _losses(
     if progress >= config.merge_at and step % 2:
         keep = choose_patches(batch, config.patches)
         return losses(trainee.reduced(batch, keep, _MERGING[step // 2 % len(_MERGING)]), batch, keep)
-    keep = choose_patches(batch, config.patches) if progress < config.full_at else None
-    return losses(forward(batch, keep), batch, keep)
+    shown = choose_patches(batch, config.patches) if progress < config.full_at else None
+    return losses(forward(batch, shown), batch, shown)
 
 
 def _update(optimizer: torch.optim.Optimizer, parts: dict[str, torch.Tensor], rate: float) -> None:

@@ -13,7 +13,7 @@ from transformers import ViltConfig, ViltForQuestionAnswering
 from transformers.models.vilt.modeling_vilt import ViltLayer
 
 from pumer.backbones import Reduction
-from pumer.backbones.vilt import expand_text
+from pumer.backbones.streams import expand_text
 from pumer.patching import patch
 from pumer.reducers import NoReduction, ReductionConfig
 from pumer.tokens import Tokens

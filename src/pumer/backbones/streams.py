@@ -1,0 +1,66 @@
+"""What the adapters share: patches by one product, text in a compact block and back to its positions."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from pumer.functional import compact, gather_tokens
+from pumer.tokens import Tokens
+
+
+class PatchProjection(nn.Conv2d):
+    """The convolution over patches that do not overlap, as one matrix product; a third faster on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        if self.stride != self.kernel_size:
+            return super().forward(input)
+        height, width = self.kernel_size
+        rows, columns = input.shape[2] // height, input.shape[3] // width
+        patches = input[:, :, : rows * height, : columns * width].unflatten(3, (columns, width))
+        patches = patches.unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def autocast_off(device: torch.device) -> AbstractContextManager[object]:
+    """Keeps similarities and averages in the precision of what they are made from."""
+    if device.type == "meta":  # which has no autocast: `pumer.plan` runs there
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def text_block(states: Tensor, mask: Tensor, reduced: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Text as a block of a stream.
+
+    Args:
+        states: ``(B, T, D)``.
+        mask: ``(B, T)`` bool.
+        reduced: Whether anything is going to be reduced: real words then come first.
+
+    Returns:
+        States, mask, and ``source (B, T)``: the slot of each word, -1 for padding.
+    """
+    T = mask.shape[1]
+    slot = torch.arange(T, device=mask.device).expand(mask.shape)
+    if not reduced:
+        return states, mask, torch.where(mask, slot, -1)
+    source = torch.where(mask, mask.cumsum(dim=1) - 1, -1)
+    order, mask = compact(mask, T)
+    return gather_tokens(states, order), mask, source
+
+
+def expand_text(states: Tensor, tokens: Tokens, text_length: int) -> Tensor:
+    """Put the text back to its original positions, so that heads that slice it keep working.
+
+    Args:
+        states: ``(B, N, D)`` of the reduced stream.
+        tokens: The reduced stream; it may hold no image.
+        text_length: ``T``, the text positions of the input.
+
+    Returns:
+        ``(B, T + V, D)``: each word has the state of the token that holds it (padding: zero), then the image buffer.
+    """
+    owner = tokens.source[:, :text_length]
+    text = gather_tokens(states, owner.clamp(min=0)) * (owner >= 0)[:, :, None].to(states.dtype)
+    return torch.cat([text, states[:, tokens.text_length :]], dim=1)
