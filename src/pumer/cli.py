@@ -112,14 +112,16 @@ def plan(settings: Settings = None) -> None:
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder of a released checkpoint, or its name on the hub.")],
+    source: Annotated[str, typer.Argument(help="Folder or .ckpt file of a released checkpoint, or its hub name.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     answers: Annotated[Path | None, typer.Option(help="File that names the answers of a VQA head.")] = None,
+    task: Annotated[str | None, typer.Option(help="vqa2, ve, nlvr2, irtr or mlm, if the head does not tell.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels a METER model shall read along a side.")] = None,
 ) -> None:
     """Turn a released checkpoint into one that pumer and transformers load."""
     from pumer.convert import ConvertConfig, run
 
-    _console().print_json(data=run(_resolved(ConvertConfig(source, out, answers))))
+    _console().print_json(data=run(_resolved(ConvertConfig(source, out, answers, task, image_size))))
 
 
 @data.command("world")

@@ -11,14 +11,23 @@ from transformers import AutoTokenizer, PreTrainedModel, ViltImageProcessorPil
 
 from pumer.checkpoint import REDUCTION_FILE, first_line, replacing, save
 from pumer.errors import InputError
+from pumer.models.meter import MeterImageProcessorPil, MeterPreTrainedModel
 from pumer.patching import reduction
 from pumer.reducers import config_to_dict
-from pumer.released import HEADS, from_released, released_reduction
+from pumer.released import from_released, released_reduction
+from pumer.released_meter import is_meter
 from pumer.sources import read_answers, read_source
 
 __all__ = ["ConvertConfig", "from_released", "infer_task", "name_answers", "released_reduction", "run"]
 
 logger = logging.getLogger(__name__)
+
+_TASK_HEADS = {
+    "vqa2": ("vqa_classifier",),
+    "ve": ("ve_classifier", "snli_classifier"),  # the latter in METER's own checkpoints
+    "nlvr2": ("nlvr2_classifier",),
+    "irtr": ("rank_output",),
+}
 
 
 @dataclass(frozen=True)
@@ -26,20 +35,25 @@ class ConvertConfig:
     """`pumer convert`.
 
     Attributes:
-        source: Folder with ``config.json`` and weights (safetensors, ``.bin`` or ``.ckpt``), or a name on the hub.
+        source: Folder with ``config.json`` and weights (safetensors, ``.bin`` or ``.ckpt``), such a file by itself, or
+            a name on the hub.
         out: Folder to write.
         answers: JSON list, or text with one answer per line, in the order of the head's outputs; for vqa2.
+        task: "vqa2", "ve", "nlvr2", "irtr" or "mlm"; None: that of the head among the tensors.
+        image_size: Pixels along a side that the model shall read, for METER; None: those the checkpoint was made for.
     """
 
     source: str
     out: Path
     answers: Path | None = None
+    task: str | None = None
+    image_size: int | None = None
 
 
 def run(config: ConvertConfig) -> dict[str, Any]:
     """Convert a released checkpoint into a folder that `pumer.load` and plain transformers read.
 
-    The task follows from the head among the tensors. The tokenizer comes from the source, or from the hub under the
+    The tokenizer comes from the source, or from the hub under the
     name the released config gives; without either, one has to be put into the folder by hand.
 
     Returns:
@@ -50,14 +64,18 @@ def run(config: ConvertConfig) -> dict[str, Any]:
         InputError: For a source that cannot be read, a wrong number of answers, and whatever `from_released` refuses.
     """
     released, weights = read_source(config.source)
-    task = infer_task(weights)
+    if config.image_size is not None:
+        if not is_meter(weights):
+            raise InputError("image_size is for METER; ViLT fits its positions to every image; leave it out")
+        released["image_size"] = config.image_size
+    task = config.task or infer_task(weights)
     model = from_released(weights, released, task)
     if config.answers is not None:
         name_answers(model, read_answers(config.answers), task)
     reduced = reduction(model)
     with replacing(config.out) as folder:
         save(model, folder)
-        tokenizer = _save_processor(config.source, released, folder)
+        tokenizer = _save_processor(config.source, released, model, folder)
     if reduced is None:
         (config.out / REDUCTION_FILE).unlink(missing_ok=True)
     return {
@@ -74,11 +92,13 @@ def infer_task(names: Sequence[str] | Mapping[str, Tensor]) -> str:
     Raises:
         InputError: If there is none, or more than one.
     """
-    found = [task for task, head in HEADS.items() if any(name.startswith(head.released) for name in names)]
+    found = [task for task, heads in _TASK_HEADS.items() if any(name.startswith(heads) for name in names)]
     if len(found) != 1:
-        heads = ", ".join(head.released.rstrip(".") for head in HEADS.values())
-        seen = "none" if not found else " and ".join(HEADS[task].released.rstrip(".") for task in found)
-        raise InputError(f"the task of the checkpoint is not clear: it must have one head of {heads}; it has {seen}")
+        known = ", ".join(head for heads in _TASK_HEADS.values() for head in heads)
+        seen = "none" if not found else " and ".join(_TASK_HEADS[task][0] for task in found)
+        raise InputError(
+            f"the task of the checkpoint is not clear: it must have one head of {known}; it has {seen}; name the task"
+        )
     return found[0]
 
 
@@ -103,12 +123,17 @@ def name_answers(model: PreTrainedModel, answers: Sequence[str], task: str = "vq
     model.config.label2id = {answer: index for index, answer in enumerate(answers)}
 
 
-def _save_processor(source: str, released: Mapping[str, Any], folder: Path) -> str | None:
+def _save_processor(source: str, released: Mapping[str, Any], model: PreTrainedModel, folder: Path) -> str | None:
     """Write image settings and, if one can be had, the tokenizer; returns its name."""
-    ViltImageProcessorPil().save_pretrained(folder)
-    named = str(released.get("tokenizer", "bert-base-uncased"))
+    if isinstance(model, MeterPreTrainedModel):
+        side = model.config.image_size
+        MeterImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
+        named = str(released.get("tokenizer", "roberta-base"))
+    else:
+        ViltImageProcessorPil().save_pretrained(folder)
+        named = str(released.get("tokenizer", "bert-base-uncased"))
     # without its files, AutoTokenizer would make up an empty vocabulary from the model type
-    own = any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.txt"))
+    own = any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.txt", "vocab.json"))
     name = source if own else named
     try:
         AutoTokenizer.from_pretrained(name).save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers.utils import cached_file
 from pumer.checkpoint import first_line, read_json
 from pumer.errors import InputError
 
+_LIGHTNING = ("pytorch_lightning.", "lightning.")  # its checkpoints name the classes of the callbacks
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -20,18 +22,22 @@ def read_source(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and tensors of a checkpoint.
 
     Args:
-        source: Folder with ``config.json`` and one weight file (safetensors, ``.bin`` or ``.ckpt``), or a hub name.
+        source: Folder with ``config.json`` and one weight file (safetensors, ``.bin`` or ``.ckpt``); one such file by
+            itself, as METER's authors publish; or a hub name.
 
     Returns:
-        ``config.json`` as a dict, and the tensors by name.
+        The config as a dict, and the tensors by name. The config of a single file is the one that Lightning keeps
+        beside the tensors, or empty.
 
     Raises:
         InputError: If either is missing or cannot be read.
     """
+    if Path(source).is_file():
+        return _read(Path(source))
     if Path(source).exists() or Path(source).is_absolute():
         folder = Path(source)
         if not (folder / "config.json").is_file():
-            raise InputError(f"{source} holds no config.json; give the folder of a released checkpoint")
+            raise InputError(f"{source} holds no config.json; give the folder of a released checkpoint or a .ckpt")
         files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
         files = files or sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.ckpt")])
         if not files:
@@ -56,20 +62,38 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: If the file is broken, or holds anything else than tensors and plain values.
     """
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Lightning's config, empty if there is none, and the tensors."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except (OSError, RuntimeError, SafetensorError, EOFError) as error:
         raise InputError(f"weights {path} cannot be read: {first_line(error)}") from error
     except Exception as error:  # pickle.UnpicklingError and what a broken file provokes
         raise InputError(
             f"weights {path} hold more than tensors, or are broken, and are not opened; save the tensors alone"
         ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+    tensors = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise InputError(f"weights {path} hold no dict of tensors")
-    return content
+    settings = content.get("hyper_parameters") if tensors is not content else None
+    config = settings.get("config") if isinstance(settings, dict) else None
+    return config if isinstance(config, dict) else {}, tensors
+
+
+def _unpickled(path: Path) -> Any:
+    """Content of a pickle: tensors and plain values. Lightning's classes, if any, are replaced by empty ones."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if not names or not all(name.startswith(_LIGHTNING) for name in names):
+            raise
+    empty: list[Any] = [(type("Ignored", (), {}), name) for name in names]
+    with torch.serialization.safe_globals(empty):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_answers(path: Path) -> list[str]:
