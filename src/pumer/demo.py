@@ -56,7 +56,7 @@ class DemoConfig:
 
     output: Path = Path("out/demo")
     model: Path | None = None
-    world: WorldConfig = field(default_factory=lambda: WorldConfig(train=16000, val=5100, heldout=1200))
+    world: WorldConfig = field(default_factory=lambda: WorldConfig(train=4000, val=5100, heldout=1200))
     reduction: dict[str, Any] = field(
         default_factory=lambda: {
             "method": "pumer",
@@ -66,8 +66,8 @@ class DemoConfig:
             "text_merge_ratio": 0.2,
         }
     )
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=6e-4, head_factor=1.0))
-    questions: int = 3000
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, head_factor=1.0))
+    questions: int = 2000
     batch_size: int = 32
     pairs: int = 20
     largest_batch: int = 64

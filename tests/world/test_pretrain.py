@@ -15,7 +15,7 @@ from pumer.world.pool import Source
 from pumer.world.pretrain import PretrainConfig, accuracy, run
 from pumer.world.small import small_vilt
 from pumer.world.tokenizer import train_tokenizer
-from pumer.world.trainee import Trainee
+from pumer.world.trainee_vilt import ViltTrainee
 
 _CONFIG = PretrainConfig(
     minutes=0.02, workers=1, batch_size=4, layers=2, places=(0,), patches=20, save_minutes=0.001, compile=False
@@ -45,6 +45,6 @@ def test_it_goes_on_after_kill_9_and_writes_a_checkpoint(tmp_path: Path) -> None
 
 
 def test_accuracy_is_told_by_kind() -> None:
-    scores = accuracy(Trainee(small_vilt(2)).eval(), Source(train_tokenizer(), captions=0.0), 64)
+    scores = accuracy(ViltTrainee(small_vilt(2)).eval(), Source(train_tokenizer(), captions=0.0), 64)
     assert set(scores) == {"all", "attribute", "position", "counting", "existence", "comparison", "relation"}
     assert 0 <= scores["all"] <= 1

@@ -7,15 +7,16 @@ import torch
 from pumer.world.pool import Source
 from pumer.world.small import small_vilt
 from pumer.world.tokenizer import train_tokenizer
-from pumer.world.trainee import Trainee, choose_patches, losses
+from pumer.world.trainee import choose_patches, losses
+from pumer.world.trainee_vilt import ViltTrainee
 
 _SOURCE = Source(train_tokenizer(), seed=7)
 
 
-def trainee(layers: int) -> Trainee:
+def trainee(layers: int) -> ViltTrainee:
     config = small_vilt(layers)
     config.initializer_range = 0.2
-    return Trainee(config).eval()
+    return ViltTrainee(config).eval()
 
 
 def test_the_fast_pass_equals_transformers() -> None:

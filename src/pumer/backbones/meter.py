@@ -74,7 +74,7 @@ class ReducedVisionModel(CLIPVisionModel):
     def forward(  # noqa: D102
         self, pixel_values: Tensor, reduction: Reduction
     ) -> tuple[Tokens, tuple[tuple[Place, Decision], ...]]:
-        tokens, decisions = _image_stream(self.pre_layrnorm(self.embeddings(pixel_values))), []
+        tokens, decisions = image_stream(self.pre_layrnorm(self.embeddings(pixel_values))), []
         reducers = reduction.active_reducers("vision")
         for index, layer in enumerate(self.encoder.layers):
             reducer = reducers.get(index)
@@ -93,7 +93,7 @@ class ReducedVisionModel(CLIPVisionModel):
         return tokens, tuple(decisions)
 
 
-def _image_stream(states: Tensor) -> Tokens:
+def image_stream(states: Tensor) -> Tokens:
     """Image tokens ``(B, 1 + V, D)``, all real, each for itself."""
     mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
     slot = torch.arange(states.shape[1], device=states.device).expand(mask.shape)
@@ -229,7 +229,7 @@ class ReducedMeterModel(MeterModel):
         self._check_buffer(image)
         words = text.states + self.modality_embeddings.weight[0]
         patches = image.states + self.modality_embeddings.weight[image_token_type_idx]
-        text_tokens = _text_tokens(words, text.mask, bool(reduction.active_reducers("fusion")))
+        text_tokens = text_stream(words, text.mask, bool(reduction.active_reducers("fusion")))
         image_tokens = _image_tokens(patches, image)
         if reduction.recorder is not None:
             reduction.begin(Tokens.join(text_tokens, image_tokens), self._cells(image), image.decisions)
@@ -264,7 +264,8 @@ class ReducedMeterModel(MeterModel):
         return cell.to(image.states.device).expand(len(image.states), -1, -1)
 
 
-def _text_tokens(states: Tensor, mask: Tensor, reduced: bool) -> Tokens:
+def text_stream(states: Tensor, mask: Tensor, reduced: bool) -> Tokens:
+    """Text tokens ``(B, T, D)`` with ``mask (B, T)``; compact if they are going to be reduced."""
     states, mask, source = text_block(states, mask, reduced)
     size = mask.to(torch.float32)
     return Tokens(states, mask, size, attention_bias(mask, size, proportional=False), source, mask.shape[1])
@@ -273,7 +274,7 @@ def _text_tokens(states: Tensor, mask: Tensor, reduced: bool) -> Tokens:
 def _image_tokens(states: Tensor, image: MeterEncoding) -> Tokens:
     """The stream that an encoding starts, with what the vision encoder merged."""
     if image.size is None:
-        return _image_stream(states)
+        return image_stream(states)
     _, last = image.decisions[-1]
     first = image.decisions[0][1].destination
     source = torch.arange(first.shape[1], device=first.device).expand(first.shape)
@@ -306,9 +307,7 @@ METER = Backbone(
     layers=lambda model: {
         "vision": model.vision_model.encoder.layers,
         "fusion": [
-            layer
-            for pair in zip(model.encoder.text_layers, model.encoder.image_layers, strict=True)
-            for layer in pair
+            layer for pair in zip(model.encoder.text_layers, model.encoder.image_layers, strict=True) for layer in pair
         ],
     },
     encoders=lambda model: {"vision": model.vision_model, "fusion": model.encoder},

@@ -1,10 +1,10 @@
-"""Pre-training of the small ViLT in the built-in world: `pumer world pretrain`.
+"""Pre-training of the small models in the built-in world: `pumer world pretrain`.
 
-The schedule follows the clock, so that it fits the machine: a model of half the depth first, which sees objects and
-little background; then the full depth, each new layer starting as one that adds nothing, on whole pictures; and last,
-every other batch has its words merged on the way (`text_merge_ratio` at the paper's layers, patches left alone): the
-world's sentences have no word to spare, and a model that never saw two of them in one token loses a quarter of its
-answers.
+The schedule follows the clock, so that it fits the machine: first the model sees objects and little background, then
+whole pictures. ViLT starts with half its depth and then gets the rest, each new layer starting as one that adds
+nothing; METER starts with the vision encoder that ViLT's first layers are. Last, every other batch has its words merged
+on the way (`text_merge_ratio` at the paper's layers, patches left alone): the world's sentences have no word to spare,
+and a model that never saw two of them in one token loses a quarter of its answers.
 
 The workers train one set of weights in shared memory without waiting for each other (Hogwild), one CPU thread each: on
 tensors this small that is twice as fast as threads that wait. The run's folder holds its state, saved every few
@@ -19,23 +19,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.multiprocessing as mp
 from rich.console import Console
 from torch import nn
-from transformers import AutoTokenizer, ViltProcessor
+from transformers import PreTrainedTokenizerFast, ViltForQuestionAnswering, ViltProcessor
 
+from pumer.models.meter import MeterProcessor
 from pumer.patching import unpatch
 from pumer.reducers import PuMerConfig, ReductionConfig
 from pumer.world.pool import Batch, Source
 from pumer.world.sentences import KINDS
-from pumer.world.small import checkpoint_dir, small_image_processor, small_vilt
+from pumer.world.small import checkpoint_dir, meter_image_processor, small_image_processor, small_meter, small_vilt
 from pumer.world.tokenizer import save_tokenizer, train_tokenizer
 from pumer.world.trainee import Trainee, choose_patches, losses
+from pumer.world.trainee_meter import MeterTrainee
+from pumer.world.trainee_vilt import ViltTrainee
 
-_MERGING = [PuMerConfig(layers=layers, text_merge_ratio=0.2) for layers in ((2, 5, 8), (2, 4, 6, 8))]
+_MERGING = {
+    model: [PuMerConfig(layers=places, text_merge_ratio=0.2) for places in schedules]
+    for model, schedules in {"vilt": ((2, 5, 8), (2, 4, 6, 8)), "meter": ((0, 2, 4, 6), (2, 4, 6))}.items()
+}
 _WEIGHTS = {"dense": 0.5, "role": 2.0, "answer": 1.0, "binary": 0.2, "match": 0.5, "words": 0.3, "place": 0.5}
 
 
@@ -44,6 +50,7 @@ class PretrainConfig:
     """How to pre-train.
 
     Args:
+        model: "vilt" or "meter".
         out: folder of the run's state and of the finished checkpoint.
         minutes: length of the run, in minutes of training; a resumed run goes on where it was.
         workers: processes that train, each on one CPU thread.
@@ -51,10 +58,12 @@ class PretrainConfig:
         lr: peak learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         seed: seed of weights and scenes (their split is "pretrain", no other uses it).
-        layers: transformer layers of the finished model.
-        places: where the layers of the shallower first model stand in it; the paper's reductions happen in layers 2, 5
+        layers: transformer layers of the finished ViLT.
+        places: where the layers of the shallower first ViLT stand in it; the paper's reductions happen in layers 2, 5
             and 8, which are therefore among the longest trained.
-        grow_at: fraction of the run after which the model gets its full depth.
+        grow_at: fraction of the run after which ViLT gets its full depth.
+        pairs: pairs of cross-modal layers of METER.
+        vilt: folder of the ViLT whose first layers METER's vision encoder starts with; the one that ships by default.
         full_at: fraction of the run after which it sees whole pictures.
         fall_at: fraction of the run after which the learning rate falls.
         merge_at: fraction of the run after which every other batch has its words merged.
@@ -63,6 +72,7 @@ class PretrainConfig:
         compile: speed the forward pass up with torch.compile.
     """
 
+    model: Literal["vilt", "meter"] = "vilt"
     out: str = "runs/world-pretrain"
     minutes: float = 60.0
     workers: int = 2
@@ -73,6 +83,8 @@ class PretrainConfig:
     layers: int = 12
     places: tuple[int, ...] = (0, 2, 5, 6, 8, 10)
     grow_at: float = 0.6
+    pairs: int = 6
+    vilt: str | None = None
     full_at: float = 0.6
     fall_at: float = 0.45
     merge_at: float = 0.67
@@ -90,22 +102,31 @@ def run(config: PretrainConfig) -> Path:
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    for stage, (layers, until) in enumerate(((len(config.places), config.grow_at), (config.layers, 1.0))):
-        trainee, clock = Trainee(small_vilt(layers)), torch.zeros(2, dtype=torch.float64)
+    clock = torch.zeros(2, dtype=torch.float64)
+    trainee: Trainee | None = None
+    for stage, until in enumerate((config.grow_at, 1.0) if config.model == "vilt" else (1.0,)):
+        trainee = _begin(config, stage, trainee)
         if _state(folder, stage).exists():
             saved = torch.load(_state(folder, stage), weights_only=True)
             trainee.load_state_dict(saved["trainee"])
             clock.copy_(saved["clock"])
-        elif stage == 1:
-            before = Trainee(small_vilt(len(config.places)))
-            saved = torch.load(_state(folder, 0), weights_only=True)
-            before.load_state_dict(saved["trainee"])
-            trainee = before.grown(config.layers, config.places)
-            clock.copy_(saved["clock"])
         if clock[0] < until * 60 * config.minutes:
             arguments = (config, trainee.share_memory(), clock.share_memory_(), stage, until)
             mp.spawn(_work, arguments, nprocs=config.workers)
-    return export(trainee, folder / "vilt-small")
+    assert trainee is not None
+    return export(trainee, folder / f"{config.model}-small")
+
+
+def _begin(config: PretrainConfig, stage: int, before: Trainee | None) -> Trainee:
+    """The model at the beginning of a stage."""
+    if config.model == "meter":
+        meter = MeterTrainee(small_meter(config.pairs))
+        source = config.vilt or str(checkpoint_dir())
+        meter.borrow(ViltForQuestionAnswering.from_pretrained(source, dtype=torch.float32))
+        return meter
+    if isinstance(before, ViltTrainee):
+        return before.grown(config.layers, config.places)
+    return ViltTrainee(small_vilt(len(config.places)))
 
 
 def _state(folder: Path, stage: int, rank: int | None = None) -> Path:
@@ -166,7 +187,8 @@ def _losses(
     """The losses of one batch, as far along as the run is."""
     if progress >= config.merge_at and step % 2:
         keep = choose_patches(batch, config.patches)
-        return losses(trainee.reduced(batch, keep, _MERGING[step // 2 % len(_MERGING)]), batch, keep)
+        merging = _MERGING[config.model]
+        return losses(trainee(batch, keep, merging[step // 2 % len(merging)]), batch, keep)
     shown = choose_patches(batch, config.patches) if progress < config.full_at else None
     return losses(forward(batch, shown), batch, shown)
 
@@ -204,7 +226,7 @@ class _Watch:
             return
         rate = (self.clock[1].item() - self.steps) * self.config.batch_size / (time.monotonic() - self.told)
         scores = accuracy(self.trainee, self.source, 512)
-        merged = accuracy(self.trainee, self.source, 512, reduction=_MERGING[0])["all"]
+        merged = accuracy(self.trainee, self.source, 512, reduction=_MERGING[self.config.model][0])["all"]
         losses_told = " ".join(f"{name} {value:.3f}" for name, value in self.average.items())
         table = " ".join(f"{name} {value:.1%}" for name, value in scores.items()) + f", words merged {merged:.1%}"
         self.console.print(
@@ -223,7 +245,7 @@ def accuracy(
     right, kinds = [], []
     for first in range(start, start + count // source.texts, 32):
         batch = source.batch(first, 32)
-        out = trainee(batch) if reduction is None else trainee.reduced(batch, None, reduction)
+        out = trainee(batch) if reduction is None else trainee(batch, None, reduction)
         right.append(out["answers"].argmax(1) == batch.answers)
         kinds.append(batch.kinds)
     hits, groups = torch.cat(right).float(), torch.cat(kinds)
@@ -238,11 +260,14 @@ def export(trainee: Trainee, folder: Path | None = None) -> Path:
         trainee: the pre-trained model.
         folder: where to; the package's own checkpoint if not given.
     """
-    folder = folder or checkpoint_dir()
+    meter = isinstance(trainee, MeterTrainee)
+    folder = folder or checkpoint_dir("meter-small" if meter else "vilt-small")
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(folder)
     unpatch(trainee.model).save_pretrained(folder)
-    small_image_processor().save_pretrained(folder)
-    ViltProcessor(small_image_processor(), AutoTokenizer.from_pretrained(folder)).save_pretrained(folder)
+    images = meter_image_processor() if meter else small_image_processor()
+    images.save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    (MeterProcessor if meter else ViltProcessor)(images, tokenizer).save_pretrained(folder)
     save_tokenizer(folder)
     return folder

@@ -1,4 +1,4 @@
-"""The small models of the built-in world: configuration, processor, shipped checkpoint."""
+"""The small models of the built-in world: configurations, processors, shipped checkpoints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, ViltConfig, ViltImageProcessorPil, ViltProcessor
 
+from pumer.models.meter import MeterConfig, MeterImageProcessorPil
 from pumer.world.sentences import ANSWERS
 from pumer.world.tokenizer import MAX_LENGTH, save_tokenizer
 
@@ -38,6 +39,28 @@ def small_vilt(layers: int = 12, answers: tuple[str, ...] = ANSWERS) -> ViltConf
     )
 
 
+def small_meter(pairs: int = 6, answers: tuple[str, ...] = ANSWERS) -> MeterConfig:
+    """A METER on 12 x 12 patches of 8 pixels: a text encoder of 2 layers, a vision encoder of 4.
+
+    Args:
+        pairs: pairs of cross-modal layers.
+        answers: the answer vocabulary of the question answering head.
+    """
+    shape = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 192}
+    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    text = {"num_hidden_layers": 2, "vocab_size": VOCABULARY_SIZE, "max_position_embeddings": MAX_LENGTH + 1}
+    vision = {"num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "hidden_act": "gelu"}
+    return MeterConfig(
+        text_config=shape | dropouts | text | {"pad_token_id": 0},
+        vision_config=shape | vision | {"layer_norm_eps": 1e-12},
+        num_cross_modal_pairs=pairs,
+        id2label=dict(enumerate(answers)),
+        label2id={answer: index for index, answer in enumerate(answers)},
+        **shape,
+        **dropouts,
+    )
+
+
 def small_image_processor() -> ViltImageProcessorPil:
     """Resizes the shorter side to 96 pixels, scales to [-1, 1] and pads; Pillow only."""
     return ViltImageProcessorPil(
@@ -45,9 +68,15 @@ def small_image_processor() -> ViltImageProcessorPil:
     )
 
 
-def checkpoint_dir() -> Path:
-    """The folder of the checkpoint that ships with the package."""
-    return Path(__file__).parent.parent / "assets" / "vilt-small"
+def meter_image_processor() -> MeterImageProcessorPil:
+    """Resizes to 96 x 96 pixels and scales to [-1, 1]; Pillow only."""
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return MeterImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+def checkpoint_dir(name: str = "vilt-small") -> Path:
+    """The folder of a checkpoint that ships with the package: "vilt-small" or "meter-small"."""
+    return Path(__file__).parent.parent / "assets" / name
 
 
 def small_processor() -> ViltProcessor:
