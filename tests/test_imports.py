@@ -12,7 +12,7 @@ SOURCE = Path(pumer.__file__).parent
 
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"config", "functional"},
+    {"config", "functional", "models"},
     {"tokens"},
     {"reducers"},
     {"backbones"},

@@ -307,6 +307,8 @@ class MeterModel(MeterPreTrainedModel):
         patch, embeddings = self.config.patch_size, self.vision_model.embeddings
         if image_size < patch or image_size % patch:
             raise InputError(f"image_size {image_size} is not a multiple of the patch size {patch}")
+        if image_size == self.config.image_size:
+            return
         table = embeddings.position_embedding.weight
         resized = resize_positions(table.detach(), image_size // patch)
         embeddings.position_embedding = nn.Embedding.from_pretrained(resized, freeze=not table.requires_grad)
