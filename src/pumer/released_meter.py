@@ -100,7 +100,7 @@ def _used(state_dict: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
             for name, tensor in weights.items()
             if name.startswith(_MATCHING)
         }
-    unwanted = (*_WITHOUT_USE, *{"itm_score.", "mlm_score."} - {head.released})
+    unwanted = (*_WITHOUT_USE, *{*_HEAD_NAMES} - {head.released})
     return {name: tensor for name, tensor in weights.items() if not name.startswith(unwanted)}
 
 
