@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModel, BridgeTowerConfig, CLIPVisionModel
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
+import pumer
 from pumer.errors import InputError
 from pumer.models.meter import MeterConfig, MeterModel
 
@@ -198,6 +199,14 @@ def test_encodings_beside_what_they_stand_for_are_refused(model, inputs):
     ):
         with pytest.raises(InputError, match=message):
             model(**given)
+
+
+def test_merged_images_are_refused(model, inputs):
+    steps = pumer.PuMerConfig(schedule=(pumer.Step(stack="vision", layer=1, merge_ratio=0.3),))
+    with pumer.patched(model, steps):
+        image = model.encode_image(inputs["pixel_values"])
+    with pytest.raises(InputError, match="merged by a patched model"):
+        model.fuse(model.encode_text(inputs["input_ids"]), image)
 
 
 def test_a_tuple_instead_of_an_output(model, inputs):

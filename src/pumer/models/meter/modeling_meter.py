@@ -391,9 +391,12 @@ class MeterModel(MeterPreTrainedModel):
             output_hidden_states: Whether to return the states between the pairs.
 
         Raises:
-            InputError: If there are not as many texts as images, or no embedding for this kind of token.
+            InputError: If there are not as many texts as images, no embedding for this kind of token, or an image that
+                a patched model merged.
         """
         self.check_pair(text, image, image_token_type_idx)
+        if image.size is not None:
+            raise InputError("the image was merged by a patched model; fuse it with a model that is patched alike")
         kinds = torch.tensor([0, image_token_type_idx], device=text.states.device)
         kinds = self.modality_embeddings(kinds)
         text_states, image_states, texts, images = self.encoder(
