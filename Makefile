@@ -44,10 +44,10 @@ lint: $(VENV)/.installed  ## style, formatting, types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed  ## speed and memory on this CPU: benchmarks/results/
-	$(BIN)/python benchmarks/vilt_b32.py
+	$(BIN)/python benchmarks/full_size.py
 
 bench-gpu: $(VENV)/.installed  ## the same on one GPU, 30 s per point, fp32 and bf16
-	$(BIN)/python benchmarks/vilt_b32.py --gpu
+	$(BIN)/python benchmarks/full_size.py --gpu
 
 clean:  ## remove environments, caches and outputs
 	rm -rf $(VENV) $(OLDEST) out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

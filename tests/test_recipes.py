@@ -22,9 +22,9 @@ def test_recipe(path):
     assert "Expected:" in head
     config = load(TrainConfig, ROOT / path, command[3:])
     reduced = reduction_from(config.reduction)
-    assert (config.teacher is not None) == (reduced.method == "pumer") == path.stem.endswith("pumer")
+    assert (config.teacher is not None) == (reduced.method == "pumer") == ("-pumer" in path.stem)
     if config.teacher is not None:
-        original = load(TrainConfig, ROOT / str(path).replace("pumer.yaml", "original.yaml"), command[3:])
+        original = load(TrainConfig, ROOT / path.with_stem(path.stem.split("-pumer")[0] + "-original"), command[3:])
         assert Path(config.teacher) == original.output
         assert config.data == original.data
         assert config.optimizer == original.optimizer

@@ -190,7 +190,7 @@ def _arithmetic(planned: Plan) -> dict[str, Any]:
     return {
         "macs": planned.macs,
         "ideal_speedup": planned.ideal_speedup,
-        "tokens": [(row.layer, row.text_tokens_out, row.image_tokens_out) for row in planned.layers],
+        "tokens": [(row.short_name, row.text_tokens_out, row.image_tokens_out) for row in planned.layers],
     }
 
 

@@ -6,10 +6,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, ViltConfig, ViltForQuestionAnswering
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+    ViltConfig,
+    ViltForImagesAndTextClassification,
+    ViltForQuestionAnswering,
+)
 
 from pumer.checkpoint import load, model_class, read_reduction
 from pumer.errors import InputError
+from pumer.models.meter import MeterConfig, MeterForImagesAndTextClassification, MeterForQuestionAnswering
 from pumer.patching import patch, unpatch
 from pumer.reducers import ReductionConfig, config_from_dict
 
@@ -22,7 +29,29 @@ def _vilt_b32() -> PreTrainedModel:
     return ViltForQuestionAnswering(ViltConfig(layer_norm_eps=1e-6, num_labels=3129))
 
 
-PRESETS = {"vilt-b32": _vilt_b32}
+def _vilt_b32_nlvr2() -> PreTrainedModel:
+    """The same for pairs of images."""
+    return ViltForImagesAndTextClassification(
+        ViltConfig(layer_norm_eps=1e-6, num_labels=2, num_images=2, modality_type_vocab_size=3)
+    )
+
+
+def _meter_b16() -> PreTrainedModel:
+    """METER with CLIP ViT-B/16 and RoBERTa-base, with a VQAv2 head of 3129 answers."""
+    return MeterForQuestionAnswering(MeterConfig(num_labels=3129))
+
+
+def _meter_b16_nlvr2() -> PreTrainedModel:
+    """The same for pairs of images."""
+    return MeterForImagesAndTextClassification(MeterConfig(num_labels=2, modality_type_vocab_size=3))
+
+
+PRESETS = {
+    "vilt-b32": _vilt_b32,
+    "vilt-b32-nlvr2": _vilt_b32_nlvr2,
+    "meter-b16": _meter_b16,
+    "meter-b16-nlvr2": _meter_b16_nlvr2,
+}
 """Full-size models that are built with random weights, for speed, memory and MACs do not depend on them."""
 
 
@@ -30,7 +59,7 @@ def model_from(name: str, seed: int = 0) -> PreTrainedModel:
     """A preset with random weights, or a checkpoint, in eval mode.
 
     Args:
-        name: "preset:vilt-b32", a folder, or a hub name.
+        name: A preset ("preset:vilt-b32", "preset:meter-b16", ...), a folder, or a hub name.
         seed: Of a preset's weights; the global generator is left as it was.
 
     Raises:

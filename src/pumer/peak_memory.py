@@ -94,7 +94,7 @@ def inputs_for(model: Any, size: int | tuple[int, int], text_length: int, batch:
     """Random pixels and words of full length, on the model's device and in its dtype.
 
     Args:
-        model: A ViLT model.
+        model: A model of a supported family.
         size: Height and width in pixels, or one number for both.
         text_length: Words.
         batch: Examples.
@@ -105,7 +105,7 @@ def inputs_for(model: Any, size: int | tuple[int, int], text_length: int, batch:
     inputs = {}
     for name, tensor in meta_inputs(model, shape, text_length, batch).items():
         if name == "input_ids":
-            value = torch.randint(0, model.config.vocab_size, tensor.shape, generator=generator)
+            value = torch.randint(0, model.get_input_embeddings().num_embeddings, tensor.shape, generator=generator)
         elif name == "attention_mask":
             value = torch.ones(tensor.shape, dtype=torch.int64)
         else:

@@ -47,6 +47,11 @@ class LayerPlan:
     image_tokens_out: int
     macs: int
 
+    @property
+    def short_name(self) -> str:
+        """The layer for a table: "3", in a vision encoder "v3"."""
+        return f"{self.layer}" if self.stack == "fusion" else f"{self.stack[0]}{self.layer}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -89,8 +94,7 @@ class Plan:
         ]
         for row in self.layers:
             text, image = _change(row.text_tokens, row.text_tokens_out), _change(row.image_tokens, row.image_tokens_out)
-            name = f"{row.layer}" if row.stack == "fusion" else f"{row.stack} {row.layer}"
-            lines.append(f"{name:>9}  {text:>12}  {image:>12}  {row.macs / GIGA:>8.3f}")
+            lines.append(f"{row.short_name:>9}  {text:>12}  {image:>12}  {row.macs / GIGA:>8.3f}")
         lines.append(f"{'head':>9}  {'':>12}  {'':>12}  {self.head_macs / GIGA:>8.3f}")
         return "\n".join(lines)
 

@@ -206,7 +206,7 @@ def _tokens_section(results: Results) -> str:
     return f"<h2>Tokens after each layer</h2><div class=charts>{''.join(charts)}</div>{legend}"
 
 
-def _token_chart(layers: Sequence[Sequence[int]], highest: int) -> str:
+def _token_chart(layers: Sequence[tuple[str, int, int]], highest: int) -> str:
     """Stacked bars, one per layer, as inline SVG; a bar of `highest` tokens fills the height."""
     step, bar, height, top = 46, 34, 130, 18
     shapes = []

@@ -137,21 +137,30 @@ class PuMerConfig(ReductionConfig):
         object.__setattr__(self, "schedule", steps)
 
     @classmethod
-    def preset(cls, backbone: str, task: str) -> "PuMerConfig":
+    def preset(cls, backbone: str, task: str, vision: bool = False) -> "PuMerConfig":
         """The paper's schedule for a backbone and a task (Table 6 and the released commands).
 
         Args:
-            backbone: One of the names in `PRESETS`, "vilt" for example.
+            backbone: "vilt" or "meter".
             task: "vqav2", "nlvr2", "snli_ve" or "retrieval".
+            vision: Also merge a fifth of the image tokens in each of layers 2, 5 and 8 of METER's vision encoder, which
+                the paper leaves open (section 8): half the MACs of METER instead of two thirds.
 
         Raises:
-            InputError: For a pair the paper has no schedule for.
+            InputError: For a pair the paper has no schedule for, and for ViLT's vision encoder, which it has not.
         """
         if (backbone, task) not in PRESETS:
             known = ", ".join(f"{b}/{t}" for b, t in PRESETS)
             raise InputError(f"no preset for {backbone}/{task}; there are {known}")
         layers, prune_ratio, merge_ratio, text_merge_ratio = PRESETS[backbone, task]
-        return cls(layers=layers, prune_ratio=prune_ratio, merge_ratio=merge_ratio, text_merge_ratio=text_merge_ratio)
+        paper = cls(layers=layers, prune_ratio=prune_ratio, merge_ratio=merge_ratio, text_merge_ratio=text_merge_ratio)
+        if not vision:
+            return paper
+        if backbone not in VISION_PRESETS:
+            raise InputError(f"no vision preset for {backbone}; there is one for {', '.join(VISION_PRESETS)}")
+        layers, merge_ratio = VISION_PRESETS[backbone]
+        seeing = (Step(stack="vision", layer=layer, merge_ratio=merge_ratio) for layer in layers)
+        return cls(schedule=(*seeing, *paper.schedule))
 
     def places(self) -> list[Place]:
         """The layers of all steps."""
@@ -171,8 +180,15 @@ PRESETS: dict[tuple[str, str], tuple[tuple[int, ...], float, float, float]] = {
     ("vilt", "nlvr2"): ((2, 5, 8), 0.1, 0.3, 0.2),
     ("vilt", "snli_ve"): ((2, 4, 6, 8), 0.1, 0.3, 0.2),
     ("vilt", "retrieval"): ((2, 5, 8), 0.1, 0.3, 0.2),
+    ("meter", "vqav2"): ((0, 2, 4, 6), 0.2, 0.2, 0.2),
+    ("meter", "nlvr2"): ((2, 4, 6), 0.3, 0.5, 0.2),
+    ("meter", "snli_ve"): ((0, 2, 4, 6), 0.3, 0.5, 0.2),
+    ("meter", "retrieval"): ((2, 4, 6), 0.2, 0.5, 0.2),
 }
 """Backbone and task to layers, prune, merge and text-merge ratio (Table 6 and the released commands)."""
+
+VISION_PRESETS: dict[str, tuple[tuple[int, ...], float]] = {"meter": ((2, 5, 8), 0.2)}
+"""Backbone to layers of its vision encoder and merge ratio (not from the paper)."""
 
 
 @dataclass(frozen=True)

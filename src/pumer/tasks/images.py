@@ -54,19 +54,24 @@ class Pixels:
         """Prepare for one image processor.
 
         Args:
-            image_processor: a transformers image processor that resizes by the shortest edge.
-            resize: "square" makes every image (edge x edge) with bilinear interpolation, as the released code
-                does; "aspect" keeps the aspect ratio, as the original ViLT and its image processor do.
+            image_processor: a transformers image processor: ViLT's, which resizes by the shortest edge, or METER's,
+                which makes squares.
+            resize: "square" makes every image (edge x edge), as the released code does: bilinearly for ViLT,
+                bicubically for METER; "aspect" keeps the aspect ratio, as the original ViLT and its image processor do.
             blank: replace every image by the same grey square; for a text-only model.
             cache_bytes: memory for resized images, per process.
 
         Raises:
-            InputError: for another `resize`.
+            InputError: for another `resize`, or "aspect" for a model that takes squares only.
         """
         if resize not in get_args(Resize):
             raise InputError(f"resize must be one of {', '.join(get_args(Resize))}, not '{resize}'")
         self.image_processor = image_processor
-        self.edge: int = image_processor.size["shortest_edge"]
+        square_only = "shortest_edge" not in image_processor.size
+        if square_only and resize == "aspect":
+            raise InputError("resize is 'aspect', but this model takes square images only; leave it at 'square'")
+        self.edge: int = image_processor.size["height" if square_only else "shortest_edge"]
+        self._square = Image.Resampling.BICUBIC if square_only else Image.Resampling.BILINEAR
         self.resize = resize
         self.blank = blank
         self._cache_bytes = cache_bytes
@@ -77,8 +82,8 @@ class Pixels:
         """Pixel tensors of B images.
 
         Returns:
-            `pixel_values` (B, 3, height, width), float32, padded to the largest image, and `pixel_mask`
-            (B, height, width), 1 on real pixels.
+            `pixel_values` (B, 3, height, width), float32, padded to the largest image, and for a model whose images
+            differ in size `pixel_mask` (B, height, width), 1 on real pixels.
 
         Raises:
             InputError: when a file cannot be read; the message names it.
@@ -87,7 +92,7 @@ class Pixels:
         batch: BatchFeature = self.image_processor(
             images, do_resize=False, input_data_format="channels_first", return_tensors="pt"
         )
-        return {"pixel_values": batch["pixel_values"], "pixel_mask": batch["pixel_mask"]}
+        return {name: batch[name] for name in ("pixel_values", "pixel_mask") if name in batch}
 
     def _grey(self) -> np.ndarray:
         return np.full((3, self.edge, self.edge), GREY, dtype=np.uint8)
@@ -107,7 +112,7 @@ class Pixels:
     def resized(self, image: Image.Image) -> np.ndarray:
         """An RGB image as 8-bit array (3, height, width) in the size the model sees."""
         if self.resize == "square":
-            square = image.resize((self.edge, self.edge), Image.Resampling.BILINEAR)
+            square = image.resize((self.edge, self.edge), self._square)
             return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
         array = np.asarray(image).transpose(2, 0, 1)
         resample = PILImageResampling(self.image_processor.resample)

@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedModel, ViltForQuestionAnswering
 
 from pumer.errors import InputError
+from pumer.models.meter import MeterForQuestionAnswering
 from pumer.tasks.base import Example, Inputs, Task, spread
 from pumer.tasks.heads import classifier_from
 from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
@@ -35,7 +36,10 @@ class VQAv2(Task):
     """
 
     name: ClassVar[str] = "vqav2"
-    models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {"vilt": ViltForQuestionAnswering}
+    models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {
+        "vilt": ViltForQuestionAnswering,
+        "meter": MeterForQuestionAnswering,
+    }
     head: ClassVar[tuple[str, ...]] = ("classifier.",)
     files: ClassVar[str] = "the official v2_*_questions.json, v2_*_annotations.json and image folders"
 
