@@ -92,3 +92,62 @@ def tiny_vqa(tmp_path):
         annotations_file = root / f"v2_mscoco_{folder}_annotations.json"
         annotations_file.write_text(json.dumps({"annotations": annotations}))
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_meter(tiny_vilt, tmp_path_factory):
+    """Folder of a random METER of 3 pairs for 32-pixel images (4 x 4 patches), with ViLT's words and answers."""
+    from transformers import AutoTokenizer
+
+    from pumer.models.meter import MeterConfig, MeterForQuestionAnswering, MeterImageProcessorPil, MeterProcessor
+
+    folder = tmp_path_factory.mktemp("tiny-meter")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_vilt)
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "initializer_range": 0.2}
+    text = {"num_hidden_layers": 1, "vocab_size": len(tokenizer), "max_position_embeddings": 13, "pad_token_id": 0}
+    vision = {"num_hidden_layers": 2, "image_size": 32, "patch_size": 8}
+    config = MeterConfig(
+        text_config=shape | text,
+        vision_config=shape | vision,
+        num_cross_modal_pairs=3,
+        id2label=dict(enumerate(ANSWERS)),
+        label2id={answer: index for index, answer in enumerate(ANSWERS)},
+        **shape,
+    )
+    torch.manual_seed(0)
+    MeterForQuestionAnswering(config).save_pretrained(folder)
+    images = MeterImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    MeterProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_flickr(tmp_path):
+    """Data folder in the format of Karpathy's Flickr30k: 6, 4 and 8 images of one colour with five captions each."""
+    import json
+
+    from PIL import Image
+
+    colours = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
+    root = tmp_path / "flickr30k"
+    (root / "flickr30k-images").mkdir(parents=True)
+    images = []
+    for split, count in (("train", 6), ("val", 4), ("test", 8)):
+        for _ in range(count):
+            number = len(images)
+            name, rgb = list(colours.items())[number % 3]
+            Image.new("RGB", (40, 32), rgb).save(root / "flickr30k-images" / f"{1000 + number}.jpg")
+            raw = [
+                f"{name}.",
+                f"it is {name}",
+                f"is this {name}? yes",
+                f"this colour is {name}",
+                f"what is this? {name}",
+            ]
+            sentences = [
+                {"raw": f"{text} {' '.join(['it'] * (number % 5))}", "sentid": 5 * number + i, "imgid": number}
+                for i, text in enumerate(raw)
+            ]
+            images.append({"filename": f"{1000 + number}.jpg", "imgid": number, "split": split, "sentences": sentences})
+    (root / "dataset_flickr30k.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
+    return root

@@ -1,0 +1,87 @@
+"""Images with their captions in Karpathy's JSON files, which split Flickr30k and COCO for retrieval."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pumer.errors import InputError
+
+RESTVAL = "restval"
+"""COCO's validation images that are in neither split; usually joined to the training images."""
+SPLITS = ("train", "val", "test", RESTVAL)
+_FIELDS: dict[str, type] = {"filename": str, "imgid": int, "split": str, "sentences": list}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image with its captions.
+
+    Attributes:
+        id: official number (`imgid`), unique in its file.
+        path: the image file.
+        captions: official number (`sentid`) and text of each caption; five in Flickr30k, five or more in COCO.
+    """
+
+    id: int
+    path: Path
+    captions: tuple[tuple[int, str], ...]
+
+
+def read_pictures(path: Path, images: str, split: str) -> list[Picture]:
+    """The images of one split, in file order.
+
+    Args:
+        path: the JSON file; the image folders lie beside it.
+        images: folder of the image files, for entries that do not name their own (`filepath`).
+        split: "train", "val", "test" or "restval", or several of them joined by "+", as in "train+restval".
+
+    Raises:
+        InputError: for a missing or broken file, an unknown or empty split, an image that is not there, and an image
+            without captions; the message names it.
+    """
+    wanted = tuple(split.split("+"))
+    if unknown := [name for name in wanted if name not in SPLITS]:
+        allowed = ", ".join(SPLITS)
+        raise InputError(f"split must be one of {allowed}, or several joined by '+', not '{unknown[0]}'")
+    folders: dict[Path, frozenset[str]] = {}
+    pictures = [_picture(entry, path, images, folders) for entry in _entries(path) if entry["split"] in wanted]
+    if not pictures:
+        raise InputError(f"split {split} of {path} has no images")
+    return pictures
+
+
+def _picture(entry: Mapping[str, Any], path: Path, images: str, folders: dict[Path, frozenset[str]]) -> Picture:
+    folder, name = path.parent / entry.get("filepath", images), entry["filename"]
+    if folder not in folders:
+        if not folder.is_dir():
+            raise InputError(f"image folder {folder} does not exist; it must lie beside {path}")
+        folders[folder] = frozenset(file.name for file in folder.iterdir())
+    if name not in folders[folder]:
+        raise InputError(f"image {folder / name} of {path} does not exist")
+    captions = tuple((caption["sentid"], caption["raw"].strip()) for caption in entry["sentences"])
+    return Picture(entry["imgid"], folder / name, captions)
+
+
+def _entries(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The file's images, each checked to hold what is needed."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give data.root=FOLDER with that file in it") from None
+    except ValueError as error:
+        raise InputError(f"{path} is broken JSON ({error}); download it again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise InputError(f"{path} is no Karpathy file: it has no list 'images'")
+    for index, entry in enumerate(content["images"]):
+        for name, kind in _FIELDS.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+                raise InputError(f"{path}: entry {index} of 'images' has no '{name}' ({kind.__name__})")
+        if not entry["sentences"]:
+            raise InputError(f"{path}: image {entry['filename']} has no captions")
+        for caption in entry["sentences"]:
+            known = isinstance(caption, dict)
+            if not known or not isinstance(caption.get("raw"), str) or not isinstance(caption.get("sentid"), int):
+                raise InputError(f"{path}: a caption of image {entry['filename']} has no 'raw' text or no 'sentid'")
+        yield entry
