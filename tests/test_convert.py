@@ -157,6 +157,15 @@ def test_retrieval_leaves_the_training_heads_behind(vqa):
     assert torch.equal(model.rank_output.weight, weights["rank_output.weight"])
 
 
+def test_a_ranking_starts_from_the_matching(vqa):
+    weights = {name: tensor for name, tensor in vqa.weights.items() if not name.startswith("vqa_classifier")}
+    weights |= {"itm_score.fc.weight": torch.randn(2, 32), "itm_score.fc.bias": torch.randn(2)}
+    for tensors in (weights, {name.removeprefix("vilt."): tensor for name, tensor in weights.items()}):
+        model = convert.from_released(tensors, vqa.config, "irtr")
+        assert torch.equal(model.rank_output.weight, weights["itm_score.fc.weight"][1:])
+        assert torch.equal(model.rank_output.bias, weights["itm_score.fc.bias"][1:])
+
+
 def test_names_of_original_vilt(vqa):
     bare = {name.removeprefix("vilt."): tensor for name, tensor in vqa.weights.items()}
     logits, _ = vqa.run(convert.from_released(bare, vqa.config, "vqa2"))

@@ -41,12 +41,17 @@ _IN_BLOCK = {
     ".intermediate.dense.": ".mlp.fc1.",
     ".output.dense.": ".mlp.fc2.",
 }
+_MATCHING = "itm_score.fc."  # scores "does not belong", "belongs": the second is where a ranking starts
 _WITHOUT_USE = ("itm_score.", "mlm_score.")  # heads of the pre-training losses
 
 
 def _used(state_dict: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
     """The tensors an inference needs, under released names."""
-    heads = tuple(head.released for head in _HEADS.values())
+    heads = tuple(known.released for known in _HEADS.values())
+    if head is _HEADS["irtr"] and not any(name.startswith(head.released) for name in state_dict):
+        matching = {name: tensor for name, tensor in state_dict.items() if name.startswith(_MATCHING)}
+        ranking = {head.released + name.removeprefix(_MATCHING): tensor[1:] for name, tensor in matching.items()}
+        state_dict = {**state_dict, **ranking}
     bare = not any(name.startswith("vilt.") for name in state_dict)
     return {
         f"vilt.{name}" if bare and not name.startswith(heads) else name: tensor

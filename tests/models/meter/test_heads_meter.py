@@ -184,5 +184,19 @@ def test_kept_encodings_score_as_separate_pairs_do(reduced):
     assert torch.stack(scores).std() > 1e-2
 
 
+def test_an_image_with_several_texts_is_given_once():
+    model = build("ImageAndTextRetrieval")
+    inputs = TINY["meter"].batch([(3 + i, 6, 6) for i in range(6)])
+    pixels, index = inputs["pixel_values"][:2], torch.tensor([0, 0, 0, 1, 1, 0])
+    with torch.no_grad():
+        scores = model(**inputs | {"pixel_values": pixels, "image_index": index}).logits
+        encoded = model.encode_image(pixels)
+        kept = model(**inputs | {"pixel_values": None, "encoded_image": encoded, "image_index": index}).logits
+        assert largest(scores, model(**inputs | {"pixel_values": pixels[index]}).logits) < 1e-6
+        assert largest(scores, kept) < 1e-6
+    with pytest.raises(InputError, match="exactly one of pixel_values and encoded_image"):
+        model(**inputs, encoded_image=encoded, image_index=index)
+
+
 def test_heads_are_exported():
     assert set(HEADS) <= set(meter.__all__)

@@ -192,12 +192,16 @@ class MeterForImageAndTextRetrieval(MeterPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         encoded_text: MeterEncoding | None = None,
         encoded_image: MeterEncoding | None = None,
+        image_index: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Score every pair; inputs as for `MeterModel`.
+        """Score every pair.
+
+        Inputs as for `MeterModel`, and ``image_index (B,)``, the position of each text's image, so that an image with
+        several texts is encoded once; None: one image per text.
 
         Returns:
             ``logits (B, 1)``, and ``hidden_states`` as a pair (text, image).
@@ -207,6 +211,11 @@ class MeterForImageAndTextRetrieval(MeterPreTrainedModel):
         """
         if labels is not None:
             raise InputError("retrieval takes no labels: put the scores of a pair and its negatives into a loss")
+        if image_index is not None:
+            if (pixel_values is None) == (encoded_image is None):
+                raise InputError("give exactly one of pixel_values and encoded_image")
+            encoded = encoded_image if pixel_values is None else self.encode_image(pixel_values)
+            encoded_image, pixel_values = encoded.select(image_index), None  # type: ignore[union-attr]
         output = self.meter(
             input_ids,
             attention_mask=attention_mask,
