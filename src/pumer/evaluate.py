@@ -119,16 +119,18 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     inputs = make_inputs(processor, text_length, settings["resize"], settings["blank"])
     answers = predict(model, task, examples, inputs, config.batch_size, config.workers, progress=True)
     if config.submission is not None:
-        write_json(config.submission, task.submission(examples, answers))
+        task.write_submission(config.submission, examples, answers)
     in_place = reduction(model) or NoReduction()
-    result = {"model": config.model, "split": config.split, "reduction": config_to_dict(in_place)}
+    reduced = config_to_dict(in_place)
+    result: dict[str, Any] = {"model": config.model, "split": config.split, "reduction": reduced}
     if examples[0].answers:
         result |= _scored(config, task, settings["root"], examples, answers)
     result |= collect(config)
     if config.output is not None:
         write_json(config.output, result)
     if console is not None and examples[0].answers:
-        console.print(table(result))
+        title = f"{config.model} on {config.split}, {reduced['method']}"
+        console.print(table(result, task.groups, title))
     return result
 
 

@@ -16,8 +16,9 @@ def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -
     """Official accuracy with 95% intervals over questions.
 
     Returns:
-        `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]), and for every group that the
-        task breaks scores down by, such as `question_type`, the same by value.
+        `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]), for every group that the task breaks
+        scores down by, such as `question_type`, the same by value, and `figures`, what the task reports beside
+        accuracy, such as `consistency`; their `questions` are how many values the figure is the mean of.
     """
     scores = task.scores(examples, answers).tolist()
     groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -25,10 +26,14 @@ def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -
         for name, value in example.groups.items():
             groups[name][value].append(score)
     by_group = {name: {value: mean_score(part) for value, part in sorted(by.items())} for name, by in groups.items()}
-    return {"questions": len(scores), "accuracy": asdict(bootstrap(scores)), **by_group}
+    figures = {name: mean_score(values) for name, values in task.figures(examples, answers).items()}
+    result = {"questions": len(scores), "accuracy": asdict(bootstrap(scores)), **by_group}
+    return result | {"figures": figures} if figures else result
 
 
-def compare(scores: Mapping[int, float], answers: Mapping[int, str], other: Mapping[str, Any]) -> dict[str, Any]:
+def compare(
+    scores: Mapping[int | str, float], answers: Mapping[int | str, str], other: Mapping[str, Any]
+) -> dict[str, Any]:
     """How this run differs from another one on the same questions.
 
     Args:
@@ -58,37 +63,46 @@ def compare(scores: Mapping[int, float], answers: Mapping[int, str], other: Mapp
     }
 
 
-def constant_per_template(
-    task: Task, train: Iterable[Example], test: Sequence[Example], template: str = "question_type"
-) -> list[str]:
-    """The answers of a baseline that sees only the question's template.
+def constant_per_template(task: Task, train: Iterable[Example], test: Sequence[Example]) -> list[str]:
+    """The answers of a baseline that sees only the question's template (`task.template`), or nothing at all.
 
     Args:
         task: for its official score.
         train: examples from which the best constant answer of every template is computed.
         test: examples to answer; a template unseen in training gets the best constant answer of all.
-        template: name of the group that stands for the template.
     """
     credit: dict[str | None, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for example in train:
         for answer in sorted(set(example.answers)):
             score = task.score(example, answer)
-            credit[example.groups[template]][answer] += score
-            credit[None][answer] += score
+            for name in {_template(task, example), None}:
+                credit[name][answer] += score
     best = {name: max(sorted(answers), key=answers.__getitem__) for name, answers in credit.items()}
-    return [best.get(example.groups[template], best[None]) for example in test]
+    return [best.get(_template(task, example), best[None]) for example in test]
 
 
-def table(result: Mapping[str, Any]) -> Table:
-    """A result of `run` as a table: accuracy in percent with its 95% interval."""
-    shown = Table(title=f"{result['model']} on {result['split']}, {result['reduction']['method']}")
+def _template(task: Task, example: Example) -> str | None:
+    return None if task.template is None else example.groups[task.template]
+
+
+def table(result: Mapping[str, Any], groups: Sequence[str], title: str) -> Table:
+    """A result as a table: accuracy in percent with its 95% interval.
+
+    Args:
+        result: as `summarise` returns it; `constant_per_template` and `difference` are shown where it has them.
+        groups: names of its groups.
+        title: above the table.
+    """
+    shown = Table(title=title)
     for heading in ("questions of", "number", "accuracy % [95% interval]"):
         shown.add_column(heading, justify="left" if heading == "questions of" else "right")
-    for group in ("answer_type", "question_type"):
+    for group in groups:
         for value, part in result.get(group, {}).items():
             shown.add_row(f"{group.replace('_', ' ')} {value}", str(part["questions"]), _percent(part))
     shown.add_section()
     shown.add_row("all", str(result["questions"]), _percent(result["accuracy"]), style="bold")
+    for name, part in result.get("figures", {}).items():
+        shown.add_row(name, str(part["questions"]), _percent(part))
     if "constant_per_template" in result:
         shown.add_row("best constant per template", "", _percent(result["constant_per_template"]))
     if "difference" in result:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pumer.checkpoint import write_json
 from pumer.errors import InputError
 from pumer.tasks.images import Pixels
 
@@ -21,14 +22,15 @@ class Example:
     """One line of a data set.
 
     Attributes:
-        id: the official id (VQAv2: `question_id`), unique in its split.
+        id: the official id (VQAv2: `question_id`, NLVR2: `identifier`), unique in its split.
         images: image files; one, or two for tasks on image pairs.
         text: the question or sentence as written.
-        answers: ground truth (VQAv2: ten normalised answers); empty where the split has no public answers.
+        answers: ground truth (VQAv2: ten normalised answers, else one label); empty where the split has no public
+            answers.
         groups: what scores are broken down by, for instance `{"question_type": "what color"}`.
     """
 
-    id: int
+    id: int | str
     images: tuple[Path, ...]
     text: str
     answers: tuple[str, ...] = ()
@@ -65,6 +67,28 @@ def spread(entries: Sequence[Entry], limit: int | None) -> Sequence[Entry]:
     return [entries[index * len(entries) // limit] for index in range(limit)]
 
 
+def words(texts: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
+    """Texts as the tokenizer's tensors, such as `input_ids`: each (number of texts, T), T the longest."""
+    shown = ["" if inputs.blank_text else text for text in texts]
+    return dict(
+        inputs.tokenizer(shown, padding=True, truncation=True, max_length=inputs.text_length, return_tensors="pt")
+    )
+
+
+def model_inputs(examples: Sequence[Example], inputs: Inputs) -> dict[str, Tensor]:
+    """Texts and images of B examples as keyword arguments of a model.
+
+    Returns:
+        What `words` gives, (B, T); `pixel_values` (B, 3, height, width), of examples with two images
+        (B, 2, 3, height, width); and where the model wants it `pixel_mask`, the same without the 3.
+    """
+    count = len(examples[0].images)
+    pixels = inputs.pixels([path for example in examples for path in example.images])
+    if count > 1:
+        pixels = {name: tensor.unflatten(0, (len(examples), count)) for name, tensor in pixels.items()}
+    return {**words([example.text for example in examples], inputs), **pixels}
+
+
 class Task(ABC):
     """A data set in its official files, with its loss and its official score.
 
@@ -76,12 +100,16 @@ class Task(ABC):
         models: transformers `model_type` to the model class for this task.
         head: prefixes of the parameter names that train with the head's learning rate.
         files: one line saying which files the data folder must hold, for error messages.
+        groups: names of `Example.groups`, in the order in which tables show them.
+        template: the group whose best constant answers are the baseline; null for one constant answer to all.
     """
 
     name: ClassVar[str]
     models: ClassVar[Mapping[str, type[PreTrainedModel]]]
     head: ClassVar[tuple[str, ...]]
     files: ClassVar[str]
+    groups: ClassVar[tuple[str, ...]] = ()
+    template: ClassVar[str | None] = None
 
     def __init__(self, labels: Sequence[str]) -> None:
         """Bind the task to the meaning of the logits' columns.
@@ -93,7 +121,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
+    def read(cls, root: Path, split: str, limit: int | None = None) -> Sequence[Example]:
         """Read one split.
 
         Args:
@@ -132,9 +160,13 @@ class Task(ABC):
             InputError: when the checkpoint cannot be read or is of another model type.
         """
 
-    @abstractmethod
     def collate(self, examples: Sequence[Example], inputs: Inputs) -> dict[str, Any]:
-        """A batch (see the class) of B examples."""
+        """A batch (see the class) of B examples: `inputs` as `model_inputs` gives them, and `targets`."""
+        return {"inputs": model_inputs(examples, inputs), "targets": self.targets(examples)}
+
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        """What `loss` compares the logits of B examples with, (B, ...); a task with its own `collate` needs none."""
+        raise NotImplementedError
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -151,7 +183,15 @@ class Task(ABC):
 
     @abstractmethod
     def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
-        """The content of the official result file."""
+        """The content of the official result file, one entry per example."""
+
+    def write_submission(self, path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
+        """Write the official result file: JSON, unless the task says otherwise."""
+        write_json(path, self.submission(examples, answers))
+
+    def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:
+        """Official figures beside the mean score, by name: values in [0, 1] whose mean is the figure."""
+        return {}
 
     def choose(self, logits: Tensor) -> Tensor:
         """The column (B,) that each row of the logits (B, number of labels) answers with."""

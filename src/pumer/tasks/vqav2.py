@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ViltForQuestionAnswering
 
 from pumer.errors import InputError
 from pumer.models.meter import MeterForQuestionAnswering
-from pumer.tasks.base import Example, Inputs, Task, spread
+from pumer.tasks.base import Example, Task, spread
 from pumer.tasks.heads import classifier_from
 from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
 
@@ -42,6 +42,8 @@ class VQAv2(Task):
     }
     head: ClassVar[tuple[str, ...]] = ("classifier.",)
     files: ClassVar[str] = "the official v2_*_questions.json, v2_*_annotations.json and image folders"
+    groups: ClassVar[tuple[str, ...]] = ("answer_type", "question_type")
+    template: ClassVar[str | None] = "question_type"
 
     def __init__(self, labels: Sequence[str]) -> None:
         """Bind to the answer vocabulary.
@@ -85,21 +87,6 @@ class VQAv2(Task):
     def model(cls, checkpoint: str, labels: Sequence[str]) -> PreTrainedModel:
         """A question-answering model; see `Task.model`."""
         return classifier_from(checkpoint, labels, cls.models)
-
-    def collate(self, examples: Sequence[Example], inputs: Inputs) -> dict[str, Any]:
-        """A batch of questions.
-
-        Returns:
-            `inputs`: `input_ids`, `attention_mask`, `token_type_ids` (B, T), T the longest question of the
-            batch, `pixel_values` (B, 3, height, width) and `pixel_mask` (B, height, width); `targets`: soft
-            scores (B, A) in [0, 1].
-        """
-        texts = ["" if inputs.blank_text else example.text for example in examples]
-        words = inputs.tokenizer(
-            texts, padding=True, truncation=True, max_length=inputs.text_length, return_tensors="pt"
-        )
-        pixels = inputs.pixels([example.images[0] for example in examples])
-        return {"inputs": {**words, **pixels}, "targets": self.targets(examples)}
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         """Soft scores (B, A) of all answers: 0, 0.3, 0.6, 0.9 or 1 by the number of agreeing annotators."""
