@@ -66,7 +66,7 @@ class DemoConfig:
             "text_merge_ratio": 0.2,
         }
     )
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, head_factor=1.0))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-5, head_factor=1.0))
     questions: int = 2000
     batch_size: int = 32
     pairs: int = 20
