@@ -62,8 +62,9 @@ def test_broken_json(recipe, tiny_vqa):
 
 
 def test_question_whose_image_is_missing(recipe, tiny_vqa):
-    (tiny_vqa / "train2014" / "COCO_train2014_000000000004.jpg").unlink()
-    refused(invoke("train", recipe), "image COCO_train2014_000000000004.jpg", "question 4000 is missing")
+    path = tiny_vqa / "train2014" / "COCO_train2014_000000000004.jpg"
+    path.unlink()
+    refused(invoke("train", recipe), f"image {path} does not exist", "pumer data check")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -156,7 +156,7 @@ def nine_answers(root):
         (no_list, r"val2014_questions\.json is not an official VQAv2 file: it has no list 'questions'"),
         (missing_file, r"val2014_annotations\.json does not exist"),
         (missing_images, r"image folder .*val2014 does not exist"),
-        (missing_image, r"image COCO_val2014_000000000001\.jpg \(or \.png\) of question 1000 is missing in"),
+        (missing_image, r"image .*COCO_val2014_000000000001\.jpg does not exist; 1 images of split val are missing"),
         (missing_key, r"entry 3 of 'questions' has no 'image_id' \(int\)"),
         (missing_annotation, r"question 0 has no entry in .*annotations\.json"),
         (nine_answers, r"question 0 has 9 answers in .*annotations\.json"),

@@ -1,5 +1,6 @@
 """What a task is: one file that reads, collates and scores itself, so that data and metric agree."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,11 @@ from transformers import PreTrainedModel
 from pumer.checkpoint import write_json
 from pumer.errors import InputError
 from pumer.tasks.images import Pixels
+from pumer.tasks.storage import SKIPPED, missing_images, storage_of
 
 Entry = TypeVar("Entry")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +124,10 @@ class Task(ABC):
         self.labels = tuple(labels)
 
     @classmethod
-    @abstractmethod
-    def read(cls, root: Path, split: str, limit: int | None = None) -> Sequence[Example]:
-        """Read one split.
+    def read(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
+        """Read one split, from a download or from a folder made by `pumer data prepare`.
+
+        Examples whose images a prepared folder had to skip are left out, with a warning that counts them.
 
         Args:
             root: data folder with the official files.
@@ -135,6 +140,40 @@ class Task(ABC):
         Raises:
             InputError: for a missing folder, file or image and for broken content; the message names it.
         """
+        examples = cls.examples(root, split, limit)
+        if not examples:
+            raise InputError(f"split {split} in {root} is empty")
+        missing = missing_images(path for example in examples for path in example.images)
+        if not missing:
+            return examples
+        path, reason = next(iter(missing.items()))
+        storage = storage_of(path)
+        if storage is None:
+            raise InputError(cls._missing(root, split, path, len(missing)))
+        kept = [example for example in examples if missing.keys().isdisjoint(example.images)]
+        if not kept:
+            raise InputError(f"no example of split {split} in {root} has its images; {path} {reason}")
+        left_out = len(examples) - len(kept)
+        logger.warning("%d of %d examples are left out: see %s", left_out, len(examples), storage.root / SKIPPED)
+        return kept
+
+    @classmethod
+    def _missing(cls, root: Path, split: str, path: Path, count: int) -> str:
+        """What to tell about a download without some of its images."""
+        if not path.parent.is_dir():
+            return f"image folder {path.parent} does not exist; the data folder must hold {cls.files}"
+        lists = f"`pumer data check {cls.name} {root}` lists them"
+        return f"image {path} does not exist; {count} images of split {split} are missing, {lists}"
+
+    @classmethod
+    @abstractmethod
+    def examples(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
+        """What the official files of a split say, whether or not the images are there; see `read`."""
+
+    @classmethod
+    @abstractmethod
+    def annotation_files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The files, images apart, that a split is read from, whether or not they are there."""
 
     @classmethod
     @abstractmethod

@@ -1,35 +1,112 @@
 """From image files to pixel tensors, through the model's own image processor."""
 
+import io
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 
 from pumer.errors import InputError
+from pumer.tasks.storage import stored_image
 
 Resize = Literal["square", "aspect"]
 GREY = 127
+_LONGER = 1333 / 800
+"""ViLT's image processor lets the longer edge be so much longer than the shorter one."""
+
+
+MAX_PIXELS = 64 * 2**20
+"""Larger images are refused: decoded they would take more than a quarter of a gigabyte, up to three times."""
+MAX_BYTES = 256 * 2**20
+"""Larger files are refused."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read, in Pillow's words; of moving pictures the first frame. Others run programs or fetch fonts."""
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode an image file to RGB.
+    """Decode an image file to RGB, see `decode`.
 
     Raises:
-        InputError: when the file is missing, truncated or no image; the message names it.
+        InputError: when there is no usable image; the message names the file and the reason.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        return decode(image_bytes(path))
+    except InputError as error:
+        raise InputError(f"image {path} {error}; replace the file") from error
+
+
+def image_bytes(path: Path) -> bytes:
+    """The content of an image file, from disk or from a prepared folder (`pumer.tasks.storage`).
+
+    Raises:
+        InputError: the reason why there is none, such as "does not exist".
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise InputError(f"has {size} bytes, more than the {MAX_BYTES} allowed")
+        return path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"image {path} does not exist") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"image {path} cannot be decoded ({error}); replace the file") from error
+        return stored_image(path)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})") from error
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode an image to RGB by its content, whatever its name says.
+
+    The picture is turned the way its EXIF orientation asks; 16 bits per channel become 8 by dropping the lower ones;
+    an alpha channel is dropped. The whole picture must be there.
+
+    Args:
+        data: content of the file.
+
+    Raises:
+        InputError: the reason why it is not usable: empty, no image, too large, truncated or otherwise broken.
+    """
+    if not data:
+        raise InputError("is empty")
+    Image.init()  # or Pillow may not know the formats yet; done once
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about oddities that are either harmless or end in an error below
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise InputError(f"has {image.width} x {image.height} pixels, more than the {MAX_PIXELS} allowed")
+                return _to_rgb(_upright(image))
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"is no image of a known format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"has more than the {MAX_PIXELS} pixels allowed") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a decoder raises whatever it stumbles over in broken data
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"cannot be decoded ({reason})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data in a sound picture
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # Pillow's own conversion cuts 16 bits at 255
+        values = np.asarray(image).clip(0, 2**16 - 1) >> 8
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
 
 
 class Pixels:
@@ -114,7 +191,12 @@ class Pixels:
         if self.resize == "square":
             square = image.resize((self.edge, self.edge), self._square)
             return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-        array = np.asarray(image).transpose(2, 0, 1)
         resample = PILImageResampling(self.image_processor.resample)
+        patch, longest = self.image_processor.size_divisor, int(self.edge * _LONGER)
+        if min(image.size) * longest < max(image.size) * patch:  # so narrow that the processor would leave nothing
+            longest -= longest % patch
+            narrow = (longest, patch) if image.width > image.height else (patch, longest)
+            return np.ascontiguousarray(np.asarray(image.resize(narrow, int(resample))).transpose(2, 0, 1))
+        array = np.asarray(image).transpose(2, 0, 1)
         size = SizeDict(shortest_edge=self.edge)
         return np.asarray(self.image_processor.resize(array, size=size, resample=resample), dtype=np.uint8)

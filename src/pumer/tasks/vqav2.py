@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +15,10 @@ from pumer.errors import InputError
 from pumer.models.meter import MeterForQuestionAnswering
 from pumer.tasks.base import Example, Task, spread
 from pumer.tasks.heads import classifier_from
+from pumer.tasks.storage import images_in
 from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
 
 _FOLDERS = {"train": "train2014", "val": "val2014", "test": "test2015"}
-_SUFFIXES = (".jpg", ".png")
 _ANNOTATORS = 10
 
 
@@ -55,15 +55,19 @@ class VQAv2(Task):
         self._column = {label: column for column, label in enumerate(self.labels)}
 
     @classmethod
-    def read(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
+    def examples(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
         """Read a split; see `Task.read`. Scores are grouped by `answer_type` and `question_type`."""
         questions = spread(_questions(root, split), limit)
-        if not questions:
-            raise InputError(f"split {split} in {root} has no questions")
         annotations = [] if split == "test" else _annotations(root, split)
         answered = {entry["question_id"]: entry for entry in annotations}
-        images = _image_files(root, split)
+        images = images_in(root / _folder(split))
         return [_example(entry, answered, images, root, split) for entry in questions]
+
+    @classmethod
+    def annotation_files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The questions and, but for the test split, the annotations; see `Task.annotation_files`."""
+        questions, annotations = root / _question_name(split), root / _annotation_name(split)
+        return (questions,) if split == "test" else (questions, annotations)
 
     @classmethod
     def vocabulary(cls, root: Path, minimum: int = 9) -> tuple[str, ...]:
@@ -116,16 +120,15 @@ class VQAv2(Task):
 def _example(
     question: Mapping[str, Any],
     answered: Mapping[int, Any],
-    images: Mapping[str, Path],
+    images: Container[str],
     root: Path,
     split: str,
 ) -> Example:
     number = question["question_id"]
     stem = f"COCO_{_folder(split)}_{question['image_id']:012d}"
-    if stem not in images:
-        raise InputError(f"image {stem}.jpg (or .png) of question {number} is missing in {root / _folder(split)}")
+    image = root / _folder(split) / f"{stem}{'.png' if f'{stem}.png' in images else '.jpg'}"
     if split == "test":
-        return Example(number, (images[stem],), question["question"])
+        return Example(number, (image,), question["question"])
     if number not in answered:
         raise InputError(f"question {number} has no entry in {root / _annotation_name(split)}")
     entry = answered[number]
@@ -134,12 +137,12 @@ def _example(
         path = root / _annotation_name(split)
         raise InputError(f"question {number} has {len(answers)} answers in {path}; official files give ten")
     groups = {"answer_type": entry["answer_type"], "question_type": entry["question_type"]}
-    return Example(number, (images[stem],), question["question"], answers, groups)
+    return Example(number, (image,), question["question"], answers, groups)
 
 
 def _questions(root: Path, split: str) -> list[dict[str, Any]]:
-    path = root / f"v2_OpenEnded_mscoco_{_folder(split)}_questions.json"
-    return _entries(path, "questions", {"question_id": int, "image_id": int, "question": str})
+    kinds = {"question_id": int, "image_id": int, "question": str}
+    return _entries(root / _question_name(split), "questions", kinds)
 
 
 def _annotations(root: Path, split: str) -> list[dict[str, Any]]:
@@ -151,6 +154,10 @@ def _annotations(root: Path, split: str) -> list[dict[str, Any]]:
         "question_type": str,
     }
     return _entries(root / _annotation_name(split), "annotations", kinds)
+
+
+def _question_name(split: str) -> str:
+    return f"v2_OpenEnded_mscoco_{_folder(split)}_questions.json"
 
 
 def _annotation_name(split: str) -> str:
@@ -180,11 +187,3 @@ def _entries(path: Path, key: str, kinds: Mapping[str, type]) -> list[dict[str, 
             if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
                 raise InputError(f"{path}: entry {index} of '{key}' has no '{name}' ({kind.__name__})")
     return content[key]
-
-
-def _image_files(root: Path, split: str) -> dict[str, Path]:
-    """Image files of a split by their name without suffix."""
-    folder = root / _folder(split)
-    if not folder.is_dir():
-        raise InputError(f"image folder {folder} does not exist; the data folder must hold {VQAv2.files}")
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES}
