@@ -30,8 +30,14 @@ def convert(source: Path, out: Path) -> dict[str, int]:
 
     Returns:
         Number of questions by split.
+
+    Raises:
+        SystemExit: When the source is neither.
     """
     root = zipfile.Path(source) if source.is_file() else source
+    for split in SPLITS:
+        if not (root / split / "questions.json").is_file():
+            raise SystemExit(f"{source} holds no {split}/questions.json; give easy-vqa.zip or the folder it unzips to")
     return {folder: _convert_split(root / split, folder, out) for split, folder in SPLITS.items()}
 
 
