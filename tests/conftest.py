@@ -136,7 +136,8 @@ def tiny_flickr(tmp_path):
         for _ in range(count):
             number = len(images)
             name, rgb = list(colours.items())[number % 3]
-            Image.new("RGB", (40, 32), rgb).save(root / "flickr30k-images" / f"{1000 + number}.jpg")
+            shade = tuple(value * (number + 6) // 24 for value in rgb)
+            Image.new("RGB", (40, 32), shade).save(root / "flickr30k-images" / f"{1000 + number}.jpg")
             raw = [
                 f"{name}.",
                 f"it is {name}",

@@ -27,9 +27,10 @@ from pumer.jobs import (
 )
 from pumer.patching import patch, reduction
 from pumer.provenance import collect
+from pumer.ranking import rank
 from pumer.reducers import NoReduction, config_to_dict
 from pumer.scoring import compare, constant_per_template, mean_score, summarise, table
-from pumer.tasks import Example, Inputs, Task
+from pumer.tasks import Example, Inputs, Retrieval, Task
 from pumer.tasks.images import Resize
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,10 @@ class EvaluateConfig:
         per_example: file for the answer and score of every question, to compare other runs `against`.
         against: `per_example` file of another run on the same questions.
         submission: file in the official result format.
+        galleries: for retrieval: "50x20" ranks within 50 galleries of 20 images each, with their captions; null within
+            one of all.
+        scores: for retrieval: folder that keeps the score of every pair, so that an evaluation that was interrupted
+            goes on where it was.
     """
 
     model: str
@@ -88,6 +93,8 @@ class EvaluateConfig:
     per_example: Path | None = None
     against: Path | None = None
     submission: Path | None = None
+    galleries: str | None = None
+    scores: Path | None = None
 
 
 def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
@@ -107,7 +114,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     """
     settings = _with_training_settings(config)
     model, task_type = load(config.model), task_class(settings["task"])
-    _check_class(config.model, model, task_type)
+    check_class(config.model, model, task_type)
     processor = load_processor(config.model)
     if config.reduction is not None:
         patch(model, reduction_from(config.reduction))
@@ -117,11 +124,16 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     examples = task.read(settings["root"], config.split, config.limit)
     text_length = text_length_of(model, settings["text_length"])
     inputs = make_inputs(processor, text_length, settings["resize"], settings["blank"])
-    answers = predict(model, task, examples, inputs, config.batch_size, config.workers, progress=True)
-    if config.submission is not None:
-        task.write_submission(config.submission, examples, answers)
     in_place = reduction(model) or NoReduction()
     reduced = config_to_dict(in_place)
+    if isinstance(task, Retrieval):
+        about = {"reduction": reduced, "text_length": text_length, **{k: settings[k] for k in ("resize", "blank")}}
+        ranked = rank(model, examples, inputs, config.batch_size, config.galleries, config.scores, about, progress=True)
+        examples, answers = ranked
+    else:
+        answers = predict(model, task, examples, inputs, config.batch_size, config.workers, progress=True)
+    if config.submission is not None:
+        task.write_submission(config.submission, examples, answers)
     result: dict[str, Any] = {"model": config.model, "split": config.split, "reduction": reduced}
     if examples[0].answers:
         result |= _scored(config, task, settings["root"], examples, answers)
@@ -199,13 +211,19 @@ def _constants(config: EvaluateConfig, task: Task, root: Path, examples: Sequenc
     if config.data.train is None:
         return None
     try:
-        return constant_per_template(task, task.read(root, config.data.train), examples)
+        train = task.read(root, config.data.train)
+        return constant_per_template(task, train, examples) if train[0].answers else None
     except InputError as error:
         logger.info("no best constant answers: %s", error)
         return None
 
 
-def _check_class(name: str, model: PreTrainedModel, task: type[Task]) -> None:
+def check_class(name: str, model: PreTrainedModel, task: type[Task]) -> None:
+    """Refuse a model that is not of the task's class.
+
+    Raises:
+        InputError: saying what it is, and what it must be.
+    """
     if not isinstance(model, tuple(task.models.values())):
         needed = " or ".join(cls.__name__ for cls in task.models.values())
         raise InputError(f"{name} is a {type(model).__name__}; task {task.name} needs a {needed}")

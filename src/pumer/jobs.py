@@ -68,16 +68,25 @@ def make_inputs(processor: Any, text_length: int, resize: Resize = "square", bla
 
 
 class Examples(Dataset[tuple[int, Example]]):
-    """Examples with their position, for a `DataLoader`."""
+    """Examples with their position, for a `DataLoader`.
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
+    Attributes:
+        examples: as read.
+        task: draws what it adds to an example; None: examples as read.
+        seed: of what is drawn.
+        epoch: of what is drawn; data loading processes see the one that is set when they start.
+    """
+
+    def __init__(self, examples: Sequence[Example], task: Task | None = None, seed: int = 0) -> None:
+        self.examples, self.task, self.seed, self.epoch = examples, task, seed, 0
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> tuple[int, Example]:
-        return index, self.examples[index]
+        if self.task is None:
+            return index, self.examples[index]
+        return index, self.task.draw(self.examples, index, self.seed, self.epoch)
 
 
 class Collator:

@@ -20,7 +20,7 @@ from transformers import (
 from pumer.checkpoint import load, load_processor, read_json, save, write_json
 from pumer.config import to_dict
 from pumer.errors import InputError
-from pumer.evaluate import TRAINING_RECORD, labels_of
+from pumer.evaluate import TRAINING_RECORD, check_class, labels_of
 from pumer.jobs import (
     Collator,
     Examples,
@@ -106,8 +106,8 @@ def _prepare(config: TrainConfig, bar: Progress) -> tuple[DistillingTrainer, Any
     trainer = DistillingTrainer(
         model=model,
         args=_arguments(config),
-        train_dataset=Examples(train),
-        eval_dataset=Examples(held_out) if held_out is not None else None,
+        train_dataset=Examples(train, task, config.seed),
+        eval_dataset=Examples(held_out, task) if held_out is not None else None,
         data_collator=Collator(task, inputs),
         task=task,
         teacher=teacher,
@@ -128,7 +128,8 @@ def _teacher(config: TrainConfig, task: Task) -> PreTrainedModel | None:
         teacher = task.model(config.model, task.labels)
     else:
         teacher = load(config.teacher)
-        if labels_of(teacher) != task.labels:
+        check_class(config.teacher, teacher, type(task))
+        if type(task)(labels_of(teacher)).labels != task.labels:
             raise InputError(
                 f"teacher {config.teacher} knows other answers ({len(labels_of(teacher))}) than the data in "
                 f"{config.data.root} ({len(task.labels)}); train it on the same data"

@@ -21,6 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pumer.checkpoint import write_reduction
 from pumer.distill import DistillationConfig, distillation_loss
+from pumer.jobs import Examples
 from pumer.tasks import Task
 
 _STATE_FILE = "trainer_state.json"
@@ -61,6 +62,7 @@ class DistillingTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # losses are batch means; accumulated ones are averaged
         self.scores: list[float] = []
         self._scored_step = -1
+        self.add_callback(_Epochs(self.train_dataset))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with four groups: head or body, with or without weight decay."""
@@ -104,11 +106,11 @@ class DistillingTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The task's loss, with a teacher the distillation loss; on request the logits (B, A) as well."""
-        logits = model(**inputs["inputs"]).logits
+        logits = self.task.logits(model, inputs)
         loss = self.task.loss(logits, inputs)
         if self.teacher is not None and model.training:
             with torch.no_grad(), self.accelerator.autocast():
-                imitated = self.teacher(**inputs["inputs"]).logits
+                imitated = self.task.logits(self.teacher, inputs)
             loss = distillation_loss(loss, logits, imitated, self.distillation)
         return (loss, logits) if return_outputs else loss
 
@@ -142,6 +144,18 @@ class DistillingTrainer(Trainer):
         self.scores = self.task.scores(answered, answers).tolist()
         self._scored_step = self.state.global_step
         return {"accuracy": sum(self.scores) / len(self.scores)}
+
+
+class _Epochs(TrainerCallback):
+    """Tells the training examples which epoch it is, before they are read: also after a run was interrupted."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.examples.epoch = int(state.epoch or 0)
 
 
 class CompleteCheckpoints(TrainerCallback):

@@ -53,9 +53,6 @@ def test_folders_of_coco(tiny_flickr):
         (lambda content: content["images"][6].pop("filename"), r"entry 6 of 'images' has no 'filename' \(str\)"),
         (lambda content: content["images"][6].update(sentences=[]), "image 1006.jpg has no captions"),
         (lambda content: content["images"][6]["sentences"][0].pop("raw"), "1006.jpg has no 'raw' text"),
-        (lambda content: content["images"][6].update(filename="0.jpg"), r"image .*0\.jpg of .* does not exist"),
-        (lambda content: content["images"][6].update(filepath="val2014"), "image folder .*val2014 does not exist"),
-        (lambda content: content.update(images=content["images"][:6]), "split val .* has no images"),
     ],
 )
 def test_what_is_wrong_is_named(tiny_flickr, change, message):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pumer.checkpoint import write_json
@@ -199,6 +199,10 @@ class Task(ABC):
             InputError: when the checkpoint cannot be read or is of another model type.
         """
 
+    def draw(self, examples: Sequence[Example], index: int, seed: int, epoch: int) -> Example:
+        """An example as training shows it: a task may add what it draws for it, from seed, epoch and index alone."""
+        return examples[index]
+
     def collate(self, examples: Sequence[Example], inputs: Inputs) -> dict[str, Any]:
         """A batch (see the class) of B examples: `inputs` as `model_inputs` gives them, and `targets`."""
         return {"inputs": model_inputs(examples, inputs), "targets": self.targets(examples)}
@@ -206,6 +210,11 @@ class Task(ABC):
     def targets(self, examples: Sequence[Example]) -> Tensor:
         """What `loss` compares the logits of B examples with, (B, ...); a task with its own `collate` needs none."""
         raise NotImplementedError
+
+    def logits(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """What the model says to a batch, (B, number of labels)."""
+        logits: Tensor = model(**batch["inputs"]).logits
+        return logits
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:

@@ -1,0 +1,208 @@
+"""Every image with every caption: scores in bounded memory, kept on disk, and what each query finds among them."""
+
+import hashlib
+import logging
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pumer.checkpoint import read_json, write_json
+from pumer.errors import InputError
+from pumer.jobs import progress_bar
+from pumer.models.meter import MeterForImageAndTextRetrieval
+from pumer.tasks import Example, Inputs
+from pumer.tasks.base import words
+from pumer.tasks.karpathy import Picture
+from pumer.tasks.recall import best_of_columns, best_of_rows
+from pumer.tasks.retrieval import Retrieval, pictures_of
+
+logger = logging.getLogger(__name__)
+
+_SCORES, _ABOUT = "scores.npy", "scores.json"
+
+Score = Callable[[int, Any], Tensor]
+"""From the position of an image in its block, and a block of captions, to their scores."""
+
+
+def rank(
+    model: PreTrainedModel,
+    pairs: Sequence[Example],
+    inputs: Inputs,
+    batch_size: int = 64,
+    galleries: str | None = None,
+    folder: Path | None = None,
+    about: dict[str, Any] | None = None,
+    progress: bool = False,
+) -> tuple[list[Example], list[str]]:
+    """What every query finds among the candidates of its gallery, by scores of all pairs of a gallery.
+
+    Works through blocks of `batch_size` images and `batch_size` captions. METER encodes an image once, and a caption
+    once per block of images. Nothing but one block is held in memory; the scores lie in a file.
+
+    Args:
+        model: a retrieval model on its device; it is put into eval mode.
+        pairs: as read by the task.
+        inputs: as made by `pumer.jobs.make_inputs`.
+        batch_size: pairs per forward pass.
+        galleries: "50x20" ranks within 50 galleries of 20 images each, in file order, with all their captions; None
+            within one gallery of all.
+        folder: keeps `scores.npy`, float32 (images, captions of the largest gallery), so that an evaluation that was
+            interrupted goes on where it was; None: a file that is gone afterwards.
+        about: what the scores depend on beside weights and pairs, to refuse a folder with other scores.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The queries (`Retrieval.queries`), and per query the numbers of the ten best candidates, best first, joined by
+        spaces.
+
+    Raises:
+        InputError: for galleries that do not fit, a folder with scores of something else, and scores that are no
+            numbers.
+    """
+    rooms = split(pictures_of(pairs), galleries)
+    pairs = pairs[: sum(len(picture.captions) for room in rooms for picture in room)]
+    shape = (sum(map(len, rooms)), max(sum(len(picture.captions) for picture in room) for room in rooms))
+    model.eval()
+    known = {**(about or {}), "weights": _digest(model), "pairs": _digest_of_pairs(pairs), "galleries": galleries}
+    by_image, by_caption = [], []
+    with _score_file(folder, shape, known if folder else {}) as scores:
+        _fill(scores, model, rooms, inputs, batch_size, progress)
+        for room, part in _parts(rooms, scores):
+            numbers = np.array([number for picture in room for number, _ in picture.captions])
+            images = np.array([picture.id for picture in room])
+            by_image += [" ".join(map(str, numbers[best])) for best in best_of_rows(part)]
+            by_caption += [" ".join(map(str, images[best])) for best in best_of_columns(part)]
+    return Retrieval.queries(pairs), by_image + by_caption
+
+
+def split(pictures: Sequence[Picture], galleries: str | None) -> list[Sequence[Picture]]:
+    """Pictures in galleries: "50x20" gives the first 50 times 20, in order; None one gallery of all.
+
+    Raises:
+        InputError: for another form, or when there are fewer images.
+    """
+    if galleries is None:
+        return [pictures]
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", galleries)
+    if found is None:
+        raise InputError(f"galleries must be of the form 50x20 (50 galleries of 20 images), not '{galleries}'")
+    count, size = int(found[1]), int(found[2])
+    if count * size > len(pictures):
+        raise InputError(f"galleries={galleries} needs {count * size} images, but there are {len(pictures)}")
+    return [pictures[start : start + size] for start in range(0, count * size, size)]
+
+
+def _parts(rooms: Sequence[Sequence[Picture]], scores: np.ndarray) -> Iterator[tuple[Sequence[Picture], np.ndarray]]:
+    """Each gallery with its part of the scores, (images, captions)."""
+    start = 0
+    for room in rooms:
+        yield room, scores[start : start + len(room), : sum(len(picture.captions) for picture in room)]
+        start += len(room)
+
+
+@torch.inference_mode()
+def _fill(
+    scores: np.ndarray,
+    model: PreTrainedModel,
+    rooms: Sequence[Sequence[Picture]],
+    inputs: Inputs,
+    size: int,
+    progress: bool,
+) -> None:
+    """Compute what is not a number yet."""
+    parts = list(_parts(rooms, scores))
+    with progress_bar(enabled=progress) as bar:
+        shown = bar.add_task("pairs", total=sum(part.size for _, part in parts), note="")
+        for room, part in parts:
+            texts = [text for picture in room for _, text in picture.captions]
+            for row in range(0, len(room), size):
+                rows = part[row : row + size]
+                score: Score | None = None
+                for column in range(0, len(texts), size):
+                    block = rows[:, column : column + size]
+                    if np.isnan(block).any():
+                        score = score or _scorer(model, [picture.path for picture in room[row : row + size]], inputs)
+                        _fill_block(block, score, _captions(model, texts[column : column + size], inputs))
+                    bar.advance(shown, block.size)
+
+
+def _fill_block(block: np.ndarray, score: Score, captions: Any) -> None:
+    for row in range(len(block)):
+        block[row] = score(row, captions).float().cpu().numpy()
+    if np.isnan(block).any():
+        raise InputError("the model gives scores that are not numbers; its weights are broken, or its number format")
+
+
+def _scorer(model: PreTrainedModel, paths: Sequence[Path], inputs: Inputs) -> Score:
+    """How to score the images of a block with captions."""
+    pixels = {name: tensor.to(model.device) for name, tensor in inputs.pixels(paths).items()}
+    if isinstance(model, MeterForImageAndTextRetrieval):
+        encoded = model.encode_image(pixels["pixel_values"])
+
+        def score_encoded(row: int, captions: Any) -> Tensor:
+            index = torch.full((len(captions.states),), row, device=model.device)
+            return model(encoded_text=captions, encoded_image=encoded, image_index=index).logits[:, 0]
+
+        return score_encoded
+
+    def score(row: int, captions: Any) -> Tensor:
+        count = len(captions["input_ids"])
+        image = {name: tensor[row : row + 1].expand(count, *tensor.shape[1:]) for name, tensor in pixels.items()}
+        return model(**captions, **image).logits[:, 0]
+
+    return score
+
+
+def _captions(model: PreTrainedModel, texts: Sequence[str], inputs: Inputs) -> Any:
+    """A block of captions as the model wants them: encoded, where that can be done without an image."""
+    tokens = {name: tensor.to(model.device) for name, tensor in words(texts, inputs).items()}
+    if isinstance(model, MeterForImageAndTextRetrieval):
+        return model.encode_text(tokens["input_ids"], tokens["attention_mask"])
+    return tokens
+
+
+@contextmanager
+def _score_file(folder: Path | None, shape: tuple[int, int], about: dict[str, Any]) -> Iterator[np.ndarray]:
+    """A float32 array in a file, NaN where nothing was computed yet."""
+    if folder is None:
+        with tempfile.TemporaryFile() as file:
+            scores = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+            scores[:] = np.nan
+            yield scores
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path, note = folder / _SCORES, folder / _ABOUT
+    if not note.is_file():  # written last: without it the array may be incomplete
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)[:] = np.nan
+        write_json(note, about)
+    elif (other := read_json(note)) != about:
+        names = ", ".join(name for name in about if other.get(name) != about[name])
+        raise InputError(f"{folder} holds scores with other {names}; give scores=ANOTHER_FOLDER, or remove it")
+    scores = np.lib.format.open_memmap(path, mode="r+")
+    done = int(np.count_nonzero(~np.isnan(scores[:, 0])))
+    if done:
+        logger.info("%s: going on with the scores of at least %d images", folder, done)
+    yield scores
+    scores.flush()
+
+
+def _digest(model: nn.Module) -> str:
+    """What identifies the weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest_of_pairs(pairs: Sequence[Example]) -> str:
+    lines = (f"{pair.images[0].name}\t{pair.id}\t{pair.text}" for pair in pairs)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,109 @@
+import pytest
+import torch
+
+from pumer.checkpoint import load_processor
+from pumer.errors import InputError
+from pumer.jobs import make_inputs
+from pumer.tasks import TASKS, Flickr30k
+from pumer.tasks.retrieval import NEGATIVES, pictures_of
+
+TASK = Flickr30k()
+
+
+def draw(pairs, index, seed=0, epoch=0):
+    return TASK.draw(pairs, index, seed, epoch)
+
+
+def test_pairs_are_read(tiny_flickr):
+    pairs = Flickr30k.read(tiny_flickr, "val")
+    assert len(pairs) == 20
+    assert (pairs[6].id, pairs[6].image_id, pairs[6].text) == (36, 7, "it is green it it")
+    assert pairs[6].images == (tiny_flickr / "flickr30k-images" / "1007.jpg",)
+    limited = Flickr30k.read(tiny_flickr, "val", limit=2)
+    assert [pair.image_id for pair in limited] == [6] * 5 + [8] * 5
+    assert [picture.captions for picture in pictures_of(pairs)][1][1] == (36, "it is green it it")
+    (tiny_flickr / "dataset_flickr30k.json").rename(tiny_flickr / "dataset_coco.json")
+    (tiny_flickr / "flickr30k-images").rename(tiny_flickr / "val2014")
+    assert len(TASKS["coco"].read(tiny_flickr, "test")) == 40
+
+
+def test_negatives_belong_to_other_images(tiny_flickr):
+    pairs = Flickr30k.read(tiny_flickr, "train")
+    own = {pair.image_id: {other.text for other in pairs if other.image_id == pair.image_id} for pair in pairs}
+    seen = set()
+    for index, pair in enumerate(pairs):
+        drawn = draw(pairs, index)
+        assert (drawn.id, drawn.text) == (pair.id, pair.text)
+        assert len(drawn.others) == len(set(drawn.others)) == NEGATIVES
+        assert own[pair.image_id].isdisjoint(drawn.others)
+        seen |= set(drawn.others)
+    assert seen == {pair.text for pair in pairs}
+
+
+def test_negatives_are_a_function_of_seed_epoch_and_index(tiny_flickr):
+    pairs = Flickr30k.read(tiny_flickr, "train")
+    assert draw(pairs, 3, 1, 2) == draw(pairs, 3, 1, 2)
+    drawn = [draw(pairs, 3, seed, epoch).others for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(drawn)) == 4
+    assert draw(pairs, 4).others != draw(pairs, 3).others
+
+
+def test_too_few_captions_to_draw_from(tiny_flickr):
+    pairs = Flickr30k.read(tiny_flickr, "train", limit=3)
+    with pytest.raises(InputError, match="draws 15 captions of other images, not 10; use more images"):
+        draw(pairs, 0)
+
+
+@pytest.mark.parametrize("family", ["vilt", "meter"])
+def test_scores_of_a_batch_are_those_of_its_pairs(tiny_flickr, tiny_vilt, tiny_meter, family):
+    folder = str({"vilt": tiny_vilt, "meter": tiny_meter}[family])
+    model = TASK.model(folder, ()).eval()
+    model.rank_output.weight.data.normal_()
+    inputs = make_inputs(load_processor(folder), 12)
+    pairs = Flickr30k.read(tiny_flickr, "train")
+    drawn = [draw(pairs, index) for index in (0, 7, 29)]
+    batch = TASK.collate(drawn, inputs)
+    assert batch["inputs"]["input_ids"].shape[0] == 48
+    assert batch["inputs"]["pixel_values"].shape[0] == 3
+    with torch.no_grad():
+        scores = TASK.logits(model, batch)
+        for row, pair in enumerate(drawn):
+            for column, text in enumerate((pair.text, *pair.others)):
+                words = inputs.tokenizer([text], truncation=True, max_length=12, return_tensors="pt")
+                apart = model(**words, **inputs.pixels(pair.images)).logits[0, 0]
+                assert abs(scores[row, column] - apart) < 1e-4
+    assert scores.std() > 1e-2
+
+
+def test_loss_is_ranking_plus_half_of_matching():
+    scores = torch.randn(3, 16, dtype=torch.float64) * 2
+    right = scores.exp()[:, 0] / scores.exp().sum(dim=1)
+    belongs = 1 / (1 + (-scores).exp())
+    matching = (-belongs[:, 0].log().mean() - (1 - belongs[:, 1:]).log().mean()) / 2
+    loss = TASK.loss(scores, {"targets": torch.zeros(3, dtype=torch.int64)})
+    assert loss.item() == pytest.approx((-right.log().mean() + matching / 2).item(), rel=1e-5)
+
+
+def test_training_pairs_are_scored_by_their_own_caption(tiny_flickr):
+    pairs = Flickr30k.read(tiny_flickr, "train")[:2]
+    columns = TASK.choose(torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])).tolist()
+    assert TASK.scores(pairs, [TASK.labels[column] for column in columns]).tolist() == [1, 0]
+
+
+def test_queries_and_their_scores(tiny_flickr):
+    queries = TASK.queries(Flickr30k.read(tiny_flickr, "val", limit=2))
+    assert [query.id for query in queries[:3]] == ["image 6", "image 8", "caption 30"]
+    assert queries[0].answers == ("30", "31", "32", "33", "34")
+    assert queries[2].answers == ("6",)
+    answers = ["40 34 1", "1 2 3 4 5 6 42", "8 6", "6 8"] + ["8"] * 8
+    assert TASK.scores(queries, answers).tolist() == [0, 0, 0, 1] + [0] * 3 + [1] * 5
+    figures = {name: sum(values) for name, values in TASK.figures(queries, answers).items()}
+    assert figures == {
+        "text retrieval, recall@1": 0,
+        "text retrieval, recall@5": 1,
+        "text retrieval, recall@10": 2,
+        "image retrieval, recall@1": 6,
+        "image retrieval, recall@5": 7,
+        "image retrieval, recall@10": 7,
+    }
+    assert TASK.submission(queries, answers)[0] == {"query": "image 6", "found": [40, 34, 1]}
