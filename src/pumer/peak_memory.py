@@ -83,9 +83,9 @@ def measure(job: Job) -> dict[str, int]:
     with torch.set_grad_enabled(job.autograd):
         model(**inputs_for(model, size, length, batch=1))
         inputs = inputs_for(model, size, length, batch=job.batch)
-        before = _resident(job.device)
+        before = resident(job.device)
         output = model(**inputs)
-        peak = _peak(job.device)
+        peak = peak_since(job.device)
     del output
     return {"weights": bytes_of(model), "activations": max(peak - before, 0)}
 
@@ -114,7 +114,7 @@ def inputs_for(model: Any, size: int | tuple[int, int], text_length: int, batch:
     return inputs
 
 
-def _resident(device: str) -> int:
+def resident(device: str) -> int:
     """Bytes held now; starts a new peak."""
     if device == "cuda":
         torch.cuda.synchronize()
@@ -125,8 +125,8 @@ def _resident(device: str) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _peak(device: str) -> int:
-    """Highest number of bytes held since `_resident`."""
+def peak_since(device: str) -> int:
+    """Highest number of bytes held since `resident`."""
     if device == "cuda":
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated())

@@ -1,0 +1,112 @@
+"""Memory of scoring all pairs for retrieval: 100 images with 500 captions beside 20 with 100.
+
+Ranks random pictures with the small models that ship with the package, under a retrieval head of random weights, each
+size in a process of its own, and writes `benchmarks/results/retrieval-memory-<device>.json`: the peak of memory above
+what was held before ranking, and pairs per second.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+
+from pumer.checkpoint import ensure_patched, load_processor, write_json
+from pumer.jobs import best_device, make_inputs, text_length_of
+from pumer.peak_memory import peak_since, resident
+from pumer.provenance import collect
+from pumer.ranking import rank
+from pumer.tasks import Flickr30k
+from pumer.world import checkpoint_dir
+
+RESULTS = Path(__file__).parent / "results"
+MODELS = ("vilt-small", "meter-small")
+CAPTIONS = 5
+WORDS = [
+    "a",
+    "small",
+    "large",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "star",
+    "left",
+    "right",
+    "of",
+    "above",
+    "below",
+    "and",
+]
+
+
+def main() -> None:
+    """Parse, measure, write; in the process that `measured` starts, measure only."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--batch", type=int, default=16, help="pairs per forward")
+    parser.add_argument("--only", choices=MODELS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only:
+        sys.stdout.write(json.dumps(measure(arguments.only, arguments.images[0], arguments.batch)) + "\n")
+        return
+    result: dict[str, Any] = {
+        model: {
+            f"{images} x {CAPTIONS * images}": measured(model, images, arguments.batch) for images in arguments.images
+        }
+        for model in MODELS
+    }
+    result["provenance"] = collect(vars(arguments))
+    write_json(RESULTS / f"retrieval-memory-{best_device().type}.json", result)
+    Console().print(result)
+
+
+def measured(model: str, images: int, batch: int) -> dict[str, float]:
+    """`measure` in a fresh process."""
+    command = [sys.executable, __file__, "--only", model, "--images", str(images), "--batch", str(batch)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(name: str, images: int, batch: int) -> dict[str, float]:
+    """Peak memory in MiB above what is held before, and pairs per second."""
+    torch.manual_seed(0)
+    folder, device = checkpoint_dir(name), best_device()
+    model = ensure_patched(Flickr30k.model(str(folder), ())).to(device)
+    inputs = make_inputs(load_processor(folder), text_length_of(model, None))
+    with tempfile.TemporaryDirectory() as root:
+        write(Path(root), images)
+        pairs = Flickr30k.read(Path(root), "test")
+        rank(model, pairs[: 4 * CAPTIONS], inputs, batch)  # loads libraries and starts threads
+        before, start = resident(device.type), time.perf_counter()
+        rank(model, pairs, inputs, batch)
+        seconds = time.perf_counter() - start
+        peak = peak_since(device.type) - before
+    return {"peak_mib": peak / 2**20, "pairs_per_second": images * len(pairs) / seconds}
+
+
+def write(root: Path, images: int) -> None:
+    """Noise and captions of random words, in Karpathy's format."""
+    random, entries = np.random.default_rng(0), []
+    (root / Flickr30k.images).mkdir()
+    for number in range(images):
+        noise = random.integers(256, size=(96, 96, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(root / Flickr30k.images / f"{number}.png")
+        texts = [" ".join(random.choice(WORDS, size=random.integers(5, 15))) for _ in range(CAPTIONS)]
+        sentences = [{"raw": text, "sentid": CAPTIONS * number + index} for index, text in enumerate(texts)]
+        entries.append({"filename": f"{number}.png", "imgid": number, "split": "test", "sentences": sentences})
+    (root / Flickr30k.file).write_text(json.dumps({"images": entries}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
