@@ -42,7 +42,16 @@ _MERGING = {
     model: [PuMerConfig(layers=places, text_merge_ratio=0.2) for places in schedules]
     for model, schedules in {"vilt": ((2, 5, 8), (2, 4, 6, 8)), "meter": ((0, 2, 4, 6), (2, 4, 6))}.items()
 }
-_WEIGHTS = {"dense": 0.5, "role": 2.0, "answer": 1.0, "binary": 0.2, "match": 0.5, "words": 0.3, "place": 0.5}
+_WEIGHTS = {
+    "dense": 0.5,
+    "role": 2.0,
+    "answer": 1.0,
+    "binary": 0.2,
+    "match": 0.5,
+    "words": 0.3,
+    "place": 0.5,
+    "ground": 0.3,
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ class PretrainConfig:
         full_at: fraction of the run after which it sees whole pictures.
         fall_at: fraction of the run after which the learning rate falls.
         merge_at: fraction of the run after which every other batch has its words merged.
+        ground_at: fraction of the run after which METER's words are told which patches to attend to: those that the
+            sentence is about.
         patches: patches per picture before that.
         save_minutes: minutes between two saved states.
         compile: speed the forward pass up with torch.compile.
@@ -88,6 +99,7 @@ class PretrainConfig:
     full_at: float = 0.6
     fall_at: float = 0.45
     merge_at: float = 0.67
+    ground_at: float = 0.67
     patches: int = 56
     save_minutes: float = 2.0
     compile: bool = True
@@ -190,7 +202,8 @@ def _losses(
         merging = _MERGING[config.model]
         return losses(trainee(batch, keep, merging[step // 2 % len(merging)]), batch, keep)
     shown = choose_patches(batch, config.patches) if progress < config.full_at else None
-    return losses(forward(batch, shown), batch, shown)
+    parts = losses(forward(batch, shown), batch, shown)
+    return parts if progress >= config.ground_at else {name: loss for name, loss in parts.items() if name != "ground"}
 
 
 def _update(optimizer: torch.optim.Optimizer, parts: dict[str, torch.Tensor], rate: float) -> None:

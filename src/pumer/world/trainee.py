@@ -33,6 +33,8 @@ class Seen:
         found: (B, D) the sentence's first token below the last layers: where that is.
         text: (B, T, D) words after the last layer.
         pooled: (B, P) what the answer is read from.
+        asked_for: (B, L, K) how much of the words' attention each patch gets in L layers, of 1 in all; None if the
+            model does not tell, or a reduction is at work.
     """
 
     shown: Tensor
@@ -40,6 +42,7 @@ class Seen:
     found: Tensor
     text: Tensor
     pooled: Tensor
+    asked_for: Tensor | None = None
 
 
 class Trainee(nn.Module):
@@ -74,7 +77,8 @@ class Trainee(nn.Module):
 
         Returns:
             logits: answers (B, A), match (B, 2), words (B, T, V); without a reduction also dense (B, K, sum of values),
-            role (B, K, 3), place (B, 18): where the sentence's target and where its anchor is.
+            role (B, K, 3), place (B, 18): where the sentence's target and where its anchor is; and asked_for, see
+            `Seen`.
         """
         seen = self.look(batch, keep, Reduction(reduction))
         out = {
@@ -84,6 +88,8 @@ class Trainee(nn.Module):
         }
         if reduction is not _PLAIN:  # patches are not where they were
             return out
+        if seen.asked_for is not None:
+            out["asked_for"] = seen.asked_for
         return out | {
             "dense": self.dense(self.dense_norm(seen.shown)),
             "role": self.role(self.role_norm(seen.asked)),
@@ -112,6 +118,8 @@ def losses(out: dict[str, Tensor], batch: Batch, keep: Tensor | None) -> dict[st
     answers, which leaves logits that fit the task's own loss.
     """
     result = _patch_losses(out, batch, keep) if "dense" in out else {}
+    if "asked_for" in out:
+        result["ground"] = _grounding(out["asked_for"], batch.roles if keep is None else batch.roles.gather(1, keep))
     asked = batch.answers >= 0
     logits, answers = out["answers"][asked], batch.answers[asked]
     target = F.one_hot(answers, logits.shape[1]).float()
@@ -132,6 +140,13 @@ def _patch_losses(out: dict[str, Tensor], batch: Batch, keep: Tensor | None) -> 
     shown = [F.cross_entropy(logits.flatten(0, 1), labels.flatten()) for logits, labels in parts]
     role = F.cross_entropy(out["role"].flatten(0, 1), roles.flatten())
     return {"dense": torch.stack(shown).sum(), "role": role, "place": _place_loss(out["place"], batch)}
+
+
+def _grounding(asked_for: Tensor, roles: Tensor) -> Tensor:
+    """How surprised the words' attention is by the patches that their sentence is about."""
+    about = roles > 0
+    share = (asked_for * about[:, None]).sum(2)[about.any(1)]
+    return -share.clamp(min=1e-6).log().mean() if len(share) else asked_for.sum() * 0
 
 
 def _place_loss(logits: Tensor, batch: Batch) -> Tensor:
