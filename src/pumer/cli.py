@@ -45,13 +45,15 @@ app = _group(
     cls=_Commands,
     pretty_exceptions_enable=False,
 )
-data = _group("Write data sets.")
+data = _group("Check, prepare and write data sets.")
 world = _group("The built-in world.")
 app.add_typer(data, name="data")
 app.add_typer(world, name="world")
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)]
 Model = Annotated[str, typer.Argument(metavar="DIR", help="Folder of a model, or its name on the hub.")]
+
+Task = Annotated[str, typer.Argument(help="vqav2, nlvr2, snli_ve, flickr30k or coco.")]
 
 
 @app.command()
@@ -131,6 +133,39 @@ def data_world(out: Annotated[Path, typer.Argument(help="Folder to write.")], se
 
     config = _resolve(WorldConfig, None, settings)
     _console().print(f"wrote {write_vqav2(out, **to_dict(config))}", highlight=False)
+
+
+@data.command("prepare")
+def data_prepare(
+    task: Task,
+    root: Annotated[Path, typer.Argument(help="Folder with the official files.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it can stand for ROOT in every command.")],
+    settings: Settings = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that is missing or broken.")] = False,
+) -> None:
+    """Check a download and put its images into a few Arrow files; the same command continues an interrupted run."""
+    from pumer.prepare import PrepareConfig, run, summary
+
+    flags = ["strict=true"] if strict else []
+    config = _resolve(PrepareConfig, None, [*(settings or []), *flags], task=task, root=str(root), out=str(out))
+    _console().print(summary(run(config), config.out), highlight=False, markup=False, soft_wrap=True)
+
+
+@data.command("check")
+def data_check(
+    task: Task,
+    root: Annotated[Path, typer.Argument(help="Folder with the official files, or a prepared folder.")],
+    settings: Settings = None,
+    speed: Annotated[bool, typer.Option("--speed", help="Also measure images per second per core.")] = False,
+) -> None:
+    """Say what is wrong with a data folder before training; exit code 2 if anything is."""
+    from pumer.check import CheckConfig, run
+
+    flags = ["speed=true"] if speed else []
+    config = _resolve(CheckConfig, None, [*(settings or []), *flags], task=task, root=str(root))
+    problems = run(config, _console())["problems"]
+    if problems:
+        raise InputError(f"{len(problems)} images are missing or broken; `pumer data prepare` leaves them out")
 
 
 @world.command("pretrain")

@@ -127,14 +127,14 @@ def test_damaged_bytes_give_a_picture_or_a_reason(kind, data):
 @pytest.mark.parametrize("size", [(8193, 8192), (12000, 12000), (60000, 60000)])
 def test_decompression_bombs_are_refused_unread(size, monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", None)
-    with pytest.raises(InputError, match=r"pixels.* allowed"):
+    with pytest.raises(InputError, match="is too large"):
         decode(png_of_size(*size))
 
 
 def test_the_largest_allowed_image_and_one_more_pixel(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
     assert decode(encoded(Image.new("RGB", (10, 10)))).size == (10, 10)
-    with pytest.raises(InputError, match="has 101 x 1 pixels, more than the 100 allowed"):
+    with pytest.raises(InputError, match=r"is too large \(101 x 1 pixels; at most 100\)"):
         decode(encoded(Image.new("RGB", (101, 1))))
 
 
@@ -150,5 +150,5 @@ def test_files_that_hold_no_image_are_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
         read_image(tmp_path)
     monkeypatch.setattr(images, "MAX_BYTES", 3)
-    with pytest.raises(InputError, match=r"has 24 bytes, more than the 3 allowed"):
+    with pytest.raises(InputError, match=r"is too large \(24 bytes; at most 3 are read\)"):
         read_image(path)

@@ -104,6 +104,7 @@ class Task(ABC):
         models: transformers `model_type` to the model class for this task.
         head: prefixes of the parameter names that train with the head's learning rate.
         files: one line saying which files the data folder must hold, for error messages.
+        splits: the splits that official files may hold.
         groups: names of `Example.groups`, in the order in which tables show them.
         template: the group whose best constant answers are the baseline; null for one constant answer to all.
     """
@@ -112,6 +113,7 @@ class Task(ABC):
     models: ClassVar[Mapping[str, type[PreTrainedModel]]]
     head: ClassVar[tuple[str, ...]]
     files: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     groups: ClassVar[tuple[str, ...]] = ()
     template: ClassVar[str | None] = None
 

@@ -24,7 +24,7 @@ _LONGER = 1333 / 800
 
 MAX_PIXELS = 64 * 2**20
 """Larger images are refused: decoded they would take more than a quarter of a gigabyte, up to three times."""
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = 64 * 2**20
 """Larger files are refused."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, in Pillow's words; of moving pictures the first frame. Others run programs or fetch fonts."""
@@ -51,7 +51,7 @@ def image_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise InputError(f"has {size} bytes, more than the {MAX_BYTES} allowed")
+            raise InputError(f"is too large ({size} bytes; at most {MAX_BYTES} are read)")
         return path.read_bytes()
     except FileNotFoundError:
         return stored_image(path)
@@ -79,14 +79,14 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")  # about oddities that are either harmless or end in an error below
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise InputError(f"has {image.width} x {image.height} pixels, more than the {MAX_PIXELS} allowed")
+                    raise InputError(f"is too large ({image.width} x {image.height} pixels; at most {MAX_PIXELS})")
                 return _to_rgb(_upright(image))
     except InputError:
         raise
     except UnidentifiedImageError:
         raise InputError(f"is no image of a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
-        raise InputError(f"has more than the {MAX_PIXELS} pixels allowed") from None
+        raise InputError(f"is too large (a decompression bomb; at most {MAX_PIXELS} pixels)") from None
     except MemoryError:
         raise
     except Exception as error:  # a decoder raises whatever it stumbles over in broken data

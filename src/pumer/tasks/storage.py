@@ -5,26 +5,24 @@ there is no such file: readers make the same examples from both, and `pumer.task
 
 Files of a prepared folder::
 
-    prepared.json                the task and the settings it was made with, and how much it holds
-    skipped.csv                  images that are missing or broken, with the reason
-    images/00000-of-00012.arrow  name, image (as bytes) and, where there is none, the problem; see `FEATURES`
-    ...                          the task's annotation files, as downloaded
+    prepared.json               the task and the settings it was made with, and how much it holds
+    skipped.csv                 images that are missing or broken, with the reason
+    arrow/00000-of-00012.arrow  columns `name`, `image` (`bytes`, as datasets stores images) and, without it, `problem`
+    ...                         the task's annotation files, as downloaded
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
-
-from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
 from pumer.errors import InputError
 
 RECORD = "prepared.json"
 SKIPPED = "skipped.csv"
-SHARDS = "images"
-FEATURES = Features({"name": Value("string"), "image": Image(decode=False), "problem": Value("string")})
+SHARDS = "arrow"
 
 
 class Storage:
@@ -33,6 +31,7 @@ class Storage:
     Attributes:
         root: the folder.
         record: content of its `prepared.json`.
+        folders: of every image folder, by its path below `root`, the images with their problem, or None.
     """
 
     def __init__(self, root: Path) -> None:
@@ -48,41 +47,45 @@ class Storage:
         shards = sorted((root / SHARDS).glob("*.arrow"))
         if len(shards) != self.record["shards"]:
             raise InputError(f"{root / SHARDS} holds {len(shards)} of {self.record['shards']} files; prepare it again")
-        self._table = concatenate_datasets([open_shard(path) for path in shards])
-
-    @cached_property
-    def problems(self) -> dict[str, str]:
-        """Why an image that the annotations name is not here, by its name below `root`."""
-        rows = zip(self._table["name"], self._table["problem"], strict=True)
-        return {name: problem for name, problem in rows if problem is not None}
-
-    @cached_property
-    def rows(self) -> dict[str, int]:
-        """Row of every image that is here, by its name below `root`."""
-        return {name: row for row, name in enumerate(self._table["name"]) if name not in self.problems}
+        self._places: dict[str, tuple[Any, int]] = {}
+        self.folders: dict[str, dict[str, str | None]] = defaultdict(dict)
+        for path in shards:
+            names, images, problems = open_shard(path)
+            for row, (name, problem) in enumerate(zip(names, problems, strict=True)):
+                self._places[name] = images, row
+                self.folders[str(PurePosixPath(name).parent)][PurePosixPath(name).name] = problem
 
     def image(self, name: str) -> bytes:
         """The content of an image file.
 
+        Args:
+            name: its path below `root`, with slashes.
+
         Raises:
             InputError: the reason why there is none.
         """
-        if name not in self.rows:
-            raise InputError(self.problems.get(name, "does not exist"))
-        content: bytes = self._table[self.rows[name]]["image"]["bytes"]
+        place = PurePosixPath(name)
+        problem = self.folders.get(str(place.parent), {}).get(place.name, "does not exist")
+        if problem is not None:
+            raise InputError(problem)
+        images, row = self._places[name]
+        content: bytes = images[row]["bytes"].as_py()
         return content
 
 
-def open_shard(path: Path) -> Dataset:
-    """One Arrow file, memory-mapped.
+def open_shard(path: Path) -> tuple[list[str], Any, list[str | None]]:
+    """Names, images (an Arrow column, memory-mapped) and problems of one Arrow file.
 
     Raises:
         InputError: when it is broken.
     """
+    from datasets import Dataset  # half a second that only prepared folders cost
+
     try:
-        return Dataset.from_file(str(path))
+        table = Dataset.from_file(str(path)).data
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is broken ({error}); remove it and prepare the folder again") from error
+    return table.column("name").to_pylist(), table.column("image"), table.column("problem").to_pylist()
 
 
 def storage_of(path: Path) -> Storage | None:
@@ -111,12 +114,7 @@ def images_in(folder: Path) -> dict[str, str | None]:
     if folder.is_dir():
         return {path.name: None for path in folder.iterdir()}
     storage = storage_of(folder / "image")
-    if storage is None:
-        return {}
-    inside = folder.relative_to(storage.root).as_posix()
-    names = {name.rpartition("/")[2]: None for name in storage.rows if name.rpartition("/")[0] == inside}
-    skipped = {name.rpartition("/")[2]: why for name, why in storage.problems.items() if name.startswith(inside + "/")}
-    return names | skipped
+    return {} if storage is None else storage.folders.get(folder.relative_to(storage.root).as_posix(), {})
 
 
 def missing_images(paths: Iterable[Path]) -> dict[Path, str]:
