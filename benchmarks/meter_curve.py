@@ -32,7 +32,7 @@ from pumer.stages import Stage, run_stages
 from pumer.train import TrainConfig
 from pumer.train import run as train
 from pumer.train_config import OptimizerConfig, TrainingData
-from pumer.world import WorldConfig, checkpoint_dir, write_vqav2
+from pumer.world import QuestionsConfig, checkpoint_dir, write_vqav2
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (0, 2, 4, 6)
@@ -115,7 +115,7 @@ def main() -> None:
 
 def _stages(folder: Path, size: Size) -> list[Stage]:
     world, original = folder / "world", folder / "original"
-    data = WorldConfig(train=size.train, val=size.test, heldout=100)
+    data = QuestionsConfig(train=size.train, val=size.test, heldout=100)
     write = partial(write_vqav2, world, **to_dict(data))
     stages = [
         Stage("world", "write pictures and questions", to_dict(data), lambda: write() and None),

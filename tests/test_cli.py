@@ -176,9 +176,9 @@ def test_plan_counts_before_any_run(tiny_vilt):
 
 
 def test_data_world_writes_what_train_reads(tmp_path, tiny_vilt):
-    result = invoke("data", "world", tmp_path / "world", "train=12", "val=6", "heldout=6")
+    result = invoke("data", "world", tmp_path / "world", "train=12", "val=6", "test=3", "heldout=6")
     assert result.exit_code == 0, result.output
-    result = invoke("evaluate", tiny_vilt, f"data.root={tmp_path}/world")
+    result = invoke("evaluate", tiny_vilt, f"data.root={tmp_path}/world/vqav2")
     assert result.exit_code == 0, result.output
     refused(invoke("data", "world", tmp_path / "other", "trian=3"), "did you mean 'train'")
 

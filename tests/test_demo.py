@@ -12,7 +12,7 @@ from pumer.checkpoint import load
 from pumer.demo import DemoConfig
 from pumer.errors import InputError
 from pumer.patching import reduction
-from pumer.world import WorldConfig, small_processor, small_vilt
+from pumer.world import QuestionsConfig, small_processor, small_vilt
 
 TYPES = 9  # question types of the built-in world
 
@@ -29,7 +29,7 @@ def config(tmp_path_factory):
     return DemoConfig(
         output=folder / "out",
         model=folder / "start",
-        world=WorldConfig(train=120, val=120, heldout=12),
+        world=QuestionsConfig(train=120, val=120, heldout=12),
         reduction={
             "method": "pumer",
             "layers": [0, 1],

@@ -128,11 +128,11 @@ def convert(
 
 @data.command("world")
 def data_world(out: Annotated[Path, typer.Argument(help="Folder to write.")], settings: Settings = None) -> None:
-    """Write the built-in world in the official VQAv2 format."""
-    from pumer.world import WorldConfig, write_vqav2
+    """Write the built-in world in the official formats of the tasks."""
+    from pumer.world import WorldConfig, write_world
 
-    config = _resolve(WorldConfig, None, settings)
-    _console().print(f"wrote {write_vqav2(out, **to_dict(config))}", highlight=False)
+    for folder in write_world(out, _resolve(WorldConfig, None, settings)):
+        _console().print(f"wrote {folder}", highlight=False, soft_wrap=True)
 
 
 @data.command("prepare")

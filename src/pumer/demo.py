@@ -30,7 +30,7 @@ from pumer.timing import fastest_batch
 from pumer.train import run as train
 from pumer.train_config import OptimizerConfig, TrainConfig, TrainingData
 from pumer.visualize import ask
-from pumer.world import WorldConfig, checkpoint_dir, write_vqav2
+from pumer.world import QuestionsConfig, checkpoint_dir, write_vqav2
 
 TASK = TASKS["vqav2"]
 ORIGINAL, REDUCED = "original", "reduced, distilled"
@@ -56,7 +56,7 @@ class DemoConfig:
 
     output: Path = Path("out/demo")
     model: Path | None = None
-    world: WorldConfig = field(default_factory=lambda: WorldConfig(train=4000, val=5100, heldout=1200))
+    world: QuestionsConfig = field(default_factory=lambda: QuestionsConfig(train=4000, val=5100, heldout=1200))
     reduction: dict[str, Any] = field(
         default_factory=lambda: {
             "method": "pumer",

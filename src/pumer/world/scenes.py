@@ -15,7 +15,8 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
-SPLITS = ("train", "val", "heldout", "pretrain")
+SPLITS = ("train", "val", "heldout", "pretrain", "test")
+DATA_SETS = ("vqav2", "nlvr2", "snli_ve", "flickr30k")
 
 _RGB = np.array(
     [
@@ -101,9 +102,17 @@ class Scene:
     coarse: bytes
 
 
-def generator(seed: int, split: str, index: int) -> np.random.Generator:
-    """The random numbers of one scene; they depend on nothing but the three arguments."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, SPLITS.index(split), index])))
+def generator(seed: int, split: str, index: int, data: str = "vqav2") -> np.random.Generator:
+    """The random numbers of one scene; they depend on nothing but the four arguments.
+
+    Args:
+        seed: any.
+        split: one of SPLITS.
+        index: number of the scene in its split.
+        data: one of DATA_SETS; no two share a scene.
+    """
+    parts = [seed, SPLITS.index(split), index] + [DATA_SETS.index(data)] * (data != "vqav2")
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(parts)))
 
 
 def make_scene(rng: np.random.Generator, config: SceneConfig | None = None, held_out: bool = False) -> Scene:

@@ -7,7 +7,7 @@ without the picture, or without the question, little can be guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,8 +24,11 @@ ANSWERS = tuple(
 )
 """Every answer of the world, sorted as an answer vocabulary is."""
 
-_VALUES = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
-_PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
+Attributes = tuple[tuple[str, int], ...]
+"""Some attributes of an object, in the order in which they are said: ((name, index of its value), ...)."""
+
+VALUES = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
+PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 _SHORT = (
     ("shape",),
     ("colour",),
@@ -81,16 +84,33 @@ class Caption:
     anchors: tuple[int, ...] = ()
 
 
-def phrase(attributes: dict[str, int]) -> str:
+def phrase(attributes: Mapping[str, int]) -> str:
     """A noun phrase such as "small red circle"; without a shape the noun is "object"."""
-    words = [_VALUES[name][attributes[name]] for name in ("size", "texture", "colour") if name in attributes]
+    words = [VALUES[name][attributes[name]] for name in ("size", "texture", "colour") if name in attributes]
     words.append(SHAPES[attributes["shape"]] if "shape" in attributes else "object")
     return " ".join(words)
 
 
-def matching(scene: Scene, attributes: dict[str, int]) -> tuple[int, ...]:
+def plural(attributes: Mapping[str, int]) -> str:
+    """The plural of `phrase`, such as "small red circles"."""
+    shape, rest = attributes.get("shape"), {name: value for name, value in attributes.items() if name != "shape"}
+    noun = "objects" if shape is None else PLURALS[SHAPES[shape]]
+    return phrase(rest).removesuffix("object") + noun
+
+
+def a(noun: str) -> str:
+    """The noun with its article."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def attributes_of(item: Object, names: Sequence[str]) -> Attributes:
+    """These attributes of an object."""
+    return tuple((name, getattr(item, name)) for name in names)
+
+
+def matching(scene: Scene, attributes: Mapping[str, int] | Attributes) -> tuple[int, ...]:
     """Indices of the objects that have all of `attributes`."""
-    items = attributes.items()
+    items = attributes.items() if isinstance(attributes, Mapping) else attributes
     return tuple(i for i, o in enumerate(scene.objects) if all(getattr(o, name) == value for name, value in items))
 
 
@@ -133,7 +153,7 @@ def _attribute(name: str, word: str, text: str) -> Callable[[Scene, np.random.Ge
         described = describe(scene, rng, index, (name,))
         if described is None:
             return None
-        answer = _VALUES[name][getattr(scene.objects[index], name)]
+        answer = VALUES[name][getattr(scene.objects[index], name)]
         return Question(text.format(described), answer, f"attribute/{word}", "other", (index,))
 
     return ask
@@ -150,7 +170,7 @@ def _position(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def _counting(scene: Scene, rng: np.random.Generator) -> Question | None:
     choices: list[list[tuple[str, int, tuple[int, ...]]]] = [[] for _ in range(MAX_COUNT + 1)]
-    for name, values in _VALUES.items():
+    for name, values in VALUES.items():
         for value in range(len(values)):
             found = matching(scene, {name: value})
             if len(found) <= MAX_COUNT:
@@ -159,15 +179,14 @@ def _counting(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not choices[count]:
         return None
     name, value, found = choices[count][int(rng.integers(len(choices[count])))]
-    noun = _PLURALS[SHAPES[value]] if name == "shape" else f"{_VALUES[name][value]} objects"
+    noun = PLURALS[SHAPES[value]] if name == "shape" else f"{VALUES[name][value]} objects"
     return Question(f"how many {noun} are there?", str(count), "counting", "number", found)
 
 
 def _existence(scene: Scene, rng: np.random.Generator) -> Question | None:
     found, attributes = _claim(scene, rng, ("colour", "shape", "texture", "size"), 2)
     noun = phrase(attributes)
-    article = "an" if noun[0] in "aeiou" else "a"
-    return Question(f"is there {article} {noun}?", "yes" if found else "no", "existence", "yes/no", found)
+    return Question(f"is there {a(noun)}?", "yes" if found else "no", "existence", "yes/no", found)
 
 
 def _claim(
@@ -187,7 +206,7 @@ def _claim(
             return (), mixed
     for _ in range(10):
         name = used[int(rng.integers(count))]
-        mixed = attributes | {name: int(rng.integers(len(_VALUES[name])))}
+        mixed = attributes | {name: int(rng.integers(len(VALUES[name])))}
         if not matching(scene, mixed):
             return (), mixed
     return matching(scene, attributes), attributes

@@ -1,32 +1,17 @@
-"""Writes the built-in world as files in official formats, for the readers that read the real data."""
+"""Writes the built-in world's questions as VQAv2 files, for the reader that reads the real ones."""
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.progress import Progress, TaskID
 
-from pumer.errors import InputError
-from pumer.world.scenes import (
-    COLOURS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    Object,
-    Scene,
-    SceneConfig,
-    generator,
-    make_scene,
-    render,
-)
+from pumer.world.files import SIDECAR, describe_objects, dump, save_picture, sentence, whole
+from pumer.world.scenes import Scene, SceneConfig, generator, make_scene
 from pumer.world.sentences import ANSWERS, Question, ask
 
 QUESTIONS_PER_IMAGE = 6
@@ -43,8 +28,8 @@ _INFO = {
 
 
 @dataclass(frozen=True)
-class WorldConfig:
-    """What `pumer data world` writes.
+class QuestionsConfig:
+    """What `write_vqav2` writes by default.
 
     Args:
         seed: seed of every scene and question.
@@ -64,16 +49,17 @@ class WorldConfig:
 def write_vqav2(
     root: str | Path,
     seed: int = 0,
-    train: int = WorldConfig.train,
-    val: int = WorldConfig.val,
-    heldout: int = WorldConfig.heldout,
+    train: int = QuestionsConfig.train,
+    val: int = QuestionsConfig.val,
+    heldout: int = QuestionsConfig.heldout,
     questions_per_image: int = QUESTIONS_PER_IMAGE,
     scenes: SceneConfig | None = None,
+    test: int = 0,
 ) -> Path:
     """Write the world's questions in VQAv2's files: train2014 and val2014 (the test split), and held-out combinations.
 
     Everything is written into a folder beside `root` that takes its name at the end, so that `root` is either whole or
-    absent. Files that the format does not know stand in `scenes.json`: the objects of every picture and their boxes.
+    absent. What the format does not know stands in `scenes.json`: the objects of every picture and their boxes.
 
     Args:
         root: the folder to write; an existing world there is replaced.
@@ -83,6 +69,7 @@ def write_vqav2(
         heldout: number of questions in `root/heldout`, a data set of its own with a val split only.
         questions_per_image: questions about each picture.
         scenes: what the pictures look like.
+        test: number of questions without public answers, test2015, for result files.
 
     Returns:
         `root`.
@@ -91,22 +78,12 @@ def write_vqav2(
         InputError: `root` holds something that is not a world.
     """
     root = Path(root)
-    if root.exists() and any(root.iterdir()) and not (root / "scenes.json").exists():
-        raise InputError(f"{root} holds files that are no world: give an empty or new folder")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        with Progress(transient=True) as progress:
-            told = progress.add_task("writing the world", total=train + val + heldout)
-            splits = ((aside, "train2014", "train", train), (aside, "val2014", "val", val))
-            for folder, name, split, count in (*splits, (aside / "heldout", "val2014", "heldout", heldout)):
-                _Split(folder, name, split, seed, questions_per_image, scenes).write(count, progress, told)
-        if root.exists():
-            shutil.rmtree(root)
-        aside.chmod(0o755)
-        aside.rename(root)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with whole(root) as aside, Progress(transient=True) as progress:
+        told = progress.add_task(f"writing {root}", total=train + val + test + heldout)
+        splits = [(aside, "train2014", "train", train), (aside, "val2014", "val", val)]
+        splits += [(aside, "test2015", "test", test)] if test else []
+        for folder, name, split, count in (*splits, (aside / "heldout", "val2014", "heldout", heldout)):
+            _Split(folder, name, split, seed, questions_per_image, scenes).write(count, progress, told)
     return root
 
 
@@ -147,14 +124,12 @@ class _Split:
         return list(found.values())
 
     def _add(self, image_id: int, scene: Scene, asked: list[Question], rng: np.random.Generator) -> None:
-        picture = io.BytesIO()
-        Image.fromarray(render(scene)).save(picture, "png", compress_level=1)
-        (self.folder / self.name / f"COCO_{self.name}_{image_id:012d}.png").write_bytes(picture.getvalue())
+        save_picture(scene, self.folder / self.name / f"COCO_{self.name}_{image_id:012d}.png")
         mentions = []
         for number, question in enumerate(asked):
             question_id = image_id * 1000 + number
-            text = question.text[0].upper() + question.text[1:]
-            self.questions.append({"image_id": image_id, "question": text, "question_id": question_id})
+            asked_as = {"image_id": image_id, "question": sentence(question.text), "question_id": question_id}
+            self.questions.append(asked_as)
             self.annotations.append(
                 {
                     "question_type": question.question_type,
@@ -166,7 +141,7 @@ class _Split:
                 }
             )
             mentions.append({"question_id": question_id, "targets": question.targets, "anchors": question.anchors})
-        self.scenes[str(image_id)] = {"objects": [_describe(item) for item in scene.objects], "questions": mentions}
+        self.scenes[str(image_id)] = {"objects": describe_objects(scene), "questions": mentions}
 
     def _finish(self) -> None:
         head = {"info": _INFO, "license": _LICENSE, "data_subtype": self.name}
@@ -176,11 +151,12 @@ class _Split:
             "questions": self.questions,
         }
         annotations = head | {"data_type": "mscoco", "annotations": self.annotations}
-        _dump(self.folder / f"v2_OpenEnded_mscoco_{self.name}_questions.json", questions)
-        _dump(self.folder / f"v2_mscoco_{self.name}_annotations.json", annotations)
-        sidecar = self.folder / "scenes.json"
+        dump(self.folder / f"v2_OpenEnded_mscoco_{self.name}_questions.json", questions)
+        if self.split != "test":
+            dump(self.folder / f"v2_mscoco_{self.name}_annotations.json", annotations)
+        sidecar = self.folder / SIDECAR
         known = json.loads(sidecar.read_text()) if sidecar.exists() else {}
-        _dump(sidecar, known | {self.name: self.scenes})
+        dump(sidecar, known | {self.name: self.scenes})
 
 
 def _annotators(question: Question, rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -202,17 +178,3 @@ def _alternatives(question: Question) -> tuple[str, ...]:
     if question.answer_type == "number":
         return tuple(answer for answer in ANSWERS if answer.isdigit())
     return tuple(answer for answer in ANSWERS if not answer.isdigit() and answer not in ("yes", "no"))
-
-
-def _describe(item: Object) -> dict[str, Any]:
-    return {
-        "shape": SHAPES[item.shape],
-        "color": COLOURS[item.colour],
-        "size": SIZES[item.size],
-        "texture": TEXTURES[item.texture],
-        "box": list(item.box),
-    }
-
-
-def _dump(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value))

@@ -1,0 +1,154 @@
+"""Captions that single a scene out: each names two or three objects, where they are, or how they stand to each other.
+
+The five captions of a picture together name every object of it. A caption is also a claim that can be checked
+against any scene, so that it can be counted how often it fits another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pumer.world.scenes import Object, Scene
+from pumer.world.sentences import Attributes, a, attributes_of, matching, phrase, position, side_of
+
+CAPTIONS_PER_IMAGE = 5
+_NAMES = (
+    ("colour", "shape"),
+    ("texture", "shape"),
+    ("texture", "colour"),
+    ("size", "colour", "shape"),
+    ("texture", "colour", "shape"),
+    ("size", "texture", "shape"),
+    ("size", "texture", "colour"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """An object with these attributes stands at `place`, one of POSITIONS."""
+
+    attributes: Attributes
+    place: str
+
+    def true_of(self, scene: Scene) -> bool:
+        """Whether the scene has such an object there."""
+        return any(position(scene, scene.objects[i]) == self.place for i in matching(scene, self.attributes))
+
+
+@dataclass(frozen=True)
+class Relation:
+    """An object with these attributes stands on `side` of one with `other` attributes."""
+
+    attributes: Attributes
+    side: str
+    other: Attributes
+
+    def true_of(self, scene: Scene) -> bool:
+        """Whether the scene has two such objects."""
+        firsts, seconds = (matching(scene, names) for names in (self.attributes, self.other))
+        items = scene.objects
+        return any(i != j and side_of(items[i], items[j]) == self.side for i in firsts for j in seconds)
+
+
+@dataclass(frozen=True)
+class Description:
+    """A caption and what it claims.
+
+    Args:
+        text: the caption, lower case.
+        claims: what must hold for it to be true.
+        targets: indices of the objects it names.
+    """
+
+    text: str
+    claims: tuple[Place | Relation, ...]
+    targets: tuple[int, ...]
+
+    def true_of(self, scene: Scene) -> bool:
+        """Whether the caption fits a scene."""
+        return all(claim.true_of(scene) for claim in self.claims)
+
+
+def describe_scene(scene: Scene, rng: np.random.Generator, count: int = CAPTIONS_PER_IMAGE) -> list[Description]:
+    """Draw different captions of a scene.
+
+    Args:
+        scene: the scene.
+        rng: random numbers.
+        count: how many.
+
+    Returns:
+        `count` captions, all true; if they are five or more, every object is named in one of them.
+    """
+    order = rng.permutation(len(scene.objects)).tolist()
+    found: dict[str, Description] = {}
+    while len(found) < count:
+        number = len(found)
+        first, last = order[number % len(order)], order[-1]
+        others = [i for i in rng.permutation(len(order)).tolist() if i != first]
+        if number == 0:
+            others = [last, *(i for i in others if i != last)]
+        description = _describe(scene, rng, [first, *others])
+        found.setdefault(description.text, description)
+    return list(found.values())
+
+
+def misdescribe(scene: Scene, rng: np.random.Generator) -> Description:
+    """Draw a caption that is not true of the scene, but would be if two of its objects changed places."""
+    while True:
+        i, j = rng.permutation(len(scene.objects))[:2].tolist()
+        items = list(scene.objects)
+        for place, other in ((i, scene.objects[j]), (j, scene.objects[i])):
+            items[place] = replace(items[place], shape=other.shape, colour=other.colour, texture=other.texture)
+        described = _describe(replace(scene, objects=tuple(items)), rng, rng.permutation(len(items)).tolist())
+        if not described.true_of(scene):
+            return described
+
+
+def _describe(scene: Scene, rng: np.random.Generator, order: Sequence[int]) -> Description:
+    """A caption about the first two or three objects of `order`, in one of three forms."""
+    i, j, k = order[:3] if len(order) > 2 else (*order[:2], order[0])
+    first, second, third = (scene.objects[index] for index in (i, j, k))
+    side = side_of(first, second)
+    form = int(rng.integers(3))
+    names = [_pick(item, rng) for item in (first, second, third)]
+    nouns = [a(phrase(dict(attributes))) for attributes in names]
+    here = Place(names[0], position(scene, first))
+    if side is None or form == 0:
+        there = Place(names[1], position(scene, second))
+        text = f"{nouns[0]} is at the {here.place}, and {nouns[1]} is at the {there.place}."
+        return Description(text, (here, there), (i, j))
+    relation = Relation(names[0], side, names[1])
+    where = f"{side} of" if side in ("left", "right") else side
+    if form == 1:
+        text = f"{nouns[0]} at the {here.place} is {where} {nouns[1]}."
+        return Description(text, (here, relation), (i, j))
+    there = Place(names[2], position(scene, third))
+    text = f"{nouns[0]} is {where} {nouns[1]}, and {nouns[2]} is at the {there.place}."
+    return Description(text, (relation, there), tuple(dict.fromkeys((i, j, k))))
+
+
+def _pick(item: Object, rng: np.random.Generator) -> Attributes:
+    return attributes_of(item, _NAMES[int(rng.integers(len(_NAMES)))])
+
+
+def mistaken(gallery: Sequence[tuple[Scene, Sequence[Description]]]) -> tuple[int, int]:
+    """How many captions of a gallery fit another of its scenes too.
+
+    Args:
+        gallery: scenes with their captions.
+
+    Returns:
+        The number of captions that are true of another scene, and of scenes all of whose captions are true of one
+        other scene.
+    """
+    captions = scenes = 0
+    for number, (_, described) in enumerate(gallery):
+        others = [scene for index, (scene, _) in enumerate(gallery) if index != number]
+        fits = np.array([[description.true_of(other) for other in others] for description in described])
+        captions += int(fits.any(axis=1).sum())
+        scenes += bool(fits.all(axis=0).any())
+    return captions, scenes

@@ -1,0 +1,148 @@
+"""Sentences that follow from a picture, contradict it, or need something it cannot tell.
+
+Every sentence speaks of objects by something the world never shows: which circle is the heaviest, which one Ann, who
+is outside the picture, points at. If all circles are red, the heaviest is; if none is, it is not; if some are, the
+picture does not tell. So every sentence can have each of the three labels, and only the picture decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pumer.world.scenes import SHAPES, Object, Scene
+from pumer.world.sentences import PLURALS, VALUES, Attributes, a, attributes_of, matching, phrase, plural
+
+LABELS = ("contradiction", "neutral", "entailment")
+PICTURES = 30
+"""Pictures among which a sentence finds one of each label."""
+HYPOTHESES_PER_IMAGE = 6
+"""Most sentences about a picture, a third of them of each label."""
+_RULES = ("one", "one", "both", "both", "both", "either")
+_THIRDS = {"row": ("top", "center", "bottom"), "column": ("left", "center", "right")}
+_TOPICS = (*VALUES, *_THIRDS)
+_ONE = (
+    "the heaviest {}",
+    "the oldest {}",
+    "the newest {}",
+    "the {} of ann",
+    "the {} that ann sees",
+    "the {} that was here first",
+)
+_TWO = ("{} heavy {}", "{} old {}", "{} new {}", "{} {} of ann", "{} {} that ann sees")
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A sentence about some hidden choice among the objects of a group.
+
+    Args:
+        text: the sentence, lower case.
+        rule: "one": the chosen object fits the claim; "both": both of two chosen ones; "either": at least one of two.
+        group: what the objects have in common among which the choice is.
+        topic: what is claimed of them: an attribute, "row" or "column".
+        value: index of the value claimed.
+    """
+
+    text: str
+    rule: str
+    group: Attributes
+    topic: str
+    value: int
+
+    @property
+    def template(self) -> str:
+        """Rule and topic."""
+        return f"{self.rule}/{self.topic}"
+
+    def label(self, scene: Scene) -> str | None:
+        """One of LABELS.
+
+        Args:
+            scene: any scene.
+
+        Returns:
+            None if the scene has fewer than two objects of the group, so that there is no choice.
+        """
+        found = matching(scene, self.group)
+        fitting = sum(_value(scene, scene.objects[index], self.topic) == self.value for index in found)
+        if len(found) < 2:
+            return None
+        chosen = 1 if self.rule == "one" else 2
+        needed = 2 if self.rule == "both" else 1
+        fewest, most = max(0, chosen - (len(found) - fitting)), min(chosen, fitting)  # chosen ones that can fit
+        return "entailment" if fewest >= needed else "contradiction" if most < needed else "neutral"
+
+
+def triples(scenes: Sequence[Scene], rng: np.random.Generator) -> list[tuple[Hypothesis, tuple[int, ...]]]:
+    """Sentences, each with three scenes: one that contradicts it, one that leaves it open, one it follows from.
+
+    A sentence alone tells nothing about its label, then, and a scene little, for it is taken equally often for each.
+
+    Args:
+        scenes: to choose from, PICTURES or so.
+        rng: random numbers.
+
+    Returns:
+        Sentences with the indices of their scenes, in the order of LABELS. No scene has a sentence twice.
+    """
+    room = np.full((len(LABELS), len(scenes)), HYPOTHESES_PER_IMAGE // len(LABELS))
+    found: dict[str, tuple[Hypothesis, tuple[int, ...]]] = {}
+    failures = 0
+    while failures < 100 and room.sum(1).min() > 0:
+        order = rng.permutation(len(scenes)).tolist()
+        drawn = hypothesis(scenes[max(order, key=lambda index: room[:, index].sum())], rng)
+        places: dict[str, int] = {}
+        for index in order if drawn.text not in found else ():
+            label = drawn.label(scenes[index])
+            if label is not None and room[LABELS.index(label), index]:
+                places.setdefault(label, index)
+        if len(places) < len(LABELS):
+            failures += 1
+            continue
+        failures = 0
+        chosen = tuple(places[label] for label in LABELS)
+        room[range(len(LABELS)), chosen] -= 1
+        found[drawn.text] = (drawn, chosen)
+    return list(found.values())
+
+
+def hypothesis(scene: Scene, rng: np.random.Generator) -> Hypothesis:
+    """Draw a sentence in words that fit objects of a scene; it may have any label there, or none."""
+    rule, topic = _RULES[int(rng.integers(len(_RULES)))], _TOPICS[int(rng.integers(len(_TOPICS)))]
+    names = [name for name in VALUES if name != topic]
+    first, second = (scene.objects[int(rng.integers(len(scene.objects)))] for _ in range(2))
+    group = attributes_of(first, [names[int(rng.integers(len(names)))]])
+    value = _value(scene, second, topic)
+    hidden = _ONE if rule == "one" else _TWO
+    text = _text(rule, hidden[int(rng.integers(len(hidden)))], dict(group), topic, value)
+    return Hypothesis(text, rule, group, topic, value)
+
+
+def hypothesis_with(label: str, scene: Scene, rng: np.random.Generator) -> Hypothesis | None:
+    """Draw a sentence that has this label; None if none was found in a few attempts."""
+    drawn = (hypothesis(scene, rng) for _ in range(30))
+    return next((found for found in drawn if found.label(scene) == label), None)
+
+
+def _value(scene: Scene, item: Object, topic: str) -> int:
+    """An attribute, or the third of the picture that holds the object's centre, from the left or from the top."""
+    if topic in VALUES:
+        return int(getattr(item, topic))
+    return 3 * item.centre[("column", "row").index(topic)] // (2 * scene.config.image_size)
+
+
+def _text(rule: str, hidden: str, group: dict[str, int], topic: str, value: int) -> str:
+    if topic in _THIRDS:
+        claim = f"in the {_THIRDS[topic][value]} {topic}"
+    elif topic == "shape":
+        claim = a(SHAPES[value]) if rule == "one" else PLURALS[SHAPES[value]]
+    else:
+        claim = VALUES[topic][value]
+    if rule == "one":
+        return f"{hidden.format(phrase(group))} is {claim}."
+    if rule == "both":
+        return f"{hidden.format('both', plural(group))} are {claim}."
+    return f"one or both of {hidden.format('the 2', plural(group))} are {claim}."

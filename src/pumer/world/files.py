@@ -1,0 +1,81 @@
+"""What the writers of the world's data sets share: whole folders, pictures, the sidecar, sizes."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pumer.errors import InputError
+from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Object, Scene, render
+
+SIDECAR = "scenes.json"
+"""File with the objects of every picture, which no official format knows; it marks a folder as a world."""
+
+
+@contextmanager
+def whole(root: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `root` at the end: `root` is either whole or absent.
+
+    Raises:
+        InputError: `root` holds something that is not a world.
+    """
+    if root.exists() and any(root.iterdir()) and not (root / SIDECAR).exists():
+        raise InputError(f"{root} holds files that are no world: give an empty or new folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        yield aside
+        if root.exists():
+            shutil.rmtree(root)
+        aside.chmod(0o755)
+        aside.rename(root)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def save_picture(scene: Scene, path: Path) -> None:
+    """Write a picture: .png, or .jpg at a quality that keeps every texture."""
+    picture, image = io.BytesIO(), Image.fromarray(render(scene))
+    if path.suffix == ".png":
+        image.save(picture, "png", compress_level=1)
+    else:
+        image.save(picture, "jpeg", quality=95, subsampling=0)
+    path.write_bytes(picture.getvalue())
+
+
+def dump(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file."""
+    path.write_text(json.dumps(value))
+
+
+def dump_lines(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Write a file of JSON lines."""
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def describe_objects(scene: Scene) -> list[dict[str, Any]]:
+    """The objects of a scene in words, with their boxes in pixels."""
+    return [_describe(item) for item in scene.objects]
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[0].upper() + text[1:]
+
+
+def _describe(item: Object) -> dict[str, Any]:
+    return {
+        "shape": SHAPES[item.shape],
+        "color": COLOURS[item.colour],
+        "size": SIZES[item.size],
+        "texture": TEXTURES[item.texture],
+        "box": list(item.box),
+    }

@@ -1,0 +1,263 @@
+"""Statements about two pictures, true or false, that neither picture decides alone.
+
+They come in sets of four pairs, as in NLVR2, made of four pictures only: a statement is true of two pairs and false of
+two, and every pair has as many true statements as false ones. Most sets cross two left pictures with two right ones,
+so that every picture stands in a true and in a false pair of each statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from pumer.world.scenes import Scene
+from pumer.world.sentences import (
+    POSITIONS,
+    VALUES,
+    Attributes,
+    Caption,
+    a,
+    attributes_of,
+    matching,
+    phrase,
+    plural,
+    position,
+)
+
+PICTURES = 40
+"""Pictures among which a set finds its four."""
+PAIRS = 4
+STATEMENTS_PER_SET = 4
+_NAMES = tuple(VALUES)
+_WORDS = {"colour": "color"}
+_CROSSED, _ORDERED, _JOINED = "crossed", "ordered", "joined"
+_SETS = (_CROSSED, _CROSSED, _CROSSED, _ORDERED, _JOINED)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A number that every picture has: how many objects, whether there is one at a place, what the one there is like.
+
+    Args:
+        kind: "count", "place" or "look".
+        attributes: of the objects meant; () for any.
+        place: where, one of POSITIONS; None for anywhere.
+        name: for "look", the attribute whose value is the number.
+    """
+
+    kind: str
+    attributes: Attributes = ()
+    place: str | None = None
+    name: str | None = None
+
+    def of(self, scene: Scene) -> int:
+        """The number of a scene; -1 for the look of an object that is not there."""
+        found = [
+            item
+            for item in scene.objects
+            if all(getattr(item, name) == value for name, value in self.attributes)
+            and self.place in (None, position(scene, item))
+        ]
+        if self.kind == "look":
+            return int(getattr(found[0], str(self.name))) if found else -1
+        return len(found) if self.kind == "count" else bool(found)
+
+
+def _features() -> Iterator[Feature]:
+    single = [((name, value),) for name in _NAMES for value in range(len(VALUES[name]))]
+    double = [x + y for x, y in combinations(single, 2) if x[0][0] != y[0][0]]
+    yield from (Feature("count", attributes) for attributes in ((), *single, *double))
+    yield from (Feature("place", attributes, place) for place in POSITIONS for attributes in single)
+    yield from (Feature("look", (), place, name) for place in POSITIONS for name in _NAMES)
+
+
+FEATURES = tuple(_features())
+_KINDS = {kind: [i for i, it in enumerate(FEATURES) if it.kind == kind] for kind in ("count", "place", "look")}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A claim about a left and a right picture.
+
+    Args:
+        text: the sentence, lower case.
+        template: its form.
+        feature: what it compares.
+        numbers: those it names: of one picture and of the other.
+    """
+
+    text: str
+    template: str
+    feature: Feature
+    numbers: tuple[int, int] = (0, 0)
+
+    def true_of(self, left: Scene, right: Scene) -> bool:
+        """Whether the statement holds of two scenes."""
+        one, other = self.feature.of(left), self.feature.of(right)
+        return {
+            "same": one == other,
+            "differ": one != other,
+            "one and other": sorted((one, other)) == sorted(self.numbers),
+            "sum": one + other == sum(self.numbers),
+            "more": one > other,
+            "fewer": one < other,
+            "both": one > 0 and other > 0,
+            "not both": one == 0 or other == 0,
+            "any": one > 0 or other > 0,
+            "none": one == 0 and other == 0,
+        }[self.template.rpartition("/")[2]]
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Four pairs and the statements about them; scenes by index.
+
+    Args:
+        pairs: left and right scene of each pair.
+        statements: each true of two pairs.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    statements: tuple[Statement, ...]
+
+
+def claim(scene: Scene, rng: np.random.Generator) -> Caption:
+    """What statements about two pictures say of each: how many objects of a kind it shows, true half of the time."""
+    names = [name for name in _NAMES if rng.integers(2)][:2]
+    attributes = attributes_of(scene.objects[int(rng.integers(len(scene.objects)))], names)
+    found = matching(scene, attributes)
+    told = len(found) if rng.integers(2) else max(0, len(found) + (1, -1)[int(rng.integers(2))])
+    nouns = (phrase if told == 1 else plural)(dict(attributes))
+    text = f"the image has exactly {told} {nouns}."
+    return Caption(text, told == len(found), found)
+
+
+def pair_sets(scenes: Sequence[Scene], rng: np.random.Generator) -> list[PairSet]:
+    """Sets of pairs with their statements; no scene is in two sets.
+
+    Args:
+        scenes: to choose from, PICTURES or so.
+        rng: random numbers.
+    """
+    numbers = np.array([[feature.of(scene) for feature in FEATURES] for scene in scenes])
+    free = np.ones(len(scenes), bool)
+    sets: list[PairSet] = []
+    failures = 0
+    while failures < 30 and free.sum() >= PAIRS:
+        order = rng.permutation(np.flatnonzero(free))
+        made = _MAKERS[_SETS[int(rng.integers(len(_SETS)))]](numbers, order, rng)
+        failures = failures + 1 if made is None else 0
+        if made is not None:
+            sets.append(made)
+            free[list({index for pair in made.pairs for index in pair})] = False
+    return sets
+
+
+def _crossed(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> PairSet | None:
+    """Two left pictures times two right ones, which differ in the same way."""
+    kind = _KINDS[("count", "place", "look")[int(rng.integers(3))]]
+    feature = kind[int(rng.integers(len(kind)))]
+    values, counts = np.unique(numbers[order, feature], return_counts=True)
+    usable = rng.permutation(values[(counts >= 2) & (values >= 0)])
+    if len(usable) < 2:
+        return None
+    left, right = zip(*(order[numbers[order, feature] == value][:2] for value in usable[:2]), strict=True)
+    pairs = tuple((int(one), int(other)) for one in left for other in right)
+    pairs = tuple(pairs[place] for place in rng.permutation(PAIRS))
+    first, second = numbers[list(left)], numbers[list(right)]
+    straight, turned = (first == second).all(0), (first == second[::-1]).all(0)
+    apart = (first[0] != first[1]) & (numbers[[*left, *right]] >= 0).all(0)
+    statements = _choose(first, straight & apart, turned & apart, feature, rng)
+    return PairSet(pairs, statements)
+
+
+def _choose(
+    numbers: np.ndarray, straight: np.ndarray, turned: np.ndarray, feature: int, rng: np.random.Generator
+) -> tuple[Statement, ...]:
+    """Two or four statements, half of them true of any pair."""
+    chosen = [feature]
+    for kind in rng.permutation(len(_KINDS)).tolist():
+        found = [i for i in list(_KINDS.values())[kind] if (straight | turned)[i] and i not in chosen]
+        chosen.extend(rng.permutation(found)[:2].tolist())
+    start = int(rng.integers(2))
+    chosen = chosen[:STATEMENTS_PER_SET] if len(chosen) >= STATEMENTS_PER_SET else [feature, chosen[-1]]
+    return tuple(
+        _compare(FEATURES[index], numbers[:, index], bool(straight[index]) == (rank % 2 == start), rng)
+        for rank, index in enumerate(chosen)
+    )
+
+
+def _compare(feature: Feature, values: np.ndarray, same: bool, rng: np.random.Generator) -> Statement:
+    """Whether the pictures are the same or differ; `values` are the two numbers that they have."""
+    high, low = int(max(values)), int(min(values))
+    if feature.kind == "look":
+        word = _WORDS.get(str(feature.name), feature.name)
+        text = f"the object at the {feature.place} has {'the same' if same else 'another'} {word} in the "
+        text += "2 images." if same else "other image."
+        return Statement(text, f"look/{'same' if same else 'differ'}", feature)
+    if feature.kind == "place":
+        noun = f"{a(phrase(dict(feature.attributes)))} at the {feature.place}"
+        text = f"{'both images or none' if same else 'only one image'} shows {noun}."
+        return Statement(text.replace("none shows", "none show"), f"place/{'same' if same else 'differ'}", feature)
+    nouns = plural(dict(feature.attributes))
+    if same:
+        return Statement(f"both images have the same number of {nouns}.", "count/same", feature)
+    many = nouns if high > 1 else phrase(dict(feature.attributes))
+    form = int(rng.integers(4))
+    if form == 0:
+        return Statement(f"the images have different numbers of {nouns}.", "count/differ", feature)
+    if form == 1:
+        text = f"there are exactly {high + low} {nouns if high + low > 1 else many} in the 2 images."
+        return Statement(text.replace("are exactly 1 ", "is exactly 1 "), "count/sum", feature, (high, low))
+    text = f"one image has exactly {high} {many} and the other has {low or 'none'}."
+    return Statement(text, "count/one and other", feature, (high, low))
+
+
+def _ordered(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> PairSet | None:
+    """One picture of few, two of some, one of many: more on the left in two pairs, on the right in two."""
+    feature = _KINDS["count"][int(rng.integers(len(_KINDS["count"])))]
+    values, counts = np.unique(numbers[order, feature], return_counts=True)
+    middles = [place for place in range(1, len(values) - 1) if counts[place] >= 2]
+    if not middles:
+        return None
+    place = middles[int(rng.integers(len(middles)))]
+    low, some, high = (order[numbers[order, feature] == value].tolist() for value in values[place - 1 : place + 2])
+    pairs = ((some[0], low[0]), (high[0], some[1]), (low[0], some[1]), (some[0], high[0]))
+    nouns = plural(dict(FEATURES[feature].attributes))
+    forms = {
+        "more": ("left image has more {} than the right", "right image has fewer {} than the left"),
+        "fewer": ("right image has more {} than the left", "left image has fewer {} than the right"),
+    }
+    statements = [
+        Statement(f"the {words[int(rng.integers(2))].format(nouns)} image.", f"count/{name}", FEATURES[feature])
+        for name, words in forms.items()
+    ]
+    return PairSet(pairs, tuple(statements))
+
+
+def _joined(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> PairSet | None:
+    """Both pictures show something in two pairs and one of them in two; or one does in two and none in two."""
+    feature = _KINDS["place"][int(rng.integers(len(_KINDS["place"])))]
+    without, shown = (order[numbers[order, feature] == value][:2].tolist() for value in (0, 1))
+    if len(without) < 2 or len(shown) < 2:
+        return None
+    noun = phrase(dict(FEATURES[feature].attributes))
+    place = f"at the {FEATURES[feature].place}."
+    if rng.integers(2):
+        many, few = shown, without
+        texts = {
+            "both": f"both images show {a(noun)} {place}",
+            "not both": f"at least one image shows no {noun} {place}",
+        }
+    else:
+        many, few = without, shown
+        texts = {"any": f"at least one image shows {a(noun)} {place}", "none": f"no image shows {a(noun)} {place}"}
+    pairs = ((many[0], many[1]), (many[1], many[0]), (many[0], few[0]), (few[1], many[1]))
+    statements = tuple(Statement(text, f"place/{name}", FEATURES[feature]) for name, text in texts.items())
+    return PairSet(pairs, statements)
+
+
+_MAKERS = {_CROSSED: _crossed, _ORDERED: _ordered, _JOINED: _joined}

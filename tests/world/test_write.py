@@ -1,0 +1,124 @@
+"""The whole world: every data set goes through its official reader; labels are balanced; files are deterministic."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pumer.errors import InputError
+from pumer.tasks import TASKS
+from pumer.tasks.karpathy import read_pictures
+from pumer.world import WorldConfig, write_vqav2, write_world
+from pumer.world.descriptions import CAPTIONS_PER_IMAGE
+
+CONFIG = WorldConfig(seed=3, train=48, val=30, test=24, heldout=6)
+SIZES = {"train": 48, "val": 30, "test": 24}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "world"
+    assert write_world(root, CONFIG) == [root / name for name in ("vqav2", "nlvr2", "snli_ve", "flickr30k")]
+    return root
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("split", SIZES)
+@pytest.mark.parametrize("task", [name for name in ("vqav2", "nlvr2", "snli_ve") if name in TASKS])
+def test_the_official_reader_reads_it(world: Path, task: str, split: str) -> None:
+    examples = TASKS[task].read(world / task, split)
+    assert len(examples) == len({example.id for example in examples}) == SIZES[split]
+    for example in examples:
+        assert len(example.images) == (2 if task == "nlvr2" else 1)
+        assert all(path.is_file() for path in example.images)
+        assert bool(example.answers) == ((task, split) != ("vqav2", "test"))
+
+
+def test_vqav2_is_what_its_own_writer_writes(world: Path, tmp_path: Path) -> None:
+    alone = write_vqav2(tmp_path / "alone", seed=3, train=48, val=30, heldout=6)
+    names = [path.relative_to(alone) for path in alone.rglob("*") if path.is_file() and path.name != "scenes.json"]
+    assert all((alone / name).read_bytes() == (world / "vqav2" / name).read_bytes() for name in names)
+
+
+def test_nlvr2_has_the_official_fields_and_balanced_sentences(world: Path) -> None:
+    for name, count in (("train", 48), ("dev", 30), ("test1", 24)):
+        entries = lines(world / "nlvr2" / f"{name}.json")
+        labels = defaultdict(list)
+        for entry in entries:
+            assert {"sentence", "label", "identifier", "left_url", "right_url", "synset", "query"} < set(entry)
+            assert ("directory" in entry) == (name == "train")
+            labels[entry["sentence"]].append(entry["label"])
+        assert len(entries) == count
+        whole = [Counter(given) for given in labels.values() if len(given) == 4]
+        assert len(whole) >= count // 4 - 1
+        assert all(counts == {"True": 2, "False": 2} for counts in whole)
+
+
+def test_snli_ve_has_the_official_fields_and_sentences_of_every_label(world: Path) -> None:
+    for name, count in (("train", 48), ("dev", 30), ("test", 24)):
+        entries = lines(world / "snli_ve" / f"snli_ve_{name}.jsonl")
+        labelled = [entry for entry in entries if entry["gold_label"] != "-"]
+        assert len(labelled) == count
+        labels = defaultdict(set)
+        for entry in labelled:
+            assert entry["captionID"].startswith(entry["Flickr30K_ID"])
+            assert Counter(entry["annotator_labels"]).most_common(1)[0][0] == entry["gold_label"]
+            assert len(entry["annotator_labels"]) == (1 if name == "train" else 5)
+            labels[entry["sentence2"]].add(entry["gold_label"])
+        assert all(len(given) == 3 for given in labels.values())
+
+
+def test_flickr30k_has_five_captions_per_picture(world: Path) -> None:
+    images = json.loads((world / "flickr30k" / "dataset_flickr30k.json").read_text())["images"]
+    assert Counter(image["split"] for image in images) == {"train": 10, "val": 6, "test": 5}
+    assert [number for image in images for number in image["sentids"]] == list(range(5 * len(images)))
+    for split in SIZES:
+        pictures = read_pictures(world / "flickr30k" / "dataset_flickr30k.json", "flickr30k-images", split)
+        for picture in pictures:
+            assert len(picture.captions) == CAPTIONS_PER_IMAGE
+            with Image.open(picture.path) as image:
+                assert (image.format, image.size) == ("JPEG", (96, 96))
+
+
+def test_pictures_of_splits_and_data_sets_differ(world: Path) -> None:
+    sidecars = {name: json.loads((world / name / "scenes.json").read_text()) for name in CONFIG.tasks}
+    parts = [list(sidecars[name].values()) for name in ("vqav2", "snli_ve", "flickr30k")]
+    parts.append([part["pictures"] for part in sidecars["nlvr2"].values()])
+    shown = [{json.dumps(picture["objects"]) for picture in split.values()} for part in parts for split in part]
+    assert sum(map(len, shown)) == len(set().union(*shown))
+
+
+def test_the_same_seed_writes_the_same_files(world: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    write_world(again, CONFIG)
+    names = sorted(path.relative_to(world) for path in world.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    assert all((world / name).read_bytes() == (again / name).read_bytes() for name in names)
+
+
+def test_some_data_sets_only_and_nothing_foreign_is_replaced(tmp_path: Path) -> None:
+    write_world(tmp_path, WorldConfig(train=4, val=4, test=0, tasks=("nlvr2",)))
+    assert [path.name for path in tmp_path.iterdir()] == ["nlvr2"]
+    (tmp_path / "snli_ve").mkdir()
+    (tmp_path / "snli_ve" / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="give an empty or new folder"):
+        write_world(tmp_path, WorldConfig(train=3, val=3, test=3, tasks=("snli_ve",)))
+    assert (tmp_path / "snli_ve" / "letter.txt").read_text() == "dear"
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(InputError, match="tasks must be some of vqav2, nlvr2, snli_ve, flickr30k, not coco"):
+        WorldConfig(tasks=("vqav2", "coco"))
+    with pytest.raises(InputError, match="val must be at least 0, not -1"):
+        WorldConfig(val=-1)
+
+
+def test_it_tells_how_many_captions_fit_another_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "pumer"):
+        write_world(tmp_path, WorldConfig(train=5, val=5, test=100, tasks=("flickr30k",)))
+    assert "among 20 pictures" in caplog.text
