@@ -152,3 +152,58 @@ def tiny_flickr(tmp_path):
             images.append({"filename": f"{1000 + number}.jpg", "imgid": number, "split": split, "sentences": sentences})
     (root / "dataset_flickr30k.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
     return root
+
+
+PICTURES = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
+
+
+@pytest.fixture
+def tiny_nlvr2(tmp_path):
+    """Data folder in NLVR2's official format: 24 sentences to train on, 12 in each of the other splits."""
+    import json
+
+    from PIL import Image
+
+    root, colours = tmp_path / "nlvr2", list(PICTURES)
+    for split, folder, sets in (("train", "train/7", 6), ("dev", "dev", 3), ("test1", "test1", 3)):
+        (root / "images" / folder).mkdir(parents=True)
+        lines = []
+        for number in range(sets):
+            for pair in range(2):
+                for image in range(2):
+                    path = root / "images" / folder / f"{split}-{number}-{pair}-img{image}.png"
+                    kind = "JPEG" if image else "PNG"  # as in the official download
+                    Image.new("RGB", (32, 40), PICTURES[colours[(number + image * pair) % 3]]).save(path, kind)
+                for sentence, text in enumerate(("it is this colour", f"this is {colours[number % 3]}")):
+                    true = pair == 0 or (sentence == 1 and number % 2 == 0)
+                    entry = {"sentence": text, "label": str(true), "identifier": f"{split}-{number}-{pair}-{sentence}"}
+                    lines.append(json.dumps(entry | ({"directory": 7} if split == "train" else {})))
+        (root / f"{split}.json").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def tiny_snli_ve(tmp_path):
+    """Data folder in SNLI-VE's official format: 18 sentences to train on, 9 in each other split; one has no label."""
+    import json
+
+    from PIL import Image
+
+    root, labels = tmp_path / "snli_ve", ("entailment", "contradiction", "neutral")
+    (root / "flickr30k-images").mkdir(parents=True)
+    for split, start, images in (("train", 0, 6), ("dev", 100, 3), ("test", 200, 3)):
+        entries = []
+        for number in range(start, start + images):
+            colour, other, _ = sorted(PICTURES, key=lambda name: (list(PICTURES).index(name) - number) % 3)
+            Image.new("RGB", (40, 32), PICTURES[colour]).save(root / "flickr30k-images" / f"{number}.jpg")
+            for label, text in zip(labels, (f"it is {colour}", f"it is {other}", "is it what"), strict=True):
+                pair = {
+                    "pairID": f"{number}.jpg#0r1{label[0]}",
+                    "captionID": f"{number}.jpg#0",
+                    "Flickr30K_ID": str(number),
+                }
+                entries.append(pair | {"sentence1": "", "sentence2": text, "gold_label": label})
+        undecided = entries[0] | {"pairID": f"{start}.jpg#4r1e", "gold_label": "-"}
+        lines = [json.dumps(entry) for entry in (entries[0], undecided, *entries[1:])]
+        (root / f"snli_ve_{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return root

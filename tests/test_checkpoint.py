@@ -47,7 +47,7 @@ def test_every_head_comes_back_as_its_own_class(backbone, head, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [head]
     loaded = pumer.load(str(tmp_path))
     inputs = case.batch(GRIDS, head)
-    assert type(pumer.unpatch(loaded)) is getattr(transformers, head)
+    assert type(pumer.unpatch(loaded)).__name__ == head
     assert torch.equal(answer(pumer.patch(loaded, CONFIG), inputs), answer(model, inputs))
 
 

@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
-from transformers import ViltForMaskedLM, ViltForQuestionAnswering
+from transformers import AutoModelForVisualQuestionAnswering, ViltForMaskedLM, ViltForQuestionAnswering
 
 from pumer.errors import InputError
-from pumer.tasks import VQAv2
+from pumer.models.meter import MeterForMaskedLM
+from pumer.tasks import NLVR2, SNLIVE, VQAv2
 
 
 def test_same_labels_keep_the_head(tiny_vilt):
@@ -60,3 +61,56 @@ def test_folder_without_weights_is_refused(tiny_vilt, tmp_path):
     (tmp_path / "config.json").write_text((tiny_vilt / "config.json").read_text())
     with pytest.raises(InputError, match=r"weights of .* cannot be loaded"):
         VQAv2.model(str(tmp_path), ["red"])
+
+
+@pytest.fixture(params=["tiny_vilt", "tiny_meter"])
+def checkpoint(request):
+    """Folder of a question-answering model of each backbone."""
+    return request.getfixturevalue(request.param)
+
+
+KINDS = {"vilt": "embeddings.token_type_embeddings.weight", "meter": "modality_embeddings.weight"}
+
+
+def test_a_second_image_starts_as_the_first(checkpoint, tmp_path):
+    saved = AutoModelForVisualQuestionAnswering.from_pretrained(checkpoint)
+    kinds = KINDS[saved.config.model_type]
+    model = NLVR2.model(str(checkpoint), NLVR2.fixed_labels)
+    assert (model.config.num_images, model.config.modality_type_vocab_size) == (2, 3)
+    assert (model.classifier[-1].out_features, model.config.id2label) == (2, {0: "False", 1: "True"})
+    for name, parameter in saved.base_model.named_parameters():
+        ours = model.base_model.get_parameter(name)
+        assert torch.equal(ours[:2] if name == kinds else ours, parameter), name
+    table = model.base_model.get_parameter(kinds)
+    assert torch.equal(table[2], table[1])
+    assert not torch.equal(table[1], table[0])
+    model.save_pretrained(tmp_path)
+    again = NLVR2.model(str(tmp_path), NLVR2.fixed_labels)
+    assert all(torch.equal(ours, again.state_dict()[name]) for name, ours in model.state_dict().items())
+
+
+def test_a_second_image_for_a_model_of_words(tiny_meter, tmp_path):
+    body = MeterForMaskedLM.from_pretrained(tiny_meter)
+    body.save_pretrained(tmp_path)
+    model = NLVR2.model(str(tmp_path), NLVR2.fixed_labels)
+    assert all(
+        torch.equal(parameter, model.meter.get_parameter(name))
+        for name, parameter in body.meter.named_parameters()
+        if name != KINDS["meter"]
+    )
+
+
+def test_entailment_starts_from_question_answering(checkpoint):
+    saved = AutoModelForVisualQuestionAnswering.from_pretrained(checkpoint)
+    model = SNLIVE.model(str(checkpoint), SNLIVE.fixed_labels)
+    assert type(model) is type(saved)
+    assert tuple(model.config.id2label.values()) == SNLIVE.fixed_labels
+    assert all(torch.equal(p, model.base_model.get_parameter(name)) for name, p in saved.base_model.named_parameters())
+
+
+def test_question_answering_starts_from_a_model_of_two_images(checkpoint, tmp_path):
+    pair = NLVR2.model(str(checkpoint), NLVR2.fixed_labels)
+    pair.save_pretrained(tmp_path)
+    model = VQAv2.model(str(tmp_path), ["red", "blue"])
+    assert model.classifier[-1].out_features == 2
+    assert all(torch.equal(p, model.base_model.get_parameter(name)) for name, p in pair.base_model.named_parameters())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pumer.checkpoint import write_json
+from pumer.checkpoint import read_json, write_json
 from pumer.errors import InputError
 from pumer.tasks.images import Pixels
 from pumer.tasks.storage import SKIPPED, missing_images, storage_of
@@ -107,6 +107,7 @@ class Task(ABC):
         splits: the splits that official files may hold.
         groups: names of `Example.groups`, in the order in which tables show them.
         template: the group whose best constant answers are the baseline; null for one constant answer to all.
+        result_keys: what the official result file calls an example's id and its answer.
     """
 
     name: ClassVar[str]
@@ -116,6 +117,7 @@ class Task(ABC):
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     groups: ClassVar[tuple[str, ...]] = ()
     template: ClassVar[str | None] = None
+    result_keys: ClassVar[tuple[str, str]]
 
     def __init__(self, labels: Sequence[str]) -> None:
         """Bind the task to the meaning of the logits' columns.
@@ -231,13 +233,46 @@ class Task(ABC):
     def score(self, example: Example, answer: str) -> float:
         """Official score of one answer, in [0, 1]; the task's figure is the mean over examples."""
 
-    @abstractmethod
+    @classmethod
+    def truth(cls, annotations: Path, questions: Path | None = None) -> list[Example]:
+        """Examples with their answers but without images, from annotation files wherever they lie: for scoring.
+
+        Args:
+            annotations: a file of the task's with the right answers.
+            questions: a file that says which of them count, where the task has such files (VQAv2).
+
+        Raises:
+            InputError: for a missing or broken file, and where the task cannot be scored from one.
+        """
+        raise InputError(f"task {cls.name} is not scored from files; use `pumer evaluate`")
+
     def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
         """The content of the official result file, one entry per example."""
+        number, answered = self.result_keys
+        pairs = zip(examples, answers, strict=True)
+        return [{number: example.id, answered: answer} for example, answer in pairs]
 
     def write_submission(self, path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
         """Write the official result file: JSON, unless the task says otherwise."""
         write_json(path, self.submission(examples, answers))
+
+    @classmethod
+    def read_submission(cls, path: Path) -> list[tuple[int | str, str]]:
+        """Ids and answers of a file in the official result format, whoever made it.
+
+        Raises:
+            InputError: when it is missing or in another format.
+        """
+        number, answered = cls.result_keys
+        entries = read_json(path)
+        if not isinstance(entries, list):
+            raise InputError(f'{path} must hold a list of {{"{number}": ..., "{answered}": ...}}')
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not {number, answered} <= entry.keys():
+                raise InputError(f"{path}: entry {index} must have '{number}' and '{answered}'")
+            if not isinstance(entry[answered], str):
+                raise InputError(f"{path}: '{answered}' of entry {index} must be text, not {entry[answered]!r}")
+        return [(entry[number], entry[answered]) for entry in entries]
 
     def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:
         """Official figures beside the mean score, by name: values in [0, 1] whose mean is the figure."""

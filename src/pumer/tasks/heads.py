@@ -1,7 +1,8 @@
-"""Starting a task's model from a checkpoint, whose head may know other labels or none."""
+"""Starting a task's model from a checkpoint, whose head may know other labels, other images or none."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,19 +14,25 @@ from pumer.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+_KINDS = {"vilt": "embeddings.token_type_embeddings.weight", "meter": "modality_embeddings.weight"}
+"""Where a model type keeps the embedding that tells text, image and second image apart, one row each."""
+_IMAGE = 1
+
 
 def classifier_from(
-    checkpoint: str, labels: Sequence[str], models: Mapping[str, type[PreTrainedModel]]
+    checkpoint: str, labels: Sequence[str], models: Mapping[str, type[PreTrainedModel]], images: int = 1
 ) -> PreTrainedModel:
     """A model with a `classifier` whose last layer has one row per label.
 
-    Rows of labels that the checkpoint's head knows keep their weights; the rest of the last layer, and the
-    whole head where the checkpoint has none, is initialised at random from torch's global generator.
+    Rows of labels that the checkpoint's head knows keep their weights; the rest of the last layer, and the whole head
+    where the checkpoint has none for so many images, is initialised at random from torch's global generator. A second
+    image that the checkpoint knows nothing of starts with the modality embedding of the first.
 
     Args:
         checkpoint: local directory or hub name.
         labels: meaning of the logits' columns.
         models: model classes by the `model_type`s that are allowed.
+        images: how many images the model sees at once.
 
     Raises:
         InputError: when the checkpoint cannot be read or is of another model type.
@@ -40,12 +47,30 @@ def classifier_from(
     if not known:
         config.num_labels = len(labels)
     try:
-        model = cls.from_pretrained(checkpoint, config=config, dtype=torch.float32)
+        if saved_as is cls:
+            model = cls.from_pretrained(checkpoint, config=config, dtype=torch.float32)
+        else:
+            model = _around_body(cls, saved_as, checkpoint, config, images)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"the weights of {checkpoint} cannot be loaded: {first_line(error)}") from error
     restore_text_norm(model)
     if known != list(labels):
         _relabel(model, known, labels)
+    return model
+
+
+def _around_body(
+    cls: type[PreTrainedModel], saved_as: type[PreTrainedModel], checkpoint: str, config: Any, images: int
+) -> PreTrainedModel:
+    """A model with a new head around the body of a model of another class."""
+    body = saved_as.from_pretrained(checkpoint, dtype=torch.float32).base_model.state_dict()
+    if images > 1:
+        kinds = _KINDS[config.model_type]
+        missing = max(0, 1 + images - len(body[kinds]))
+        body[kinds] = torch.cat([body[kinds], body[kinds][[_IMAGE] * missing]])
+        config.num_images, config.modality_type_vocab_size = images, len(body[kinds])
+    model = cls(config).eval()
+    model.base_model.load_state_dict(body, strict=False)  # some models have no pooler
     return model
 
 

@@ -20,6 +20,14 @@ from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
 
 _FOLDERS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 _ANNOTATORS = 10
+_QUESTION = {"question_id": int, "image_id": int, "question": str}
+_ANNOTATION = {
+    "question_id": int,
+    "multiple_choice_answer": str,
+    "answers": list,
+    "answer_type": str,
+    "question_type": str,
+}
 
 
 class VQAv2(Task):
@@ -44,6 +52,7 @@ class VQAv2(Task):
     files: ClassVar[str] = "the official v2_*_questions.json, v2_*_annotations.json and image folders"
     groups: ClassVar[tuple[str, ...]] = ("answer_type", "question_type")
     template: ClassVar[str | None] = "question_type"
+    result_keys: ClassVar[tuple[str, str]] = ("question_id", "answer")
 
     def __init__(self, labels: Sequence[str]) -> None:
         """Bind to the answer vocabulary.
@@ -111,10 +120,13 @@ class VQAv2(Task):
             raise InputError(f"question {example.id} has no public answers; score the submission file on the server")
         return accuracy(answer, example.answers)
 
-    def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
-        """The official result format: `[{"question_id": ..., "answer": ...}, ...]`."""
-        pairs = zip(examples, answers, strict=True)
-        return [{"question_id": example.id, "answer": answer} for example, answer in pairs]
+    @classmethod
+    def truth(cls, annotations: Path, questions: Path | None = None) -> list[Example]:
+        """All annotated questions, or those of a file of questions; see `Task.truth`."""
+        answered = {entry["question_id"]: entry for entry in _entries(annotations, "annotations", _ANNOTATION)}
+        asked = answered.values() if questions is None else _entries(questions, "questions", _QUESTION)
+        numbers = (entry["question_id"] for entry in asked)
+        return [Example(number, (), "", *_truth(number, answered, annotations)) for number in numbers]
 
 
 def _example(
@@ -129,31 +141,27 @@ def _example(
     image = root / _folder(split) / f"{stem}{'.png' if f'{stem}.png' in images else '.jpg'}"
     if split == "test":
         return Example(number, (image,), question["question"])
+    truth = _truth(number, answered, root / _annotation_name(split))
+    return Example(number, (image,), question["question"], *truth)
+
+
+def _truth(number: int, answered: Mapping[int, Any], path: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The ten answers to a question, and its groups."""
     if number not in answered:
-        raise InputError(f"question {number} has no entry in {root / _annotation_name(split)}")
+        raise InputError(f"question {number} has no entry in {path}")
     entry = answered[number]
     answers = tuple(normalise(answer["answer"]) for answer in entry["answers"])
     if len(answers) != _ANNOTATORS:
-        path = root / _annotation_name(split)
         raise InputError(f"question {number} has {len(answers)} answers in {path}; official files give ten")
-    groups = {"answer_type": entry["answer_type"], "question_type": entry["question_type"]}
-    return Example(number, (image,), question["question"], answers, groups)
+    return answers, {name: entry[name] for name in VQAv2.groups}
 
 
 def _questions(root: Path, split: str) -> list[dict[str, Any]]:
-    kinds = {"question_id": int, "image_id": int, "question": str}
-    return _entries(root / _question_name(split), "questions", kinds)
+    return _entries(root / _question_name(split), "questions", _QUESTION)
 
 
 def _annotations(root: Path, split: str) -> list[dict[str, Any]]:
-    kinds = {
-        "question_id": int,
-        "multiple_choice_answer": str,
-        "answers": list,
-        "answer_type": str,
-        "question_type": str,
-    }
-    return _entries(root / _annotation_name(split), "annotations", kinds)
+    return _entries(root / _annotation_name(split), "annotations", _ANNOTATION)
 
 
 def _question_name(split: str) -> str:

@@ -1,0 +1,105 @@
+"""What tasks with one right label out of a few have in common: cross-entropy, accuracy, files of JSON lines."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from pumer.errors import InputError
+from pumer.tasks.base import Example, Task
+from pumer.tasks.heads import classifier_from
+
+UNKNOWN = -100
+"""Target of an example without a public label, which the loss passes over."""
+
+
+class SingleLabel(Task):
+    """A task whose examples have one right label each.
+
+    Attributes:
+        fixed_labels: the labels, in the order of the logits' columns.
+        image_count: images of an example.
+    """
+
+    head: ClassVar[tuple[str, ...]] = ("classifier.",)
+    fixed_labels: ClassVar[tuple[str, ...]]
+    image_count: ClassVar[int] = 1
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        """Bind to a model's labels.
+
+        Args:
+            labels: one name per column, in order.
+
+        Raises:
+            InputError: when they are not the task's.
+        """
+        super().__init__(labels)
+        if sorted(labels) != sorted(self.fixed_labels):
+            shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
+            raise InputError(
+                f"the model answers with {len(labels)} labels ({shown}), but task {self.name} has "
+                f"{', '.join(self.fixed_labels)}; give a model that was trained on it"
+            )
+
+    @classmethod
+    def vocabulary(cls, root: Path, minimum: int = 1) -> tuple[str, ...]:
+        """The fixed labels; see `Task.vocabulary`."""
+        return cls.fixed_labels
+
+    @classmethod
+    def model(cls, checkpoint: str, labels: Sequence[str]) -> PreTrainedModel:
+        """A classifier of one or two images with a text; see `Task.model`."""
+        return classifier_from(checkpoint, labels, cls.models, cls.image_count)
+
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        """Columns (B,) of the right labels; `UNKNOWN` where there is none."""
+        columns = [self.labels.index(example.answers[0]) if example.answers else UNKNOWN for example in examples]
+        return torch.tensor(columns)
+
+    def loss(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Cross-entropy, averaged over the batch."""
+        return cross_entropy(logits.float(), batch["targets"], ignore_index=UNKNOWN)
+
+    def score(self, example: Example, answer: str) -> float:
+        """1 for the right label, else 0."""
+        if not example.answers:
+            raise InputError(f"example {example.id} has no public label; score the submission file on the server")
+        return float(answer == example.answers[0])
+
+
+def read_lines(path: Path, kinds: Mapping[str, type], files: str) -> list[dict[str, Any]]:
+    """The entries of a file of JSON lines, each checked to hold `kinds`.
+
+    Args:
+        path: the file; empty lines are passed over.
+        kinds: keys that every entry must have, with the type of their values.
+        files: what the data folder must hold, for messages.
+
+    Raises:
+        InputError: when the file is missing or broken; the message names file and line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; the data folder must hold {files}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); download it again") from error
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path} is broken JSON in line {number} ({error}); download it again") from error
+        for name, kind in kinds.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+                raise InputError(f"{path}: line {number} has no '{name}' ({kind.__name__})")
+        entries.append(entry)
+    return entries

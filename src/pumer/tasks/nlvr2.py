@@ -1,0 +1,128 @@
+"""NLVR2 in its official files (lil.nlp.cornell.edu/nlvr): is a sentence true of two images?"""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel, ViltForImagesAndTextClassification
+
+from pumer.checkpoint import write_text
+from pumer.errors import InputError
+from pumer.models.meter import MeterForImagesAndTextClassification
+from pumer.tasks.base import Example, spread
+from pumer.tasks.classification import SingleLabel, read_lines
+
+_NAMES = {"train": "train", "val": "dev", "test": "test1"}
+_SUBSETS = ("balanced", "unbalanced")
+
+
+class NLVR2(SingleLabel):
+    """Sentences about two photographs, true or false.
+
+    The score is accuracy; `consistency` is the fraction of sentences that were judged right for all their pairs of
+    images. Where the files of the balanced and unbalanced subsets are there too, accuracy is also given by subset.
+
+    Files under the data folder, as in the official repository (here or below `data/`), and the images as unzipped::
+
+        {train,dev,test1}.json                                           one JSON object per line
+        {balanced,unbalanced}/{balanced,unbalanced}_{dev,test1}.json     the subsets; one of them alone will do
+        images/train/<directory>/<name>  images/dev/<name>  images/test1/<name>
+
+    with names like `dev-850-0-img0.png`. Some of the images are JPEG or GIF files by their content.
+    """
+
+    name: ClassVar[str] = "nlvr2"
+    models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {
+        "vilt": ViltForImagesAndTextClassification,
+        "meter": MeterForImagesAndTextClassification,
+    }
+    files: ClassVar[str] = "the official train.json, dev.json and test1.json and the folder images"
+    groups: ClassVar[tuple[str, ...]] = ("subset",)
+    fixed_labels: ClassVar[tuple[str, ...]] = ("False", "True")
+    image_count: ClassVar[int] = 2
+    result_keys: ClassVar[tuple[str, str]] = ("identifier", "prediction")
+
+    @classmethod
+    def examples(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
+        """Read a split; see `Task.examples`. Scores are grouped by `subset` where the subsets' files are there."""
+        file, *subsets = cls.annotation_files(root, split)
+        subset = {entry["identifier"]: path.parent.name for path in subsets for entry in _entries(path)}
+        return [_example(entry, root, _NAMES[split], subset) for entry in spread(_entries(file), limit)]
+
+    @classmethod
+    def annotation_files(cls, root: Path, split: str) -> tuple[Path, ...]:
+        """The split's file, and those of its subsets that are there; see `Task.annotation_files`."""
+        if split not in _NAMES:
+            raise InputError(f"split must be one of {', '.join(_NAMES)}, not '{split}'")
+        if not root.is_dir():
+            raise InputError(f"data folder {root} does not exist; give data.root=FOLDER with {cls.files}")
+        name = _NAMES[split]
+        whole = [folder / f"{name}.json" for folder in (root, root / "data")]
+        parts = [folder / kind / f"{kind}_{name}.json" for folder in (root, root / "data") for kind in _SUBSETS]
+        there = [path for path in parts if path.is_file()]
+        file = next((path for path in (*whole, *there) if path.is_file()), whole[0])
+        return (file, *there)
+
+    @classmethod
+    def truth(cls, annotations: Path, questions: Path | None = None) -> list[Example]:
+        """Sentences and labels from one annotation file; see `Task.truth`."""
+        return [Example(entry["identifier"], (), entry["sentence"], _label(entry)) for entry in _entries(annotations)]
+
+    def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:
+        """`consistency`: per sentence, 1 if it was judged right for all pairs of images it is asked about."""
+        right: dict[str, list[float]] = defaultdict(list)
+        for example, answer in zip(examples, answers, strict=True):
+            split, pair_set, _, sentence = str(example.id).rsplit("-", 3)
+            right[f"{split}-{pair_set}-{sentence}"].append(self.score(example, answer))
+        return {"consistency": [min(scores) for scores in right.values()]}
+
+    def write_submission(self, path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
+        """Write the official result file: a line `identifier,prediction` per pair, without a heading."""
+        text = io.StringIO()
+        rows = ((example.id, answer) for example, answer in zip(examples, answers, strict=True))
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_text(path, text.getvalue())
+
+    @classmethod
+    def read_submission(cls, path: Path) -> list[tuple[int | str, str]]:
+        """Predictions of a result file, written as True or False in any case; see `Task.read_submission`."""
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+        for number, row in enumerate(rows, start=1):
+            if len(row) != 2 or row[1].strip().capitalize() not in cls.fixed_labels:
+                raise InputError(f"{path}: line {number} must be 'identifier,True' or 'identifier,False', not {row}")
+        return [(row[0].strip(), row[1].strip().capitalize()) for row in rows]
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    entries = read_lines(path, {"identifier": str, "sentence": str}, NLVR2.files)
+    for entry in entries:
+        if entry["identifier"].count("-") < 3:
+            raise InputError(f"{path}: identifier '{entry['identifier']}' is not of the form split-set-pair-sentence")
+    return entries
+
+
+def _example(entry: Mapping[str, Any], root: Path, name: str, subset: Mapping[str, str]) -> Example:
+    identifier = entry["identifier"]
+    folder = root / "images" / name
+    if name == "train":
+        if "directory" not in entry:
+            raise InputError(f"example {identifier} of NLVR2's train split in {root} has no 'directory'")
+        folder /= str(entry["directory"])
+    pair = identifier.rpartition("-")[0]
+    images = tuple(folder / f"{pair}-img{number}.png" for number in range(2))
+    groups = {"subset": subset.get(identifier, "neither")} if subset else {}
+    return Example(identifier, images, entry["sentence"], _label(entry), groups)
+
+
+def _label(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The right label, if the file gives it: "True" or "False", also where it is written as a boolean."""
+    if "label" not in entry:
+        return ()
+    label = str(entry["label"]).capitalize()
+    if label not in NLVR2.fixed_labels:
+        raise InputError(f"label of example {entry['identifier']} must be True or False, not '{entry['label']}'")
+    return (label,)
