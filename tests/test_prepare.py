@@ -1,9 +1,11 @@
 import csv
 import filecmp
+import io
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +20,53 @@ from pumer.check import run as check
 from pumer.cli import app
 from pumer.errors import InputError
 from pumer.prepare import PrepareConfig, run
-from pumer.tasks import VQAv2
+from pumer.tasks import TASKS, VQAv2
 from pumer.tasks.images import image_bytes, read_image
 
+
+def encoded(image, kind="PNG", **settings):
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return file.getvalue()
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 BROKEN = {
     "train2014/COCO_train2014_000000000000.jpg": ("does not exist", None),
-    "train2014/COCO_train2014_000000000003.png": ("is empty", b""),
-    "val2014/COCO_val2014_000000000002.jpg": ("is no image", b"<html>404</html>"),
+    "train2014/COCO_train2014_000000000001.png": ("is empty", b""),
+    "train2014/COCO_train2014_000000000002.jpg": ("is no image", b"<html>404</html>"),
+    "train2014/COCO_train2014_000000000003.png": ("cannot be decoded", encoded(NOISE, "JPEG")[:-200]),
+    "train2014/COCO_train2014_000000000004.jpg": ("is too large", encoded(Image.new("1", (12000, 12000)))),
+    "val2014/COCO_val2014_000000000002.jpg": ("does not exist", None),
 }
+
+
+def odd_images():
+    """Content and RGB pixels of images that are unusual but whole."""
+    turned, grey = Image.Exif(), np.arange(600, dtype=np.uint16).reshape(20, 30) << 6
+    turned[0x0112] = 6
+    palette, red = NOISE.quantize(32), (255, 0, 0)
+    return [
+        (encoded(NOISE), np.asarray(NOISE)),  # under the name of a JPEG
+        (encoded(Image.new("CMYK", (4, 5), (0, 255, 255, 0)), "TIFF"), np.full((5, 4, 3), red)),
+        (encoded(palette, "GIF"), np.asarray(palette.convert("RGB"))),
+        (encoded(Image.fromarray(grey)), np.repeat((grey >> 8)[..., None], 3, axis=2)),
+        (encoded(NOISE, exif=turned), np.rot90(np.asarray(NOISE), -1)),
+        (encoded(Image.new("RGB", (1, 1), red)), np.full((1, 1, 3), red)),
+        (encoded(Image.new("RGB", (20000, 20), red)), np.full((20, 20000, 3), red)),
+    ]
 
 
 @pytest.fixture
 def broken_vqa(tiny_vqa):
-    """The tiny data with three images that are of no use, and one with a wrong extension."""
+    """The tiny data with images that are of no use, and unusual ones."""
     for name, (_, content) in BROKEN.items():
         (tiny_vqa / name).unlink()
         if content is not None:
             (tiny_vqa / name).write_bytes(content)
-    Image.new("RGB", (9, 9)).save(tiny_vqa / "train2014" / "COCO_train2014_000000000002.jpg", "PNG")
+    for number, (content, _) in enumerate(odd_images(), start=5):
+        suffix = "png" if number % 2 else "jpg"
+        (tiny_vqa / "train2014" / f"COCO_train2014_{number:012d}.{suffix}").write_bytes(content)
     return tiny_vqa
 
 
@@ -48,21 +79,26 @@ def equal(one, other):
     return names == files_in(other) and filecmp.cmpfiles(one, other, names, shallow=False)[1:] == ([], [])
 
 
-def test_a_prepared_folder_reads_like_the_download(tiny_vqa, tmp_path):
-    record = run(PrepareConfig("vqav2", tiny_vqa, tmp_path / "out"), progress=False)
-    assert (record["images"], record["skipped"], record["reasons"]) == (18, 0, {})
-    assert record["splits"] == {"train": {"examples": 24, "left_out": 0}, "val": {"examples": 12, "left_out": 0}}
-    assert not (tmp_path / "out" / "train2014").exists()
-    for split in ("train", "val"):
-        expected, found = VQAv2.read(tiny_vqa, split), VQAv2.read(tmp_path / "out", split)
-        assert len(expected) == len(found)
+@pytest.mark.parametrize(
+    ("task", "data"),
+    [("vqav2", "tiny_vqa"), ("nlvr2", "tiny_nlvr2"), ("snli_ve", "tiny_snli_ve"), ("flickr30k", "tiny_flickr")],
+)
+def test_a_prepared_folder_reads_like_the_download(task, data, request, tmp_path):
+    root, out = request.getfixturevalue(data), tmp_path / "out"
+    record = run(PrepareConfig(task, root, out), progress=False)
+    assert (record["skipped"], record["reasons"]) == (0, {})
+    assert not [path for path in files_in(out) if path.suffix in (".jpg", ".png")]
+    for split in record["splits"]:
+        expected, found = TASKS[task].read(root, split), TASKS[task].read(out, split)
+        assert record["splits"][split] == {"examples": len(expected), "left_out": 0}
+        assert [replace(one, images=()) for one in expected] == [replace(one, images=()) for one in found]
         for one, other in zip(expected, found, strict=True):
-            assert (one.id, one.text, one.answers, one.groups) == (other.id, other.text, other.answers, other.groups)
-            assert one.images[0].relative_to(tiny_vqa) == other.images[0].relative_to(tmp_path / "out")
-            assert image_bytes(one.images[0]) == image_bytes(other.images[0])
-    assert VQAv2.vocabulary(tmp_path / "out", 1) == VQAv2.vocabulary(tiny_vqa, 1)
+            names = [[path.relative_to(place) for path in each.images] for each, place in ((one, root), (other, out))]
+            assert names[0] == names[1]
+            assert list(map(image_bytes, one.images)) == list(map(image_bytes, other.images))
+    assert TASKS[task].vocabulary(out, 1) == TASKS[task].vocabulary(root, 1)
     with pytest.raises(InputError, match=r"nope\.jpg does not exist"):
-        read_image(tmp_path / "out" / "train2014" / "nope.jpg")
+        read_image(out / "train2014" / "nope.jpg")
 
 
 def test_the_arrow_files_are_datasets_of_pictures(tiny_vqa, tmp_path):
@@ -75,9 +111,9 @@ def test_the_arrow_files_are_datasets_of_pictures(tiny_vqa, tmp_path):
 def test_bad_images_are_listed_and_their_questions_left_out(broken_vqa, tmp_path, caplog):
     out = tmp_path / "out"
     record = run(PrepareConfig("vqav2", broken_vqa, out), progress=False)
-    assert record["skipped"] == 3
-    assert sum(record["reasons"].values()) == 3
-    assert record["splits"] == {"train": {"examples": 24, "left_out": 4}, "val": {"examples": 12, "left_out": 2}}
+    assert record["skipped"] == sum(record["reasons"].values()) == 6
+    assert record["reasons"]["does not exist"] == 2
+    assert record["splits"] == {"train": {"examples": 24, "left_out": 10}, "val": {"examples": 12, "left_out": 2}}
     with (out / "skipped.csv").open(newline="") as file:
         listed = {row["image"]: row["reason"] for row in csv.DictReader(file)}
     assert listed.keys() == BROKEN.keys()
@@ -86,9 +122,10 @@ def test_bad_images_are_listed_and_their_questions_left_out(broken_vqa, tmp_path
         with pytest.raises(InputError, match=f"{name} {reason}"):
             read_image(out / name)
     examples = VQAv2.read(out, "train")
-    assert len(examples) == 20
-    assert "4 of 24 examples are left out" in caplog.text
-    assert all(read_image(example.images[0]).mode == "RGB" for example in examples)
+    assert len(examples) == 14
+    assert "10 of 24 examples are left out" in caplog.text
+    for (_, pixels), example in zip(odd_images(), examples[::2], strict=True):
+        assert np.array_equal(np.asarray(read_image(example.images[0])), pixels)
 
 
 def test_strict_stops_and_continues_once_repaired(broken_vqa, tmp_path):
@@ -104,10 +141,10 @@ def test_strict_stops_and_continues_once_repaired(broken_vqa, tmp_path):
 
 def test_retry_takes_up_repaired_images(broken_vqa, tmp_path):
     config = {"task": "vqav2", "root": broken_vqa, "out": tmp_path / "out"}
-    assert run(PrepareConfig(**config), progress=False)["skipped"] == 3
+    assert run(PrepareConfig(**config), progress=False)["skipped"] == 6
     for name in BROKEN:
         Image.new("RGB", (8, 8)).save(broken_vqa / name)
-    assert run(PrepareConfig(**config), progress=False)["skipped"] == 3
+    assert run(PrepareConfig(**config), progress=False)["skipped"] == 6
     assert run(PrepareConfig(**config, retry=True), progress=False)["skipped"] == 0
 
 
@@ -127,7 +164,7 @@ def test_the_result_depends_on_neither_processes_nor_interruptions(broken_vqa, t
     run(PrepareConfig("vqav2", broken_vqa, tmp_path / "one"), progress=False)
     run(PrepareConfig("vqav2", broken_vqa, tmp_path / "two", workers=2), progress=False)
     assert equal(tmp_path / "one", tmp_path / "two")
-    replace = Path.replace
+    rename = Path.replace
     for after in (False, True):  # stopped just before or after a file gets its name
         for moment in (0, 3, 7, 11):
             out = tmp_path / f"stopped-{after}-{moment}"
@@ -138,9 +175,9 @@ def test_the_result_depends_on_neither_processes_nor_interruptions(broken_vqa, t
                 count += 1
                 if count == moment + 1:
                     if after:
-                        replace(self, target)
+                        rename(self, target)
                     raise KeyboardInterrupt
-                return replace(self, target)
+                return rename(self, target)
 
             with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
                 patched.setattr(Path, "replace", counted)
@@ -194,24 +231,24 @@ def test_what_cannot_be_continued_is_refused(tiny_vqa, tmp_path):
 def test_check_says_what_is_wrong(broken_vqa, tmp_path):
     result = check(CheckConfig("vqav2", broken_vqa, output=tmp_path / "bad.csv"), progress=False)
     counts = {name: (each["missing"], each["broken"]) for name, each in result["splits"].items()}
-    assert counts == {"train": (1, 1), "val": (0, 1)}
+    assert counts == {"train": (1, 4), "val": (1, 0)}
     assert {Path(path).relative_to(broken_vqa).as_posix() for path in result["problems"]} == BROKEN.keys()
-    assert len((tmp_path / "bad.csv").read_text().splitlines()) == 4
+    assert len((tmp_path / "bad.csv").read_text().splitlines()) == 7
     run(PrepareConfig("vqav2", broken_vqa, tmp_path / "out"), progress=False)
-    assert len(check(CheckConfig("vqav2", tmp_path / "out"), progress=False)["problems"]) == 3
+    assert len(check(CheckConfig("vqav2", tmp_path / "out"), progress=False)["problems"]) == 6
     assert images_per_second([broken_vqa / "val2014" / "COCO_val2014_000000000000.jpg"], 16) > 0
 
 
 def test_through_the_command_line(broken_vqa, tmp_path):
     result = CliRunner().invoke(app, ["data", "prepare", "vqav2", str(broken_vqa), str(tmp_path / "out"), "workers=1"])
     assert result.exit_code == 0, result.output
-    assert "15 images in 1 files, 3 skipped" in result.stdout
-    assert "1 x does not exist" in result.stdout
+    assert "12 images in 1 files, 6 skipped" in result.stdout
+    assert "2 x does not exist" in result.stdout
     result = CliRunner().invoke(app, ["data", "check", "vqav2", str(broken_vqa), "--speed", "edge=16", "workers=1"])
     assert result.exit_code == 2
     assert "images/s per core" in result.stdout
     assert "is empty" in result.stdout
-    assert "error: 3 images are missing or broken" in result.stderr
+    assert "error: 6 images are missing or broken" in result.stderr
     result = CliRunner().invoke(
         app, ["data", "prepare", "vqav2", str(broken_vqa), str(tmp_path / "two"), "workers=1", "--strict"]
     )
