@@ -264,8 +264,9 @@ def _counts_line(fate: _Fate, width: int) -> Image.Image:
     """How many tokens of each kind were left after each reduction."""
     parts = []
     for name, (entered, *left) in (("image tokens", fate.image_counts), ("text tokens", fate.text_counts)):
-        after = [f"{count} after {place}" for place, count in zip(fate.places, left, strict=True)]
-        parts.append(f"{name}: {', '.join([str(entered), *after])}")
+        counts = zip(fate.places, left, strict=True)
+        seen = [(place, count) for place, count in counts if "image" in name or not place.startswith("vision")]
+        parts.append(f"{name}: {', '.join([str(entered), *(f'{count} after {place}' for place, count in seen)])}")
     text = "      ".join(parts)
     sizes = [size for size in (15, 14, 13, 12, 11, 10) if drawing.font(size).getlength(text) <= width]
     line = Image.new("RGB", (width, 26), drawing.PAPER)
