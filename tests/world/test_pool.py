@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pumer.world import scenes, sentences
-from pumer.world.pool import DENSE, Source, dense_labels
+from pumer.world.pool import DENSE, TEXT_LENGTH, Source, dense_labels
 from pumer.world.tokenizer import train_tokenizer
 
 _SOURCE = Source(train_tokenizer(), seed=7)
@@ -53,3 +53,18 @@ def test_dense_labels_say_what_a_patch_shows() -> None:
 def test_held_out_scenes_are_drawn_for_that_split() -> None:
     batch = Source(train_tokenizer(), split="heldout", captions=0.0).batch(0, 4)
     assert (batch.answers >= 0).all()
+
+
+def test_sentences_of_the_other_data_sets_are_mixed_in_on_request() -> None:
+    tokenizer = train_tokenizer(scenes=200, tasks=True)
+    batch = Source(tokenizer, seed=7, tasks=0.5).batch(0, 100)
+    assert batch.ids.shape[1] > TEXT_LENGTH
+    labelled, asked, captions = batch.labels >= 0, batch.answers >= 0, batch.true >= 0
+    assert (labelled.int() + asked.int() + captions.int() == 1).all()
+    assert 0.1 < labelled.float().mean() < 0.4
+    assert set(batch.labels[labelled].tolist()) == {0, 1, 2}
+    assert (batch.roles[labelled] == 1).any(1).all()
+    assert (batch.words[~captions] == -100).all()
+    longest = (batch.ids[captions] != 0).sum(1).max()
+    assert longest > TEXT_LENGTH, "descriptions"
+    assert (Source(tokenizer, seed=7).batch(0, 10).labels == -100).all()

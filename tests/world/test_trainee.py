@@ -58,3 +58,13 @@ def test_every_parameter_gets_a_gradient() -> None:
     sum(losses(model(batch, keep), batch, keep).values()).backward()
     idle = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert idle == set()
+
+
+def test_entailment_has_a_head_on_request_that_grows_along() -> None:
+    batch = Source(_SOURCE.tokenizer, seed=7, tasks=0.5).batch(0, 30)
+    model = ViltTrainee(small_vilt(2), tasks=True)
+    assert model.grown(3, (0, 1)).label is not None
+    parts = losses(model(batch), batch, None)
+    parts["label"].backward()
+    assert model.label.weight.grad.abs().sum() > 0
+    assert "label" not in losses(trainee(2)(batch), batch, None)

@@ -12,8 +12,13 @@ from tokenizers import Tokenizer
 from torch.utils.data import IterableDataset
 
 from pumer.world import scenes, sentences
+from pumer.world.descriptions import describe_scene, misdescribe
+from pumer.world.entailment import LABELS, hypothesis_with
+from pumer.world.statements import claim
+from pumer.world.tokenizer import MAX_LENGTH
 
 TEXT_LENGTH = 20
+"""Longest question or caption of `sentences`, in tokens."""
 DENSE = {"shape": len(scenes.SHAPES), "colour": len(scenes.COLOURS), "size": len(scenes.SIZES)}
 DENSE |= {"texture": len(scenes.TEXTURES), "position": len(sentences.POSITIONS), "centre": 1}
 """Values of every per-patch label; each has one more, 0, for "none"."""
@@ -32,6 +37,7 @@ class Batch:
         answers: (B,) index into ANSWERS, -100 for a caption.
         true: (B,) whether a caption fits its picture, -100 for a question.
         kinds: (B,) index into KINDS, -1 for a caption.
+        labels: (B,) index into LABELS of an entailment sentence, -100 for all else.
     """
 
     images: torch.Tensor
@@ -42,17 +48,48 @@ class Batch:
     answers: torch.Tensor
     true: torch.Tensor
     kinds: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass
+class _Text:
+    """One sentence about a scene: its ids and labels as in Batch, the objects it is about and refers to."""
+
+    ids: np.ndarray
+    targets: tuple[int, ...]
+    anchors: tuple[int, ...] = ()
+    words: np.ndarray | None = None
+    answer: int = -100
+    true: int = -100
+    kind: int = -1
+    label: int = -100
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples come from: every index is one scene with `texts` sentences about it."""
+    """Where samples come from: every index is one scene with `texts` sentences about it.
+
+    Args:
+        tokenizer: of the small models.
+        seed: of the scenes.
+        split: of the scenes.
+        texts: sentences about each scene.
+        captions: fraction of them that are captions; the rest are questions.
+        tasks: fraction of them, before that, that are the other data sets': entailment sentences, descriptions, and
+            what statements about two pictures say of one.
+    """
 
     tokenizer: Tokenizer
     seed: int = 1
     split: str = "pretrain"
     texts: int = 2
     captions: float = 0.2
+    tasks: float = 0.0
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of every text, padding included."""
+        return MAX_LENGTH if self.tasks else TEXT_LENGTH
 
     def batch(self, first: int, count: int) -> Batch:
         """The samples of the scenes `first` to `first + count - 1`."""
@@ -67,30 +104,47 @@ class Source:
         image, owner = scenes.render(scene), scenes.patch_objects(scene).reshape(-1).astype(np.int64)
         dense = dense_labels(scene, owner)
         for _ in range(self.texts):
-            if rng.integers(1000) < 1000 * self.captions:
-                caption = sentences.caption(scene, rng)
-                ids, words = self._caption(caption, rng)
-                answer, true, kind = -100, int(caption.true), -1
-                targets, anchors = caption.targets, caption.anchors
-            else:
-                question = sentences.ask(scene, rng)
-                ids, words = self._ids(question.text), np.full(TEXT_LENGTH, -100)
-                answer, true = sentences.ANSWERS.index(question.answer), -100
-                kind = sentences.KINDS.index(question.kind)
-                targets, anchors = question.targets, question.anchors
-            roles = np.isin(owner, targets) + 2 * np.isin(owner, anchors)
-            yield image, ids, words, dense, roles, np.array(answer), np.array(true), np.array(kind)
+            text = self._text(scene, rng)
+            roles = np.isin(owner, text.targets) + 2 * np.isin(owner, text.anchors)
+            words = np.full(self.text_length, -100) if text.words is None else text.words
+            numbers = (np.array(number) for number in (text.answer, text.true, text.kind, text.label))
+            yield image, text.ids, words, dense, roles, *numbers
+
+    def _text(self, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
+        if self.tasks and rng.integers(1000) < 1000 * self.tasks:
+            return self._task(scene, rng)
+        if rng.integers(1000) < 1000 * self.captions:
+            return self._caption(sentences.caption(scene, rng), rng)
+        question = sentences.ask(scene, rng)
+        answer, kind = sentences.ANSWERS.index(question.answer), sentences.KINDS.index(question.kind)
+        return _Text(self._ids(question.text), question.targets, question.anchors, answer=answer, kind=kind)
+
+    def _task(self, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
+        """A sentence of another data set."""
+        choice = rng.integers(4)
+        if choice < 2:
+            label = LABELS[int(rng.integers(len(LABELS)))]
+            found = hypothesis_with(label, scene, rng)
+            if found is not None:
+                targets = sentences.matching(scene, found.group)
+                return _Text(self._ids(found.text), targets, label=LABELS.index(label))
+        if choice == 2:
+            return self._caption(claim(scene, rng), rng)
+        true = bool(rng.integers(2))
+        described = describe_scene(scene, rng, 1)[0] if true else misdescribe(scene, rng)
+        return self._caption(sentences.Caption(described.text, true, described.targets), rng)
 
     def _ids(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text).ids
-        return np.array(ids + [0] * (TEXT_LENGTH - len(ids)))
+        return np.array(ids + [0] * (self.text_length - len(ids)))
 
-    def _caption(self, caption: sentences.Caption, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids, words masked in every other caption; what they were is asked only if the caption is true."""
+    def _caption(self, caption: sentences.Caption, rng: np.random.Generator) -> _Text:
+        """Words masked in every other caption; what they were is asked only if the caption is true."""
         ids = self._ids(caption.text)
-        chosen = (rng.integers(4, size=TEXT_LENGTH) == 0) & (ids > 4) & bool(rng.integers(2))
+        chosen = (rng.integers(4, size=len(ids)) == 0) & (ids > 4) & bool(rng.integers(2))
         masked = np.where(chosen, cast(int, self.tokenizer.token_to_id("[MASK]")), ids)
-        return masked, np.where(chosen & caption.true, ids, -100)
+        words = np.where(chosen & caption.true, ids, -100)
+        return _Text(masked, caption.targets, caption.anchors, words, true=int(caption.true))
 
 
 def dense_labels(scene: scenes.Scene, owner: np.ndarray) -> np.ndarray:

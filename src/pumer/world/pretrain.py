@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import cos, pi
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from typing import Any, Literal
 import torch
 import torch.multiprocessing as mp
 from rich.console import Console
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, ViltForQuestionAnswering, ViltProcessor
 
@@ -50,6 +52,7 @@ _WEIGHTS = {
     "match": 0.5,
     "words": 0.3,
     "place": 0.5,
+    "label": 1.0,
     "ground": 0.3,
 }
 
@@ -79,6 +82,8 @@ class PretrainConfig:
         ground_at: fraction of the run after which METER's words are told which patches to attend to: those that the
             sentence is about.
         patches: patches per picture before that.
+        tasks: fraction of the sentences that are those of the other data sets, in a tokenizer that knows their words;
+            the shipped models saw none.
         save_minutes: minutes between two saved states.
         compile: speed the forward pass up with torch.compile.
     """
@@ -101,6 +106,7 @@ class PretrainConfig:
     merge_at: float = 0.67
     ground_at: float = 0.67
     patches: int = 56
+    tasks: float = 0.0
     save_minutes: float = 2.0
     compile: bool = True
 
@@ -126,19 +132,26 @@ def run(config: PretrainConfig) -> Path:
             arguments = (config, trainee.share_memory(), clock.share_memory_(), stage, until)
             mp.spawn(_work, arguments, nprocs=config.workers)
     assert trainee is not None
-    return export(trainee, folder / f"{config.model}-small")
+    return export(trainee, folder / f"{config.model}-small", _tokenizer(config.tasks > 0))
+
+
+@cache
+def _tokenizer(tasks: bool) -> Tokenizer:
+    return train_tokenizer(tasks=tasks)
 
 
 def _begin(config: PretrainConfig, stage: int, before: Trainee | None) -> Trainee:
     """The model at the beginning of a stage."""
+    tasks = config.tasks > 0
+    words = _tokenizer(tasks).get_vocab_size()
     if config.model == "meter":
-        meter = MeterTrainee(small_meter(config.pairs))
+        meter = MeterTrainee(small_meter(config.pairs, vocabulary=words), tasks)
         source = config.vilt or str(checkpoint_dir())
         meter.borrow(ViltForQuestionAnswering.from_pretrained(source, dtype=torch.float32))
         return meter
     if isinstance(before, ViltTrainee):
         return before.grown(config.layers, config.places)
-    return ViltTrainee(small_vilt(len(config.places)))
+    return ViltTrainee(small_vilt(len(config.places), vocabulary=words), tasks)
 
 
 def _state(folder: Path, stage: int, rank: int | None = None) -> Path:
@@ -149,7 +162,8 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
     """One worker's training: the weights and the clock (seconds, steps of all workers) are shared, the rest is not."""
     torch.set_num_threads(1)
     parent, total, folder = os.getppid(), 60 * config.minutes, Path(config.out)
-    source, optimizer = Source(train_tokenizer(), seed=config.seed), _optimizer(trainee, config)
+    source = Source(_tokenizer(config.tasks > 0), seed=config.seed, tasks=config.tasks)
+    optimizer = _optimizer(trainee, config)
     path, step = _state(folder, stage, rank), 0
     if path.exists():
         saved = torch.load(path, weights_only=True)
@@ -229,7 +243,7 @@ class _Watch:
         self.console = Console()
         self.average: dict[str, float] = {}
         self.told, self.seconds, self.steps = time.monotonic(), clock[0].item(), clock[1].item()
-        self.source = Source(train_tokenizer(), seed=config.seed + 1, captions=0.0)
+        self.source = Source(_tokenizer(config.tasks > 0), seed=config.seed + 1, captions=0.0)
 
     def see(self, parts: dict[str, torch.Tensor]) -> None:
         for name, loss in parts.items():
@@ -266,21 +280,22 @@ def accuracy(
     return scores | {kind: hits[groups == number].mean().item() for number, kind in enumerate(KINDS)}
 
 
-def export(trainee: Trainee, folder: Path | None = None) -> Path:
+def export(trainee: Trainee, folder: Path | None = None, tokenizer: Tokenizer | None = None) -> Path:
     """Write the question answering model alone, with its processor.
 
     Args:
         trainee: the pre-trained model.
         folder: where to; the package's own checkpoint if not given.
+        tokenizer: that it was pre-trained with; the shipped models' if not given.
     """
     meter = isinstance(trainee, MeterTrainee)
     folder = folder or checkpoint_dir("meter-small" if meter else "vilt-small")
     folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(folder)
+    save_tokenizer(folder, tokenizer)
     unpatch(trainee.model).save_pretrained(folder)
     images = meter_image_processor() if meter else small_image_processor()
     images.save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    (MeterProcessor if meter else ViltProcessor)(images, tokenizer).save_pretrained(folder)
-    save_tokenizer(folder)
+    loaded = PreTrainedTokenizerFast.from_pretrained(folder)
+    (MeterProcessor if meter else ViltProcessor)(images, loaded).save_pretrained(folder)
+    save_tokenizer(folder, tokenizer)
     return folder

@@ -16,15 +16,16 @@ PATCH_SIZE = 8
 VOCABULARY_SIZE = 167
 
 
-def small_vilt(layers: int = 12, answers: tuple[str, ...] = ANSWERS) -> ViltConfig:
+def small_vilt(layers: int = 12, answers: tuple[str, ...] = ANSWERS, vocabulary: int = VOCABULARY_SIZE) -> ViltConfig:
     """A ViLT on 12 x 12 patches of 8 pixels: 145 image tokens, as many as ViLT-B/32 has at 384 pixels.
 
     Args:
         layers: transformer layers.
         answers: the answer vocabulary of the question answering head.
+        vocabulary: words of the tokenizer.
     """
     return ViltConfig(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=vocabulary,
         hidden_size=96,
         num_hidden_layers=layers,
         num_attention_heads=4,
@@ -39,16 +40,17 @@ def small_vilt(layers: int = 12, answers: tuple[str, ...] = ANSWERS) -> ViltConf
     )
 
 
-def small_meter(pairs: int = 6, answers: tuple[str, ...] = ANSWERS) -> MeterConfig:
+def small_meter(pairs: int = 6, answers: tuple[str, ...] = ANSWERS, vocabulary: int = VOCABULARY_SIZE) -> MeterConfig:
     """A METER on 12 x 12 patches of 8 pixels: a text encoder of 2 layers, a vision encoder of 4.
 
     Args:
         pairs: pairs of cross-modal layers.
         answers: the answer vocabulary of the question answering head.
+        vocabulary: words of the tokenizer.
     """
     shape = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 192}
     dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    text = {"num_hidden_layers": 2, "vocab_size": VOCABULARY_SIZE, "max_position_embeddings": MAX_LENGTH + 1}
+    text = {"num_hidden_layers": 2, "vocab_size": vocabulary, "max_position_embeddings": MAX_LENGTH + 1}
     vision = {"num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "hidden_act": "gelu"}
     return MeterConfig(
         text_config=shape | dropouts | text | {"pad_token_id": 0},

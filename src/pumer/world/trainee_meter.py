@@ -12,6 +12,7 @@ from pumer.backbones import Reduction
 from pumer.backbones.base import LayerCues
 from pumer.backbones.meter import image_stream, text_stream
 from pumer.backbones.streams import expand_text
+from pumer.errors import InputError
 from pumer.functional import attention_probabilities, text_saliency
 from pumer.models.meter import MeterConfig, MeterForQuestionAnswering
 from pumer.reducers import NoReduction
@@ -36,19 +37,27 @@ class MeterTrainee(Trainee):
 
     Args:
         config: the model's configuration; text encoder, vision encoder and pairs have one width.
+        tasks: whether it has a head for entailment too.
     """
 
-    def __init__(self, config: MeterConfig) -> None:
+    def __init__(self, config: MeterConfig, tasks: bool = False) -> None:
         """Fresh weights."""
         model, width = MeterForQuestionAnswering(config), config.hidden_size
-        super().__init__(model, width, 2 * width, config.text_config.vocab_size)
+        super().__init__(model, width, 2 * width, config.text_config.vocab_size, tasks)
 
     def borrow(self, vilt: ViltForQuestionAnswering) -> None:
         """Start from a ViLT of the same width: its words, its patches, and its first layers as the vision encoder.
 
         They know what the patches show before they know the question. ViLT has no LayerNorm before its first layer:
         here it starts as one that changes little.
+
+        Raises:
+            InputError: the ViLT knows other words.
         """
+        words = self.model.config.text_config.vocab_size
+        if vilt.config.vocab_size != words:
+            known = f"the ViLT knows {vilt.config.vocab_size} words and this METER {words}"
+            raise InputError(f"{known}: give vilt=FOLDER of one that was pre-trained with tasks as this one is")
         ours, theirs = self.model.meter, vilt.vilt.embeddings
         vision, size = ours.vision_model, vilt.config.patch_size
         with torch.no_grad():
