@@ -80,6 +80,43 @@ def evaluate(model: Model, settings: Settings = None) -> None:
 
 
 @app.command()
+def predict(
+    model: Model,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("predictions.json"),
+    questions: Annotated[Path | None, typer.Option(help="CSV file with the columns image and question.")] = None,
+    images: Annotated[Path, typer.Option(help="Folder of the images it names.")] = Path("."),
+) -> None:
+    """Answers of a trained model to a split, as the official server wants them, or to a list of questions."""
+    from pumer.predict import PredictConfig, run
+
+    given = {"model": model, "out": str(out), "images": str(images)}
+    if questions is not None:
+        given["questions"] = str(questions)
+    count = run(_resolve(PredictConfig, None, settings, **given))
+    _console().print(f"{count} answers are in {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def score(
+    task: Annotated[str, typer.Argument(help="vqav2, nlvr2, snli_ve, flickr30k or coco.")],
+    annotations: Annotated[Path, typer.Option(help="Official file with the right answers.")],
+    predictions: Annotated[Path, typer.Option(help="File in the official result format.")],
+    questions: Annotated[Path | None, typer.Option(help="VQAv2: score the questions of this file alone.")] = None,
+    split: Annotated[str, typer.Option(help="Part of a file that holds all splits (retrieval).")] = "test",
+    per_example: Annotated[Path | None, typer.Option(help="File for one value per example.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Grade a result file that anyone made; no model is needed."""
+    from pumer.score import ScoreConfig, run
+
+    config = ScoreConfig(task, annotations, predictions, questions, split, per_example)
+    result = run(config, None if as_json else _console())
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+
+
+@app.command()
 def benchmark(model: Model, settings: Settings = None) -> None:
     """Speed and memory of a model beside its unreduced self."""
     from pumer.benchmark import BenchmarkConfig, run

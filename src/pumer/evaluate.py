@@ -135,6 +135,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     if config.submission is not None:
         task.write_submission(config.submission, examples, answers)
     result: dict[str, Any] = {"model": config.model, "split": config.split, "reduction": reduced}
+    result["answered"] = len(answers)
     if examples[0].answers:
         result |= _scored(config, task, settings["root"], examples, answers)
     result |= collect(config)

@@ -106,4 +106,13 @@ def test_queries_and_their_scores(tiny_flickr):
         "image retrieval, recall@5": 7,
         "image retrieval, recall@10": 7,
     }
-    assert TASK.submission(queries, answers)[0] == {"query": "image 6", "found": [40, 34, 1]}
+    assert TASK.submission(queries, answers)[0] == {"query": "image 6", "found": "40 34 1"}
+
+
+def test_a_result_file_is_scored_from_the_annotations(tiny_flickr, tmp_path):
+    queries = TASK.truth(tiny_flickr / "dataset_flickr30k.json", split="val")
+    assert queries == TASK.queries(Flickr30k.read(tiny_flickr, "val"))
+    answers = [query.answers[0] for query in queries]
+    TASK.write_submission(tmp_path / "found.json", queries, answers)
+    found = TASK.read_submission(tmp_path / "found.json")
+    assert found == [(query.id, answer) for query, answer in zip(queries, answers, strict=True)]

@@ -234,17 +234,18 @@ class Task(ABC):
         """Official score of one answer, in [0, 1]; the task's figure is the mean over examples."""
 
     @classmethod
-    def truth(cls, annotations: Path, questions: Path | None = None) -> list[Example]:
+    @abstractmethod
+    def truth(cls, annotations: Path, questions: Path | None = None, split: str = "test") -> list[Example]:
         """Examples with their answers but without images, from annotation files wherever they lie: for scoring.
 
         Args:
             annotations: a file of the task's with the right answers.
             questions: a file that says which of them count, where the task has such files (VQAv2).
+            split: the part of a file that holds all splits (retrieval).
 
         Raises:
-            InputError: for a missing or broken file, and where the task cannot be scored from one.
+            InputError: for a missing or broken file.
         """
-        raise InputError(f"task {cls.name} is not scored from files; use `pumer evaluate`")
 
     def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
         """The content of the official result file, one entry per example."""

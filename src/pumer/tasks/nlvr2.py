@@ -67,7 +67,7 @@ class NLVR2(SingleLabel):
         return (file, *there)
 
     @classmethod
-    def truth(cls, annotations: Path, questions: Path | None = None) -> list[Example]:
+    def truth(cls, annotations: Path, questions: Path | None = None, split: str = "test") -> list[Example]:
         """Sentences and labels from one annotation file; see `Task.truth`."""
         return [Example(entry["identifier"], (), entry["sentence"], _label(entry)) for entry in _entries(annotations)]
 

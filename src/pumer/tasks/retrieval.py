@@ -61,6 +61,7 @@ class Retrieval(Task):
         "meter": MeterForImageAndTextRetrieval,
     }
     head: ClassVar[tuple[str, ...]] = ("rank_output.",)
+    result_keys: ClassVar[tuple[str, str]] = ("query", "found")  # there is no official format
     file: ClassVar[str]
     images: ClassVar[str]
 
@@ -81,17 +82,17 @@ class Retrieval(Task):
             split: "train", "val", "test", in COCO "restval"; "train+restval" is both.
             limit: read only so many **images**, spread evenly over the split, each with all its captions.
         """
-        pictures = spread(read_pictures(root / cls.file, cls.images, split), limit)
-        return [
-            Pair(number, (picture.path,), text, image_id=picture.id)
-            for picture in pictures
-            for number, text in picture.captions
-        ]
+        return _pairs(spread(read_pictures(root / cls.file, cls.images, split), limit))
 
     @classmethod
     def annotation_files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """The one file that holds all splits."""
         return (root / cls.file,)
+
+    @classmethod
+    def truth(cls, annotations: Path, questions: Path | None = None, split: str = "test") -> list[Example]:
+        """The queries of a split; see `Task.truth`."""
+        return cls.queries(_pairs(read_pictures(annotations, cls.images, split)))
 
     @classmethod
     def vocabulary(cls, root: Path, minimum: int) -> tuple[str, ...]:
@@ -191,11 +192,6 @@ class Retrieval(Task):
             if not isinstance(examples[0], Pair)
         }
 
-    def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
-        """The best candidates of every query; there is no official format."""
-        pairs = zip(examples, answers, strict=True)
-        return [{"query": example.id, "found": [int(number) for number in answer.split()]} for example, answer in pairs]
-
 
 class Flickr30k(Retrieval):
     """Flickr30k: 29,000 images to train on, 1,014 to validate, 1,000 to test, five captions each.
@@ -229,6 +225,14 @@ class Coco(Retrieval):
     images: ClassVar[str] = "val2014"
     files: ClassVar[str] = f"{file} and the folders train2014 and val2014"
     splits: ClassVar[tuple[str, ...]] = ("train", "restval", "val", "test")
+
+
+def _pairs(pictures: Sequence[Picture]) -> list[Example]:
+    return [
+        Pair(number, (picture.path,), text, image_id=picture.id)
+        for picture in pictures
+        for number, text in picture.captions
+    ]
 
 
 def pictures_of(pairs: Sequence[Example]) -> list[Picture]:

@@ -62,7 +62,7 @@ class SNLIVE(SingleLabel):
         return (root / f"snli_ve_{_NAMES[split]}.jsonl",)
 
     @classmethod
-    def truth(cls, annotations: Path, questions: Path | None = None) -> list[Example]:
+    def truth(cls, annotations: Path, questions: Path | None = None, split: str = "test") -> list[Example]:
         """Sentences and labels from one annotation file; see `Task.truth`."""
         entries = _entries(annotations)
         return [Example(entry["pairID"], (), entry["sentence2"], (entry["gold_label"],)) for entry in entries]

@@ -121,7 +121,7 @@ class VQAv2(Task):
         return accuracy(answer, example.answers)
 
     @classmethod
-    def truth(cls, annotations: Path, questions: Path | None = None) -> list[Example]:
+    def truth(cls, annotations: Path, questions: Path | None = None, split: str = "test") -> list[Example]:
         """All annotated questions, or those of a file of questions; see `Task.truth`."""
         answered = {entry["question_id"]: entry for entry in _entries(annotations, "annotations", _ANNOTATION)}
         asked = answered.values() if questions is None else _entries(questions, "questions", _QUESTION)

@@ -1,0 +1,179 @@
+"""Answers of a trained model: to an official split, to a list of questions about image files, and from Python."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pumer import evaluate
+from pumer.checkpoint import ensure_patched, load, load_processor, read_json, write_text
+from pumer.errors import InputError
+from pumer.evaluate import TRAINING_RECORD, EvaluateConfig, EvaluationData, check_class, labels_of
+from pumer.jobs import best_device, make_inputs, task_class, text_length_of
+from pumer.tasks import Example, Retrieval
+
+_TEXTS = ("question", "text", "sentence")
+
+
+@dataclass(frozen=True)
+class PredictionData:
+    """Where the examples of an official split are.
+
+    Attributes:
+        root: data folder; by default the one the model was trained on.
+    """
+
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Settings of `pumer predict`. Settings left at null are those of the model's own training.
+
+    Attributes:
+        model: folder or hub name.
+        out: file to write: of a split the official result file, of a list the list with a column `answer`.
+        task: name in `pumer.tasks.TASKS`.
+        data: where the split is.
+        split: "train", "val" or "test" of the task's official files.
+        limit: only so many examples, spread evenly over the split.
+        questions: instead of a split, a CSV file with the columns `question` and `image`, or `image1` and `image2`
+            for a task on pairs.
+        images: folder of the images that `questions` names.
+        batch_size: examples per forward pass.
+        workers: processes that read images.
+    """
+
+    model: str
+    out: Path
+    task: str | None = None
+    data: PredictionData = field(default_factory=PredictionData)
+    split: str = "test"
+    limit: int | None = None
+    questions: Path | None = None
+    images: Path = Path(".")
+    batch_size: int = 64
+    workers: int = 0
+
+
+class Predictor:
+    """A trained model that answers.
+
+    Example:
+        >>> from pumer.predict import Predictor  # doctest: +SKIP
+        >>> predictor = Predictor("out/vqav2-pumer")  # doctest: +SKIP
+        >>> predictor("cat.jpg", "what is on the sofa?")  # doctest: +SKIP
+        'cat'
+    """
+
+    def __init__(self, model: str | Path, task: str | None = None) -> None:
+        """Load a model, patched as it was saved, with the settings of its training.
+
+        Args:
+            model: folder or hub name.
+            task: name in `pumer.tasks.TASKS`; by default the one it was trained on, else "vqav2".
+
+        Raises:
+            InputError: for a missing or broken model, or one of another task.
+        """
+        record = Path(model) / TRAINING_RECORD
+        trained = read_json(record)["config"] if record.is_file() else {}
+        task_type = task_class(task or trained.get("task", "vqav2"))
+        self.model = load(model)
+        check_class(str(model), self.model, task_type)
+        if issubclass(task_type, Retrieval):
+            raise InputError(f"{model} ranks images and captions of a whole split; give data.root=FOLDER split=test")
+        ensure_patched(self.model).to(best_device())
+        self.task = task_type(labels_of(self.model))
+        length = text_length_of(self.model, trained.get("text_length"))
+        self.inputs = make_inputs(load_processor(model), length, trained.get("resize", "square"))
+        self.image_count = getattr(task_type, "image_count", 1)
+
+    def __call__(self, images: str | Path | Sequence[str | Path], text: str) -> str:
+        """The answer to one question or sentence.
+
+        Args:
+            images: an image file; two of them for a task on pairs.
+            text: the question or sentence.
+
+        Raises:
+            InputError: for another number of images, and images that cannot be read.
+        """
+        files = (images,) if isinstance(images, str | Path) else images
+        return self.answers([Example(0, tuple(Path(file) for file in files), text)])[0]
+
+    def answers(
+        self, examples: Sequence[Example], batch_size: int = 64, workers: int = 0, progress: bool = False
+    ) -> list[str]:
+        """The answers to many examples, in order; arguments as of `pumer.evaluate.predict`."""
+        for example in examples:
+            if len(example.images) != self.image_count:
+                raise InputError(
+                    f"task {self.task.name} looks at {self.image_count} image(s) at once, not {len(example.images)}"
+                )
+        return evaluate.predict(self.model, self.task, examples, self.inputs, batch_size, workers, progress)
+
+
+def run(config: PredictConfig) -> int:
+    """Write a model's answers to a file.
+
+    Returns:
+        How many examples were answered.
+
+    Raises:
+        InputError: for whatever the user can correct.
+    """
+    if config.questions is not None:
+        return _answer_list(config, config.questions)
+    data = EvaluationData(config.data.root, train=None)
+    result = evaluate.run(
+        EvaluateConfig(
+            config.model,
+            config.task,
+            data,
+            config.split,
+            config.limit,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            submission=config.out,
+        )
+    )
+    return int(result["answered"])
+
+
+def _answer_list(config: PredictConfig, questions: Path) -> int:
+    """Answer the rows of a CSV file."""
+    rows, columns = _read_csv(questions)
+    pictures = sorted(name for name in columns if name.startswith("image"))
+    text = next((name for name in _TEXTS if name in columns), None)
+    if not pictures or text is None:
+        raise InputError(f"{questions} must have the columns image (or image1, image2) and question, not {columns}")
+    predictor = Predictor(config.model, config.task)
+    examples = [
+        Example(number, tuple(config.images / row[name] for name in pictures), row[text])
+        for number, row in enumerate(rows)
+    ]
+    answers = predictor.answers(examples, config.batch_size, config.workers, progress=True)
+    written = io.StringIO()
+    writer = csv.DictWriter(written, [name for name in columns if name != "answer"] + ["answer"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "answer": answer} for row, answer in zip(rows, answers, strict=True))
+    write_text(config.out, written.getvalue())
+    return len(rows)
+
+
+def _read_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of a CSV file with a heading, and its columns."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), list(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}); give a CSV file in UTF-8") from error
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise InputError(f"{path}: line {number} has not {len(columns)} values, as the heading has")
+    if not rows:
+        raise InputError(f"{path} holds no questions below its heading")
+    return rows, columns
