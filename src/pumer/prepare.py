@@ -103,7 +103,7 @@ def run(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
         "complete": True,
     }
     _put(config.out, Path(RECORD), lambda aside: _write_record(aside, record))
-    shutil.rmtree(config.out / _UNFINISHED)
+    shutil.rmtree(config.out / _UNFINISHED, ignore_errors=True)  # a killed run's processes may live some seconds more
     return record
 
 
@@ -168,7 +168,7 @@ def _start(config: PrepareConfig, examples: Mapping[str, Any], names: Sequence[s
     elif config.out.is_dir() and any(path.name != _UNFINISHED for path in config.out.iterdir()):
         raise InputError(f"{config.out} holds other files; give an empty or new folder")
     shutil.rmtree(config.out / _UNFINISHED, ignore_errors=True)
-    (config.out / _UNFINISHED).mkdir(parents=True)
+    (config.out / _UNFINISHED).mkdir(parents=True, exist_ok=True)
     _put(config.out, Path(RECORD), lambda aside: _write_record(aside, record | {"complete": False}))
     return record
 
