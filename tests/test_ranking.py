@@ -103,14 +103,16 @@ def test_an_interrupted_evaluation_goes_on(folder, pairs, tmp_path, monkeypatch)
 
 def test_scores_of_something_else_are_refused(folder, pairs, tmp_path):
     model, inputs = build(folder)
-    rank(model, pairs, inputs, folder=tmp_path, about={"resize": "square"})
+    rank(model, pairs, inputs, folder=tmp_path)
     with pytest.raises(InputError, match="holds scores with other pairs, galleries; give scores=ANOTHER_FOLDER"):
-        rank(model, pairs[:20], inputs, folder=tmp_path, about={"resize": "square"}, galleries="2x2")
-    with pytest.raises(InputError, match="other resize"):
-        rank(model, pairs, inputs, folder=tmp_path, about={"resize": "aspect"})
-    model.rank_output.bias.data += 1
+        rank(model, pairs[:20], inputs, folder=tmp_path, galleries="2x2")
+    with pytest.raises(InputError, match="other text_length"):
+        rank(model, pairs, make_inputs(load_processor(folder), 10), folder=tmp_path)
+    with pytest.raises(InputError, match="other reduction"):
+        rank(pumer.patch(model, REDUCTIONS["pumer"]), pairs, inputs, folder=tmp_path)
+    pumer.patch(model, REDUCTIONS["none"]).rank_output.bias.data += 1
     with pytest.raises(InputError, match="other weights"):
-        rank(model, pairs, inputs, folder=tmp_path, about={"resize": "square"})
+        rank(model, pairs, inputs, folder=tmp_path)
 
 
 def test_scores_that_are_no_numbers_are_refused(folder, pairs):

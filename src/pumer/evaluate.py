@@ -127,8 +127,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     in_place = reduction(model) or NoReduction()
     reduced = config_to_dict(in_place)
     if isinstance(task, Retrieval):
-        about = {"reduction": reduced, "text_length": text_length, **{k: settings[k] for k in ("resize", "blank")}}
-        ranked = rank(model, examples, inputs, config.batch_size, config.galleries, config.scores, about, progress=True)
+        ranked = rank(model, examples, inputs, config.batch_size, config.galleries, config.scores, progress=True)
         examples, answers = ranked
     else:
         answers = predict(model, task, examples, inputs, config.batch_size, config.workers, progress=True)

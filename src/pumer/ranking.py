@@ -1,6 +1,7 @@
 """Every image with every caption: scores in bounded memory, kept on disk, and what each query finds among them."""
 
 import hashlib
+import json
 import logging
 import re
 import tempfile
@@ -18,6 +19,8 @@ from pumer.checkpoint import read_json, write_json
 from pumer.errors import InputError
 from pumer.jobs import progress_bar
 from pumer.models.meter import MeterForImageAndTextRetrieval
+from pumer.patching import reduction
+from pumer.reducers import NoReduction, config_to_dict
 from pumer.tasks import Example, Inputs
 from pumer.tasks.base import words
 from pumer.tasks.karpathy import Picture
@@ -39,7 +42,6 @@ def rank(
     batch_size: int = 64,
     galleries: str | None = None,
     folder: Path | None = None,
-    about: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> tuple[list[Example], list[str]]:
     """What every query finds among the candidates of its gallery, by scores of all pairs of a gallery.
@@ -56,7 +58,6 @@ def rank(
             within one gallery of all.
         folder: keeps `scores.npy`, float32 (images, captions of the largest gallery), so that an evaluation that was
             interrupted goes on where it was; None: a file that is gone afterwards.
-        about: what the scores depend on beside weights and pairs, to refuse a folder with other scores.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -71,9 +72,9 @@ def rank(
     pairs = pairs[: sum(len(picture.captions) for room in rooms for picture in room)]
     shape = (sum(map(len, rooms)), max(sum(len(picture.captions) for picture in room) for room in rooms))
     model.eval()
-    known = {**(about or {}), "weights": _digest(model), "pairs": _digest_of_pairs(pairs), "galleries": galleries}
+    about = {"pairs": _digest_of_pairs(pairs), "galleries": galleries, **_about(model, inputs)} if folder else {}
     by_image, by_caption = [], []
-    with _score_file(folder, shape, known if folder else {}) as scores:
+    with _score_file(folder, shape, about) as scores:
         _fill(scores, model, rooms, inputs, batch_size, progress)
         for room, part in _parts(rooms, scores):
             numbers = np.array([number for picture in room for number, _ in picture.captions])
@@ -192,6 +193,20 @@ def _score_file(folder: Path | None, shape: tuple[int, int], about: dict[str, An
         logger.info("%s: going on with the scores of at least %d images", folder, done)
     yield scores
     scores.flush()
+
+
+def _about(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """What scores depend on beside the pairs, to refuse a folder with other scores; as it reads back from JSON."""
+    about = {
+        "weights": _digest(model),
+        "reduction": config_to_dict(reduction(model) or NoReduction()),
+        "text_length": inputs.text_length,
+        "edge": inputs.pixels.edge,
+        "resize": inputs.pixels.resize,
+        "blank": [inputs.pixels.blank, inputs.blank_text],
+    }
+    again: dict[str, Any] = json.loads(json.dumps(about))
+    return again
 
 
 def _digest(model: nn.Module) -> str:
