@@ -1,5 +1,6 @@
 """The official normalisation and accuracy against a plain implementation of the published description."""
 
+import random
 import re
 from itertools import combinations
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
+from pumer.tasks.vqa_accuracy import _CONTRACTIONS, accuracy, normalise, soft_score
 
 WORDS = ["a", "an", "the", "dont", "don't", "cant", "two", "ten", "none", "yes", "no", "red", "1,000", "3.5", ".5"]
 WORDS += ["a.m.", "10:30", "t-shirt", "on/off", "dog's"]
@@ -95,3 +96,84 @@ def test_accuracy_takes_the_known_values():
 
 def test_soft_scores():
     assert [soft_score(matches) for matches in range(6)] == [0, 0.3, 0.6, 0.9, 1, 1]
+
+
+CONTRACTIONS = _CONTRACTIONS.split()  # the published list; how it is used is written anew below
+PIECES = [
+    "a", "an", "the", "The", "AN", "zero", "one", "Two", "three", "four", "five", "six", "seven", "eight", "nine",
+    "TEN", "none", "eleven", "yes", "No", "red", "blue", "dog's", "its", "3.5", ".5", "3.", "5.0.1", "a.m.", "U.S.A.",
+    "1,000", "12,345", "red,blue", "on/off", "t-shirt", "what?!", "[x]", "{y}", "(z)", ";;", '"q"', "@home", "#1",
+    "50%", "$5", "10:30", "b=c", "d_e", "<f>", "g\\h", "`i`", "j+k", "l>", "!", "?", "-", ",", "/",
+]  # fmt: skip
+COUNTS = {
+    name: str(value)
+    for value, name in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
+}
+MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
+
+
+def plain_official(answer):
+    """The published rules in their order, character by character."""
+    for gap in "\n\t":
+        answer = " ".join(answer.split(gap))
+    answer = answer.strip()
+    has_thousands = any(
+        answer[i] == "," and answer[i - 1].isdigit() and answer[i + 1].isdigit() for i in range(1, len(answer) - 1)
+    )
+    without_trace = {
+        mark
+        for mark in MARKS
+        for i, character in enumerate(answer)
+        if character == mark and (has_thousands or " " in (answer[i - 1 : i], answer[i + 1 : i + 2]))
+    }
+    spaced = ""
+    for character in answer:
+        if character not in MARKS:
+            spaced += character
+        elif character not in without_trace:
+            spaced += " "
+    text = ""
+    for i, character in enumerate(spaced):
+        if character != "." or (i + 1 < len(spaced) and spaced[i + 1].isdigit()):
+            text += character
+    words = [{"none": "0", **COUNTS}.get(word, word) for word in text.lower().split(" ") if word]
+    return " ".join(plain_contraction(word) for word in words if word not in ("a", "an", "the"))
+
+
+def plain_contraction(word):
+    """The contraction that a word becomes when apostrophes are put in, or the word."""
+    for whole in CONTRACTIONS:
+        letters = iter(word)
+        wanted = next(letters, None)
+        for character in whole:
+            if character == wanted:
+                wanted = next(letters, None)
+            elif character != "'":
+                break
+        else:
+            if wanted is None:
+                return whole
+    return word
+
+
+def test_ten_thousand_cases_equal_the_plain_implementation():
+    pick, seen, hits = random.Random(0), set(), 0
+    pieces = PIECES + [
+        "".join(character for character in whole if character != "'" or pick.random() < 0.3) for whole in CONTRACTIONS
+    ]
+    for _ in range(10_000):
+        words = [pick.choice(pieces) for _ in range(pick.randint(1, 4))]
+        answer = "".join(word + pick.choice(("  ", " ", "\t", "\n", "", " ")) for word in words)
+        assert normalise(answer) == plain_official(answer), answer
+        seen |= set(words)
+        right = plain_official(answer)
+        others = [plain_official(pick.choice(pieces)) for _ in range(10)]
+        matches = pick.randint(0, 10)
+        annotators = pick.sample([right] * matches + others[matches:], 10)
+        found = accuracy(answer, annotators)
+        assert found == pytest.approx(plain_accuracy(right, annotators), abs=1e-12)
+        hits += 0 < found < 1
+    assert seen == set(pieces)
+    assert hits > 1000
