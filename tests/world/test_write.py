@@ -29,7 +29,7 @@ def lines(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("split", SIZES)
-@pytest.mark.parametrize("task", [name for name in ("vqav2", "nlvr2", "snli_ve") if name in TASKS])
+@pytest.mark.parametrize("task", ["vqav2", "nlvr2", "snli_ve"])
 def test_the_official_reader_reads_it(world: Path, task: str, split: str) -> None:
     examples = TASKS[task].read(world / task, split)
     assert len(examples) == len({example.id for example in examples}) == SIZES[split]
