@@ -1,13 +1,15 @@
-"""The small model: its shape, its processor, and the shipped checkpoint."""
+"""The small models: their shapes, their processors, and the shipped checkpoints."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViltConfig, ViltForQuestionAnswering, ViltProcessor
+from transformers import AutoModelForVisualQuestionAnswering, ViltConfig, ViltProcessor
 
+from pumer.checkpoint import load_processor
 from pumer.world import checkpoint_dir, small_processor, small_vilt
 from pumer.world.sentences import ANSWERS
+from pumer.world.small import small_meter
 from pumer.world.tokenizer import train_tokenizer
 
 
@@ -33,11 +35,21 @@ def test_the_processor_gives_whole_pictures() -> None:
     assert inputs["input_ids"].shape == (2, 8)
 
 
-@pytest.mark.skipif(not (checkpoint_dir() / "model.safetensors").exists(), reason="no checkpoint in this tree")
-def test_the_shipped_checkpoint_loads_with_plain_transformers() -> None:
-    model = ViltForQuestionAnswering.from_pretrained(checkpoint_dir(), dtype=torch.float32)
-    assert model.config.num_hidden_layers == 12
+def test_the_small_meter_has_twelve_patches_a_side_and_six_pairs() -> None:
+    config = small_meter()
+    assert (config.image_size // config.patch_size) ** 2 + 1 == 145
+    assert config.num_cross_modal_pairs == 6
+    assert config.text_config.vocab_size == train_tokenizer().get_vocab_size()
+    assert config.max_position_embeddings == small_vilt().max_position_embeddings
+
+
+@pytest.mark.parametrize("name", ["vilt-small", "meter-small"])
+def test_the_shipped_checkpoints(name: str) -> None:
+    folder = checkpoint_dir(name)
+    model = AutoModelForVisualQuestionAnswering.from_pretrained(folder, dtype=torch.float32)
     assert list(model.config.id2label.values()) == list(ANSWERS)
-    assert (checkpoint_dir() / "model.safetensors").stat().st_size < 8_000_000
-    assert (checkpoint_dir() / "README.md").exists()
-    assert isinstance(ViltProcessor.from_pretrained(checkpoint_dir()), ViltProcessor)
+    assert (folder / "model.safetensors").stat().st_size < 8_000_000
+    assert (folder / "README.md").exists()
+    picture = Image.fromarray(np.full((96, 96, 3), 255, np.uint8))
+    inputs = load_processor(folder)([picture], ["is there a ring?"], return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, len(ANSWERS))
