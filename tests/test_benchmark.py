@@ -159,7 +159,7 @@ def test_a_benchmark_from_end_to_end(folder, tmp_path, monkeypatch):
     ]
     assert set(result["split"]) == {"unreduced", "reduced"}
     assert set(result["fastest"]) == set(names)
-    assert result["plan"]["reduced"]["tokens"][1] == (1, 10, 10)
+    assert result["plan"]["reduced"]["tokens"][1] == ("1", 10, 10)
     assert {"command", "versions", "commit", "config", "threads", "device"} <= set(result["provenance"])
     text = shown.getvalue()
     assert all(name in text for name in names)
