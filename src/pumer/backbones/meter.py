@@ -135,8 +135,9 @@ class ReducedMeterLayer(MeterCrossModalLayer):
         wanted: LayerCues | None = None,
         part: str = "whole",
     ) -> Any:
-        if part == "feed_forward" or wanted is None:
+        if part == "feed_forward":
             return self._feed_forward(hidden_states)
+        assert wanted is not None  # for the type checker: only the feed-forward part needs none
         itself = LayerCues(wanted.config, wanted.needs & {KEYS})
         hidden_states, own_keys, _ = self.attention(hidden_states, None, bias, itself)
         hidden_states, keys, rows = self.cross_attention(hidden_states, context, context_bias, wanted)
@@ -227,9 +228,9 @@ class ReducedMeterModel(MeterModel):
         self.check_pair(text, image, image_token_type_idx)
         reduction = self.pumer_reduction
         self._check_buffer(image)
-        words = text.states + self.modality_embeddings.weight[0]
-        patches = image.states + self.modality_embeddings.weight[image_token_type_idx]
-        text_tokens = text_stream(words, text.mask, bool(reduction.active_reducers("fusion")))
+        kinds = self.modality_embeddings(torch.tensor([0, image_token_type_idx], device=text.states.device))
+        patches = image.states + kinds[1]
+        text_tokens = text_stream(text.states + kinds[0], text.mask, bool(reduction.active_reducers("fusion")))
         image_tokens = _image_tokens(patches, image)
         if reduction.recorder is not None:
             reduction.begin(Tokens.join(text_tokens, image_tokens), self._cells(image), image.decisions)
