@@ -94,10 +94,10 @@ def test_models_are_what_the_table_says(outcome, config):
     models = config.output / "models"
     assert reduction(load(models / "original")).method == "none"
     assert [step.layer for step in reduction(load(models / "reduced")).schedule] == [0, 1]
-    record = json.loads((models / "reduced" / "train.json").read_text())["config"]
+    record = json.loads((models / "reduced" / "run.json").read_text())["config"]
     assert record["teacher"] == str(models / "original")
     blanks = {
-        name: json.loads((models / name / "train.json").read_text())["config"]["blank"]
+        name: json.loads((models / name / "run.json").read_text())["config"]["blank"]
         for name in ("text-only", "image-only")
     }
     assert blanks == {"text-only": "image", "image-only": "text"}

@@ -88,7 +88,7 @@ def test_settings_of_the_training_are_the_defaults(config, tmp_path):
     with pytest.raises(InputError, match=r"give data\.root=FOLDER"):
         run(EvaluateConfig(model=str(tmp_path)))
     trained = {"data": {"root": str(config.data.root)}, "task": "vqav2", "blank": "image", "text_length": 5}
-    (tmp_path / "train.json").write_text(json.dumps({"config": trained}))
+    (tmp_path / "run.json").write_text(json.dumps({"config": trained}))
     result = run(EvaluateConfig(model=str(tmp_path)))
     blind = run(EvaluateConfig(**vars(config) | {"blank": "image", "text_length": 5}))
     assert result["accuracy"] == blind["accuracy"]

@@ -42,7 +42,7 @@ def invoke(*arguments):
 def test_train_then_evaluate(recipe, tmp_path):
     result = invoke("train", recipe)
     assert result.exit_code == 0, result.output
-    record = json.loads((tmp_path / "out" / "train.json").read_text())
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert 0 <= record["accuracy"]["mean"] <= 1
     files = {name: tmp_path / f"{name}.json" for name in ("output", "per_example", "submission")}
     given = [f"{name}={path}" for name, path in files.items()]

@@ -11,9 +11,10 @@ from pumer.checkpoint import read_json
 from pumer.errors import InputError
 from pumer.evaluate import labels_of
 from pumer.jobs import Collator, Examples, make_inputs
+from pumer.stopping import last_checkpoint
 from pumer.tasks import VQAv2
 from pumer.train import OptimizerConfig, TrainConfig, TrainingData, run
-from pumer.trainer import DistillingTrainer, last_checkpoint
+from pumer.trainer import DistillingTrainer
 
 REDUCTION = {"method": "pumer", "layers": [2, 5, 8], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
 
@@ -55,7 +56,7 @@ def test_trained_model_is_saved_with_all_that_belongs_to_it(config):
     result = train(config, teacher="self")
     assert result["steps"] == 6
     assert 0 <= result["accuracy"]["low"] <= result["accuracy"]["mean"] <= result["accuracy"]["high"] <= 1
-    record = read_json(config.output / "train.json")
+    record = read_json(config.output / "run.json")
     assert record["accuracy"] == result["accuracy"]
     assert record["config"]["reduction"] == REDUCTION
     assert {"device", "versions", "dtype", "command", "commit"} <= record.keys()
@@ -183,7 +184,7 @@ def test_no_evaluation_split(config):
 def test_unusable_settings_are_named_before_training(config, changes, message):
     with pytest.raises(InputError, match=message):
         train(config, **changes)
-    assert not (config.output / "train.json").exists()
+    assert not (config.output / "run.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def trainer(config, tmp_path):
         data_collator=collate,
         task=task,
         teacher=teacher.eval(),
-        head_factor=10.0,
+        optimizer=OptimizerConfig(lr=1e-3, head_factor=10.0),
     )
 
 

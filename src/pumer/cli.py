@@ -31,8 +31,8 @@ class _Commands(TyperGroup):
             message = str(error).strip().splitlines()[-1].removeprefix("pumer.errors.InputError: ")
             typer.echo(f"error: {message}", err=True)
             raise typer.Exit(UNUSABLE_INPUT) from error
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
+        except KeyboardInterrupt as stop:
+            typer.echo(str(stop) or "interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -68,7 +68,7 @@ def train(
     result = run(config)
     if "accuracy" in result:
         _console().print(f"accuracy {100 * result['accuracy']['mean']:.1f}%", highlight=False)
-    _console().print(f"model and train.json are in {config.output}", highlight=False, soft_wrap=True)
+    _console().print(f"model and run.json are in {config.output}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -35,7 +35,7 @@ from pumer.tasks.images import Resize
 
 logger = logging.getLogger(__name__)
 
-TRAINING_RECORD = "train.json"
+TRAINING_RECORD = "run.json"
 """File in a trained model's folder: provenance, config and results of its training."""
 
 

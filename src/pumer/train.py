@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +18,50 @@ from transformers import (
 )
 
 from pumer.checkpoint import load, load_processor, read_json, save, write_json
+from pumer.checkpoints import last_checkpoint
 from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.evaluate import TRAINING_RECORD, check_class, labels_of
-from pumer.jobs import (
-    Collator,
-    Examples,
-    best_device,
-    make_inputs,
-    progress_bar,
-    reduction_from,
-    task_class,
-    text_length_of,
-)
+from pumer.fingerprint import data_fingerprint
+from pumer.jobs import Collator, Examples, best_device, progress_bar, reduction_from, task_class
+from pumer.optimizer import OptimizerConfig
 from pumer.patching import patch
+from pumer.preflight import SELF, check
 from pumer.provenance import collect
 from pumer.reducers import NoReduction
+from pumer.stopping import StopOnSignal, full_disk_stops
 from pumer.tasks import Task
 from pumer.tasks.statistics import bootstrap
-from pumer.train_config import OptimizerConfig, TrainConfig, TrainingData
-from pumer.trainer import CompleteCheckpoints, DistillingTrainer, ShowProgress, last_checkpoint
+from pumer.train_config import TrainConfig, TrainingData
+from pumer.trainer import DistillingTrainer
+from pumer.training_callbacks import ShowProgress
 
 __all__ = ["OptimizerConfig", "TrainConfig", "TrainingData", "run"]
 
 logger = logging.getLogger(__name__)
 
-SELF = "self"
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16 autocast"}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}
+_OPTIMIZERS = {"adamw": "adamw_torch_fused", "sgd": "sgd"}
 _FREE_TO_CHANGE = {"resume", "workers", "log_steps", "keep", "report_to"}
+_CHECKPOINTING = "activation_checkpointing"
+"""What `TrainingArguments` calls it; "gradient_checkpointing" in older versions."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A training that can begin.
+
+    Attributes:
+        trainer: with model, teacher and data.
+        processor: the model's.
+        checkpoint: to continue from.
+        fingerprint: of the data.
+    """
+
+    trainer: DistillingTrainer
+    processor: Any
+    checkpoint: str | None
+    fingerprint: str
 
 
 def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
@@ -58,51 +74,57 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     Returns:
         `model` (the folder), `steps`, `seconds`, `samples_per_second` and `loss` of this call, `accuracy` of the
         saved model on the evaluation split (`mean`, `low`, `high`; absent without one), `history` (all logged
-        values), and the provenance. The same dict is `train.json` in the folder.
+        values), `data_fingerprint`, and the provenance. The same dict is `run.json` in the folder; without results, it
+        is there from the beginning.
 
     Raises:
-        InputError: for whatever the user can correct.
+        InputError: for whatever the user can correct; for a loss that is no number; for a full disk.
+        Interrupted: after Ctrl-C or SIGTERM, with the current step saved.
     """
     bar = progress_bar(enabled=progress)
-    trainer, processor, checkpoint = _prepare(config, bar)
+    stop = StopOnSignal()
+    prepared = _prepare(config, bar, stop)
+    trainer = prepared.trainer
     main = trainer.is_world_process_zero()
-    if main:
-        write_json(config.output / TRAINING_RECORD, {"model": str(config.output), **collect(config)})
-    with bar:
-        outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    result = {
-        "model": str(config.output),
-        "steps": trainer.state.global_step,
-        "seconds": outcome.metrics["train_runtime"],
-        "samples_per_second": outcome.metrics["train_samples_per_second"],
-        "loss": outcome.training_loss,
-        "history": trainer.state.log_history,
-        **collect(config, _DTYPES[config.precision]),
-    }
-    if config.data.eval is not None:
-        result["accuracy"] = asdict(bootstrap(trainer.final_scores()))
-    if main:
-        save(trainer.model, config.output)
-        processor.save_pretrained(config.output)
-        write_json(config.output / TRAINING_RECORD, result)
+    record = {"model": str(config.output), "data_fingerprint": prepared.fingerprint}
+    record |= collect(config, _DTYPES[config.precision])
+    with full_disk_stops(config.output):
+        if main and prepared.checkpoint is None:
+            write_json(config.output / TRAINING_RECORD, record)
+        with bar, stop.listening():
+            outcome = trainer.train(resume_from_checkpoint=prepared.checkpoint)
+        result = {
+            **record,
+            "steps": trainer.state.global_step,
+            "seconds": outcome.metrics["train_runtime"],
+            "samples_per_second": outcome.metrics["train_samples_per_second"],
+            "loss": outcome.training_loss,
+            "history": trainer.state.log_history,
+        }
+        if config.data.eval is not None:
+            result["accuracy"] = asdict(bootstrap(trainer.final_scores()))
+        if main:
+            save(trainer.model, config.output)
+            prepared.processor.save_pretrained(config.output)
+            write_json(config.output / TRAINING_RECORD, result)
     return result
 
 
-def _prepare(config: TrainConfig, bar: Progress) -> tuple[DistillingTrainer, Any, str | None]:
-    """The trainer, the model's processor, and the checkpoint to continue from."""
+def _prepare(config: TrainConfig, bar: Progress, stop: StopOnSignal) -> _Prepared:
+    """Check everything, read the data, make the models."""
+    inputs = check(config)
+    checkpoint = _checkpoint(config)
     data, task_type = config.data, task_class(config.task)
-    reduction = reduction_from(config.reduction)
     task = task_type(task_type.vocabulary(data.root, data.min_answer_count))
     train = task.read(data.root, data.train, data.limit)
     held_out = task.read(data.root, data.eval, data.eval_limit) if data.eval else None
+    splits = [split for split in (data.train, data.eval) if split is not None]
+    fingerprint = data_fingerprint(task_type, data.root, splits, [*train, *(held_out or [])])
     set_seed(config.seed)
     model = task.model(config.model, task.labels)
     teacher = _teacher(config, task)
-    patch(model, reduction)
+    patch(model, reduction_from(config.reduction))
     processor = load_processor(config.model)
-    text_length = text_length_of(model, config.text_length)
-    inputs = make_inputs(processor, text_length, config.resize, config.blank)
-    checkpoint = _checkpoint(config)
     trainer = DistillingTrainer(
         model=model,
         args=_arguments(config),
@@ -110,13 +132,15 @@ def _prepare(config: TrainConfig, bar: Progress) -> tuple[DistillingTrainer, Any
         eval_dataset=Examples(held_out, task) if held_out is not None else None,
         data_collator=Collator(task, inputs),
         task=task,
+        processor=processor,
         teacher=teacher,
         distillation=config.distillation,
-        head_factor=config.optimizer.head_factor,
-        callbacks=_callbacks(config, processor, bar),
+        optimizer=config.optimizer,
+        keep=config.keep,
+        callbacks=_callbacks(config, stop, bar),
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer, processor, str(checkpoint) if checkpoint else None
+    return _Prepared(trainer, processor, str(checkpoint) if checkpoint else None, fingerprint)
 
 
 def _teacher(config: TrainConfig, task: Task) -> PreTrainedModel | None:
@@ -140,6 +164,8 @@ def _teacher(config: TrainConfig, task: Task) -> PreTrainedModel | None:
 def _arguments(config: TrainConfig) -> TrainingArguments:
     """The settings in transformers' words."""
     optimizer, moment = config.optimizer, "steps" if config.eval_steps else "epoch"
+    known = {field.name for field in fields(TrainingArguments)}
+    checkpointing = _CHECKPOINTING if _CHECKPOINTING in known else "gradient_checkpointing"
     return TrainingArguments(
         output_dir=str(config.output),
         num_train_epochs=config.epochs,
@@ -147,24 +173,30 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulate,
+        optim=_OPTIMIZERS[optimizer.name],
         learning_rate=optimizer.lr,
         adam_beta1=optimizer.betas[0],
         adam_beta2=optimizer.betas[1],
         weight_decay=optimizer.weight_decay,
-        max_grad_norm=0.0,
+        max_grad_norm=optimizer.max_grad_norm or 0.0,
         lr_scheduler_type="polynomial",
-        lr_scheduler_kwargs={"lr_end": optimizer.end_lr, "power": 1.0},
+        lr_scheduler_kwargs={"lr_end": optimizer.end_lr, "power": optimizer.power},
         warmup_steps=optimizer.warmup,
         bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        torch_compile=bool(config.compile),
+        torch_compile_backend=config.compile if isinstance(config.compile, str) else None,
+        **{checkpointing: config.gradient_checkpointing},
         use_cpu=best_device().type == "cpu",
         eval_strategy=moment if config.data.eval else "no",
         save_strategy=moment,
         eval_steps=config.eval_steps,
         save_steps=config.eval_steps or 500,
-        save_total_limit=config.keep,
+        restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=config.patience is not None,
         metric_for_best_model="accuracy" if config.patience is not None else None,
         logging_steps=config.log_steps,
+        logging_nan_inf_filter=False,  # a loss that is no number stops the run
         report_to=list(config.report_to),
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -175,8 +207,8 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
     )
 
 
-def _callbacks(config: TrainConfig, processor: Any, bar: Progress) -> list[TrainerCallback]:
-    callbacks: list[TrainerCallback] = [CompleteCheckpoints(processor)]
+def _callbacks(config: TrainConfig, stop: StopOnSignal, bar: Progress) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = [stop]
     if config.patience is not None:
         callbacks.append(EarlyStoppingCallback(config.patience))
     if not bar.disable:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pumer.distill import DistillationConfig
 from pumer.errors import InputError
-from pumer.jobs import Blank
+from pumer.jobs import Blank, reduction_from, task_class
+from pumer.optimizer import OptimizerConfig
 from pumer.tasks.images import Resize
 
 
@@ -30,35 +31,14 @@ class TrainingData:
     eval_limit: int | None = None
     min_answer_count: int = 9
 
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up and decay, no gradient clipping; defaults are the paper's for ViLT (docs/paper.md).
-
-    Attributes:
-        lr: peak learning rate.
-        head_factor: the task's head learns with `lr` times this.
-        end_lr: learning rate after the last step.
-        betas: of AdamW.
-        weight_decay: of all weights but biases and LayerNorms.
-        warmup: fraction of the steps, in [0, 1).
-    """
-
-    lr: float = 1e-4
-    head_factor: float = 10.0
-    end_lr: float = 1e-7
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
-        if not self.lr > self.end_lr >= 0:
-            raise InputError(f"optimizer.lr must be above end_lr={self.end_lr}, not {self.lr}")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"optimizer.warmup is a fraction of the steps in [0, 1), not {self.warmup}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"optimizer.betas must lie in [0, 1), not {self.betas}")
+        for name in ("limit", "eval_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"data.{name} must be at least 1 or null, not {value}")
+        if self.min_answer_count < 1:
+            raise InputError(f"data.min_answer_count must be at least 1, not {self.min_answer_count}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +47,7 @@ class TrainConfig:
 
     Attributes:
         model: folder or hub name of the checkpoint to start from; a new head is made where its head does not fit.
-        output: folder for the trained model, its checkpoints and `train.json` (config, provenance, results).
+        output: folder for the trained model, its checkpoints and `run.json` (config, provenance, results).
         data: what to train and to evaluate on.
         task: name in `pumer.tasks.TASKS`.
         reduction: of the trained model: a mapping with `method` and its settings, or "none".
@@ -85,12 +65,17 @@ class TrainConfig:
         text_length: questions are cut to this many tokens; by default to what the model can take.
         resize: "square" or "aspect", see `pumer.tasks.Pixels`.
         blank: "image" trains a text-only model, "text" an image-only one; for baselines.
-        precision: "bf16" computes in bfloat16 under autocast; weights stay in float32.
+        precision: "bf16" and "fp16" compute in 16 bits under autocast; weights stay in float32. "fp16" needs a GPU, and
+            scales the loss.
+        gradient_checkpointing: compute activations anew in the backward pass instead of keeping them: less memory,
+            about a third more time.
+        compile: compile the model with `torch.compile`; true, or the name of one of its backends.
         seed: of new weights and of the order of examples.
         workers: processes that read images.
         log_steps: steps between two lines of the training log.
         keep: checkpoints to keep; the best one is kept as well.
-        report_to: trackers of transformers' Trainer.
+        report_to: "tensorboard" (written to `runs/` in `output`), "wandb", "mlflow", or another tracker that
+            transformers' Trainer knows; all but the first must be installed.
         resume: continue from the last complete checkpoint in `output`; false removes the checkpoints and starts
             anew.
     """
@@ -112,7 +97,9 @@ class TrainConfig:
     text_length: int | None = None
     resize: Resize = "square"
     blank: Blank = "none"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
+    compile: bool | str = False
     seed: int = 0
     workers: int = 0
     log_steps: int = 50
@@ -129,5 +116,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1 or null, not {value}")
+        for name in ("seed", "workers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, not {getattr(self, name)}")
+        task_class(self.task)
+        reduction_from(self.reduction)
         if self.patience is not None and self.data.eval is None:
             raise InputError("patience counts evaluations; give data.eval=val, or patience=null")

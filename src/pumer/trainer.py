@@ -1,30 +1,25 @@
 """transformers' `Trainer` with a task's own loss and score, a teacher, and checkpoints that load as patched."""
 
-import json
-import time
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
-from transformers import (
-    EvalPrediction,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, PreTrainedModel, Trainer
 
 from pumer.checkpoint import write_reduction
+from pumer.checkpoints import STATE_FILE, checkpoint_folder, put, rotate
 from pumer.distill import DistillationConfig, distillation_loss
-from pumer.jobs import Examples
+from pumer.errors import InputError
+from pumer.optimizer import OptimizerConfig, parameter_groups
+from pumer.order import EpochOrder
+from pumer.stopping import full_disk_stops, where_to_go_on
 from pumer.tasks import Task
+from pumer.training_callbacks import SetEpoch
 
-_STATE_FILE = "trainer_state.json"
+_ASIDE = ".saving"
 
 
 class DistillingTrainer(Trainer):
@@ -38,9 +33,11 @@ class DistillingTrainer(Trainer):
         self,
         *args: Any,
         task: Task,
+        processor: Any = None,
         teacher: PreTrainedModel | None = None,
         distillation: DistillationConfig | None = None,
-        head_factor: float = 1.0,
+        optimizer: OptimizerConfig | None = None,
+        keep: int = 1,
         **kwargs: Any,
     ) -> None:
         """Set up as transformers' `Trainer`, which the other arguments go to.
@@ -48,46 +45,37 @@ class DistillingTrainer(Trainer):
         Args:
             *args: for `Trainer`.
             task: loss and score, bound to the model's labels.
+            processor: the model's, saved with every checkpoint.
             teacher: patched, frozen, in eval mode.
             distillation: weights of the loss, where there is a teacher.
-            head_factor: the task's head learns with this times the learning rate.
+            optimizer: learning rates of the parts.
+            keep: checkpoints to keep beside the best one.
             **kwargs: for `Trainer`.
         """
         super().__init__(*args, **kwargs)
+        torch.manual_seed(self.args.seed + self.args.process_index)  # processes do not drop the same units
         self.task = task
+        self.processor = processor
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
-        self.distillation = distillation
-        self.head_factor = head_factor
+        self.distillation = distillation or DistillationConfig()
+        self.rates = optimizer or OptimizerConfig()
         self.compute_metrics = self._score
         self.model_accepts_loss_kwargs = False  # losses are batch means; accumulated ones are averaged
         self.scores: list[float] = []
         self._scored_step = -1
-        self.add_callback(_Epochs(self.train_dataset))
+        self.keep = keep
+        self._aside: Path | None = None
+        self.add_callback(SetEpoch(self.train_dataset))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with four groups: head or body, with or without weight decay."""
+        """The optimizer that the arguments name, with a group per learning rate and weight decay."""
         if self.optimizer is None:  # type: ignore[has-type]
             trained = self.model if model is None else model
+            kind = self.accelerator.unwrap_model(self.model).config.model_type
             decayed = set(self.get_decay_parameter_names(trained))
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-            for name, parameter in trained.named_parameters():
-                if parameter.requires_grad:
-                    key = (name.startswith(self.task.head), name in decayed)
-                    groups.setdefault(key, []).append(parameter)
-            lr = self.args.learning_rate
-            self.optimizer = torch.optim.AdamW(
-                [
-                    {
-                        "params": parameters,
-                        "lr": lr * self.head_factor if is_head else lr,
-                        "weight_decay": self.args.weight_decay if decays else 0.0,
-                    }
-                    for (is_head, decays), parameters in groups.items()
-                ],
-                lr=lr,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                fused=True,
-            )
+            groups = parameter_groups(trained, kind, self.task.head, decayed, self.rates)
+            cls, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer = cls(groups, **settings)
         return self.optimizer
 
     def create_scheduler(
@@ -114,18 +102,51 @@ class DistillingTrainer(Trainer):
             loss = distillation_loss(loss, logits, imitated, self.distillation)
         return (loss, logits) if return_outputs else loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward; see `Trainer`.
+
+        Raises:
+            InputError: for a loss that is no finite number, before it reaches the weights.
+        """
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise self._diverged(f"the loss is {loss.item()}")
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As `Trainer`, which asks before every update; refuses gradients that are no finite numbers."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        finite = bool(torch.isfinite(torch.as_tensor(norm)).all())
+        if not finite and not self.args.fp16:  # in float16, the scaler skips such updates
+            raise self._diverged(f"the norm of the gradients is {float(norm)}")
+        return norm
+
+    def _diverged(self, what: str) -> InputError:
+        return InputError(
+            f"{what} at step {self.state.global_step + 1}; {where_to_go_on(Path(self.args.output_dir))}; lower "
+            "optimizer.lr, or clip with optimizer.max_grad_norm=1"
+        )
+
     def prediction_step(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The task's loss, the columns (B,) the model answers with, and the positions (B,) of the examples."""
+    ) -> tuple[None, tuple[Tensor, Tensor], Tensor]:
+        """The columns (B,) the model answers with and the losses (B,), beside the positions (B,) of the examples.
+
+        One loss per example, for in a batch that was filled up for the last process, some must not count.
+        """
         inputs = self._prepare_inputs(inputs)
         with torch.inference_mode(), self.compute_loss_context_manager():
-            loss, logits = self.compute_loss(model, inputs, return_outputs=True)
-        return loss, self.task.choose(logits), inputs["index"]
+            logits = self.task.logits(model, inputs)
+            rows = [
+                {name: value[row : row + 1] for name, value in inputs.items() if name != "inputs"}
+                for row in range(len(logits))
+            ]
+            losses = [self.task.loss(logits[row : row + 1], alone) for row, alone in enumerate(rows)]
+        return None, (self.task.choose(logits), torch.stack(losses)), inputs["index"]
 
     def final_scores(self) -> list[float]:
         """Scores of the evaluation examples by the model as it is now, evaluated anew where needed."""
@@ -140,91 +161,68 @@ class DistillingTrainer(Trainer):
     def _score(self, predicted: EvalPrediction) -> dict[str, float]:
         examples = self.eval_dataset.examples
         answered = [examples[index] for index in predicted.label_ids]
-        answers = [self.task.labels[column] for column in predicted.predictions]
+        columns, losses = predicted.predictions
+        answers = [self.task.labels[column] for column in columns]
         self.scores = self.task.scores(answered, answers).tolist()
         self._scored_step = self.state.global_step
-        return {"accuracy": sum(self.scores) / len(self.scores)}
+        return {"accuracy": sum(self.scores) / len(self.scores), "loss": float(losses.mean())}
 
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> EpochOrder:
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return EpochOrder(self.train_dataset, self.args.seed, per_step)
 
-class _Epochs(TrainerCallback):
-    """Tells the training examples which epoch it is, before they are read: also after a run was interrupted."""
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer`; the best checkpoint is the one in this folder, also where the folder was moved."""
+        begun = super()._init_training_state(*args, **kwargs)
+        output = Path(self.args.output_dir)
+        if self.args.should_save:
+            shutil.rmtree(output / _ASIDE, ignore_errors=True)  # of a run that was killed
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(checkpoint_folder(output, self.state.best_global_step))
+        return begun
 
-    def __init__(self, examples: Examples) -> None:
-        self.examples = examples
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As `Trainer`, but a run that was over when its last checkpoint was written is not trained further."""
+        saved = self.state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+        if saved.get("should_training_stop"):
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.examples.epoch = int(state.epoch or 0)
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside, with `reduction.json` and the processor, then rename it: complete or not there.
 
-class CompleteCheckpoints(TrainerCallback):
-    """Adds `reduction.json` and the processor to every checkpoint, so that `pumer.load` reads it like any model."""
-
-    def __init__(self, processor: Any) -> None:
-        """Remember what to write.
-
-        Args:
-            processor: the model's processor.
+        Raises:
+            InputError: on a full disk; earlier checkpoints are intact.
         """
-        self.processor = processor
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Complete the checkpoint that was just written."""
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_reduction(kwargs["model"], folder)
-            self.processor.save_pretrained(folder)
-
-
-class ShowProgress(TrainerCallback):
-    """A progress bar with loss and samples per second, and a line per evaluation, on stderr."""
-
-    def __init__(self, bar: Progress) -> None:
-        """Show nothing before training begins.
-
-        Args:
-            bar: as made by `pumer.jobs.progress_bar`; whoever made it starts and stops it.
-        """
-        self.bar = bar
-        self.loss = ""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Show the bar."""
-        self.samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self.began, self.first = time.perf_counter(), state.global_step
-        if state.is_world_process_zero:
-            self.shown = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, note="")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the bar."""
-        if state.is_world_process_zero:
-            rate = (state.global_step - self.first) * self.samples / (time.perf_counter() - self.began)
-            note = f"{rate:.0f} samples/s{self.loss}"
-            self.bar.update(self.shown, completed=state.global_step, note=note)
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remember the loss."""
-        if "loss" in kwargs["logs"]:
-            self.loss = f", loss {kwargs['logs']['loss']:.4g}"
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Print the accuracy."""
-        if state.is_world_process_zero:
-            accuracy, loss = kwargs["metrics"]["eval_accuracy"], kwargs["metrics"]["eval_loss"]
-            line = f"step {state.global_step} of {state.max_steps}: accuracy {100 * accuracy:.1f}%, loss {loss:.4g}"
-            self.bar.console.print(line, highlight=False)
-
-
-def last_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; one that a kill cut short is passed over."""
-    steps = {int(path.name.rpartition("-")[2]): path for path in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*[0-9]")}
-    for step in sorted(steps, reverse=True):
+        output, aside = Path(self.args.output_dir), Path(self.args.output_dir) / _ASIDE
+        final = checkpoint_folder(output, self.state.global_step)
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         try:
-            json.loads((steps[step] / _STATE_FILE).read_text(encoding="utf-8"))  # Trainer writes it last
-        except (OSError, ValueError):
-            continue
-        return steps[step]
-    return None
+            with full_disk_stops(output):
+                self._aside = aside
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.state.best_global_step == self.state.global_step:
+                    self.state.best_model_checkpoint = str(final)
+                if self.args.should_save:
+                    self._complete(aside / final.name)
+                    put(aside / final.name, final)
+                    rotate(output, self.keep, self.state.best_model_checkpoint, aside)
+        finally:
+            self._aside = None
+            if self.args.should_save:
+                shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _complete(self, folder: Path) -> None:
+        """Add to a checkpoint what `Trainer` does not write."""
+        write_reduction(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
+        self.state.save_to_json(str(folder / STATE_FILE))

@@ -1,0 +1,73 @@
+"""What can be refused before any work starts: settings that do not fit the model, the task or the machine."""
+
+import difflib
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+from pumer.checkpoint import load_processor, model_class
+from pumer.errors import InputError
+from pumer.jobs import make_inputs, reduction_from, task_class, text_length_of
+from pumer.patching import patch
+from pumer.tasks import Inputs, Task
+from pumer.train_config import TrainConfig
+
+SELF = "self"
+
+
+def check(config: TrainConfig) -> Inputs:
+    """Check a training's settings against the model, the task and the machine; reads no data and no weights.
+
+    Args:
+        config: what is going to be trained.
+
+    Returns:
+        How examples become tensors.
+
+    Raises:
+        InputError: for the first setting that does not fit.
+    """
+    _check_machine(config)
+    task = task_class(config.task)
+    model = outline(config.model, task)
+    patch(model, reduction_from(config.reduction))
+    if config.teacher not in (None, SELF):
+        outline(str(config.teacher), task)
+    length = text_length_of(model, config.text_length)
+    return make_inputs(load_processor(config.model), length, config.resize, config.blank)
+
+
+def outline(checkpoint: str, task: type[Task]) -> nn.Module:
+    """The task's model for a checkpoint, on the meta device: layers and config without weights.
+
+    Raises:
+        InputError: when the checkpoint cannot be read, or is no model for the task.
+    """
+    model_class(checkpoint)
+    config = AutoConfig.from_pretrained(checkpoint)
+    if config.model_type not in task.models:
+        allowed = " or ".join(f"'{name}'" for name in task.models)
+        raise InputError(f"checkpoint {checkpoint} is a '{config.model_type}' model; this task needs {allowed}")
+    with torch.device("meta"):
+        return task.models[config.model_type](config)
+
+
+def _check_machine(config: TrainConfig) -> None:
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("precision is 'fp16' but torch sees no GPU; give precision=bf16 or precision=fp32")
+    if isinstance(config.compile, str):
+        _check_name("compile", config.compile, torch.compiler.list_backends(exclude_tags=()))
+    for name in config.report_to:
+        _check_name("report_to", name, INTEGRATION_TO_CALLBACK)
+        if name not in get_available_reporting_integrations():
+            raise InputError(f"report_to names '{name}', which is not installed; `pip install {name}`, or leave it out")
+
+
+def _check_name(key: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        remedy = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {', '.join(sorted(known))}"
+        raise InputError(f"{key} '{name}' is unknown; {remedy}")

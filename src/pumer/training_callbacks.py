@@ -1,0 +1,64 @@
+"""What happens around the steps of a training: the epoch is told to the data, progress to the user."""
+
+import time
+from typing import Any
+
+from rich.progress import Progress
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pumer.jobs import Examples
+
+
+class SetEpoch(TrainerCallback):
+    """Tells the training examples which epoch it is, before they are read: also after a run was interrupted."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by `Trainer`."""
+        self.examples.epoch = int(state.epoch or 0)
+
+
+class ShowProgress(TrainerCallback):
+    """A progress bar with loss, accuracy, samples per second and time left, and a line per evaluation, on stderr."""
+
+    def __init__(self, bar: Progress) -> None:
+        """Show nothing before training begins.
+
+        Args:
+            bar: as made by `pumer.jobs.progress_bar`; whoever made it starts and stops it.
+        """
+        self.bar = bar
+        self.loss = self.accuracy = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        self.samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.began, self.first = time.perf_counter(), state.global_step
+        if state.is_world_process_zero:
+            self.shown = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, note="")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        if state.is_world_process_zero:
+            rate = (state.global_step - self.first) * self.samples / (time.perf_counter() - self.began)
+            note = f"{rate:.0f} samples/s{self.loss}{self.accuracy}"
+            self.bar.update(self.shown, completed=state.global_step, note=note)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remember the loss."""
+        if "loss" in kwargs["logs"]:
+            self.loss = f", loss {kwargs['logs']['loss']:.4g}"
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Print the accuracy, and remember it."""
+        if state.is_world_process_zero:
+            accuracy, loss = kwargs["metrics"]["eval_accuracy"], kwargs["metrics"]["eval_loss"]
+            self.accuracy = f", accuracy {100 * accuracy:.1f}%"
+            line = f"step {state.global_step} of {state.max_steps}: accuracy {100 * accuracy:.1f}%, loss {loss:.4g}"
+            self.bar.console.print(line, highlight=False)
