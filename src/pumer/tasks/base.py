@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pumer.checkpoint import read_json, write_json
 from pumer.errors import InputError
-from pumer.tasks.images import Pixels
+from pumer.tasks.images import Edit, Pixels
 from pumer.tasks.storage import SKIPPED, missing_images, storage_of
 
 Entry = TypeVar("Entry")
@@ -50,12 +50,14 @@ class Inputs:
         pixels: turns image files into pixel tensors.
         text_length: questions are cut to this many tokens, [CLS] and [SEP] included.
         blank_text: replace every question by the empty one ([CLS][SEP]); for an image-only model.
+        edit: changes the resized pictures of a batch, see `Pixels`; null for none.
     """
 
     tokenizer: Any
     pixels: Pixels
     text_length: int
     blank_text: bool = False
+    edit: Edit | None = None
 
 
 def spread(entries: Sequence[Entry], limit: int | None) -> Sequence[Entry]:
@@ -87,7 +89,7 @@ def model_inputs(examples: Sequence[Example], inputs: Inputs) -> dict[str, Tenso
         (B, 2, 3, height, width); and where the model wants it `pixel_mask`, the same without the 3.
     """
     count = len(examples[0].images)
-    pixels = inputs.pixels([path for example in examples for path in example.images])
+    pixels = inputs.pixels([path for example in examples for path in example.images], inputs.edit)
     if count > 1:
         pixels = {name: tensor.unflatten(0, (len(examples), count)) for name, tensor in pixels.items()}
     return {**words([example.text for example in examples], inputs), **pixels}

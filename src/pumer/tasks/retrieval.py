@@ -127,7 +127,7 @@ class Retrieval(Task):
             other and its own first; `pixel_values` and `pixel_mask` of B images; `targets`: zeros (B,).
         """
         texts = [text for pair in map(_pair, examples) for text in (pair.text, *pair.others)]
-        pixels = inputs.pixels([pair.images[0] for pair in examples])
+        pixels = inputs.pixels([pair.images[0] for pair in examples], inputs.edit)
         targets = torch.zeros(len(examples), dtype=torch.int64)
         return {"inputs": {**words(texts, inputs), **pixels}, "targets": targets}
 
