@@ -1,6 +1,7 @@
 """Imports point down only: DESIGN's layers as a table."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -96,3 +97,17 @@ def test_no_backbone_imports_a_concrete_reducer():
 def test_the_table_names_what_exists():
     parts = {part(module_of(path)) for path in FILES}
     assert {name for layer in LAYERS for name in layer} <= parts
+
+
+def test_public_names_are_there_and_no_others():
+    assert all(getattr(pumer, name) is not None for name in pumer.__all__)
+    assert set(pumer.__all__) <= set(dir(pumer))
+    with pytest.raises(AttributeError, match="no attribute 'prune'"):
+        pumer.prune  # noqa: B018
+
+
+def test_the_command_line_starts_without_torch():
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys, pumer.cli; print('torch' in sys.modules)"], capture_output=True, text=True
+    )
+    assert told.stdout == "False\n", told.stderr

@@ -1,12 +1,19 @@
-"""Fewer tokens inside vision-language transformers: PuMer and what goes beyond it."""
+"""Fewer tokens inside vision-language transformers: PuMer and what goes beyond it.
 
-from pumer.checkpoint import load, save
-from pumer.errors import InputError
-from pumer.patching import disabled, patch, patched, reduction, unpatch
-from pumer.planning import Plan, plan
-from pumer.reducers import NoReduction, PuMerConfig, ReleasedPuMerConfig, Step
-from pumer.tracing import ForwardTrace, Trace, trace
-from pumer.visualize import draw
+Names are imported when they are first used, so that the command line starts without loading torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pumer.checkpoint import load, save
+    from pumer.errors import InputError
+    from pumer.patching import disabled, patch, patched, reduction, unpatch
+    from pumer.planning import Plan, plan
+    from pumer.reducers import NoReduction, PuMerConfig, ReleasedPuMerConfig, Step
+    from pumer.tracing import ForwardTrace, Trace, trace
+    from pumer.visualize import draw
 
 __all__ = [
     "ForwardTrace",
@@ -28,3 +35,26 @@ __all__ = [
     "trace",
     "unpatch",
 ]
+
+_MODULES = {
+    "checkpoint": ("load", "save"),
+    "errors": ("InputError",),
+    "patching": ("disabled", "patch", "patched", "reduction", "unpatch"),
+    "planning": ("Plan", "plan"),
+    "reducers": ("NoReduction", "PuMerConfig", "ReleasedPuMerConfig", "Step"),
+    "tracing": ("ForwardTrace", "Trace", "trace"),
+    "visualize": ("draw",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pumer' has no attribute {name!r}")
+    value = getattr(import_module(f"pumer.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
