@@ -3,13 +3,25 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from pumer.config import load
+from pumer import NoReduction, PuMerConfig, patch, reduction
+from pumer.config import load, to_dict
 from pumer.jobs import reduction_from
+from pumer.named_models import skeleton
+from pumer.tasks import TASKS
 from pumer.train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("recipes/**/*.yaml"))
+PRESETS = {"vilt": "vilt-b32", "meter": "meter-b16"}
+FULL_SIZE = [
+    Path("recipes", backbone, f"{task}-{kind}.yaml")
+    for backbone in PRESETS
+    for task in TASKS
+    for kind in ("original", "pumer")
+]
+"""The paper's runs, one pair for every task."""
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
@@ -28,3 +40,36 @@ def test_recipe(path):
         assert Path(config.teacher) == original.output
         assert config.data == original.data
         assert config.optimizer == original.optimizer
+
+
+@pytest.mark.parametrize("path", FULL_SIZE, ids=str)
+def test_full_size_recipe(path):
+    config = load(TrainConfig, ROOT / path, ["data.root=data"])
+    backbone, (task, kind) = path.parent.name, path.stem.split("-")
+    assert config.task == task
+    assert config.output == Path("out", backbone, path.stem)
+    assert (ROOT / path).read_text().splitlines()[0].split()[-1] == f"data.root=/data/{task}"
+    model = f"preset:{PRESETS[backbone]}" + ("-nlvr2" if task == "nlvr2" else "")
+    with torch.device("meta"):
+        patched = patch(skeleton(model), reduction_from(config.reduction))
+    family = "retrieval" if task in ("flickr30k", "coco") else task
+    assert reduction(patched) == (PuMerConfig.preset(backbone, family) if kind == "pumer" else NoReduction())
+
+
+@pytest.mark.parametrize("path", [path for path in FULL_SIZE if path.stem.endswith("-pumer")], ids=str)
+def test_a_pair_differs_only_where_it_must(path):
+    reduced, original = (
+        to_dict(load(TrainConfig, ROOT / folder, ["data.root=data"]))
+        for folder in (path, path.with_stem(path.stem.replace("-pumer", "-original")))
+    )
+    different = {name for name in original if original[name] != reduced[name]}
+    assert different == {"output", "reduction", "teacher", "epochs", "patience"}
+    assert reduced["teacher"] == original["output"]
+
+
+@pytest.mark.parametrize("path", [path for path in FULL_SIZE if path.stem.endswith("-original")], ids=str)
+def test_every_value_has_its_source(path):
+    lines = (ROOT / path).read_text().splitlines()
+    settings = lines[lines.index("optimizer:") + 1 :]
+    without = [line for line in settings if "  # " not in line]
+    assert without == ["workers: 8"]
