@@ -1,14 +1,18 @@
 """What training and evaluation share: from examples to batches, progress on the terminal, the device."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
+from pumer.augment import AugmentConfig, rand_augment
 from pumer.errors import InputError
 from pumer.named_models import reduction_from
 from pumer.tasks import TASKS, Example, Inputs, Pixels, Task
@@ -18,6 +22,7 @@ __all__ = [
     "Blank",
     "Collator",
     "Examples",
+    "Item",
     "best_device",
     "make_inputs",
     "progress_bar",
@@ -67,7 +72,21 @@ def make_inputs(processor: Any, text_length: int, resize: Resize = "square", bla
     return Inputs(processor.tokenizer, pixels, text_length, blank_text=blank == "text")
 
 
-class Examples(Dataset[tuple[int, Example]]):
+class Item(NamedTuple):
+    """One example of a `DataLoader`.
+
+    Attributes:
+        index: its position.
+        example: as the task shows it.
+        epoch: of the training; None for an example as read.
+    """
+
+    index: int
+    example: Example
+    epoch: int | None = None
+
+
+class Examples(Dataset[Item]):
     """Examples with their position, for a `DataLoader`.
 
     Attributes:
@@ -83,23 +102,37 @@ class Examples(Dataset[tuple[int, Example]]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> tuple[int, Example]:
+    def __getitem__(self, index: int) -> Item:
         if self.task is None:
-            return index, self.examples[index]
-        return index, self.task.draw(self.examples, index, self.seed, self.epoch)
+            return Item(index, self.examples[index])
+        return Item(index, self.task.draw(self.examples, index, self.seed, self.epoch), self.epoch)
 
 
 class Collator:
-    """The task's batches, with `index` (B,): the positions of the examples."""
+    """The task's batches, with `index` (B,): the positions of the examples.
 
-    def __init__(self, task: Task, inputs: Inputs) -> None:
-        self.task = task
-        self.inputs = inputs
+    Args:
+        task: makes the batches.
+        inputs: how.
+        augment: what happens to the pictures of training examples, as a function of seed, epoch and position alone.
+        seed: of that.
+    """
 
-    def __call__(self, indexed: Sequence[tuple[int, Example]]) -> dict[str, Any]:
-        """One batch of B positions and examples."""
-        batch = self.task.collate([example for _, example in indexed], self.inputs)
-        return {**batch, "index": torch.tensor([index for index, _ in indexed])}
+    def __init__(self, task: Task, inputs: Inputs, augment: AugmentConfig | None = None, seed: int = 0) -> None:
+        self.task, self.inputs, self.augment, self.seed = task, inputs, augment, seed
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        """One batch of B examples."""
+        augmented = self.augment is not None and items[0].epoch is not None
+        inputs = replace(self.inputs, edit=partial(self._edit, items)) if augmented else self.inputs
+        batch = self.task.collate([item.example for item in items], inputs)
+        return {**batch, "index": torch.tensor([item.index for item in items])}
+
+    def _edit(self, items: Sequence[Item], position: int, image: np.ndarray) -> np.ndarray:
+        """The picture at a position of the batch, which has the pictures of the first example first."""
+        row, number = divmod(position, len(items[0].example.images))
+        key = (self.seed, items[row].epoch or 0, items[row].index, number)
+        return rand_augment(image, self.augment or AugmentConfig(), key)
 
 
 def best_device() -> torch.device:

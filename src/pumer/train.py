@@ -130,7 +130,7 @@ def _prepare(config: TrainConfig, bar: Progress, stop: StopOnSignal) -> _Prepare
         args=_arguments(config),
         train_dataset=Examples(train, task, config.seed),
         eval_dataset=Examples(held_out, task) if held_out is not None else None,
-        data_collator=Collator(task, inputs),
+        data_collator=Collator(task, inputs, config.augment, config.seed),
         task=task,
         processor=processor,
         teacher=teacher,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pumer.augment import AugmentConfig
 from pumer.distill import DistillationConfig
 from pumer.errors import InputError
 from pumer.jobs import Blank, reduction_from, task_class
@@ -64,6 +65,8 @@ class TrainConfig:
         eval_steps: evaluate and write a checkpoint every so many steps; null for after every epoch.
         text_length: questions are cut to this many tokens; by default to what the model can take.
         resize: "square" or "aspect", see `pumer.tasks.Pixels`.
+        augment: RandAugment of the training pictures, as a function of seed, epoch and example alone; null for none.
+            The paper's is {operations: 2, magnitude: 9}.
         blank: "image" trains a text-only model, "text" an image-only one; for baselines.
         precision: "bf16" and "fp16" compute in 16 bits under autocast; weights stay in float32. "fp16" needs a GPU, and
             scales the loss.
@@ -96,6 +99,7 @@ class TrainConfig:
     eval_steps: int | None = None
     text_length: int | None = None
     resize: Resize = "square"
+    augment: AugmentConfig | None = None
     blank: Blank = "none"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False

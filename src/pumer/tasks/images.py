@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,8 @@ from pumer.errors import InputError
 from pumer.tasks.storage import stored_image
 
 Resize = Literal["square", "aspect"]
+Edit = Callable[[int, np.ndarray], np.ndarray]
+"""From the position of an image in its batch and the image (3, height, width) in 8 bits to another of that shape."""
 GREY = 127
 _LONGER = 1333 / 800
 """ViLT's image processor lets the longer edge be so much longer than the shorter one."""
@@ -155,8 +157,12 @@ class Pixels:
         self._cached_bytes = 0
         self._cache: OrderedDict[Path, np.ndarray] = OrderedDict()
 
-    def __call__(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+    def __call__(self, paths: Sequence[Path], edit: Edit | None = None) -> dict[str, Tensor]:
         """Pixel tensors of B images.
+
+        Args:
+            paths: image files.
+            edit: changes a resized image, given its position in `paths`; not what is kept of it.
 
         Returns:
             `pixel_values` (B, 3, height, width), float32, padded to the largest image, and for a model whose images
@@ -166,6 +172,8 @@ class Pixels:
             InputError: when a file cannot be read; the message names it.
         """
         images = [self._grey() if self.blank else self._resized(path) for path in paths]
+        if edit is not None and not self.blank:
+            images = [edit(position, image) for position, image in enumerate(images)]
         batch: BatchFeature = self.image_processor(
             images, do_resize=False, input_data_format="channels_first", return_tensors="pt"
         )
