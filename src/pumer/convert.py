@@ -15,7 +15,7 @@ from pumer.models.meter import MeterImageProcessorPil, MeterPreTrainedModel
 from pumer.patching import reduction
 from pumer.reducers import config_to_dict
 from pumer.released import from_released, released_reduction
-from pumer.released_meter import is_meter
+from pumer.released.meter import is_meter
 from pumer.sources import read_answers, read_source
 
 __all__ = ["ConvertConfig", "from_released", "infer_task", "name_answers", "released_reduction", "run"]

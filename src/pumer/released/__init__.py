@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from pumer.errors import InputError
 from pumer.patching import patch
 from pumer.reducers import ReleasedPuMerConfig
-from pumer.released_family import Family, Head
-from pumer.released_meter import METER, is_meter
-from pumer.released_vilt import VILT
+from pumer.released.family import Family, Head
+from pumer.released.meter import METER, is_meter
+from pumer.released.vilt import VILT
 from pumer.sources import some
 
 _SIMILARITY = {

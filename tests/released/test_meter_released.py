@@ -17,7 +17,7 @@ from pumer.checkpoint import read_json
 from pumer.errors import InputError
 from pumer.models.meter.positions_meter import resize_positions
 
-GOLDENS = Path(__file__).parent / "goldens"
+GOLDENS = Path(__file__).parents[1] / "goldens"
 D = 32
 
 

@@ -18,7 +18,7 @@ from pumer.models.meter import (
     MeterForMaskedLM,
     MeterForQuestionAnswering,
 )
-from pumer.released_family import ENTAILMENT, Family, Head, labels_of, shape_of
+from pumer.released.family import ENTAILMENT, Family, Head, labels_of, shape_of
 
 _HEADS = {
     "vqa2": Head(MeterForQuestionAnswering, "vqa_classifier."),

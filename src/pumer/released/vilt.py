@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from pumer.backbones.text_norm import TEXT_NORM_EPS, restore_text_norm
-from pumer.released_family import ENTAILMENT, Family, Head, labels_of, shape_of
+from pumer.released.family import ENTAILMENT, Family, Head, labels_of, shape_of
 
 _HEADS = {
     "vqa2": Head(ViltForQuestionAnswering, "vqa_classifier."),
