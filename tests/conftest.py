@@ -154,6 +154,25 @@ def tiny_flickr(tmp_path):
     return root
 
 
+@pytest.fixture
+def tiny_coco(tiny_flickr, tmp_path):
+    """The same pictures as Karpathy's COCO: 4 to train on, 2 more in "restval", 4 and 8 to evaluate on."""
+    import json
+
+    root, content = tmp_path / "coco", json.loads((tiny_flickr / "dataset_flickr30k.json").read_text())
+    for number, entry in enumerate(content["images"]):
+        split = "restval" if number in (4, 5) else entry["split"]
+        folder = "train2014" if split == "train" else "val2014"
+        name, number = f"COCO_{folder}_{entry['imgid']:012d}.jpg", 7 * entry["imgid"]
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (tiny_flickr / "flickr30k-images" / entry["filename"]).rename(root / folder / name)
+        entry |= {"filename": name, "filepath": folder, "split": split, "cocoid": number}
+    last = content["images"][-1]
+    last["sentences"].append({"raw": "what is it", "sentid": 999, "imgid": last["imgid"]})  # some have more than five
+    (root / "dataset_coco.json").write_text(json.dumps(content | {"dataset": "coco"}))
+    return root
+
+
 PICTURES = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
 
 
@@ -207,3 +226,22 @@ def tiny_snli_ve(tmp_path):
         lines = [json.dumps(entry) for entry in (entries[0], undecided, *entries[1:])]
         (root / f"snli_ve_{split}.jsonl").write_text("\n".join(lines) + "\n")
     return root
+
+
+@pytest.fixture
+def training(tiny_vilt, tiny_vqa, tmp_path):
+    """Settings of a training of six steps of four questions: one pass over the training questions."""
+    from pumer.train_config import OptimizerConfig, TrainConfig, TrainingData
+
+    layers = {"layers": [2, 5, 8], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
+    return TrainConfig(
+        model=str(tiny_vilt),
+        output=tmp_path / "out",
+        data=TrainingData(tiny_vqa, min_answer_count=1),
+        optimizer=OptimizerConfig(lr=1e-3),
+        reduction={"method": "pumer", **layers},
+        batch_size=4,
+        max_steps=6,
+        log_steps=1,
+        report_to=(),
+    )

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import transformers
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ViltImageProcessorPil, ViltProcessor
 from transformers.utils import cached_file
 
@@ -29,7 +29,7 @@ SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
-def save(model: nn.Module, directory: str | Path) -> None:
+def save(model: nn.Module, directory: str | Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write a model so that `load`, and plain transformers, can read it back.
 
     The folder is written aside and put in place when it is complete; files of other names that are in ``directory``
@@ -38,6 +38,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
     Args:
         model: A transformers model, patched or not.
         directory: The folder to write.
+        weights: Its whole state dict, where the model itself holds a part of it (FSDP).
 
     Raises:
         InputError: If ``directory`` is a file, or the model is not one of transformers'.
@@ -46,7 +47,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
     if not isinstance(inner, PreTrainedModel):
         raise InputError(f"{type(inner).__name__} is not a transformers model; save the model inside it")
     with replacing(directory) as folder:
-        inner.save_pretrained(folder)
+        inner.save_pretrained(folder, state_dict=weights)
         write_reduction(inner, folder)
         written = {file.name for file in folder.iterdir()}
     for file in Path(directory).iterdir():  # an older save must not be mistaken for a part of this one

@@ -1,9 +1,9 @@
 """What training and evaluation share: from examples to batches, progress on the terminal, the device."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from pumer.augment import AugmentConfig, rand_augment
 from pumer.errors import InputError
 from pumer.named_models import reduction_from
+from pumer.processes import is_main_process
 from pumer.tasks import TASKS, Example, Inputs, Pixels, Task
 from pumer.tasks.images import Resize
 
@@ -72,7 +73,8 @@ def make_inputs(processor: Any, text_length: int, resize: Resize = "square", bla
     return Inputs(processor.tokenizer, pixels, text_length, blank_text=blank == "text")
 
 
-class Item(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Item:
     """One example of a `DataLoader`.
 
     Attributes:
@@ -150,5 +152,5 @@ def progress_bar(enabled: bool = True) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not enabled,
+        disable=not (enabled and is_main_process()),
     )

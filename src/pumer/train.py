@@ -10,28 +10,27 @@ import torch
 from rich.progress import Progress
 from transformers import (
     EarlyStoppingCallback,
-    PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-from pumer.checkpoint import load, load_processor, read_json, save, write_json
+from pumer.checkpoint import load_processor, read_json, save, write_json
 from pumer.checkpoints import last_checkpoint
 from pumer.config import to_dict
 from pumer.errors import InputError
-from pumer.evaluate import TRAINING_RECORD, check_class, labels_of
+from pumer.evaluate import TRAINING_RECORD
 from pumer.fingerprint import data_fingerprint
 from pumer.jobs import Collator, Examples, best_device, progress_bar, reduction_from, task_class
 from pumer.optimizer import OptimizerConfig
 from pumer.patching import patch
-from pumer.preflight import SELF, check
+from pumer.preflight import check
 from pumer.provenance import collect
-from pumer.reducers import NoReduction
 from pumer.stopping import StopOnSignal, full_disk_stops
-from pumer.tasks import Task
 from pumer.tasks.statistics import bootstrap
+from pumer.teacher import Teacher, teacher_of
+from pumer.teacher_cache import RememberedTeacher, remember
 from pumer.train_config import TrainConfig, TrainingData
 from pumer.trainer import DistillingTrainer
 from pumer.training_callbacks import ShowProgress
@@ -103,8 +102,9 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
         }
         if config.data.eval is not None:
             result["accuracy"] = asdict(bootstrap(trainer.final_scores()))
+        weights = trainer.gathered_weights()
         if main:
-            save(trainer.model, config.output)
+            save(trainer.model, config.output, weights)
             prepared.processor.save_pretrained(config.output)
             write_json(config.output / TRAINING_RECORD, result)
     return result
@@ -122,15 +122,18 @@ def _prepare(config: TrainConfig, bar: Progress, stop: StopOnSignal) -> _Prepare
     fingerprint = data_fingerprint(task_type, data.root, splits, [*train, *(held_out or [])])
     set_seed(config.seed)
     model = task.model(config.model, task.labels)
-    teacher = _teacher(config, task)
+    teacher: Teacher | RememberedTeacher | None = teacher_of(config, task, model)
     patch(model, reduction_from(config.reduction))
-    processor = load_processor(config.model)
+    processor, arguments = load_processor(config.model), _arguments(config)
+    examples, collate = Examples(train, task, config.seed), Collator(task, inputs, config.augment, config.seed)
+    if config.teacher_cache is not False and isinstance(teacher, Teacher):
+        teacher = remember(teacher, config, examples, collate, fingerprint, arguments.device, bar)
     trainer = DistillingTrainer(
         model=model,
-        args=_arguments(config),
-        train_dataset=Examples(train, task, config.seed),
+        args=arguments,
+        train_dataset=examples,
         eval_dataset=Examples(held_out, task) if held_out is not None else None,
-        data_collator=Collator(task, inputs, config.augment, config.seed),
+        data_collator=collate,
         task=task,
         processor=processor,
         teacher=teacher,
@@ -141,24 +144,6 @@ def _prepare(config: TrainConfig, bar: Progress, stop: StopOnSignal) -> _Prepare
     )
     trainer.remove_callback(PrinterCallback)
     return _Prepared(trainer, processor, str(checkpoint) if checkpoint else None, fingerprint)
-
-
-def _teacher(config: TrainConfig, task: Task) -> PreTrainedModel | None:
-    """The model to imitate: on the fast path, without reduction, and with the same answers."""
-    if config.teacher is None:
-        return None
-    if config.teacher == SELF:
-        set_seed(config.seed)
-        teacher = task.model(config.model, task.labels)
-    else:
-        teacher = load(config.teacher)
-        check_class(config.teacher, teacher, type(task))
-        if type(task)(labels_of(teacher)).labels != task.labels:
-            raise InputError(
-                f"teacher {config.teacher} knows other answers ({len(labels_of(teacher))}) than the data in "
-                f"{config.data.root} ({len(task.labels)}); train it on the same data"
-            )
-    return patch(teacher, NoReduction()).requires_grad_(False).eval()
 
 
 def _arguments(config: TrainConfig) -> TrainingArguments:

@@ -9,6 +9,7 @@ from pumer.distill import DistillationConfig
 from pumer.errors import InputError
 from pumer.jobs import Blank, reduction_from, task_class
 from pumer.optimizer import OptimizerConfig
+from pumer.tasks import Task
 from pumer.tasks.images import Resize
 
 
@@ -54,6 +55,9 @@ class TrainConfig:
         reduction: of the trained model: a mapping with `method` and its settings, or "none".
         teacher: folder or hub name of the fine-tuned unreduced model to imitate, "self" for the starting weights
             without reduction, null for no distillation.
+        teacher_cache: ask the teacher about every training example once and keep its logits in a file, instead of
+            asking in every step; true for a folder in `output`, or a folder that several runs share. Only where
+            examples are the same in every epoch.
         distillation: weights of the loss, where there is a teacher.
         optimizer: learning rates and their schedule.
         epochs: passes over the training examples.
@@ -89,6 +93,7 @@ class TrainConfig:
     task: str = "vqav2"
     reduction: dict[str, Any] | str = "none"
     teacher: str | None = None
+    teacher_cache: bool | Path = False
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 10
@@ -127,3 +132,24 @@ class TrainConfig:
         reduction_from(self.reduction)
         if self.patience is not None and self.data.eval is None:
             raise InputError("patience counts evaluations; give data.eval=val, or patience=null")
+        self._check_distillation()
+
+    def _check_distillation(self) -> None:
+        """Refuse what distillation cannot do together."""
+        hidden = self.distillation.hidden_weight > 0
+        if self.teacher is None and (hidden or self.teacher_cache is not False):
+            what = "distillation.hidden_weight" if hidden else "teacher_cache"
+            raise InputError(f"{what} needs a teacher; give teacher=FOLDER or teacher=self, or leave {what} out")
+        if hidden and self.compile is not False:
+            raise InputError("distillation.hidden_weight looks into the model, which compile hides; give compile=false")
+        if self.teacher_cache is False:
+            return
+        task = task_class(self.task)
+        reasons = {
+            "augment changes the pictures in every epoch": self.augment is not None,
+            f"task {self.task} draws other texts in every epoch": task.draw is not Task.draw,
+            "distillation.hidden_weight needs hidden states, of which no file is kept": hidden,
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise InputError(f"teacher_cache keeps one answer per training example, but {reason}; leave out either")

@@ -1,22 +1,27 @@
 """transformers' `Trainer` with a task's own loss and score, a teacher, and checkpoints that load as patched."""
 
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import EvalPrediction, Trainer
 
 from pumer.checkpoint import write_reduction
 from pumer.checkpoints import STATE_FILE, checkpoint_folder, put, rotate
 from pumer.distill import DistillationConfig, distillation_loss
 from pumer.errors import InputError
+from pumer.hidden import final_tokens, hidden_divergence
 from pumer.optimizer import OptimizerConfig, parameter_groups
 from pumer.order import EpochOrder
 from pumer.stopping import full_disk_stops, where_to_go_on
 from pumer.tasks import Task
+from pumer.teacher import Teacher
+from pumer.teacher_cache import RememberedTeacher
+from pumer.tokens import Tokens
 from pumer.training_callbacks import SetEpoch
 
 _ASIDE = ".saving"
@@ -25,8 +30,8 @@ _ASIDE = ".saving"
 class DistillingTrainer(Trainer):
     """Trains on batches of a `Collator`: the loss and the score come from the task, never from the model's head.
 
-    With a teacher, the loss is `distillation_loss`. The teacher stays outside the model: it is neither saved nor
-    wrapped, and sees the same batch in eval mode without autograd.
+    With a teacher, the loss is `distillation_loss`, and on request `hidden_divergence`. The teacher stays outside the
+    model: it is neither saved nor wrapped, and sees the same batch in eval mode without autograd.
     """
 
     def __init__(
@@ -34,7 +39,7 @@ class DistillingTrainer(Trainer):
         *args: Any,
         task: Task,
         processor: Any = None,
-        teacher: PreTrainedModel | None = None,
+        teacher: Teacher | RememberedTeacher | None = None,
         distillation: DistillationConfig | None = None,
         optimizer: OptimizerConfig | None = None,
         keep: int = 1,
@@ -46,7 +51,7 @@ class DistillingTrainer(Trainer):
             *args: for `Trainer`.
             task: loss and score, bound to the model's labels.
             processor: the model's, saved with every checkpoint.
-            teacher: patched, frozen, in eval mode.
+            teacher: whom to imitate.
             distillation: weights of the loss, where there is a teacher.
             optimizer: learning rates of the parts.
             keep: checkpoints to keep beside the best one.
@@ -54,6 +59,8 @@ class DistillingTrainer(Trainer):
         """
         super().__init__(*args, **kwargs)
         torch.manual_seed(self.args.seed + self.args.process_index)  # processes do not drop the same units
+        if self.is_fsdp_enabled:
+            self.model._no_split_modules = layer_classes(self.model)  # what is sharded as one
         self.task = task
         self.processor = processor
         self.teacher = teacher.to(self.args.device) if teacher is not None else None
@@ -94,13 +101,30 @@ class DistillingTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The task's loss, with a teacher the distillation loss; on request the logits (B, A) as well."""
-        logits = self.task.logits(model, inputs)
-        loss = self.task.loss(logits, inputs)
-        if self.teacher is not None and model.training:
-            with torch.no_grad(), self.accelerator.autocast():
-                imitated = self.task.logits(self.teacher, inputs)
-            loss = distillation_loss(loss, logits, imitated, self.distillation)
+        if self.teacher is None or not model.training:
+            logits = self.task.logits(model, inputs)
+            loss = self.task.loss(logits, inputs)
+        else:
+            logits, loss = self._imitate(model, self.teacher, inputs)
         return (loss, logits) if return_outputs else loss
+
+    def _imitate(
+        self, model: nn.Module, teacher: Teacher | RememberedTeacher, inputs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and the loss beside a teacher."""
+        with self.accelerator.autocast():
+            taught = teacher(inputs)
+        watch: AbstractContextManager[list[Tokens]] = nullcontext([])
+        if taught.tokens is not None:
+            watch = final_tokens(self.accelerator.unwrap_model(model))
+        with watch as seen:
+            logits = self.task.logits(model, inputs)
+        loss = distillation_loss(self.task.loss(logits, inputs), logits, taught.logits, self.distillation)
+        if taught.tokens:
+            pairs = zip(seen, taught.tokens, strict=True)
+            differences = [hidden_divergence(own, other) for own, other in pairs]
+            loss = loss + self.distillation.hidden_weight * torch.stack(differences).mean()
+        return logits, loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward; see `Trainer`.
@@ -153,6 +177,10 @@ class DistillingTrainer(Trainer):
         if self.args.load_best_model_at_end or self._scored_step != self.state.global_step:
             self.evaluate()
         return self.scores
+
+    def gathered_weights(self) -> dict[str, Tensor] | None:
+        """The whole state dict where the weights are sharded, else None; every process must ask, the first is told."""
+        return self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: transformers' estimate knows nothing of reduced tokens."""
@@ -226,3 +254,9 @@ class DistillingTrainer(Trainer):
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         self.state.save_to_json(str(folder / STATE_FILE))
+
+
+def layer_classes(model: nn.Module) -> list[str]:
+    """Names of the classes of a model's layers: of all that stands in a list of modules."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return sorted({type(layer).__name__ for layers in lists for layer in layers})

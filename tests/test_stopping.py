@@ -1,0 +1,185 @@
+"""How runs end early, and that the same command goes on as if they had not."""
+
+import dataclasses
+import errno
+import signal
+
+import pytest
+import torch
+import yaml
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from typer.testing import CliRunner
+
+import pumer
+from pumer import trainer as trainer_module
+from pumer.cli import app
+from pumer.config import to_dict
+from pumer.errors import InputError
+from pumer.stopping import Interrupted
+from pumer.tasks import VQAv2
+from pumer.train import run
+from pumer.trainer import DistillingTrainer
+
+
+def train(config, **changes):
+    return run(dataclasses.replace(config, **changes), progress=False)
+
+
+def folders(config):
+    """What lies in the output but plain files."""
+    return sorted(path.name for path in config.output.iterdir() if path.is_dir())
+
+
+def same(left, right):
+    one, other = pumer.load(left).state_dict(), pumer.load(right).state_dict()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def config(training):
+    """Eight steps, a checkpoint after every second."""
+    return dataclasses.replace(training, eval_steps=2, max_steps=8, data=dataclasses.replace(training.data, eval=None))
+
+
+def during_step(monkeypatch, number, act):
+    """Do something before the forward of a step, counted from 1."""
+    original, calls = DistillingTrainer.training_step, []
+
+    def step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            act()
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistillingTrainer, "training_step", step)
+    return calls
+
+
+def spoil_loss(monkeypatch, spoil, number):
+    """Change the task's loss of one step, counted from 1."""
+    original, calls = VQAv2.loss, []
+
+    def loss(self, logits, batch):
+        calls.append(1)
+        value = original(self, logits, batch)
+        return spoil(value, logits) if len(calls) == number else value
+
+    monkeypatch.setattr(VQAv2, "loss", loss)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda loss, logits: loss * float("nan"), "the loss is nan at step 4"),
+        (lambda loss, logits: loss + float("inf"), "the loss is inf at step 4"),
+        (lambda loss, logits: loss + (0 * logits.sum()).abs().sqrt(), "norm of the gradients is nan at step 4"),
+    ],
+)
+def test_a_diverged_run_stops_before_its_weights_are_spoiled(config, monkeypatch, spoil, message):
+    spoil_loss(monkeypatch, spoil, 4)
+    with pytest.raises(InputError, match=f"{message}; the last complete checkpoint is .*checkpoint-2; lower") as error:
+        train(config)
+    assert "\n" not in str(error.value)
+    assert folders(config) == ["checkpoint-2"]
+    assert all(tensor.isfinite().all() for tensor in pumer.load(config.output / "checkpoint-2").state_dict().values())
+
+
+def test_divergence_before_the_first_checkpoint(config, monkeypatch):
+    spoil_loss(monkeypatch, lambda loss, logits: loss * float("nan"), 1)
+    with pytest.raises(InputError, match="at step 1; no checkpoint was complete yet"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (torch, "save", OSError(errno.ENOSPC, "No space left on device")),
+        (PreTrainedModel, "save_pretrained", SafetensorError("I/O error: No space left on device (os error 28)")),
+    ],
+)
+def test_full_disk_leaves_the_last_checkpoint(config, monkeypatch, owner, name, error):
+    original = getattr(owner, name)
+
+    def full(*args, **kwargs):
+        if (config.output / "checkpoint-2").exists():
+            raise error
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(InputError, match=r"disk of .* is full; the last complete checkpoint is .*checkpoint-2; free"):
+        train(config)
+    assert folders(config) == ["checkpoint-2"]
+    monkeypatch.setattr(owner, name, original)
+    assert train(config)["steps"] == 8
+
+
+def test_other_errors_while_saving_keep_their_traceback(config, monkeypatch):
+    def broken(*args):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(trainer_module, "write_reduction", broken)
+    with pytest.raises(OSError, match="Permission denied"):
+        train(config)
+    assert folders(config) == []  # nothing half written
+
+
+def test_interruption_saves_the_step_and_the_same_command_goes_on(config, tmp_path, monkeypatch):
+    """Through the command line: Ctrl-C in step 3 of 8."""
+    train(config, output=tmp_path / "undisturbed")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(to_dict(config)))
+    with monkeypatch.context() as patch:
+        during_step(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
+        result = CliRunner().invoke(app, ["train", str(recipe)])
+    assert result.exit_code == 130
+    folder = config.output / "checkpoint-3"
+    assert f"interrupted; step 3 is saved in {folder}: the same command continues" in result.output.replace("\n", " ")
+    assert folders(config) == ["checkpoint-3"]
+    pumer.load(folder)
+    calls = during_step(monkeypatch, 0, None)
+    assert CliRunner().invoke(app, ["train", str(recipe)]).exit_code == 0
+    assert len(calls) == 5
+    assert same(config.output, tmp_path / "undisturbed")
+
+
+def test_interruption_at_the_end_of_an_epoch_waits_for_its_evaluation(training, tmp_path, monkeypatch):
+    """What early stopping counts must not depend on the interruption."""
+    config = dataclasses.replace(training, eval_steps=None, max_steps=None, epochs=2, patience=1)
+    undisturbed = train(config, output=tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        during_step(patch, 6, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted, match="step 6 is saved"):
+            train(config)
+    again = train(config)
+    evaluated = [
+        [(entry["step"], entry["eval_accuracy"]) for entry in result["history"] if "eval_accuracy" in entry]
+        for result in (undisturbed, again)
+    ]
+    assert evaluated[0] == evaluated[1]
+    assert same(config.output, tmp_path / "undisturbed")
+
+
+def test_a_second_signal_stops_at_once(config, monkeypatch):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    during_step(monkeypatch, 3, twice)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(config)
+    assert not isinstance(stopped.value, Interrupted)
+    assert folders(config) == ["checkpoint-2"]
+
+
+def test_signals_are_given_back(config):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    train(config, max_steps=2)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_run_that_ended_in_the_middle_of_an_epoch_is_not_trained_on(config, monkeypatch):
+    train(config, max_steps=4)
+    calls = during_step(monkeypatch, 0, None)
+    assert train(config, max_steps=4)["steps"] == 4
+    assert calls == []
