@@ -51,6 +51,9 @@ def outline(checkpoint: str, task: type[Task]) -> nn.Module:
     if config.model_type not in task.models:
         allowed = " or ".join(f"'{name}'" for name in task.models)
         raise InputError(f"checkpoint {checkpoint} is a '{config.model_type}' model; this task needs {allowed}")
+    images = getattr(task, "image_count", 1)
+    if images > 1:  # as the task's model will have it, whatever the checkpoint was made for
+        config.num_images, config.modality_type_vocab_size = images, max(1 + images, config.modality_type_vocab_size)
     with torch.device("meta"):
         return task.models[config.model_type](config)
 

@@ -1,0 +1,35 @@
+"""Which training examples a step sees: a function of seed, epoch and step alone, on however many devices it runs."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from pumer.jobs import Examples
+
+
+class EpochOrder(Sampler[int]):
+    """The training examples in a new order in every epoch, filled up to whole steps with the first of them again.
+
+    Neighbours make up a step, however it is cut: into one batch, into accumulated ones, or over several processes. As
+    every step is whole, so is every cut of it, and each of its examples weighs the same.
+    """
+
+    def __init__(self, examples: Examples, seed: int, per_step: int) -> None:
+        """Remember what to order.
+
+        Args:
+            examples: their `epoch` says which order it is.
+            seed: of the orders.
+            per_step: examples in a step, of all processes and accumulated batches together.
+        """
+        self.examples, self.seed, self.per_step = examples, seed, per_step
+
+    def __len__(self) -> int:
+        """Positions in an epoch, repeated ones counted."""
+        return -(-len(self.examples) // self.per_step) * self.per_step
+
+    def __iter__(self) -> Iterator[int]:
+        """Positions of the examples in this epoch's order."""
+        order = np.random.default_rng((self.seed, self.examples.epoch)).permutation(len(self.examples))
+        return iter(np.resize(order, len(self)).tolist())
