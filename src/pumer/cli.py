@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from pumer.config import load, to_dict
 from pumer.errors import InputError
+from pumer.processes import is_main_process
 
 Config = TypeVar("Config")
 
@@ -239,12 +240,12 @@ def _resolved(config: Config) -> Config:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("pumer").setLevel(logging.INFO)
+    logging.getLogger("pumer").setLevel(logging.INFO if is_main_process() else logging.WARNING)
     shown = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-    Console(stderr=True, style="dim").print(shown, highlight=False, markup=False)
+    Console(stderr=True, style="dim", quiet=not is_main_process()).print(shown, highlight=False, markup=False)
     return config
 
 
 def _console() -> Console:
-    """Results go to stdout, everything else to stderr."""
-    return Console()
+    """Results go to stdout, everything else to stderr; of several processes, the first one speaks."""
+    return Console(quiet=not is_main_process())
