@@ -88,6 +88,7 @@ def remember(
     with full_disk_stops(folder), bar:
         table = np.lib.format.open_memmap(part, mode="r+")
         todo = np.flatnonzero(np.isnan(table[:, 0]))[state.process_index :: state.num_processes].tolist()
+        state.wait_for_everyone()  # all have looked at the table before anyone writes
         loader = DataLoader(Subset(examples, todo), config.batch_size, collate_fn=collate, num_workers=config.workers)
         teacher.to(device)
         shown = bar.add_task("teacher", total=len(todo), note="")

@@ -140,7 +140,7 @@ class DistillingTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """As `Trainer`, which asks before every update; refuses gradients that are no finite numbers."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        finite = bool(torch.isfinite(torch.as_tensor(norm)).all())
+        finite = norm is None or bool(torch.isfinite(torch.as_tensor(norm)).all())  # DeepSpeed may not know it yet
         if not finite and not self.args.fp16:  # in float16, the scaler skips such updates
             raise self._diverged(f"the norm of the gradients is {float(norm)}")
         return norm
