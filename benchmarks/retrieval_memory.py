@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--batch", type=int, default=16, help="pairs per forward")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"retrieval-memory-{best_device().type}.json")
     parser.add_argument("--only", choices=MODELS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -66,7 +67,7 @@ def main() -> None:
         for model in MODELS
     }
     result["provenance"] = collect(vars(arguments))
-    write_json(RESULTS / f"retrieval-memory-{best_device().type}.json", result)
+    write_json(arguments.out, result)
     Console().print(result)
 
 

@@ -7,7 +7,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import pumer
+from pumer.checkpoint import load_processor
 from pumer.cli import app
+from pumer.tasks import NLVR2
 
 RECIPE = """
 model: {model}
@@ -155,8 +157,10 @@ def test_usage_errors_exit_2():
 
 def test_help_names_every_command():
     shown = invoke("--help").stdout
-    for command in ("train", "evaluate", "benchmark", "visualize", "plan", "convert", "data", "world", "demo"):
-        assert command in shown
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert commands >= {"train", "evaluate", "predict", "score", "benchmark", "visualize", "plan", "convert", "demo"}
+    for command in (*commands, "data", "world"):
+        assert f"{command} " in shown
 
 
 def test_visualize_writes_the_picture(tiny_vilt, tiny_vqa, tmp_path):
@@ -166,6 +170,25 @@ def test_visualize_writes_the_picture(tiny_vilt, tiny_vqa, tmp_path):
     assert result.exit_code == 0, result.output
     assert Image.open(tmp_path / "tokens.png").width > 0
     refused(invoke("visualize", tiny_vilt, "/nowhere.jpg", "what?"), "/nowhere.jpg does not exist")
+    refused(
+        invoke("visualize", tiny_vilt, picture, picture, "what?", "task=vqav2"), "looks at 1 image(s) at once, not 2"
+    )
+
+
+@pytest.mark.parametrize("backbone", ["vilt", "meter"])
+def test_visualize_draws_both_pictures_of_a_pair(backbone, tiny_nlvr2, tmp_path, request):
+    folder, out = request.getfixturevalue(f"tiny_{backbone}"), tmp_path / "tokens.png"
+    reduction = pumer.PuMerConfig(layers=(0, 2), prune_ratio=0.2)
+    pumer.save(pumer.patch(NLVR2.model(str(folder), NLVR2.fixed_labels), reduction), tmp_path / "model")
+    load_processor(folder).save_pretrained(tmp_path / "model")
+    pair = [tiny_nlvr2 / "images" / "dev" / f"dev-1-1-img{number}.png" for number in range(2)]
+    result = invoke("visualize", tmp_path / "model", *pair, "is this red?", "task=nlvr2", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(("True (", "False ("))
+    drawn = Image.open(out)
+    inputs = [drawn.getpixel((300, height)) for height in (drawn.height // 4, 3 * drawn.height // 4)]
+    assert inputs == [Image.open(path).convert("RGB").getpixel((0, 0)) for path in pair]
+    refused(invoke("visualize", tmp_path / "model", pair[0], "is this red?"), "task vqav2 needs", "give task=nlvr2")
 
 
 def test_plan_counts_before_any_run(tiny_vilt):

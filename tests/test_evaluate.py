@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +99,37 @@ def test_settings_of_the_training_are_the_defaults(config, tmp_path):
 def test_split_without_train_files_has_no_constants(config, tiny_vqa):
     (tiny_vqa / "v2_mscoco_train2014_annotations.json").unlink()
     assert "constant_per_template" not in run(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"workers": -2}, "workers must be at least 0, not -2"),
+        ({"galleries": "2x2"}, "galleries and scores are for retrieval, not for task vqav2"),
+        ({"output": Path("/")}, "/ is a folder; give the name of a file"),
+        ({"against": Path(__file__)}, "is not valid JSON"),
+        ({"split": "test"}, "split test has no public answers; give submission=FILE alone"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_takes_long(config, tiny_vqa, monkeypatch, change, message):
+    for name in ("v2_OpenEnded_mscoco_test2015_questions.json", "test2015"):
+        source = tiny_vqa / name.replace("test2015", "val2014")
+        if source.is_dir():
+            shutil.copytree(source, tiny_vqa / name)
+        else:
+            shutil.copy(source, tiny_vqa / name)
+    for path in (tiny_vqa / "test2015").iterdir():
+        path.rename(path.with_name(path.name.replace("val2014", "test2015")))
+    monkeypatch.setattr("pumer.evaluate.predict", None)
+    with pytest.raises(InputError, match=message):
+        run(EvaluateConfig(**vars(config) | change))
+
+
+def test_a_file_that_is_no_other_run_is_refused(config, tmp_path):
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(InputError, match="no per_example file"):
+        run(EvaluateConfig(**vars(config) | {"against": tmp_path / "other.json"}))
 
 
 def test_model_of_another_kind_is_refused(config, tmp_path):

@@ -6,10 +6,12 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import pumer
+from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.errors import InputError
 from pumer.predict import Predictor
-from pumer.tasks import TASKS
+from pumer.tasks import TASKS, Flickr30k
 
 RECIPE = """
 model: {model}
@@ -23,12 +25,14 @@ max_steps: 2
 report_to: []
 """
 LAYERS = {"vilt": "[2, 5]", "meter": "[0, 2]"}
-FOLDERS = {"vqav2": "tiny_vqa", "nlvr2": "tiny_nlvr2", "snli_ve": "tiny_snli_ve", "flickr30k": "tiny_flickr"}
+FOLDERS = {"vqav2": "tiny_vqa", "nlvr2": "tiny_nlvr2", "snli_ve": "tiny_snli_ve", "flickr30k": "tiny_flickr",
+           "coco": "tiny_coco"}  # fmt: skip
 ANNOTATIONS = {
     "vqav2": "v2_mscoco_val2014_annotations.json",
     "nlvr2": "dev.json",
     "snli_ve": "snli_ve_dev.jsonl",
     "flickr30k": "dataset_flickr30k.json",
+    "coco": "dataset_coco.json",
 }
 
 
@@ -45,7 +49,7 @@ def test_train_evaluate_predict_score(task, backbone, tmp_path, request):
     recipe, model = tmp_path / "recipe.yaml", tmp_path / "out"
     text = RECIPE.format(model=checkpoint, output=model, task=task, root=root, layers=LAYERS[backbone])
     recipe.write_text(text)
-    assert "accuracy" in invoke("train", recipe)
+    assert "accuracy" in invoke("train", recipe, *(["data.train=train+restval"] if task == "coco" else []))
     result, per_example = tmp_path / "result.json", tmp_path / "per-example.json"
     shown = invoke("evaluate", model, f"output={result}", f"per_example={per_example}")
     found = json.loads(result.read_text())
@@ -61,9 +65,19 @@ def test_train_evaluate_predict_score(task, backbone, tmp_path, request):
         json.loads((tmp_path / "scored.json").read_text())["examples"]
         == json.loads(per_example.read_text())["examples"]
     )
+    if task in ("flickr30k", "coco"):
+        invoke("evaluate", model, "galleries=2x2", f"output={result}", f"scores={tmp_path / 'scores'}")
+        invoke("predict", model, "split=val", "galleries=2x2", "--out", predictions)
+        for path in (predictions, tmp_path / "scores"):
+            files = ("--annotations", root / ANNOTATIONS[task], "--predictions", path, "--split", "val")
+            scored = json.loads(invoke("score", task, *files, "--galleries", "2x2", "--json"))
+            assert scored["figures"] == json.loads(result.read_text())["figures"]
     if task == "nlvr2":
         assert found["figures"]["consistency"]["questions"] == 6
         assert "consistency" in shown
+    if task in ("nlvr2", "snli_ve"):
+        assert "best constant answer" in shown
+        assert "template" not in shown
 
 
 def write_csv(path, rows):
@@ -109,3 +123,25 @@ def test_lists_that_cannot_be_answered(tiny_vilt, tmp_path, text, message):
 def test_the_number_of_images_must_fit(tiny_vilt):
     with pytest.raises(InputError, match=r"task vqav2 looks at 1 image\(s\) at once, not 2"):
         Predictor(tiny_vilt)(["a.png", "b.png"], "what?")
+
+
+@pytest.mark.parametrize("backbone", LAYERS)
+def test_images_and_captions_are_ranked(backbone, tmp_path, tiny_flickr, request):
+    folder = tmp_path / "model"
+    model = Flickr30k.model(str(request.getfixturevalue(f"tiny_{backbone}")), ())
+    model.rank_output.weight.data.normal_()
+    pumer.save(model, folder)
+    load_processor(request.getfixturevalue(f"tiny_{backbone}")).save_pretrained(folder)
+    predictor = Predictor(folder, "flickr30k")
+    images = sorted((tiny_flickr / "flickr30k-images").iterdir())[:3]
+    texts = ["it is red", "what", "this colour is blue?", "green it is"]
+    scores = predictor.scores(images, texts, batch_size=2)
+    assert scores.shape == (3, 4)
+    assert scores.std() > 1e-3
+    for row, image in enumerate(images):
+        for column, text in enumerate(texts):
+            assert abs(predictor.scores([image], [text])[0, 0] - scores[row, column]) < 1e-4
+    with pytest.raises(InputError, match=r"a model for flickr30k gives no answers; .* Predictor\(\.\.\.\)\.scores"):
+        predictor(images[0], "it is red")
+    with pytest.raises(InputError, match="a model for vqav2 does not rank"):
+        Predictor(request.getfixturevalue(f"tiny_{backbone}")).scores(images, texts)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from PIL import Image
 from typer.testing import CliRunner
 
+import pumer
 from pumer import prepare
 from pumer.check import CheckConfig, images_per_second
 from pumer.check import run as check
@@ -81,7 +83,13 @@ def equal(one, other):
 
 @pytest.mark.parametrize(
     ("task", "data"),
-    [("vqav2", "tiny_vqa"), ("nlvr2", "tiny_nlvr2"), ("snli_ve", "tiny_snli_ve"), ("flickr30k", "tiny_flickr")],
+    [
+        ("vqav2", "tiny_vqa"),
+        ("nlvr2", "tiny_nlvr2"),
+        ("snli_ve", "tiny_snli_ve"),
+        ("flickr30k", "tiny_flickr"),
+        ("coco", "tiny_coco"),
+    ],
 )
 def test_a_prepared_folder_reads_like_the_download(task, data, request, tmp_path):
     root, out = request.getfixturevalue(data), tmp_path / "out"
@@ -99,6 +107,39 @@ def test_a_prepared_folder_reads_like_the_download(task, data, request, tmp_path
     assert TASKS[task].vocabulary(out, 1) == TASKS[task].vocabulary(root, 1)
     with pytest.raises(InputError, match=r"nope\.jpg does not exist"):
         read_image(out / "train2014" / "nope.jpg")
+
+
+def test_a_prepared_coco_keeps_its_folders_and_restval(tiny_coco, tmp_path):
+    (tiny_coco / "val2014" / "COCO_val2014_000000000004.jpg").unlink()
+    out = tmp_path / "out"
+    record = run(PrepareConfig("coco", tiny_coco, out), progress=False)
+    assert record["splits"] == {
+        "train": {"examples": 20, "left_out": 0},
+        "restval": {"examples": 10, "left_out": 5},
+        "val": {"examples": 20, "left_out": 0},
+        "test": {"examples": 41, "left_out": 0},
+    }
+    assert (out / "skipped.csv").read_text().splitlines()[1:] == [
+        "val2014/COCO_val2014_000000000004.jpg,does not exist"
+    ]
+    both = TASKS["coco"].read(out, "train+restval")
+    assert len(both) == 25
+    assert {pair.images[0].parent.name for pair in both} == {"train2014", "val2014"}
+
+
+def test_training_on_a_prepared_folder_equals_training_on_the_download(tiny_vqa, tiny_vilt, tmp_path):
+    prepared = tmp_path / "prepared"
+    assert CliRunner().invoke(app, ["data", "prepare", "vqav2", str(tiny_vqa), str(prepared)]).exit_code == 0
+    (tmp_path / "recipe.yaml").write_text(f"{{model: {tiny_vilt}, output: o, data: {{root: r, min_answer_count: 1}}}}")
+    settings = ["batch_size=6", "max_steps=2", "report_to=[]"]
+    for root, output in ((tiny_vqa, tmp_path / "one"), (prepared, tmp_path / "two")):
+        given = [str(tmp_path / "recipe.yaml"), f"data.root={root}", f"output={output}", *settings]
+        result = CliRunner().invoke(app, ["train", *given])
+        assert result.exit_code == 0, result.output
+        shutil.rmtree(tiny_vqa, ignore_errors=True)  # the second time there is nothing but the prepared folder
+    one, two = (pumer.load(tmp_path / name).state_dict() for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert CliRunner().invoke(app, ["evaluate", str(tmp_path / "two")]).exit_code == 0
 
 
 def test_the_arrow_files_are_datasets_of_pictures(tiny_vqa, tmp_path):
@@ -219,6 +260,11 @@ def test_what_cannot_be_continued_is_refused(tiny_vqa, tmp_path):
         run(PrepareConfig("vqav2", tiny_vqa, tmp_path / "out", resize=20), progress=False)
     with pytest.raises(InputError, match="holds other files"):
         run(PrepareConfig("vqav2", tiny_vqa, tiny_vqa / "train2014"), progress=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file cannot be written to"):
+        run(PrepareConfig("vqav2", tiny_vqa, tmp_path / "file"), progress=False)
+    with pytest.raises(InputError, match="workers must be at least 0, not -1"):
+        CheckConfig("vqav2", tiny_vqa, workers=-1)
     with pytest.raises(InputError, match="place of its own"):
         PrepareConfig("vqav2", tiny_vqa, tiny_vqa)
     with pytest.raises(InputError, match="holds no annotation files"):

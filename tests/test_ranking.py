@@ -115,6 +115,17 @@ def test_scores_of_something_else_are_refused(folder, pairs, tmp_path):
         rank(model, pairs, inputs, folder=tmp_path)
 
 
+def test_folders_without_usable_scores_are_refused(folder, pairs, tmp_path):
+    model, inputs = build(folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file cannot be a folder for scores"):
+        rank(model, pairs[:5], inputs, folder=tmp_path / "file")
+    rank(model, pairs[:5], inputs, folder=tmp_path / "scores")
+    (tmp_path / "scores" / "scores.npy").write_bytes(b"no array")
+    with pytest.raises(InputError, match=r"scores\.npy cannot be read .*; remove .*scores to begin anew"):
+        rank(model, pairs[:5], inputs, folder=tmp_path / "scores")
+
+
 def test_scores_that_are_no_numbers_are_refused(folder, pairs):
     model, inputs = build(folder)
     model.rank_output.bias.data.fill_(float("nan"))

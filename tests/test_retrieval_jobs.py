@@ -1,6 +1,9 @@
 """Retrieval through the real command line: train, evaluate, go on after an interruption."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 import pumer
+from pumer import ranking
+from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.tasks import Flickr30k
 from pumer.trainer import DistillingTrainer
@@ -104,3 +109,43 @@ def test_a_teacher_of_another_task_is_refused(recipe, tiny_vilt):
     result = invoke("train", recipe, f"teacher={tiny_vilt}")
     assert result.exit_code == 2
     assert "is a ViltForQuestionAnswering; task flickr30k needs a ViltForImageAndTextRetrieval" in result.stderr
+
+
+KILLED = """
+import os, signal, sys
+from pumer import ranking
+from pumer.cli import app
+fill, left = ranking._fill_block, 4
+def killed(block, *how):
+    global left
+    left -= 1
+    if left < 0:
+        fill(block[:1], *how)  # in the middle of a block
+        os.kill(os.getpid(), signal.SIGKILL)
+    fill(block, *how)
+ranking._fill_block = killed
+app(["evaluate", *sys.argv[1:]])
+"""
+
+
+def test_kill_9_and_again(tiny_meter, tiny_flickr, tmp_path, monkeypatch):
+    model = Flickr30k.model(str(tiny_meter), ())
+    model.rank_output.weight.data.normal_()
+    pumer.save(pumer.patch(model, pumer.PuMerConfig(layers=(0, 2), prune_ratio=0.2)), tmp_path / "model")
+    load_processor(tiny_meter).save_pretrained(tmp_path / "model")
+    given = [tmp_path / "model", "task=flickr30k", f"data.root={tiny_flickr}", "split=test", "batch_size=8"]
+    assert invoke("evaluate", *given, f"output={tmp_path / 'whole.json'}", "galleries=2x4").exit_code == 0
+    given += ["galleries=2x4", f"scores={tmp_path / 'scores'}", f"output={tmp_path / 'again.json'}"]
+    command = [sys.executable, "-c", KILLED, *map(str, given)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "again.json").exists()
+    left = int(np.isnan(np.load(tmp_path / "scores" / "scores.npy")).sum())
+    assert 0 < left < 8 * 20
+    computed, fill = [], ranking._fill_block
+    monkeypatch.setattr(ranking, "_fill_block", lambda block, *how: computed.append(fill(block, *how)))
+    assert invoke("evaluate", *given).exit_code == 0
+    whole, again = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "again"))
+    assert again["figures"] == whole["figures"]
+    assert again["accuracy"] == whole["accuracy"]
+    blocks = 2 * 3  # two galleries of 4 images and 20 captions
+    assert len(computed) == blocks - 4

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -8,6 +9,7 @@ from pumer.score import ScoreConfig, run
 from pumer.tasks import VQAv2
 
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+FLICKR = "dataset_flickr30k.json"
 
 
 def config(root, path, **changes):
@@ -60,6 +62,7 @@ def test_a_file_of_questions_says_what_counts(tiny_vqa, predictions):
         (lambda entries: {"answers": entries}, r"must hold a list of"),
         (lambda entries: [{"question": 1}], r"entry 0 must have 'question_id' and 'answer'"),
         (lambda entries: [{"question_id": 1, "answer": 3}], r"'answer' of entry 0 must be text, not 3"),
+        (lambda entries: [{"question_id": [], "answer": ""}], r"'question_id' of entry 0 must be a number or text"),
     ],
 )
 def test_unusable_predictions_are_named(tiny_vqa, predictions, change, message):
@@ -72,3 +75,57 @@ def test_unusable_predictions_are_named(tiny_vqa, predictions, change, message):
 def test_unknown_task(tmp_path):
     with pytest.raises(InputError, match="task 'vqa' is unknown"):
         run(ScoreConfig("vqa", tmp_path / "a", tmp_path / "p"))
+
+
+@pytest.fixture
+def gallery_scores(tiny_flickr, tmp_path):
+    """Scores of 4 galleries of 2 images, and what each query finds, by hand."""
+    scores = np.random.default_rng(0).normal(size=(8, 10)).astype(np.float32)
+    np.save(tmp_path / "scores.npy", scores)
+    pictures = [entry for entry in json.loads((tiny_flickr / FLICKR).read_text())["images"] if entry["split"] == "test"]
+    entries, right = [], {"image": [], "caption": []}
+    for row, picture in enumerate(pictures):
+        room = pictures[row - row % 2 : row - row % 2 + 2]
+        texts = [sentence["sentid"] for each in room for sentence in each["sentences"]]
+        found = [texts[column] for column in sorted(range(10), key=lambda column: -scores[row, column])]
+        entries.append({"query": f"image {picture['imgid']}", "found": " ".join(map(str, found))})
+        right["image"].append(found[0] in [sentence["sentid"] for sentence in picture["sentences"]])
+    for row, picture in enumerate(pictures):
+        for index, sentence in enumerate(picture["sentences"]):
+            column, first = row % 2 * 5 + index, row - row % 2
+            found = sorted(range(2), key=lambda other: -scores[first + other, column])
+            found = [pictures[first + other]["imgid"] for other in found]
+            entries.append({"query": f"caption {sentence['sentid']}", "found": " ".join(map(str, found))})
+            right["caption"].append(found[0] == picture["imgid"])
+    (tmp_path / "found.json").write_text(json.dumps(entries))
+    return tmp_path, right
+
+
+@pytest.mark.parametrize("file", ["found.json", "scores.npy", "."])
+def test_files_of_galleries_and_of_scores(tiny_flickr, gallery_scores, file):
+    folder, right = gallery_scores
+    result = run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder / file, galleries="4x2"))
+    assert result["figures"]["text retrieval, recall@1"]["mean"] == np.mean(right["image"])
+    assert result["figures"]["image retrieval, recall@1"]["mean"] == np.mean(right["caption"])
+    assert result["questions"] == 48
+    with pytest.raises(InputError, match="--galleries it was made with"):
+        run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder / file, galleries="2x4"))
+
+
+def test_unusable_rankings_are_named(tiny_flickr, gallery_scores):
+    folder, _ = gallery_scores
+    scores = np.load(folder / "scores.npy")
+    scores[5, 3] = np.nan
+    np.save(folder / "scores.npy", scores)
+    with pytest.raises(InputError, match="image 15 lacks scores"):
+        run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder, galleries="4x2"))
+    (folder / "scores.npy").write_text("no array")
+    with pytest.raises(InputError, match=r"scores\.npy cannot be read"):
+        run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder, galleries="4x2"))
+    entries = json.loads((folder / "found.json").read_text())
+    entries[0]["found"] = "1010.jpg"
+    (folder / "found.json").write_text(json.dumps(entries))
+    with pytest.raises(InputError, match=r"image 10 finds 1010\.jpg, which is no candidate in its gallery"):
+        run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder / "found.json", galleries="4x2"))
+    with pytest.raises(InputError, match="holds nothing of split restval"):
+        run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder, split="restval"))

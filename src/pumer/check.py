@@ -12,6 +12,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from transformers import ViltImageProcessorPil
 
+from pumer.arguments import at_least, writable
 from pumer.errors import InputError
 from pumer.jobs import progress_bar, task_class
 from pumer.prepare import annotated, write_list
@@ -50,6 +51,11 @@ class CheckConfig:
     edge: int = 384
     speed_images: int = 500
 
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        at_least(1, edge=self.edge, speed_images=self.speed_images, limit=self.limit)
+        at_least(0, workers=self.workers)
+
 
 def run(config: CheckConfig, console: Console | None = None, progress: bool = True) -> dict[str, Any]:
     """Read every annotation file and every image once, as training would.
@@ -66,6 +72,7 @@ def run(config: CheckConfig, console: Console | None = None, progress: bool = Tr
     Raises:
         InputError: when the annotation files are missing or broken.
     """
+    writable(config.output)
     examples = annotated(task_class(config.task), config.root, config.splits)
     problems: dict[Path, str] = {}
     result: dict[str, Any] = {"splits": {}}

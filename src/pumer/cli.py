@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -102,16 +103,17 @@ def predict(
 def score(
     task: Annotated[str, typer.Argument(help="vqav2, nlvr2, snli_ve, flickr30k or coco.")],
     annotations: Annotated[Path, typer.Option(help="Official file with the right answers.")],
-    predictions: Annotated[Path, typer.Option(help="File in the official result format.")],
+    predictions: Annotated[Path, typer.Option(help="File in the official result format, or .npy (retrieval).")],
     questions: Annotated[Path | None, typer.Option(help="VQAv2: score the questions of this file alone.")] = None,
     split: Annotated[str, typer.Option(help="Part of a file that holds all splits (retrieval).")] = "test",
+    galleries: Annotated[str | None, typer.Option(help="Galleries it ranks within, as in 50x20 (retrieval).")] = None,
     per_example: Annotated[Path | None, typer.Option(help="File for one value per example.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Grade a result file that anyone made; no model is needed."""
     from pumer.score import ScoreConfig, run
 
-    config = ScoreConfig(task, annotations, predictions, questions, split, per_example)
+    config = ScoreConfig(task, annotations, predictions, questions, split, galleries, per_example)
     result = run(config, None if as_json else _console())
     if as_json:
         typer.echo(json.dumps(result, indent=2))
@@ -128,17 +130,18 @@ def benchmark(model: Model, settings: Settings = None) -> None:
 @app.command()
 def visualize(
     model: Model,
-    image: Annotated[Path, typer.Argument(help="Picture file.")],
-    question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    settings: Settings = None,
+    image: Annotated[str, typer.Argument(help="Picture file.")],
+    rest: Annotated[list[str], typer.Argument(metavar="[IMAGE] QUESTION [KEY=VALUE]...", show_default=False)],
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("tokens.png"),
 ) -> None:
-    """Draw which patches and words a model pruned and merged for one question."""
+    """Draw which patches and words a model pruned and merged for one question about a picture, or about two."""
     from pumer.visualize import VisualizeConfig, run
 
-    given = {"checkpoint": model, "image": str(image), "question": question, "out": str(out)}
+    pair = len(rest) > 1 and not re.match(r"[\w.]+=", rest[1])
+    images, (question, *settings) = [image, *rest[:pair]], rest[pair:]
+    given = {"checkpoint": model, "images": images, "question": question, "out": str(out)}
     answer = run(_resolve(VisualizeConfig, None, settings, **given))
-    _console().print(f"{answer} ({out})", highlight=False, markup=False)
+    _console().print(f"{answer} ({out})", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -169,6 +172,8 @@ def data_world(out: Annotated[Path, typer.Argument(help="Folder to write.")], se
     """Write the built-in world in the official formats of the tasks."""
     from pumer.world import WorldConfig, write_world
 
+    if out.is_file():
+        raise InputError(f"{out} is a file; give a folder to write")
     for folder in write_world(out, _resolve(WorldConfig, None, settings)):
         _console().print(f"wrote {folder}", highlight=False, soft_wrap=True)
 
@@ -227,7 +232,7 @@ def main() -> None:
     app()
 
 
-def _resolve(cls: type[Config], recipe: Path | None, settings: list[str] | None, **given: str) -> Config:
+def _resolve(cls: type[Config], recipe: Path | None, settings: list[str] | None, **given: Any) -> Config:
     """The config of a job, from a recipe, arguments and settings; shown on stderr."""
     arguments = [f"{name}={json.dumps(value)}" for name, value in given.items()]  # JSON text is YAML
     return _resolved(load(cls, recipe, [*arguments, *(settings or [])]))

@@ -1,7 +1,7 @@
 """Official accuracy with its uncertainty, by group, and against another run on the same questions."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from pumer.arguments import at_least, writable
 from pumer.checkpoint import ensure_patched, load, load_processor, read_json, write_json
 from pumer.errors import InputError
 from pumer.jobs import (
@@ -30,7 +31,7 @@ from pumer.provenance import collect
 from pumer.ranking import rank
 from pumer.reducers import NoReduction, config_to_dict
 from pumer.scoring import compare, constant_per_template, mean_score, summarise, table
-from pumer.tasks import Example, Inputs, Retrieval, Task
+from pumer.tasks import TASKS, Example, Inputs, Retrieval, Task
 from pumer.tasks.images import Resize
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,11 @@ class EvaluateConfig:
     galleries: str | None = None
     scores: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        at_least(1, batch_size=self.batch_size)
+        at_least(0, workers=self.workers)
+
 
 def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
     """Evaluate one saved model.
@@ -106,14 +112,19 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
 
     Returns:
         `model`, `split`, `reduction`, the fields of `summarise`, `constant_per_template` (accuracy of the best
-        constant answer per question type), with `against` also `difference` (the fields of `compare`), and the
-        provenance. The same dict is written to `config.output`.
+        constant answer per question type, or of one answer to all where the task has no types), with `against` also
+        `difference` (the fields of `compare`), and the provenance. The same dict is written to `config.output`.
 
     Raises:
         InputError: for whatever the user can correct.
     """
     settings = _with_training_settings(config)
-    model, task_type = load(config.model), task_class(settings["task"])
+    task_type = task_class(settings["task"])
+    if not issubclass(task_type, Retrieval) and (config.galleries or config.scores):
+        raise InputError(f"galleries and scores are for retrieval, not for task {task_type.name}; leave them out")
+    writable(config.output, config.per_example, config.submission)
+    against = None if config.against is None else read_json(config.against)
+    model = load(config.model)
     check_class(config.model, model, task_type)
     processor = load_processor(config.model)
     if config.reduction is not None:
@@ -122,6 +133,9 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     model.to(best_device())
     task = task_type(labels_of(model))
     examples = task.read(settings["root"], config.split, config.limit)
+    public = bool(examples[0].answers) or isinstance(task, Retrieval)
+    if not public and (config.submission is None or config.per_example or config.against):
+        raise InputError(f"split {config.split} has no public answers; give submission=FILE alone, for the server")
     text_length = text_length_of(model, settings["text_length"])
     inputs = make_inputs(processor, text_length, settings["resize"], settings["blank"])
     in_place = reduction(model) or NoReduction()
@@ -135,14 +149,14 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         task.write_submission(config.submission, examples, answers)
     result: dict[str, Any] = {"model": config.model, "split": config.split, "reduction": reduced}
     result["answered"] = len(answers)
-    if examples[0].answers:
-        result |= _scored(config, task, settings["root"], examples, answers)
+    if public:
+        result |= _scored(config, task, settings["root"], examples, answers, against)
     result |= collect(config)
     if config.output is not None:
         write_json(config.output, result)
-    if console is not None and examples[0].answers:
+    if console is not None and public:
         title = f"{config.model} on {config.split}, {reduced['method']}"
-        console.print(table(result, task.groups, title))
+        console.print(table(result, task, title))
     return result
 
 
@@ -187,7 +201,12 @@ def labels_of(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _scored(
-    config: EvaluateConfig, task: Task, root: Path, examples: Sequence[Example], answers: Sequence[str]
+    config: EvaluateConfig,
+    task: Task,
+    root: Path,
+    examples: Sequence[Example],
+    answers: Sequence[str],
+    against: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Scores of the answers, and what they are compared with."""
     result = summarise(task, examples, answers)
@@ -196,9 +215,9 @@ def _scored(
     if constants is not None:
         result["constant_per_template"] = mean_score(task.scores(examples, constants).tolist())
     ids = [example.id for example in examples]
-    if config.against is not None:
+    if against is not None:
         by_id = dict(zip(ids, scores, strict=True)), dict(zip(ids, answers, strict=True))
-        result["difference"] = compare(*by_id, read_json(config.against))
+        result["difference"] = compare(*by_id, against)
     if config.per_example is not None:
         rows = zip(ids, answers, scores, strict=True)
         entries = [{"id": number, "answer": answer, "score": score} for number, answer, score in rows]
@@ -218,6 +237,13 @@ def _constants(config: EvaluateConfig, task: Task, root: Path, examples: Sequenc
         return None
 
 
+def trained_with(model: str | Path) -> dict[str, Any]:
+    """The settings that a model was trained with; none where its folder does not say."""
+    record = Path(model) / TRAINING_RECORD
+    settings: dict[str, Any] = read_json(record).get("config", {}) if record.is_file() else {}
+    return settings
+
+
 def check_class(name: str, model: PreTrainedModel, task: type[Task]) -> None:
     """Refuse a model that is not of the task's class.
 
@@ -226,13 +252,14 @@ def check_class(name: str, model: PreTrainedModel, task: type[Task]) -> None:
     """
     if not isinstance(model, tuple(task.models.values())):
         needed = " or ".join(cls.__name__ for cls in task.models.values())
-        raise InputError(f"{name} is a {type(model).__name__}; task {task.name} needs a {needed}")
+        others = [other for other, each in TASKS.items() if isinstance(model, tuple(each.models.values()))]
+        remedy = f"; give task={' or '.join(others)}" if others else ""
+        raise InputError(f"{name} is a {type(model).__name__}; task {task.name} needs a {needed}{remedy}")
 
 
 def _with_training_settings(config: EvaluateConfig) -> dict[str, Any]:
     """Task, data folder and input format: as given, else as the model was trained, else the defaults."""
-    record = Path(config.model) / TRAINING_RECORD
-    trained = read_json(record)["config"] if record.is_file() else {}
+    trained = trained_with(config.model)
     root = config.data.root or trained.get("data", {}).get("root")
     if root is None:
         raise InputError(f"{config.model} does not say what it was trained on; give data.root=FOLDER")

@@ -2,16 +2,22 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from pumer import evaluate
-from pumer.checkpoint import ensure_patched, load, load_processor, read_json, write_text
+from pumer.arguments import at_least, writable
+from pumer.checkpoint import ensure_patched, load, load_processor, write_text
 from pumer.errors import InputError
-from pumer.evaluate import TRAINING_RECORD, EvaluateConfig, EvaluationData, check_class, labels_of
+from pumer.evaluate import EvaluateConfig, EvaluationData, check_class, labels_of, trained_with
 from pumer.jobs import best_device, make_inputs, task_class, text_length_of
+from pumer.ranking import score_all
 from pumer.tasks import Example, Retrieval
+from pumer.tasks.images import Resize
 
 _TEXTS = ("question", "text", "sentence")
 
@@ -43,6 +49,8 @@ class PredictConfig:
         images: folder of the images that `questions` names.
         batch_size: examples per forward pass.
         workers: processes that read images.
+        galleries: for retrieval, see `pumer.evaluate.EvaluateConfig`.
+        scores: for retrieval, see `pumer.evaluate.EvaluateConfig`.
     """
 
     model: str
@@ -55,6 +63,8 @@ class PredictConfig:
     images: Path = Path(".")
     batch_size: int = 64
     workers: int = 0
+    galleries: str | None = None
+    scores: Path | None = None
 
 
 class Predictor:
@@ -65,29 +75,39 @@ class Predictor:
         >>> predictor = Predictor("out/vqav2-pumer")  # doctest: +SKIP
         >>> predictor("cat.jpg", "what is on the sofa?")  # doctest: +SKIP
         'cat'
+
+    A model for retrieval scores images against texts instead:
+        >>> Predictor("out/flickr30k-pumer").scores(["cat.jpg", "dog.jpg"], ["a cat"]).argmax(axis=0)  # doctest: +SKIP
+        array([0])
     """
 
-    def __init__(self, model: str | Path, task: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        task: str | None = None,
+        text_length: int | None = None,
+        resize: Resize | None = None,
+    ) -> None:
         """Load a model, patched as it was saved, with the settings of its training.
 
         Args:
             model: folder or hub name.
             task: name in `pumer.tasks.TASKS`; by default the one it was trained on, else "vqav2".
+            text_length: questions are cut to this many tokens; by default as in its training.
+            resize: see `pumer.tasks.Pixels`; by default as in its training.
 
         Raises:
             InputError: for a missing or broken model, or one of another task.
         """
-        record = Path(model) / TRAINING_RECORD
-        trained = read_json(record)["config"] if record.is_file() else {}
+        trained = trained_with(model)
         task_type = task_class(task or trained.get("task", "vqav2"))
         self.model = load(model)
         check_class(str(model), self.model, task_type)
-        if issubclass(task_type, Retrieval):
-            raise InputError(f"{model} ranks images and captions of a whole split; give data.root=FOLDER split=test")
         ensure_patched(self.model).to(best_device())
         self.task = task_type(labels_of(self.model))
-        length = text_length_of(self.model, trained.get("text_length"))
-        self.inputs = make_inputs(load_processor(model), length, trained.get("resize", "square"))
+        length = text_length_of(self.model, text_length or trained.get("text_length"))
+        resize = resize or trained.get("resize", "square")
+        self.inputs = make_inputs(load_processor(model), length, resize, trained.get("blank", "none"))
         self.image_count = getattr(task_type, "image_count", 1)
 
     def __call__(self, images: str | Path | Sequence[str | Path], text: str) -> str:
@@ -107,12 +127,42 @@ class Predictor:
         self, examples: Sequence[Example], batch_size: int = 64, workers: int = 0, progress: bool = False
     ) -> list[str]:
         """The answers to many examples, in order; arguments as of `pumer.evaluate.predict`."""
+        if isinstance(self.task, Retrieval):
+            raise InputError(
+                f"a model for {self.task.name} gives no answers; from Python, Predictor(...).scores(images, texts) "
+                "ranks any images and texts, and `pumer predict MODEL data.root=FOLDER` those of a split"
+            )
         for example in examples:
-            if len(example.images) != self.image_count:
-                raise InputError(
-                    f"task {self.task.name} looks at {self.image_count} image(s) at once, not {len(example.images)}"
-                )
+            self.check(example)
         return evaluate.predict(self.model, self.task, examples, self.inputs, batch_size, workers, progress)
+
+    def scores(
+        self, images: Sequence[str | Path], texts: Sequence[str], batch_size: int = 64
+    ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """How well every image fits every text, by a model for retrieval; METER encodes each of them once.
+
+        Args:
+            images: image files.
+            texts: captions.
+            batch_size: pairs per forward pass.
+
+        Returns:
+            Scores (images, texts): of a column, the highest is the image found for the text; of a row, the highest is
+            the text found for the image.
+
+        Raises:
+            InputError: for a model of another task, and images that cannot be read.
+        """
+        if not isinstance(self.task, Retrieval):
+            raise InputError(f"a model for {self.task.name} does not rank images and texts; call it with a question")
+        return score_all(self.model, [Path(image) for image in images], texts, self.inputs, batch_size)
+
+    def check(self, example: Example) -> None:
+        """Refuse an example with another number of images than the task looks at at once."""
+        if len(example.images) != self.image_count:
+            raise InputError(
+                f"task {self.task.name} looks at {self.image_count} image(s) at once, not {len(example.images)}"
+            )
 
 
 def run(config: PredictConfig) -> int:
@@ -124,6 +174,9 @@ def run(config: PredictConfig) -> int:
     Raises:
         InputError: for whatever the user can correct.
     """
+    at_least(1, batch_size=config.batch_size)
+    at_least(0, workers=config.workers)
+    writable(config.out)
     if config.questions is not None:
         return _answer_list(config, config.questions)
     data = EvaluationData(config.data.root, train=None)
@@ -137,6 +190,8 @@ def run(config: PredictConfig) -> int:
             batch_size=config.batch_size,
             workers=config.workers,
             submission=config.out,
+            galleries=config.galleries,
+            scores=config.scores,
         )
     )
     return int(result["answered"])
@@ -145,7 +200,7 @@ def run(config: PredictConfig) -> int:
 def _answer_list(config: PredictConfig, questions: Path) -> int:
     """Answer the rows of a CSV file."""
     rows, columns = _read_csv(questions)
-    pictures = sorted(name for name in columns if name.startswith("image"))
+    pictures = sorted(name for name in columns if re.fullmatch(r"image\d*", name))
     text = next((name for name in _TEXTS if name in columns), None)
     if not pictures or text is None:
         raise InputError(f"{questions} must have the columns image (or image1, image2) and question, not {columns}")

@@ -168,7 +168,10 @@ def _start(config: PrepareConfig, examples: Mapping[str, Any], names: Sequence[s
     elif config.out.is_dir() and any(path.name != _UNFINISHED for path in config.out.iterdir()):
         raise InputError(f"{config.out} holds other files; give an empty or new folder")
     shutil.rmtree(config.out / _UNFINISHED, ignore_errors=True)
-    (config.out / _UNFINISHED).mkdir(parents=True, exist_ok=True)
+    try:
+        (config.out / _UNFINISHED).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{config.out} cannot be written to ({error.strerror}); give another folder") from error
     _put(config.out, Path(RECORD), lambda aside: _write_record(aside, record | {"complete": False}))
     return record
 

@@ -29,7 +29,9 @@ from pumer.tasks.retrieval import Retrieval, pictures_of
 
 logger = logging.getLogger(__name__)
 
-_SCORES, _ABOUT = "scores.npy", "scores.json"
+SCORES = "scores.npy"
+"""File of the scores in the folder that keeps them."""
+_ABOUT = "scores.json"
 
 Score = Callable[[int, Any], Tensor]
 """From the position of an image in its block, and a block of captions, to their scores."""
@@ -68,20 +70,59 @@ def rank(
         InputError: for galleries that do not fit, a folder with scores of something else, and scores that are no
             numbers.
     """
-    rooms = split(pictures_of(pairs), galleries)
-    pairs = pairs[: sum(len(picture.captions) for room in rooms for picture in room)]
-    shape = (sum(map(len, rooms)), max(sum(len(picture.captions) for picture in room) for room in rooms))
+    pairs, rooms = in_galleries(pairs, galleries)
     model.eval()
     about = {"pairs": _digest_of_pairs(pairs), "galleries": galleries, **_about(model, inputs)} if folder else {}
-    by_image, by_caption = [], []
-    with _score_file(folder, shape, about) as scores:
+    with _score_file(folder, shape_of(rooms), about) as scores:
         _fill(scores, model, rooms, inputs, batch_size, progress)
-        for room, part in _parts(rooms, scores):
-            numbers = np.array([number for picture in room for number, _ in picture.captions])
-            images = np.array([picture.id for picture in room])
-            by_image += [" ".join(map(str, numbers[best])) for best in best_of_rows(part)]
-            by_caption += [" ".join(map(str, images[best])) for best in best_of_columns(part)]
-    return Retrieval.queries(pairs), by_image + by_caption
+        return Retrieval.queries(pairs), best_candidates(rooms, scores)
+
+
+@torch.inference_mode()
+def score_all(
+    model: PreTrainedModel, paths: Sequence[Path], texts: Sequence[str], inputs: Inputs, batch_size: int = 64
+) -> np.ndarray:
+    """The score of every image with every text, float32 (images, texts); other arguments as of `rank`."""
+    scores = np.full((len(paths), len(texts)), np.nan, dtype=np.float32)
+    for _ in _fill_part(scores, model.eval(), paths, texts, inputs, batch_size):
+        pass
+    return scores
+
+
+def in_galleries(pairs: Sequence[Example], galleries: str | None) -> tuple[Sequence[Example], list[Sequence[Picture]]]:
+    """The pairs that `galleries` (see `rank`) takes, and the images of each gallery."""
+    rooms = split(pictures_of(pairs), galleries)
+    return pairs[: sum(len(picture.captions) for room in rooms for picture in room)], rooms
+
+
+def shape_of(rooms: Sequence[Sequence[Picture]]) -> tuple[int, int]:
+    """Shape of the array that holds the scores of all galleries: images, captions of the largest gallery."""
+    return sum(map(len, rooms)), max(sum(len(picture.captions) for picture in room) for room in rooms)
+
+
+def best_candidates(rooms: Sequence[Sequence[Picture]], scores: np.ndarray) -> list[str]:
+    """What every query finds: the numbers of the ten best candidates of its gallery, best first, joined by spaces.
+
+    Args:
+        rooms: the images of each gallery.
+        scores: as `shape_of` says, the galleries one below the other, each from the first column on.
+
+    Returns:
+        One text per query, in the order of `Retrieval.queries`.
+
+    Raises:
+        InputError: when a score is missing.
+    """
+    by_image, by_caption = [], []
+    for room, part in _parts(rooms, scores):
+        lacking = next((picture for picture, row in zip(room, part, strict=True) if np.isnan(row).any()), None)
+        if lacking is not None:
+            raise InputError(f"image {lacking.id} lacks scores; run the evaluation that was interrupted again")
+        numbers = np.array([number for picture in room for number, _ in picture.captions])
+        images = np.array([picture.id for picture in room])
+        by_image += [" ".join(map(str, numbers[best])) for best in best_of_rows(part)]
+        by_caption += [" ".join(map(str, images[best])) for best in best_of_columns(part)]
+    return by_image + by_caption
 
 
 def split(pictures: Sequence[Picture], galleries: str | None) -> list[Sequence[Picture]]:
@@ -123,16 +164,24 @@ def _fill(
     with progress_bar(enabled=progress) as bar:
         shown = bar.add_task("pairs", total=sum(part.size for _, part in parts), note="")
         for room, part in parts:
+            paths = [picture.path for picture in room]
             texts = [text for picture in room for _, text in picture.captions]
-            for row in range(0, len(room), size):
-                rows = part[row : row + size]
-                score: Score | None = None
-                for column in range(0, len(texts), size):
-                    block = rows[:, column : column + size]
-                    if np.isnan(block).any():
-                        score = score or _scorer(model, [picture.path for picture in room[row : row + size]], inputs)
-                        _fill_block(block, score, _captions(model, texts[column : column + size], inputs))
-                    bar.advance(shown, block.size)
+            for count in _fill_part(part, model, paths, texts, inputs, size):
+                bar.advance(shown, count)
+
+
+def _fill_part(
+    scores: np.ndarray, model: PreTrainedModel, paths: Sequence[Path], texts: Sequence[str], inputs: Inputs, size: int
+) -> Iterator[int]:
+    """The same for one array (images, texts), block by block; yields how many pairs each has."""
+    for row in range(0, len(paths), size):
+        score: Score | None = None
+        for column in range(0, len(texts), size):
+            block = scores[row : row + size, column : column + size]
+            if np.isnan(block).any():
+                score = score or _scorer(model, paths[row : row + size], inputs)
+                _fill_block(block, score, _captions(model, texts[column : column + size], inputs))
+            yield block.size
 
 
 def _fill_block(block: np.ndarray, score: Score, captions: Any) -> None:
@@ -179,15 +228,21 @@ def _score_file(folder: Path | None, shape: tuple[int, int], about: dict[str, An
             scores[:] = np.nan
             yield scores
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    path, note = folder / _SCORES, folder / _ABOUT
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be a folder for scores ({error.strerror}); give another name") from error
+    path, note = folder / SCORES, folder / _ABOUT
     if not note.is_file():  # written last: without it the array may be incomplete
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)[:] = np.nan
         write_json(note, about)
     elif (other := read_json(note)) != about:
         names = ", ".join(name for name in about if other.get(name) != about[name])
         raise InputError(f"{folder} holds scores with other {names}; give scores=ANOTHER_FOLDER, or remove it")
-    scores = np.lib.format.open_memmap(path, mode="r+")
+    try:
+        scores = np.lib.format.open_memmap(path, mode="r+")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); remove {folder} to begin anew") from error
     done = int(np.count_nonzero(~np.isnan(scores[:, 0])))
     if done:
         logger.info("%s: going on with the scores of at least %d images", folder, done)

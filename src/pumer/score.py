@@ -1,20 +1,27 @@
 """Scoring a result file without a model: the official figures of predictions that anyone made."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
+from pumer.arguments import writable
 from pumer.checkpoint import write_json
 from pumer.errors import InputError
 from pumer.jobs import task_class
+from pumer.ranking import SCORES, best_candidates, in_galleries, shape_of
 from pumer.scoring import summarise, table
-from pumer.tasks import Example
+from pumer.tasks import Example, Retrieval
+from pumer.tasks.karpathy import Picture
+from pumer.tasks.recall import CUTOFFS
 
 _SHOWN = 3
+_ONE_EACH = "give one to each, and no others"
+_REMEDY = "score it with the --split and --galleries it was made with"
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,12 @@ class ScoreConfig:
     Attributes:
         task: name in `pumer.tasks.TASKS`.
         annotations: official file with the right answers; for retrieval Karpathy's.
-        predictions: file in the task's result format.
+        predictions: file in the task's result format; for retrieval also a `.npy` file with the score of every image
+            (row) with every caption (column) of its gallery, in the order of `annotations`, galleries one below the
+            other, or the folder `scores` of `pumer evaluate`.
         questions: VQAv2: official file of questions; scores those alone. Null: all that are annotated.
         split: part of a file that holds all splits; for retrieval.
+        galleries: for retrieval: "50x20" if the file ranks within 50 galleries of 20 images each; null for one of all.
         per_example: file for one value per example.
     """
 
@@ -35,6 +45,7 @@ class ScoreConfig:
     predictions: Path
     questions: Path | None = None
     split: str = "test"
+    galleries: str | None = None
     per_example: Path | None = None
 
 
@@ -53,10 +64,16 @@ def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
         InputError: for a missing or broken file, and for predictions that are missing, double, or of nothing asked.
     """
     task_type = task_class(config.task)
-    examples = task_type.truth(config.annotations, config.questions, config.split)
-    if not examples:
-        raise InputError(f"{config.annotations} holds nothing to score")
-    answers = _in_order(examples, task_type.read_submission(config.predictions), config.predictions)
+    writable(config.per_example)
+    if config.galleries is not None and not issubclass(task_type, Retrieval):
+        raise InputError(f"--galleries is for retrieval, not for task {task_type.name}; leave it out")
+    if issubclass(task_type, Retrieval):
+        examples, answers = _ranked(config, task_type)
+    else:
+        examples = task_type.truth(config.annotations, config.questions, config.split)
+        if not examples:
+            raise InputError(f"{config.annotations} holds nothing to score")
+        answers = _in_order(examples, task_type.read_submission(config.predictions), config.predictions, _ONE_EACH)
     task = task_type(getattr(task_type, "fixed_labels", ()))  # a vocabulary is needed for training only
     result = summarise(task, examples, answers)
     if config.per_example is not None:
@@ -66,11 +83,54 @@ def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
         about = {"model": str(config.predictions), "split": str(config.annotations)}
         write_json(config.per_example, {**about, "examples": entries})
     if console is not None:
-        console.print(table(result, task.groups, f"{config.predictions} on {config.annotations}"))
+        console.print(table(result, task, f"{config.predictions} on {config.annotations}"))
     return result
 
 
-def _in_order(examples: Sequence[Example], given: Sequence[tuple[int | str, str]], path: Path) -> list[str]:
+def _ranked(config: ScoreConfig, task: type[Retrieval]) -> tuple[list[Example], list[str]]:
+    """The queries of a split, and what a file found for each within its gallery."""
+    pairs = task.pairs(config.annotations, config.split)
+    if not pairs:
+        raise InputError(f"{config.annotations} holds nothing of split {config.split}")
+    asked, rooms = in_galleries(pairs, config.galleries)
+    queries, path = task.queries(asked), config.predictions
+    if path.suffix == ".npy" or path.is_dir():
+        return queries, best_candidates(rooms, _scores(path, shape_of(rooms)))
+    answers = _in_order(queries, task.read_submission(path), path, _REMEDY)
+    for query, answer, known in zip(queries, answers, _candidates(rooms), strict=True):
+        found, needed = answer.split(), min(max(CUTOFFS), len(known))
+        strange = [number for number in found if number not in known]
+        if strange:
+            raise InputError(f"{path}: {query.id} finds {strange[0]}, which is no candidate in its gallery; {_REMEDY}")
+        if len(set(found)) < needed:
+            raise InputError(f"{path}: {query.id} finds {len(set(found))} candidates, not {needed} or more; {_REMEDY}")
+    return queries, answers
+
+
+def _candidates(rooms: Sequence[Sequence[Picture]]) -> Iterator[set[str]]:
+    """What each query may find, in the order of the queries."""
+    for room in rooms:
+        yield from [{str(number) for picture in room for number, _ in picture.captions}] * len(room)
+    for room in rooms:
+        yield from [{str(picture.id) for picture in room}] * sum(len(picture.captions) for picture in room)
+
+
+def _scores(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """An array of scores, memory-mapped."""
+    file = path / SCORES if path.is_dir() else path
+    try:
+        scores = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file} cannot be read ({error}); give a .npy file of numbers") from error
+    if scores.shape != shape or not np.issubdtype(scores.dtype, np.floating):
+        seen = f"{scores.dtype} {scores.shape}"
+        raise InputError(f"{file} must hold floats of shape {shape} (images, captions), not {seen}; {_REMEDY}")
+    return scores
+
+
+def _in_order(
+    examples: Sequence[Example], given: Sequence[tuple[int | str, str]], path: Path, remedy: str
+) -> list[str]:
     """The answers in the order of the examples."""
     answers = dict(given)
     ids = {example.id for example in examples}
@@ -79,10 +139,10 @@ def _in_order(examples: Sequence[Example], given: Sequence[tuple[int | str, str]
         raise InputError(f"{path} answers {double} more than once; give one answer each")
     missing = [str(example.id) for example in examples if example.id not in answers]
     if missing:
-        raise InputError(f"{path} lacks {len(missing)} of {len(ids)} answers: {_some(missing)}; give one to each")
+        raise InputError(f"{path} lacks {len(missing)} of {len(ids)} answers: {_some(missing)}; {remedy}")
     unknown = [str(number) for number in answers if number not in ids]
     if unknown:
-        raise InputError(f"{path} answers {len(unknown)} examples that are not asked: {_some(unknown)}; remove them")
+        raise InputError(f"{path} answers {len(unknown)} examples that are not asked: {_some(unknown)}; {remedy}")
     return [answers[example.id] for example in examples]
 
 

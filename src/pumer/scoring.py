@@ -48,6 +48,8 @@ def compare(
     Raises:
         InputError: when the other run answered other questions.
     """
+    if not isinstance(other, Mapping) or not isinstance(other.get("examples"), list):
+        raise InputError("the file to compare with is no per_example file of `pumer evaluate`; make one with it")
     theirs = {entry["id"]: entry for entry in other["examples"]}
     if theirs.keys() != scores.keys():
         raise InputError(
@@ -85,18 +87,18 @@ def _template(task: Task, example: Example) -> str | None:
     return None if task.template is None else example.groups[task.template]
 
 
-def table(result: Mapping[str, Any], groups: Sequence[str], title: str) -> Table:
+def table(result: Mapping[str, Any], task: type[Task] | Task, title: str) -> Table:
     """A result as a table: accuracy in percent with its 95% interval.
 
     Args:
         result: as `summarise` returns it; `constant_per_template` and `difference` are shown where it has them.
-        groups: names of its groups.
+        task: names its groups, and says whether it has templates.
         title: above the table.
     """
     shown = Table(title=title)
     for heading in ("questions of", "number", "accuracy % [95% interval]"):
         shown.add_column(heading, justify="left" if heading == "questions of" else "right")
-    for group in groups:
+    for group in task.groups:
         for value, part in result.get(group, {}).items():
             shown.add_row(f"{group.replace('_', ' ')} {value}", str(part["questions"]), _percent(part))
     shown.add_section()
@@ -104,7 +106,8 @@ def table(result: Mapping[str, Any], groups: Sequence[str], title: str) -> Table
     for name, part in result.get("figures", {}).items():
         shown.add_row(name, str(part["questions"]), _percent(part))
     if "constant_per_template" in result:
-        shown.add_row("best constant per template", "", _percent(result["constant_per_template"]))
+        name = "best constant answer" if task.template is None else "best constant per template"
+        shown.add_row(name, "", _percent(result["constant_per_template"]))
     if "difference" in result:
         other = result["difference"]
         shown.add_row(f"difference to {other['model']}", "", _percent(other["difference"]))

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageOps
-from torch import nn
+from transformers import PreTrainedModel
 
 from pumer import drawing, patching, tracing
-from pumer.checkpoint import ensure_patched, load, load_processor
+from pumer.arguments import writable
 from pumer.errors import InputError
-from pumer.evaluate import labels_of
-from pumer.jobs import make_inputs, reduction_from, task_class, text_length_of
-from pumer.tasks import Example, Inputs, Task
+from pumer.jobs import reduction_from
+from pumer.predict import Predictor
+from pumer.tasks import Example, Inputs, Retrieval, Task
+from pumer.tasks.base import model_inputs
 from pumer.tasks.images import Resize, read_image
 from pumer.tracing import ForwardTrace, Trace
 from pumer.tracing import name as place_name
@@ -76,26 +77,26 @@ def draw(
 
 @dataclass(frozen=True)
 class VisualizeConfig:
-    """Settings of `pumer visualize`.
+    """Settings of `pumer visualize`. Settings left at null are those of the model's own training.
 
     Attributes:
         checkpoint: folder or hub name.
-        image: picture file.
+        images: picture files: one, or two for a model for pairs.
         question: the text.
         out: the PNG file to write.
         reduction: replaces the checkpoint's own: a mapping with `method`, or the name of a method.
         task: key in `pumer.tasks.TASKS`.
         resize: see `pumer.tasks.Pixels`.
-        text_length: the question is cut to this many tokens; by default to what the model can take.
+        text_length: the question is cut to this many tokens.
     """
 
     checkpoint: str
-    image: Path
+    images: tuple[Path, ...]
     question: str
     out: Path = Path("tokens.png")
     reduction: Mapping[str, Any] | str | None = None
-    task: str = "vqav2"
-    resize: Resize = "square"
+    task: str | None = None
+    resize: Resize | None = None
     text_length: int | None = None
 
 
@@ -108,34 +109,41 @@ def run(config: VisualizeConfig) -> str:
     Raises:
         InputError: when the checkpoint or the image cannot be read, or the reduction does not fit the model.
     """
-    read_image(config.image)  # the cheap check first
-    model, processor = load(config.checkpoint), load_processor(config.checkpoint)
+    writable(config.out)
+    for image in config.images:
+        read_image(image)  # the cheap check first
+    predictor = Predictor(config.checkpoint, config.task, config.text_length, config.resize)
+    example = Example(0, config.images, config.question)
+    predictor.check(example)
     if config.reduction is not None:
-        patching.patch(model, reduction_from(config.reduction))
-    ensure_patched(model)
-    task = task_class(config.task)(labels_of(model))
-    inputs = make_inputs(processor, text_length_of(model, config.text_length), config.resize)
-    answer, picture = ask(model, task, inputs, Example(0, (config.image,), config.question))
+        patching.patch(predictor.model, reduction_from(config.reduction))
+    answer, picture = ask(predictor.model, predictor.task, predictor.inputs, example)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(config.out, format="PNG")
     return answer
 
 
 @torch.inference_mode()
-def ask(model: nn.Module, task: Task, inputs: Inputs, example: Example) -> tuple[str, Image.Image]:
-    """A patched model's answer to one example, and the drawing of what it did with the tokens.
+def ask(model: PreTrainedModel, task: Task, inputs: Inputs, example: Example) -> tuple[str, Image.Image]:
+    """A patched model's answer to one example, and the drawing of what it did with the tokens of every image.
 
     Args:
         model: a patched model for the task.
-        task: reads the answer from the logits.
+        task: reads the answer from the logits; of retrieval it is the score.
         inputs: how the example becomes tensors, see `pumer.jobs.make_inputs`.
-        example: one image and its text.
+        example: its images and its text.
     """
-    batch = task.collate([example], inputs)["inputs"]
+    batch = {name: tensor.to(model.device) for name, tensor in model_inputs([example], inputs).items()}
     with tracing.trace(model) as recorded:
-        answer = task.labels[int(task.choose(model(**batch).logits))]
+        logits = model(**batch).logits
+    answer = f"score {float(logits):.2f}" if isinstance(task, Retrieval) else task.labels[int(task.choose(logits))]
     words = inputs.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
-    return answer, draw(recorded, read_image(example.images[0]), words, answer)
+    last = len(example.images) - 1
+    drawings = [
+        draw(recorded, read_image(path), words, answer if forward == last else None, forward=forward)
+        for forward, path in enumerate(example.images)
+    ]
+    return answer, drawing.stacked(drawings) if last else drawings[0]
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def test_folders_of_coco(tiny_flickr):
     [
         (lambda content: content.pop("images"), "no list 'images'"),
         (lambda content: content["images"][6].pop("filename"), r"entry 6 of 'images' has no 'filename' \(str\)"),
+        (lambda content: content["images"][6].update(filepath=3), "'filepath' of image 1006.jpg must be text, not 3"),
         (lambda content: content["images"][6].update(sentences=[]), "image 1006.jpg has no captions"),
         (lambda content: content["images"][6]["sentences"][0].pop("raw"), "1006.jpg has no 'raw' text"),
     ],

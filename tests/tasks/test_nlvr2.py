@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,10 @@ def test_scores_are_grouped_by_subset(tiny_nlvr2):
         (tiny_nlvr2 / name / f"{name}_dev.json").write_text("".join(part))
     examples = NLVR2.read(tiny_nlvr2, "val")
     assert [example.groups["subset"] for example in examples] == ["balanced"] * 4 + ["unbalanced"] * 8
+    for subset, part in (("balanced", examples[:4]), ("unbalanced", examples[4:])):
+        assert NLVR2.read(tiny_nlvr2, f"val-{subset}") == [replace(example, groups={}) for example in part]
+    with pytest.raises(InputError, match=r"test-balanced is in balanced/balanced_test1\.json, which .* lacks"):
+        NLVR2.read(tiny_nlvr2, "test-balanced")
     (tiny_nlvr2 / "dev.json").unlink()
     assert len(NLVR2.read(tiny_nlvr2, "val")) == 4  # one subset alone will do
 
@@ -151,8 +156,12 @@ def test_missing_files_are_named(tiny_nlvr2, tmp_path):
         NLVR2.read(tiny_nlvr2, "val")
     with pytest.raises(InputError, match=r"data folder .*nowhere does not exist"):
         NLVR2.read(tmp_path / "nowhere", "val")
-    with pytest.raises(InputError, match="split must be one of train, val, test, not 'dev'"):
+    with pytest.raises(InputError, match=r"split must be one of train, val, test, val-balanced, .* not 'dev'"):
         NLVR2.read(tiny_nlvr2, "dev")
+    with pytest.raises(InputError, match="not 'train-balanced'"):
+        NLVR2.read(tiny_nlvr2, "train-balanced")
+    with pytest.raises(InputError, match=r"none\.csv cannot be read"):
+        NLVR2.read_submission(tmp_path / "none.csv")
     edit(tiny_nlvr2 / "train.json", lambda entries: entries[0].pop("directory"))
     with pytest.raises(InputError, match=r"train-0-0-0 of NLVR2's train split .* has no 'directory'"):
         NLVR2.read(tiny_nlvr2, "train")

@@ -50,6 +50,10 @@ def test_test_split_has_no_answers(tiny_vqa):
     task = VQAv2(LABELS)
     with pytest.raises(InputError, match="no public answers"):
         task.score(examples[0], "red")
+    dev = json.loads((tiny_vqa / QUESTIONS.replace("val2014", "test2015")).read_text())
+    dev["questions"] = dev["questions"][3:5]
+    (tiny_vqa / QUESTIONS.replace("val2014", "test-dev2015")).write_text(json.dumps(dev))
+    assert VQAv2.read(tiny_vqa, "test-dev") == examples[3:5]
     submission = task.submission(examples[:1], ["red"])
     assert submission == [{"question_id": examples[0].id, "answer": "red"}]
 
@@ -78,6 +82,11 @@ def test_vocabulary_counts_normalised_answers_of_train_and_val(tiny_vqa):
         assert VQAv2.vocabulary(tiny_vqa, minimum) == tuple(sorted(frequent))
     with pytest.raises(InputError, match="min_answer_count"):
         VQAv2.vocabulary(tiny_vqa, 100)
+
+
+def test_a_split_without_answers_is_not_trained_on(tiny_vqa):
+    with pytest.raises(InputError, match="example 0 has no public answer to train on"):
+        VQAv2(LABELS).draw([Example(0, (), "")], 0, seed=0, epoch=0)
 
 
 def test_soft_targets(tiny_vqa):
@@ -149,16 +158,27 @@ def nine_answers(root):
     edit(root / ANNOTATIONS, lambda content: content["annotations"][0]["answers"].pop())
 
 
+def answers_of_another_form(root):
+    edit(root / ANNOTATIONS, lambda content: content["annotations"][0]["answers"][0].pop("answer"))
+
+
+def folder_for_file(root):
+    (root / ANNOTATIONS).unlink()
+    (root / ANNOTATIONS).mkdir()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (broken_json, r"val2014_questions\.json is broken JSON"),
         (no_list, r"val2014_questions\.json is not an official VQAv2 file: it has no list 'questions'"),
         (missing_file, r"val2014_annotations\.json does not exist"),
+        (folder_for_file, r"val2014_annotations\.json cannot be read \(Is a directory\)"),
         (missing_images, r"image folder .*val2014 does not exist"),
         (missing_image, r"image .*COCO_val2014_000000000001\.jpg does not exist; 1 images of split val are missing"),
         (missing_key, r"entry 3 of 'questions' has no 'image_id' \(int\)"),
         (missing_annotation, r"question 0 has no entry in .*annotations\.json"),
+        (answers_of_another_form, r"question 0 has 9 answers in .*annotations\.json"),
         (nine_answers, r"question 0 has 9 answers in .*annotations\.json"),
     ],
 )
@@ -172,7 +192,7 @@ def test_damage_is_named_in_one_line(tiny_vqa, damage, message):
 def test_missing_folder_and_unknown_split(tmp_path, tiny_vqa):
     with pytest.raises(InputError, match=r"data folder .*nowhere does not exist"):
         VQAv2.read(tmp_path / "nowhere", "val")
-    with pytest.raises(InputError, match="split must be one of train, val, test, not 'dev'"):
+    with pytest.raises(InputError, match=r"split must be one of train, val, test, test-dev, train\+vg, not 'dev'"):
         VQAv2.read(tiny_vqa, "dev")
     with pytest.raises(InputError, match="limit must be at least 1 or null, not 0"):
         VQAv2.read(tiny_vqa, "val", limit=0)

@@ -206,7 +206,13 @@ class Task(ABC):
         """
 
     def draw(self, examples: Sequence[Example], index: int, seed: int, epoch: int) -> Example:
-        """An example as training shows it: a task may add what it draws for it, from seed, epoch and index alone."""
+        """An example as training shows it: a task may add what it draws for it, from seed, epoch and index alone.
+
+        Raises:
+            InputError: when it has no answer to learn.
+        """
+        if not examples[index].answers:
+            raise InputError(f"example {examples[index].id} has no public answer to train on; give another split")
         return examples[index]
 
     def collate(self, examples: Sequence[Example], inputs: Inputs) -> dict[str, Any]:
@@ -275,6 +281,8 @@ class Task(ABC):
                 raise InputError(f"{path}: entry {index} must have '{number}' and '{answered}'")
             if not isinstance(entry[answered], str):
                 raise InputError(f"{path}: '{answered}' of entry {index} must be text, not {entry[answered]!r}")
+            if not isinstance(entry[number], int | str):
+                raise InputError(f"{path}: '{number}' of entry {index} must be a number or text, not {entry[number]!r}")
         return [(entry[number], entry[answered]) for entry in entries]
 
     def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:

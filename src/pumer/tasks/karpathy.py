@@ -44,7 +44,7 @@ def read_pictures(path: Path, images: str, split: str) -> list[Picture]:
     if unknown := [name for name in wanted if name not in SPLITS]:
         allowed = ", ".join(SPLITS)
         raise InputError(f"split must be one of {allowed}, or several joined by '+', not '{unknown[0]}'")
-    return [_picture(entry, path.parent, images) for entry in _entries(path) if entry["split"] in wanted]
+    return [_picture(entry, path.parent, images) for entry in _entries(path, images) if entry["split"] in wanted]
 
 
 def _picture(entry: Mapping[str, Any], root: Path, images: str) -> Picture:
@@ -52,12 +52,14 @@ def _picture(entry: Mapping[str, Any], root: Path, images: str) -> Picture:
     return Picture(entry["imgid"], root / entry.get("filepath", images) / entry["filename"], captions)
 
 
-def _entries(path: Path) -> Iterator[Mapping[str, Any]]:
+def _entries(path: Path, images: str) -> Iterator[Mapping[str, Any]]:
     """The file's images, each checked to hold what is needed."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give data.root=FOLDER with that file in it") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give the official file") from error
     except ValueError as error:
         raise InputError(f"{path} is broken JSON ({error}); download it again") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
@@ -66,6 +68,8 @@ def _entries(path: Path) -> Iterator[Mapping[str, Any]]:
         for name, kind in _FIELDS.items():
             if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
                 raise InputError(f"{path}: entry {index} of 'images' has no '{name}' ({kind.__name__})")
+        if not isinstance(entry.get("filepath", images), str):
+            raise InputError(f"{path}: 'filepath' of image {entry['filename']} must be text, not {entry['filepath']!r}")
         if not entry["sentences"]:
             raise InputError(f"{path}: image {entry['filename']} has no captions")
         for caption in entry["sentences"]:

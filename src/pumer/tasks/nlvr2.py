@@ -25,6 +25,9 @@ class NLVR2(SingleLabel):
     The score is accuracy; `consistency` is the fraction of sentences that were judged right for all their pairs of
     images. Where the files of the balanced and unbalanced subsets are there too, accuracy is also given by subset.
 
+    Splits are "train", "val" and "test", and where their files are there, "val-balanced", "val-unbalanced",
+    "test-balanced" and "test-unbalanced": the official subsets.
+
     Files under the data folder, as in the official repository (here or below `data/`), and the images as unzipped::
 
         {train,dev,test1}.json                                           one JSON object per line
@@ -50,19 +53,24 @@ class NLVR2(SingleLabel):
         """Read a split; see `Task.examples`. Scores are grouped by `subset` where the subsets' files are there."""
         file, *subsets = cls.annotation_files(root, split)
         subset = {entry["identifier"]: path.parent.name for path in subsets for entry in _entries(path)}
-        return [_example(entry, root, _NAMES[split], subset) for entry in spread(_entries(file), limit)]
+        name, _ = _name_and_subset(split)
+        return [_example(entry, root, name, subset) for entry in spread(_entries(file), limit)]
 
     @classmethod
     def annotation_files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """The split's file, and those of its subsets that are there; see `Task.annotation_files`."""
-        if split not in _NAMES:
-            raise InputError(f"split must be one of {', '.join(_NAMES)}, not '{split}'")
+        name, subset = _name_and_subset(split)
         if not root.is_dir():
             raise InputError(f"data folder {root} does not exist; give data.root=FOLDER with {cls.files}")
-        name = _NAMES[split]
         whole = [folder / f"{name}.json" for folder in (root, root / "data")]
         parts = [folder / kind / f"{kind}_{name}.json" for folder in (root, root / "data") for kind in _SUBSETS]
         there = [path for path in parts if path.is_file()]
+        if subset:
+            chosen = next((path for path in there if path.parent.name == subset), None)
+            if chosen is None:
+                lacking = f"{subset}/{subset}_{name}.json"
+                raise InputError(f"split {split} is in {lacking}, which {root} lacks; add it, or give another split")
+            return (chosen,)
         file = next((path for path in (*whole, *there) if path.is_file()), whole[0])
         return (file, *there)
 
@@ -89,12 +97,24 @@ class NLVR2(SingleLabel):
     @classmethod
     def read_submission(cls, path: Path) -> list[tuple[int | str, str]]:
         """Predictions of a result file, written as True or False in any case; see `Task.read_submission`."""
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row]
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                rows = [row for row in csv.reader(file) if row]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{path} cannot be read ({error}); give lines like 'dev-1-0-0,True' in UTF-8") from error
         for number, row in enumerate(rows, start=1):
             if len(row) != 2 or row[1].strip().capitalize() not in cls.fixed_labels:
                 raise InputError(f"{path}: line {number} must be 'identifier,True' or 'identifier,False', not {row}")
         return [(row[0].strip(), row[1].strip().capitalize()) for row in rows]
+
+
+def _name_and_subset(split: str) -> tuple[str, str]:
+    """The official name of a split and the subset it is, if any: ("dev", "balanced") of "val-balanced"."""
+    name, _, subset = split.partition("-")
+    allowed = [*_NAMES, *(f"{name}-{subset}" for name in _NAMES if name != "train" for subset in _SUBSETS)]
+    if split not in allowed:
+        raise InputError(f"split must be one of {', '.join(allowed)}, not '{split}'")
+    return _NAMES[name], subset
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ class Retrieval(Task):
             split: "train", "val", "test", in COCO "restval"; "train+restval" is both.
             limit: read only so many **images**, spread evenly over the split, each with all its captions.
         """
-        return _pairs(spread(read_pictures(root / cls.file, cls.images, split), limit))
+        return cls.pairs(root / cls.file, split, limit)
 
     @classmethod
     def annotation_files(cls, root: Path, split: str) -> tuple[Path, ...]:
@@ -92,7 +92,12 @@ class Retrieval(Task):
     @classmethod
     def truth(cls, annotations: Path, questions: Path | None = None, split: str = "test") -> list[Example]:
         """The queries of a split; see `Task.truth`."""
-        return cls.queries(_pairs(read_pictures(annotations, cls.images, split)))
+        return cls.queries(cls.pairs(annotations, split))
+
+    @classmethod
+    def pairs(cls, annotations: Path, split: str, limit: int | None = None) -> list[Example]:
+        """All pairs of an image and one of its captions, from a file wherever it lies; see `examples`."""
+        return _pairs(spread(read_pictures(annotations, cls.images, split), limit))
 
     @classmethod
     def vocabulary(cls, root: Path, minimum: int) -> tuple[str, ...]:

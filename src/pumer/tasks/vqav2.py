@@ -13,12 +13,16 @@ from transformers import PreTrainedModel, ViltForQuestionAnswering
 
 from pumer.errors import InputError
 from pumer.models.meter import MeterForQuestionAnswering
+from pumer.tasks import visual_genome
 from pumer.tasks.base import Example, Task, spread
 from pumer.tasks.heads import classifier_from
 from pumer.tasks.storage import images_in
 from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
 
-_FOLDERS = {"train": "train2014", "val": "val2014", "test": "test2015"}
+_FOLDERS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test2015"}
+_FILES = _FOLDERS | {"test-dev": "test-dev2015"}
+_WITHOUT_ANSWERS = ("test", "test-dev")
+WITH_VISUAL_GENOME = "train+vg"
 _ANNOTATORS = 10
 _QUESTION = {"question_id": int, "image_id": int, "question": str}
 _ANNOTATION = {
@@ -38,9 +42,12 @@ class VQAv2(Task):
 
     Files under the data folder, as downloaded and unzipped::
 
-        v2_OpenEnded_mscoco_{train2014,val2014,test2015}_questions.json
+        v2_OpenEnded_mscoco_{train2014,val2014,test2015,test-dev2015}_questions.json
         v2_mscoco_{train2014,val2014}_annotations.json
         {train2014,val2014,test2015}/COCO_{train2014,val2014,test2015}_<12 digits>.jpg   (or .png)
+
+    Split "test-dev" asks some of the questions of "test". With `data.train=train+vg` the questions of Visual Genome
+    are trained on as well (`pumer.tasks.visual_genome`), but for those about images of the val split.
     """
 
     name: ClassVar[str] = "vqav2"
@@ -50,6 +57,7 @@ class VQAv2(Task):
     }
     head: ClassVar[tuple[str, ...]] = ("classifier.",)
     files: ClassVar[str] = "the official v2_*_questions.json, v2_*_annotations.json and image folders"
+    splits: ClassVar[tuple[str, ...]] = tuple(_FOLDERS)
     groups: ClassVar[tuple[str, ...]] = ("answer_type", "question_type")
     template: ClassVar[str | None] = "question_type"
     result_keys: ClassVar[tuple[str, str]] = ("question_id", "answer")
@@ -66,17 +74,24 @@ class VQAv2(Task):
     @classmethod
     def examples(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
         """Read a split; see `Task.read`. Scores are grouped by `answer_type` and `question_type`."""
+        if split == WITH_VISUAL_GENOME:
+            answers = set(cls.vocabulary(root, minimum=1))
+            evaluated_on = {entry["image_id"] for entry in _questions(root, "val")}
+            more = visual_genome.read_questions(root, answers, evaluated_on)
+            return list(spread(cls.examples(root, "train") + more, limit))
         questions = spread(_questions(root, split), limit)
-        annotations = [] if split == "test" else _annotations(root, split)
+        annotations = [] if split in _WITHOUT_ANSWERS else _annotations(root, split)
         answered = {entry["question_id"]: entry for entry in annotations}
         images = images_in(root / _folder(split))
         return [_example(entry, answered, images, root, split) for entry in questions]
 
     @classmethod
     def annotation_files(cls, root: Path, split: str) -> tuple[Path, ...]:
-        """The questions and, but for the test split, the annotations; see `Task.annotation_files`."""
+        """The questions and, but for the test splits, the annotations; see `Task.annotation_files`."""
+        if split == WITH_VISUAL_GENOME:
+            return (*cls.annotation_files(root, "train"), *(root / name for name in visual_genome.FILES))
         questions, annotations = root / _question_name(split), root / _annotation_name(split)
-        return (questions,) if split == "test" else (questions, annotations)
+        return (questions,) if split in _WITHOUT_ANSWERS else (questions, annotations)
 
     @classmethod
     def vocabulary(cls, root: Path, minimum: int = 9) -> tuple[str, ...]:
@@ -139,7 +154,7 @@ def _example(
     number = question["question_id"]
     stem = f"COCO_{_folder(split)}_{question['image_id']:012d}"
     image = root / _folder(split) / f"{stem}{'.png' if f'{stem}.png' in images else '.jpg'}"
-    if split == "test":
+    if split in _WITHOUT_ANSWERS:
         return Example(number, (image,), question["question"])
     truth = _truth(number, answered, root / _annotation_name(split))
     return Example(number, (image,), question["question"], *truth)
@@ -150,10 +165,11 @@ def _truth(number: int, answered: Mapping[int, Any], path: Path) -> tuple[tuple[
     if number not in answered:
         raise InputError(f"question {number} has no entry in {path}")
     entry = answered[number]
-    answers = tuple(normalise(answer["answer"]) for answer in entry["answers"])
-    if len(answers) != _ANNOTATORS:
-        raise InputError(f"question {number} has {len(answers)} answers in {path}; official files give ten")
-    return answers, {name: entry[name] for name in VQAv2.groups}
+    given = [answer.get("answer") if isinstance(answer, dict) else None for answer in entry["answers"]]
+    if len(given) != _ANNOTATORS or not all(isinstance(answer, str) for answer in given):
+        count = sum(isinstance(answer, str) for answer in given)
+        raise InputError(f"question {number} has {count} answers in {path}; official files give ten")
+    return tuple(map(normalise, given)), {name: entry[name] for name in VQAv2.groups}
 
 
 def _questions(root: Path, split: str) -> list[dict[str, Any]]:
@@ -165,17 +181,21 @@ def _annotations(root: Path, split: str) -> list[dict[str, Any]]:
 
 
 def _question_name(split: str) -> str:
-    return f"v2_OpenEnded_mscoco_{_folder(split)}_questions.json"
+    return f"v2_OpenEnded_mscoco_{_known(split, _FILES)}_questions.json"
 
 
 def _annotation_name(split: str) -> str:
-    return f"v2_mscoco_{_folder(split)}_annotations.json"
+    return f"v2_mscoco_{_known(split, _FILES)}_annotations.json"
 
 
 def _folder(split: str) -> str:
-    if split not in _FOLDERS:
-        raise InputError(f"split must be one of {', '.join(_FOLDERS)}, not '{split}'")
-    return _FOLDERS[split]
+    return _known(split, _FOLDERS)
+
+
+def _known(split: str, names: Mapping[str, str]) -> str:
+    if split not in names:
+        raise InputError(f"split must be one of {', '.join((*names, WITH_VISUAL_GENOME))}, not '{split}'")
+    return names[split]
 
 
 def _entries(path: Path, key: str, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
@@ -186,6 +206,8 @@ def _entries(path: Path, key: str, kinds: Mapping[str, type]) -> list[dict[str, 
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; the data folder must hold {VQAv2.files}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give the official file") from error
     except ValueError as error:
         raise InputError(f"{path} is broken JSON ({error}); download it again") from error
     if not isinstance(content, dict) or not isinstance(content.get(key), list):

@@ -1,0 +1,87 @@
+"""Questions of Visual Genome (homes.cs.washington.edu/~ranjay/visualgenome) as more training data for VQAv2."""
+
+import json
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+from pumer.errors import InputError
+from pumer.tasks.base import Example
+from pumer.tasks.vqa_accuracy import normalise
+
+FILES = ("question_answers.json", "image_data.json")
+_FOLDERS = ("VG_100K", "VG_100K_2")
+_ANNOTATORS = 10
+
+
+def read_questions(root: Path, answers: Container[str], left_out: Container[int]) -> list[Example]:
+    """The questions whose answer VQAv2 knows, about images that VQAv2 does not evaluate on.
+
+    Files under the data folder, as downloaded and unzipped, beside VQAv2's::
+
+        question_answers.json
+        image_data.json
+        {VG_100K,VG_100K_2}/<image_id>.jpg
+
+    Args:
+        root: data folder.
+        answers: normalised answers to keep; others would only teach that no answer of the vocabulary is right.
+        left_out: COCO's numbers of images to leave out.
+
+    Returns:
+        Examples with ids such as "vg986768", whose one answer counts as given by all annotators.
+
+    Raises:
+        InputError: for a missing or broken file; the message names it.
+    """
+    paths = {_number(image, "image_id", root): _image(image, root, left_out) for image in _entries(root / FILES[1])}
+    examples = []
+    for entry in _entries(root / FILES[0]):
+        for question in _questions(entry, root):
+            answer, number = normalise(question["answer"]), question["image_id"]
+            if number not in paths:
+                raise InputError(f"{root / FILES[1]} has no image {number}, which {FILES[0]} asks about")
+            path = paths[number]
+            if path is not None and answer in answers:
+                groups = {"answer_type": "other", "question_type": "visual genome"}
+                name = f"vg{question['qa_id']}"
+                examples.append(Example(name, (path,), question["question"], (answer,) * _ANNOTATORS, groups))
+    return examples
+
+
+def _image(entry: Mapping[str, Any], root: Path, left_out: Container[int]) -> Path | None:
+    """Where an image is; None if it is to be left out."""
+    folder, name = str(entry.get("url")).split("/")[-2:] if "/" in str(entry.get("url")) else ("", "")
+    if folder not in _FOLDERS or not name:
+        raise InputError(f"{root / FILES[1]}: 'url' of image {entry['image_id']} must end like VG_100K/1.jpg")
+    return None if entry.get("coco_id") in left_out else root / folder / name
+
+
+def _questions(entry: Mapping[str, Any], root: Path) -> list[dict[str, Any]]:
+    found = entry.get("qas")
+    if not isinstance(found, list):
+        raise InputError(f"{root / FILES[0]}: an entry has no list 'qas'")
+    for question in found:
+        for key, kind in {"qa_id": int, "image_id": int, "question": str, "answer": str}.items():
+            if not isinstance(question, dict) or not isinstance(question.get(key), kind):
+                raise InputError(f"{root / FILES[0]}: a question has no '{key}' ({kind.__name__})")
+    return found
+
+
+def _number(entry: Mapping[str, Any], key: str, root: Path) -> int:
+    number = entry.get(key)
+    if not isinstance(number, int):
+        raise InputError(f"{root / FILES[1]}: an entry has no '{key}' (int)")
+    return number
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; split train+vg needs {' and '.join(FILES)}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is broken JSON ({error}); download it again") from error
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise InputError(f"{path} is no file of Visual Genome's: it must hold a list of objects")
+    return content
