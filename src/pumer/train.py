@@ -16,13 +16,16 @@ from transformers import (
     set_seed,
 )
 
-from pumer.checkpoint import load_processor, read_json, save, write_json
+from pumer import hub
+from pumer.checkpoint import load_processor, read_json, save, write_json, write_text
 from pumer.checkpoints import last_checkpoint
 from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.evaluate import TRAINING_RECORD
 from pumer.fingerprint import data_fingerprint
 from pumer.jobs import Collator, Examples, best_device, progress_bar, reduction_from, task_class
+from pumer.model_card import FILE as CARD
+from pumer.model_card import model_card
 from pumer.optimizer import OptimizerConfig
 from pumer.patching import patch
 from pumer.preflight import check
@@ -41,7 +44,8 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "sgd": "sgd"}
-_FREE_TO_CHANGE = {"resume", "workers", "log_steps", "keep", "report_to"}
+_FREE_TO_CHANGE = {"resume", "workers", "log_steps", "keep", "report_to", "teacher_cache"}
+_FREE_TO_CHANGE |= {"push_to_hub", "hub_model_id", "hub_private"}
 _CHECKPOINTING = "activation_checkpointing"
 """What `TrainingArguments` calls it; "gradient_checkpointing" in older versions."""
 
@@ -74,7 +78,7 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
         `model` (the folder), `steps`, `seconds`, `samples_per_second` and `loss` of this call, `accuracy` of the
         saved model on the evaluation split (`mean`, `low`, `high`; absent without one), `history` (all logged
         values), `data_fingerprint`, and the provenance. The same dict is `run.json` in the folder; without results, it
-        is there from the beginning.
+        is there from the beginning. The folder gets a model card as well.
 
     Raises:
         InputError: for whatever the user can correct; for a loss that is no number; for a full disk.
@@ -87,6 +91,9 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     main = trainer.is_world_process_zero()
     record = {"model": str(config.output), "data_fingerprint": prepared.fingerprint}
     record |= collect(config, _DTYPES[config.precision])
+    repository = None
+    if main and config.push_to_hub:
+        repository = hub.create(config.hub_model_id or config.output.name, config.hub_private)
     with full_disk_stops(config.output):
         if main and prepared.checkpoint is None:
             write_json(config.output / TRAINING_RECORD, record)
@@ -107,6 +114,9 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
             save(trainer.model, config.output, weights)
             prepared.processor.save_pretrained(config.output)
             write_json(config.output / TRAINING_RECORD, result)
+            write_text(config.output / CARD, str(model_card(config, result)))
+    if repository is not None:
+        hub.upload(repository, config.output)
     return result
 
 

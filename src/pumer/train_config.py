@@ -83,6 +83,9 @@ class TrainConfig:
         keep: checkpoints to keep; the best one is kept as well.
         report_to: "tensorboard" (written to `runs/` in `output`), "wandb", "mlflow", or another tracker that
             transformers' Trainer knows; all but the first must be installed.
+        push_to_hub: upload the trained model, with its card, to the Hugging Face hub.
+        hub_model_id: its name there, "user/model"; by default the name of `output` among the user's models.
+        hub_private: whether only its owner sees it; null for the account's default.
         resume: continue from the last complete checkpoint in `output`; false removes the checkpoints and starts
             anew.
     """
@@ -114,6 +117,9 @@ class TrainConfig:
     log_steps: int = 50
     keep: int = 1
     report_to: tuple[str, ...] = ("tensorboard",)
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private: bool | None = None
     resume: bool = True
 
     def __post_init__(self) -> None:

@@ -1,0 +1,165 @@
+"""A teacher that is asked once: the same training, fewer questions."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import pumer
+from pumer import teacher_cache
+from pumer.augment import AugmentConfig
+from pumer.checkpoint import load_processor
+from pumer.distill import DistillationConfig
+from pumer.errors import InputError
+from pumer.fingerprint import data_fingerprint
+from pumer.jobs import Collator, Examples, make_inputs, progress_bar
+from pumer.tasks import VQAv2
+from pumer.teacher import Teacher
+from pumer.teacher_cache import remember
+from pumer.train import run
+
+
+@pytest.fixture
+def config(training):
+    return dataclasses.replace(training, teacher="self", data=dataclasses.replace(training.data, eval=None))
+
+
+class Counting(Teacher):
+    """Counts the examples it is asked about."""
+
+    asked = 0
+
+    def __call__(self, batch):
+        self.asked += len(batch["inputs"]["input_ids"])
+        return super().__call__(batch)
+
+
+@pytest.fixture
+def ask(config, tmp_path):
+    """Remember a teacher's answers; returns the remembering teacher, the asked one, and all examples."""
+    task = VQAv2(VQAv2.vocabulary(config.data.root, 1))
+    read = task.read(config.data.root, "train")
+    collate = Collator(task, make_inputs(load_processor(config.model), 12))
+    settings = dataclasses.replace(config, teacher_cache=tmp_path / "cache")
+
+    def ask(seed=0, prepare=lambda model: None, **changes):
+        torch.manual_seed(seed)  # a part of the head is drawn
+        teacher = Counting(pumer.patch(task.model(config.model, task.labels), pumer.NoReduction()), task)
+        prepare(teacher.model)
+        examples = Examples(read, task)
+        given = dataclasses.replace(settings, **changes)
+        told = remember(teacher, given, examples, collate, "data", torch.device("cpu"), progress_bar(enabled=False))
+        return told, teacher, examples, collate
+
+    return ask
+
+
+def test_answers_are_the_teachers(ask):
+    told, teacher, examples, collate = ask()
+    assert teacher.asked == len(examples) == 24
+    batch = collate([examples[index] for index in (5, 0, 17)])
+    assert torch.allclose(told(batch).logits, teacher(batch).logits, atol=1e-5)
+
+
+def test_nothing_is_asked_twice(ask):
+    ask()
+    assert ask()[1].asked == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"text_length": 5}, {"blank": "text"}, {"precision": "bf16"}],
+)
+def test_other_settings_are_asked_anew(ask, change, tmp_path):
+    if "text_length" in change:  # comes with the inputs
+        _, _, _, collate = ask()
+        collate.inputs = dataclasses.replace(collate.inputs, text_length=5)
+        assert ask()[1].asked == 24
+    else:
+        ask()
+        assert ask(**change)[1].asked == 24
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+
+
+def test_other_weights_are_asked_anew(ask):
+    ask()
+    assert ask(prepare=lambda model: torch.nn.init.ones_(model.classifier[-1].bias))[1].asked == 24
+
+
+def test_an_interrupted_call_is_continued(ask, monkeypatch, tmp_path):
+    original, calls = teacher_cache._ask, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(teacher_cache, "_ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ask()
+    assert not list((tmp_path / "cache").glob("*.npy"))
+    told, teacher, examples, collate = ask()
+    assert teacher.asked == 24 - 3 * 4
+    monkeypatch.undo()
+    batch = collate([examples[index] for index in range(24)])
+    assert torch.allclose(told(batch).logits, teacher(batch).logits, atol=1e-5)
+
+
+def test_no_numbers_are_refused(ask):
+    with pytest.raises(InputError, match="not all finite"):
+        ask(prepare=lambda model: torch.nn.init.constant_(model.classifier[-1].bias, float("nan")))
+
+
+def test_a_small_disk_is_refused(ask, monkeypatch):
+    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    with pytest.raises(InputError, match=r"teacher_cache needs 0\.0 GiB in .*; give teacher_cache=FOLDER"):
+        ask()
+
+
+def test_the_training_is_the_same(config, tmp_path):
+    asked = run(config, progress=False)
+    told = run(dataclasses.replace(config, teacher_cache=True, output=tmp_path / "told"), progress=False)
+    assert len(list((tmp_path / "told" / "teacher").glob("*.npy"))) == 1
+    losses = [[entry["loss"] for entry in result["history"] if "loss" in entry] for result in (asked, told)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augment": AugmentConfig()}, "but augment changes the pictures in every epoch; leave out either"),
+        ({"task": "flickr30k"}, "but task flickr30k draws other texts in every epoch"),
+        ({"distillation": DistillationConfig(hidden_weight=1.0)}, "but distillation.hidden_weight needs hidden states"),
+        ({"teacher": None}, "teacher_cache needs a teacher"),
+    ],
+)
+def test_only_where_examples_stay_the_same(config, changes, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(config, teacher_cache=True, **changes)
+
+
+def test_hidden_states_need_a_teacher_that_is_looked_into(config):
+    hidden = DistillationConfig(hidden_weight=1.0)
+    with pytest.raises(InputError, match="hidden_weight needs a teacher"):
+        dataclasses.replace(config, teacher=None, distillation=hidden)
+    with pytest.raises(InputError, match="give compile=false"):
+        dataclasses.replace(config, compile=True, distillation=hidden)
+
+
+def test_fingerprint_of_data(tiny_vqa, tmp_path):
+    import shutil
+
+    def fingerprint(root):
+        return data_fingerprint(VQAv2, root, ("train", "val"), VQAv2.read(root, "train"))
+
+    first = fingerprint(tiny_vqa)
+    moved = shutil.copytree(tiny_vqa, tmp_path / "elsewhere")
+    assert fingerprint(moved) == first
+    questions = moved / "v2_OpenEnded_mscoco_val2014_questions.json"
+    questions.write_text(questions.read_text().replace("red", "rot"))
+    assert fingerprint(moved) != first
+    image = next((tiny_vqa / "train2014").iterdir())
+    image.write_bytes(image.read_bytes() + b"\0")
+    assert fingerprint(tiny_vqa) != first
+    assert len(first) == len("sha256:") + 64
