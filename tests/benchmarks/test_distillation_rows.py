@@ -1,7 +1,5 @@
 """How runs with several seeds become rows, and which of the work a process does."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,16 +8,6 @@ from rich.console import Console
 from pumer.checkpoint import write_json
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "distillation_rows.py"
-
-
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("distillation_rows", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def right_up_to(folder, key, right, questions=100):

@@ -1,6 +1,5 @@
 """The training step that is measured is the one that `pumer train` takes."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,16 +13,6 @@ from pumer.reducers import config_to_dict
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training_step.py"
 REDUCTION = PuMerConfig(layers=(0, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.2)
-
-
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("training_step", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(params=["tiny_vilt", "tiny_meter"])
