@@ -1,7 +1,9 @@
 """Training through the real job on a tiny model and a tiny data folder in the official format."""
 
 import dataclasses
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +44,13 @@ def weights(folder):
 def same(left, right):
     assert left.keys() == right.keys()
     return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_waiting_for_examples_is_counted_step_by_step(config, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr("pumer.trainer.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    result = train(config)
+    assert result["input_seconds"] == read_json(config.output / "run.json")["input_seconds"] == result["steps"] == 6
 
 
 def test_trained_model_is_saved_with_all_that_belongs_to_it(config):

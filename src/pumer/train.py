@@ -77,10 +77,11 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
         progress: show a progress bar on stderr.
 
     Returns:
-        `model` (the folder), `steps`, `seconds`, `samples_per_second` and `loss` of this call, `accuracy` of the
-        saved model on the evaluation split (`mean`, `low`, `high`) and its number of `questions` (both absent without
-        one), `history` (all logged values), `data_fingerprint`, and the provenance. The same dict is `run.json` in the
-        folder; without results, it is there from the beginning. The folder gets a model card as well.
+        `model` (the folder), `steps`, `seconds`, of which `input_seconds` were spent waiting for examples,
+        `samples_per_second` and `loss` of this call, `accuracy` of the saved model on the evaluation split (`mean`,
+        `low`, `high`) and its number of `questions` (both absent without one), `history` (all logged values),
+        `data_fingerprint`, and the provenance. The same dict is `run.json` in the folder; without results, it is there
+        from the beginning. The folder gets a model card as well.
 
     Raises:
         InputError: for whatever the user can correct; for a loss that is no number; for a full disk.
@@ -105,6 +106,7 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
             **record,
             "steps": trainer.state.global_step,
             "seconds": outcome.metrics["train_runtime"],
+            "input_seconds": round(trainer.input_seconds, 4),
             "samples_per_second": outcome.metrics["train_samples_per_second"],
             "loss": outcome.training_loss,
             "history": trainer.state.log_history,

@@ -1,6 +1,7 @@
 """transformers' `Trainer` with a task's own loss and score, a teacher, and checkpoints that load as patched."""
 
 import shutil
+import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class DistillingTrainer(Trainer):
         self.compute_metrics = self._score
         self.model_accepts_loss_kwargs = False  # losses are batch means; accumulated ones are averaged
         self.scores: list[float] = []
+        self.input_seconds = 0.0
         self._scored_step = -1
         self.keep = keep
         self._aside: Path | None = None
@@ -125,6 +127,13 @@ class DistillingTrainer(Trainer):
             differences = [hidden_divergence(own, other) for own, other in pairs]
             loss = loss + self.distillation.hidden_weight * torch.stack(differences).mean()
         return logits, loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The next step's batches; how long they were waited for is added to `input_seconds`."""
+        started = time.perf_counter()
+        samples = super().get_batch_samples(*args, **kwargs)
+        self.input_seconds += time.perf_counter() - started
+        return samples
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward; see `Trainer`.
