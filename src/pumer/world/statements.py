@@ -15,10 +15,12 @@ import numpy as np
 
 from pumer.world.scenes import Scene
 from pumer.world.sentences import (
+    ANSWERS,
+    MAX_COUNT,
     POSITIONS,
     VALUES,
     Attributes,
-    Caption,
+    Question,
     a,
     attributes_of,
     matching,
@@ -54,7 +56,10 @@ class Feature:
     name: str | None = None
 
     def of(self, scene: Scene) -> int:
-        """The number of a scene; -1 for the look of an object that is not there."""
+        """The number of a scene; -1 where nothing is said of it.
+
+        That is for the look of an object that is not there or not alone, and for more than MAX_COUNT objects.
+        """
         found = [
             item
             for item in scene.objects
@@ -62,14 +67,16 @@ class Feature:
             and self.place in (None, position(scene, item))
         ]
         if self.kind == "look":
-            return int(getattr(found[0], str(self.name))) if found else -1
-        return len(found) if self.kind == "count" else bool(found)
+            return int(getattr(found[0], str(self.name))) if len(found) == 1 else -1
+        if self.kind == "count":
+            return len(found) if len(found) <= MAX_COUNT else -1
+        return bool(found)
 
 
 def _features() -> Iterator[Feature]:
     single = [((name, value),) for name in _NAMES for value in range(len(VALUES[name]))]
     double = [x + y for x, y in combinations(single, 2) if x[0][0] != y[0][0]]
-    yield from (Feature("count", attributes) for attributes in ((), *single, *double))
+    yield from (Feature("count", attributes) for attributes in (*single, *double))
     yield from (Feature("place", attributes, place) for place in POSITIONS for attributes in single)
     yield from (Feature("look", (), place, name) for place in POSITIONS for name in _NAMES)
 
@@ -124,15 +131,74 @@ class PairSet:
     statements: tuple[Statement, ...]
 
 
-def claim(scene: Scene, rng: np.random.Generator) -> Caption:
-    """What statements about two pictures say of each: how many objects of a kind it shows, true half of the time."""
-    names = [name for name in _NAMES if rng.integers(2)][:2]
-    attributes = attributes_of(scene.objects[int(rng.integers(len(scene.objects)))], names)
-    found = matching(scene, attributes)
-    told = len(found) if rng.integers(2) else max(0, len(found) + (1, -1)[int(rng.integers(2))])
-    nouns = (phrase if told == 1 else plural)(dict(attributes))
-    text = f"the image has exactly {told} {nouns}."
-    return Caption(text, told == len(found), found)
+def ask_of_both(left: Scene, right: Scene, rng: np.random.Generator) -> tuple[Statement, Question, Question] | None:
+    """A statement about two pictures, and what it compares asked of each: the answer is the picture's number.
+
+    Args:
+        left: one picture.
+        right: the other.
+        rng: random numbers.
+
+    Returns:
+        The statement, true about as often as false, and the two questions, both of its wording. None where one of the
+        pictures has no such number, or no answer of the world names it.
+    """
+    kind = ("count", "place", "look")[int(rng.integers(3))]
+    alike, feature, numbers = bool(rng.integers(2)), FEATURES[0], (-1, -1)
+    for _ in range(40):
+        feature = _feature_of((left, right)[int(rng.integers(2))], kind, rng)
+        numbers = (feature.of(left), feature.of(right))
+        if min(numbers) >= 0 and (numbers[0] == numbers[1]) == alike:
+            break
+    answers = [_answer(feature, number) for number in numbers]
+    if min(numbers) < 0 or not set(answers) <= set(ANSWERS):
+        return None
+    statement = _claim(feature, numbers, rng)
+    about = [_shown(feature, scene) for scene in (left, right)]
+    questions = [
+        Question(statement.text, answer, f"statement/{kind}", "other", found)
+        for answer, found in zip(answers, about, strict=True)
+    ]
+    return statement, questions[0], questions[1]
+
+
+def _feature_of(scene: Scene, kind: str, rng: np.random.Generator) -> Feature:
+    """A feature, more often than not of something that is there: most features are of nothing."""
+    if kind == "look" or rng.integers(4) == 0:
+        return FEATURES[_KINDS[kind][int(rng.integers(len(_KINDS[kind])))]]
+    item = scene.objects[int(rng.integers(len(scene.objects)))]
+    names = rng.permutation(_NAMES)[: 1 + (kind == "count") * int(rng.integers(2))].tolist()
+    attributes = attributes_of(item, sorted(names, key=_NAMES.index))
+    return Feature(kind, attributes, position(scene, item) if kind == "place" else None)
+
+
+def _answer(feature: Feature, number: int) -> str | None:
+    if number < 0:
+        return None
+    if feature.kind == "look":
+        return VALUES[str(feature.name)][number]
+    return str(number) if feature.kind == "count" else ("no", "yes")[number]
+
+
+def _shown(feature: Feature, scene: Scene) -> tuple[int, ...]:
+    """The objects that a feature is about."""
+    found = matching(scene, feature.attributes)
+    if feature.place is None:
+        return found
+    return tuple(index for index in found if position(scene, scene.objects[index]) == feature.place)
+
+
+def _claim(feature: Feature, numbers: tuple[int, int], rng: np.random.Generator) -> Statement:
+    """A statement in any of the forms that fit the feature and two pictures' numbers, true or false."""
+    if feature.kind == "count" and numbers[0] != numbers[1] and rng.integers(2):
+        return _order(feature, ("more", "fewer")[int(rng.integers(2))], rng)
+    if feature.kind == "place" and rng.integers(2):
+        return _join(feature, ("both", "not both", "any", "none")[int(rng.integers(4))])
+    apart = numbers
+    if numbers[0] == numbers[1]:
+        most = MAX_COUNT if feature.kind == "count" else 1
+        apart = (numbers[0], int((numbers[0] + 1 + rng.integers(most)) % (most + 1)))
+    return _compare(feature, np.array(apart), bool(rng.integers(2)), rng)
 
 
 def pair_sets(scenes: Sequence[Scene], rng: np.random.Generator) -> list[PairSet]:
@@ -220,22 +286,23 @@ def _ordered(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -
     """One picture of few, two of some, one of many: more on the left in two pairs, on the right in two."""
     feature = _KINDS["count"][int(rng.integers(len(_KINDS["count"])))]
     values, counts = np.unique(numbers[order, feature], return_counts=True)
+    values, counts = values[values >= 0], counts[values >= 0]
     middles = [place for place in range(1, len(values) - 1) if counts[place] >= 2]
     if not middles:
         return None
     place = middles[int(rng.integers(len(middles)))]
     low, some, high = (order[numbers[order, feature] == value].tolist() for value in values[place - 1 : place + 2])
     pairs = ((some[0], low[0]), (high[0], some[1]), (low[0], some[1]), (some[0], high[0]))
-    nouns = plural(dict(FEATURES[feature].attributes))
-    forms = {
+    return PairSet(pairs, tuple(_order(FEATURES[feature], name, rng) for name in ("more", "fewer")))
+
+
+def _order(feature: Feature, name: str, rng: np.random.Generator) -> Statement:
+    """Whether the left picture has "more" or "fewer"."""
+    words = {
         "more": ("left image has more {} than the right", "right image has fewer {} than the left"),
         "fewer": ("right image has more {} than the left", "left image has fewer {} than the right"),
-    }
-    statements = [
-        Statement(f"the {words[int(rng.integers(2))].format(nouns)} image.", f"count/{name}", FEATURES[feature])
-        for name, words in forms.items()
-    ]
-    return PairSet(pairs, tuple(statements))
+    }[name][int(rng.integers(2))]
+    return Statement(f"the {words.format(plural(dict(feature.attributes)))} image.", f"count/{name}", feature)
 
 
 def _joined(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> PairSet | None:
@@ -244,20 +311,22 @@ def _joined(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) ->
     without, shown = (order[numbers[order, feature] == value][:2].tolist() for value in (0, 1))
     if len(without) < 2 or len(shown) < 2:
         return None
-    noun = phrase(dict(FEATURES[feature].attributes))
-    place = f"at the {FEATURES[feature].place}."
-    if rng.integers(2):
-        many, few = shown, without
-        texts = {
-            "both": f"both images show {a(noun)} {place}",
-            "not both": f"at least one image shows no {noun} {place}",
-        }
-    else:
-        many, few = without, shown
-        texts = {"any": f"at least one image shows {a(noun)} {place}", "none": f"no image shows {a(noun)} {place}"}
+    many, few = (shown, without) if rng.integers(2) else (without, shown)
+    names = ("both", "not both") if many is shown else ("any", "none")
     pairs = ((many[0], many[1]), (many[1], many[0]), (many[0], few[0]), (few[1], many[1]))
-    statements = tuple(Statement(text, f"place/{name}", FEATURES[feature]) for name, text in texts.items())
-    return PairSet(pairs, statements)
+    return PairSet(pairs, tuple(_join(FEATURES[feature], name) for name in names))
+
+
+def _join(feature: Feature, name: str) -> Statement:
+    """How many of the two pictures show something at a place."""
+    noun = phrase(dict(feature.attributes))
+    text = {
+        "both": f"both images show {a(noun)}",
+        "not both": f"at least one image shows no {noun}",
+        "any": f"at least one image shows {a(noun)}",
+        "none": f"no image shows {a(noun)}",
+    }[name]
+    return Statement(f"{text} at the {feature.place}.", f"place/{name}", feature)
 
 
 _MAKERS = {_CROSSED: _crossed, _ORDERED: _ordered, _JOINED: _joined}
