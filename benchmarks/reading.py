@@ -1,0 +1,87 @@
+"""What reading costs: images per second of one core, the share of training spent waiting, the memory of `prepare`.
+
+On the built-in world's files, which `pumer data world out/world` writes. Trains the small ViLT for some steps from the
+official files and from what `pumer data prepare` made of them, and prepares data sets of different size, each in a
+process of its own. Writes `benchmarks/results/reading-<device>.json`.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pumer import check, prepare, train
+from pumer.checkpoint import read_json, write_json
+from pumer.jobs import best_device
+from pumer.optimizer import OptimizerConfig
+from pumer.provenance import collect
+from pumer.train_config import TrainConfig, TrainingData
+from pumer.world import checkpoint_dir
+
+RESULTS = Path(__file__).parent / "results"
+EDGE = 96
+TASKS = ("vqav2", "nlvr2", "snli_ve")
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=Path, default=Path("out/world"))
+    parser.add_argument("--steps", type=int, default=40, help="of each training")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--out", type=Path, default=RESULTS / f"reading-{best_device().type}.json")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {task: measure(arguments.world / task, task, Path(folder), arguments.steps) for task in arguments.tasks}
+    write_json(arguments.out, {"tasks": rows, "provenance": collect({"steps": arguments.steps, "edge": EDGE})})
+    Console().print(rows)
+
+
+def measure(root: Path, task: str, folder: Path, steps: int) -> dict[str, Any]:
+    """A task's row: images, reading and waiting from both kinds of files, and `prepare`'s peak memory in MiB."""
+    prepared = folder / task
+    peak = peak_of_prepare(task, root, prepared)
+    row: dict[str, Any] = {"images": read_json(prepared / prepare.RECORD)["images"], "prepare_peak_mib": peak}
+    for name, data in {"files": root, "prepared": prepared}.items():
+        found = check.run(check.CheckConfig(task, data, splits=("val",), speed=True, edge=EDGE), progress=False)
+        row[name] = {"images_per_second": found["images_per_second"]}
+        row[name] |= waiting(task, data, folder / f"{task}-{name}", steps)
+    return row
+
+
+def waiting(task: str, root: Path, output: Path, steps: int) -> dict[str, float]:
+    """Share of a training's time that it waited for examples, without workers, and examples per second."""
+    config = TrainConfig(
+        model=str(checkpoint_dir()),
+        output=output,
+        data=TrainingData(root=root, eval=None),
+        task=task,
+        optimizer=OptimizerConfig(lr=1e-5),
+        max_steps=steps,
+        batch_size=32,
+        report_to=(),
+    )
+    found = train.run(config, progress=False)
+    return {
+        "waiting_share": found["input_seconds"] / found["seconds"],
+        "examples_per_second": found["samples_per_second"],
+    }
+
+
+def peak_of_prepare(task: str, root: Path, out: Path) -> float:
+    """Peak resident memory of `pumer data prepare` in MiB, with all that it imports."""
+    command = [sys.executable, "-m", "pumer", "data", "prepare", task, str(root), str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"`pumer data prepare {task}` failed")
+    return usage.ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
