@@ -18,7 +18,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan"
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
 SPLITS = ("train", "val", "heldout", "pretrain", "test")
-DATA_SETS = ("vqav2", "nlvr2", "snli_ve", "flickr30k")
+DATA_SETS = ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")
 
 _RGB = np.array(
     [
