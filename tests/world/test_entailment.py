@@ -23,8 +23,8 @@ def pool(block: int) -> list[scenes.Scene]:
 def fits(scene: scenes.Scene, item: scenes.Object, words: str) -> bool:
     """Whether every word that the world shows fits the object."""
     if match := re.fullmatch(r"in the (\w+) (row|column)", words):
-        cell = divmod(item.cell, 3)
-        return cell[("row", "column").index(match[2])] == PLACES[match[1]]
+        part = divmod(item.part, 3)
+        return part[("row", "column").index(match[2])] == PLACES[match[1]]
     shown = {SHAPES[item.shape], COLOURS[item.colour], SIZES[item.size], TEXTURES[item.texture]}
     named = (word if word in WORDS else word.removesuffix("s") for word in words.replace("crosses", "cross").split())
     return {word for word in named if word in WORDS} <= shown

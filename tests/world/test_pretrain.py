@@ -1,4 +1,4 @@
-"""The pre-training job: it trains, survives being killed, resumes where it was, and writes a plain checkpoint."""
+"""The pre-training job: it trains, survives being killed, resumes, goes on from checkpoints and writes a plain one."""
 
 import os
 import signal
@@ -8,13 +8,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoTokenizer, ViltForQuestionAnswering
 
 from pumer.world.pool import Source
-from pumer.world.pretrain import PretrainConfig, accuracy, run
-from pumer.world.small import small_vilt
-from pumer.world.tokenizer import train_tokenizer
+from pumer.world.pretrain import PretrainConfig, _begin, accuracy, export, run
+from pumer.world.small import small_meter, small_vilt
+from pumer.world.tokenizer import SPECIAL, _assemble, train_tokenizer
+from pumer.world.trainee_meter import MeterTrainee
 from pumer.world.trainee_vilt import ViltTrainee
 
 _CONFIG = PretrainConfig(
@@ -45,6 +47,32 @@ def test_it_goes_on_after_kill_9_and_writes_a_checkpoint(tmp_path: Path) -> None
 
 
 def test_accuracy_is_told_by_kind() -> None:
-    scores = accuracy(ViltTrainee(small_vilt(2)).eval(), Source(train_tokenizer(), captions=0.0), 64)
+    scores = accuracy(ViltTrainee(small_vilt(2)).eval(), Source(train_tokenizer(), captions=0.0, tasks=0.0), 64)
     assert set(scores) == {"all", "attribute", "position", "counting", "existence", "comparison", "relation"}
     assert 0 <= scores["all"] <= 1
+
+
+@pytest.mark.parametrize("model", ["vilt", "meter"])
+def test_it_goes_on_from_a_checkpoint_with_words_by_their_spelling(model: str, tmp_path: Path) -> None:
+    """The checkpoint lacks a word, has one too many, and the others in another order."""
+    ours = train_tokenizer().get_vocab()
+    words = sorted((set(ours) - {*SPECIAL, "triangle"}) | {"unheard"}, reverse=True)
+    theirs = {word: index for index, word in enumerate([*SPECIAL, *words])}
+    torch.manual_seed(0)
+    if model == "vilt":
+        before = ViltTrainee(small_vilt(2, vocabulary=len(theirs)))
+    else:
+        before = MeterTrainee(small_meter(1, vocabulary=len(theirs)))
+    folder = export(before, tmp_path / "before", _assemble(theirs))
+    begun = _begin(replace(_CONFIG, model=model, pairs=1, start=str(folder)), 0, None)
+    old, new = before.model.state_dict(), begun.model.state_dict()
+    embeddings = [name for name in new if name.endswith("word_embeddings.weight")]
+    assert len(embeddings) == 1
+    for word, index in ours.items():
+        row = new[embeddings[0]][index]
+        if word == "triangle":
+            assert not (old[embeddings[0]] == row).all(1).any()
+        else:
+            assert torch.equal(row, old[embeddings[0]][theirs[word]])
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[name], new[name]) for name in new if name not in embeddings)

@@ -1,6 +1,8 @@
-"""Scenes: determinism, boxes, held-out combinations, layouts."""
+"""Scenes: determinism, boxes, clutter, held-out combinations, layouts."""
 
 import hashlib
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ def test_a_scene_follows_from_seed_split_and_index() -> None:
 
 def test_pixels_are_the_same_on_every_machine() -> None:
     pictures = b"".join(scenes.render(scene(index)).tobytes() for index in range(4))
-    assert hashlib.sha256(pictures).hexdigest()[:16] == "efd607b312dc4b47"
+    assert hashlib.sha256(pictures).hexdigest()[:16] == "a99854fee834be68"
 
 
 def test_pictures_are_uint8_of_the_asked_size() -> None:
@@ -31,18 +33,51 @@ def test_pictures_are_uint8_of_the_asked_size() -> None:
     assert picture.dtype == np.uint8
 
 
-@pytest.mark.parametrize("layout", [{}, {"grid": 4, "min_objects": 12, "max_objects": 16}, {"image_size": 128}])
-def test_objects_stay_inside_and_apart(layout: dict[str, int]) -> None:
-    for index in range(20):
+@pytest.mark.parametrize("layout", [{}, {"min_objects": 5, "max_objects": 21}, {"image_size": 128, "clutter": 20}])
+def test_objects_and_clutter_stay_inside_and_apart(layout: dict[str, int]) -> None:
+    for index in range(100):
         made = scene(index, **layout)
-        taken = np.zeros((made.config.image_size,) * 2, int)
-        for item in made.objects:
-            left, top, right, bottom = item.box
-            assert 0 <= left < right <= made.config.image_size
-            assert 0 <= top < bottom <= made.config.image_size
+        size = made.config.image_size
+        taken = np.zeros((size, size), int)
+        boxes = [item.box for item in made.objects]
+        boxes += [(speck.x, speck.y, speck.x + speck.width, speck.y + speck.height) for speck in made.clutter]
+        for left, top, right, bottom in boxes:
+            assert 0 <= left < right <= size
+            assert 0 <= top < bottom <= size
             taken[top:bottom, left:right] += 1
         assert taken.max() == 1
         assert made.config.min_objects <= len(made.objects) <= made.config.max_objects
+        assert len(made.clutter) <= made.config.clutter
+
+
+def test_objects_lie_in_their_part_and_large_ones_have_it_to_themselves() -> None:
+    counts, large = Counter(), Counter()
+    for index in range(200):
+        made = scene(index)
+        parts = Counter(item.part for item in made.objects)
+        for item in made.objects:
+            row, column = divmod(item.part, 3)
+            left, top, right, bottom = item.box
+            assert 32 * column <= left < right <= 32 * column + 32
+            assert 32 * row <= top < bottom <= 32 * row + 32
+            assert (26 <= item.side <= 28 and parts[item.part] == 1) if item.size else 13 <= item.side <= 14
+        counts[len(made.objects)] += 1
+        large[sum(item.size for item in made.objects)] += 1
+    assert set(counts) == {12, 13, 14, 15}
+    assert set(large) == {3, 4, 5}
+    assert min(*counts.values(), *large.values()) > 30
+
+
+def test_clutter_is_fainter_than_any_object() -> None:
+    made = [scene(index) for index in range(40)]
+    assert any(one.clutter for one in made)
+    for one in made:
+        bare, picture = (scenes.render(each).astype(int) for each in (replace(one, clutter=()), one))
+        changed = (bare != picture).any(-1)
+        assert changed.sum() <= sum(speck.width * speck.height for speck in one.clutter)
+        for speck in one.clutter:
+            shown = picture[speck.y : speck.y + speck.height, speck.x : speck.x + speck.width].mean((0, 1))
+            assert abs(shown - scenes._RGB[speck.colour]).max() > 20
 
 
 def test_held_out_combinations_appear_in_their_split_only() -> None:
@@ -82,7 +117,14 @@ def test_patches_of_an_object_lie_in_its_box() -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [{"grid": 7}, {"min_objects": 1}, {"max_objects": 10}, {"min_objects": 6, "max_objects": 5}]
+    "layout",
+    [
+        {"image_size": 95},
+        {"min_objects": 4},
+        {"max_objects": 22},
+        {"min_objects": 15, "max_objects": 14},
+        {"clutter": -1},
+    ],
 )
 def test_layouts_that_cannot_be_drawn_are_refused(layout: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="="):

@@ -12,6 +12,7 @@ from pumer.tasks import TASKS
 from pumer.tasks.karpathy import read_pictures
 from pumer.world import WorldConfig, write_vqav2, write_world
 from pumer.world.descriptions import CAPTIONS_PER_IMAGE
+from pumer.world.write import SIZES as SIZES_BY_DEFAULT
 
 CONFIG = WorldConfig(seed=3, train=48, val=30, test=24, heldout=6)
 SIZES = {"train": 48, "val": 30, "test": 24}
@@ -20,7 +21,7 @@ SIZES = {"train": 48, "val": 30, "test": 24}
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "world"
-    assert write_world(root, CONFIG) == [root / name for name in ("vqav2", "nlvr2", "snli_ve", "flickr30k")]
+    assert write_world(root, CONFIG) == [root / name for name in ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")]
     return root
 
 
@@ -85,9 +86,33 @@ def test_flickr30k_has_five_captions_per_picture(world: Path) -> None:
                 assert (image.format, image.size) == ("JPEG", (96, 96))
 
 
+def test_coco_has_its_folders_and_names_and_a_restval_split(world: Path) -> None:
+    content = json.loads((world / "coco" / "dataset_coco.json").read_text())
+    assert content["dataset"] == "coco"
+    images = content["images"]
+    assert Counter(image["split"] for image in images) == {"train": 10, "restval": 2, "val": 6, "test": 5}
+    assert len({image["cocoid"] for image in images}) == len({image["imgid"] for image in images}) == len(images)
+    for image in images:
+        folder = "train2014" if image["split"] == "train" else "val2014"
+        assert image["filepath"] == folder
+        assert image["filename"] == f"COCO_{folder}_{image['cocoid']:012d}.jpg"
+    there = {path.name for name in ("train2014", "val2014") for path in (world / "coco" / name).iterdir()}
+    assert there == {image["filename"] for image in images}
+    pairs = TASKS["coco"].read(world / "coco", "train+restval")
+    assert len(pairs) == 12 * CAPTIONS_PER_IMAGE
+    assert TASKS["coco"].read(world / "coco", "test")[0].images[0].parent.name == "val2014"
+
+
+def test_sizes_are_those_of_the_data_set_unless_given() -> None:
+    config = WorldConfig(val=7)
+    for task in TASKS:
+        assert config.sizes(task) == SIZES_BY_DEFAULT[task] | {"val": 7}
+        assert SIZES_BY_DEFAULT[task]["val" if task == "vqav2" else "test"] >= 2500
+
+
 def test_pictures_of_splits_and_data_sets_differ(world: Path) -> None:
     sidecars = {name: json.loads((world / name / "scenes.json").read_text()) for name in CONFIG.tasks}
-    parts = [list(sidecars[name].values()) for name in ("vqav2", "snli_ve", "flickr30k")]
+    parts = [list(sidecars[name].values()) for name in ("vqav2", "snli_ve", "flickr30k", "coco")]
     parts.append([part["pictures"] for part in sidecars["nlvr2"].values()])
     shown = [{json.dumps(picture["objects"]) for picture in split.values()} for part in parts for split in part]
     assert sum(map(len, shown)) == len(set().union(*shown))
@@ -112,8 +137,8 @@ def test_some_data_sets_only_and_nothing_foreign_is_replaced(tmp_path: Path) -> 
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="tasks must be some of vqav2, nlvr2, snli_ve, flickr30k, not coco"):
-        WorldConfig(tasks=("vqav2", "coco"))
+    with pytest.raises(InputError, match="tasks must be some of vqav2, nlvr2, snli_ve, flickr30k, coco, not gqa"):
+        WorldConfig(tasks=("vqav2", "gqa"))
     with pytest.raises(InputError, match="val must be at least 0, not -1"):
         WorldConfig(val=-1)
 

@@ -1,7 +1,7 @@
 """Captions that single a scene out: each names two or three objects, where they are, or how they stand to each other.
 
-The five captions of a picture together name every object of it. A caption is also a claim that can be checked
-against any scene, so that it can be counted how often it fits another one.
+The captions of a picture speak of different objects of it, as far as there are enough. A caption is also a claim that
+can be checked against any scene, so that it can be counted how often it fits another one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from pumer.world.sentences import Attributes, a, attributes_of, matching, phrase
 
 CAPTIONS_PER_IMAGE = 5
 _NAMES = (
-    ("colour", "shape"),
-    ("texture", "shape"),
-    ("texture", "colour"),
     ("size", "colour", "shape"),
     ("texture", "colour", "shape"),
     ("size", "texture", "shape"),
@@ -81,17 +78,14 @@ def describe_scene(scene: Scene, rng: np.random.Generator, count: int = CAPTIONS
         count: how many.
 
     Returns:
-        `count` captions, all true; if they are five or more, every object is named in one of them.
+        `count` captions, all true; each is about three objects, or two of them, that the ones before it were not about,
+        while there are three left.
     """
     order = rng.permutation(len(scene.objects)).tolist()
     found: dict[str, Description] = {}
     while len(found) < count:
-        number = len(found)
-        first, last = order[number % len(order)], order[-1]
-        others = [i for i in rng.permutation(len(order)).tolist() if i != first]
-        if number == 0:
-            others = [last, *(i for i in others if i != last)]
-        description = _describe(scene, rng, [first, *others])
+        start = 3 * len(found) % len(order)
+        description = _describe(scene, rng, order[start:] + order[:start])
         found.setdefault(description.text, description)
     return list(found.values())
 

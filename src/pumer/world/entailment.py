@@ -114,7 +114,8 @@ def hypothesis(scene: Scene, rng: np.random.Generator) -> Hypothesis:
     rule, topic = _RULES[int(rng.integers(len(_RULES)))], _TOPICS[int(rng.integers(len(_TOPICS)))]
     names = [name for name in VALUES if name != topic]
     first, second = (scene.objects[int(rng.integers(len(scene.objects)))] for _ in range(2))
-    group = attributes_of(first, [names[int(rng.integers(len(names)))]])
+    chosen = rng.permutation(len(names))[:2].tolist()
+    group = attributes_of(first, [names[index] for index in sorted(chosen)])
     value = _value(scene, second, topic)
     hidden = _ONE if rule == "one" else _TWO
     text = _text(rule, hidden[int(rng.integers(len(hidden)))], dict(group), topic, value)

@@ -15,10 +15,9 @@ from pumer.world import scenes, sentences
 from pumer.world.descriptions import describe_scene, misdescribe
 from pumer.world.entailment import LABELS, hypothesis_with
 from pumer.world.statements import claim
-from pumer.world.tokenizer import MAX_LENGTH
 
-TEXT_LENGTH = 20
-"""Longest question or caption of `sentences`, in tokens."""
+TEXT_LENGTH = 30
+"""Tokens of every text, padding included: as long as the longest sentence of any data set."""
 DENSE = {"shape": len(scenes.SHAPES), "colour": len(scenes.COLOURS), "size": len(scenes.SIZES)}
 DENSE |= {"texture": len(scenes.TEXTURES), "position": len(sentences.POSITIONS), "centre": 1}
 """Values of every per-patch label; each has one more, 0, for "none"."""
@@ -84,12 +83,7 @@ class Source:
     split: str = "pretrain"
     texts: int = 2
     captions: float = 0.2
-    tasks: float = 0.0
-
-    @property
-    def text_length(self) -> int:
-        """Tokens of every text, padding included."""
-        return MAX_LENGTH if self.tasks else TEXT_LENGTH
+    tasks: float = 0.4
 
     def batch(self, first: int, count: int) -> Batch:
         """The samples of the scenes `first` to `first + count - 1`."""
@@ -106,12 +100,12 @@ class Source:
         for _ in range(self.texts):
             text = self._text(scene, rng)
             roles = np.isin(owner, text.targets) + 2 * np.isin(owner, text.anchors)
-            words = np.full(self.text_length, -100) if text.words is None else text.words
+            words = np.full(TEXT_LENGTH, -100) if text.words is None else text.words
             numbers = (np.array(number) for number in (text.answer, text.true, text.kind, text.label))
             yield image, text.ids, words, dense, roles, *numbers
 
     def _text(self, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
-        if self.tasks and rng.integers(1000) < 1000 * self.tasks:
+        if rng.integers(1000) < 1000 * self.tasks:
             return self._task(scene, rng)
         if rng.integers(1000) < 1000 * self.captions:
             return self._caption(sentences.caption(scene, rng), rng)
@@ -136,7 +130,7 @@ class Source:
 
     def _ids(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text).ids
-        return np.array(ids + [0] * (self.text_length - len(ids)))
+        return np.array(ids + [0] * (TEXT_LENGTH - len(ids)))
 
     def _caption(self, caption: sentences.Caption, rng: np.random.Generator) -> _Text:
         """Words masked in every other caption; what they were is asked only if the caption is true."""

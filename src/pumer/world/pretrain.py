@@ -2,9 +2,10 @@
 
 The schedule follows the clock, so that it fits the machine: first the model sees objects and little background, then
 whole pictures. ViLT starts with half its depth and then gets the rest, each new layer starting as one that adds
-nothing; METER starts with the vision encoder that ViLT's first layers are. Last, every other batch has its words merged
-on the way (`text_merge_ratio` at the paper's layers, patches left alone): the world's sentences have no word to spare,
-and a model that never saw two of them in one token loses a quarter of its answers.
+nothing; METER starts with the vision encoder that ViLT's first layers are; either may go on from a finished checkpoint
+instead (`start`). Last, every other batch has its words merged on the way (`text_merge_ratio` at the paper's layers,
+patches left alone): the world's sentences have no word to spare, and a model that never saw two of them in one token
+loses a quarter of its answers.
 
 The workers train one set of weights in shared memory without waiting for each other (Hogwild), one CPU thread each: on
 tensors this small that is twice as fast as threads that wait. The run's folder holds its state, saved every few
@@ -82,8 +83,8 @@ class PretrainConfig:
         ground_at: fraction of the run after which METER's words are told which patches to attend to: those that the
             sentence is about.
         patches: patches per picture before that.
-        tasks: fraction of the sentences that are those of the other data sets, in a tokenizer that knows their words;
-            the shipped models saw none.
+        tasks: fraction of the sentences that are those of the data sets other than questions.
+        start: folder of a finished checkpoint to go on from, at full depth; words it does not know start afresh.
         save_minutes: minutes between two saved states.
         compile: speed the forward pass up with torch.compile.
     """
@@ -106,7 +107,8 @@ class PretrainConfig:
     merge_at: float = 0.67
     ground_at: float = 0.67
     patches: int = 56
-    tasks: float = 0.0
+    tasks: float = 0.4
+    start: str | None = None
     save_minutes: float = 2.0
     compile: bool = True
 
@@ -122,7 +124,7 @@ def run(config: PretrainConfig) -> Path:
     torch.manual_seed(config.seed)
     clock = torch.zeros(2, dtype=torch.float64)
     trainee: Trainee | None = None
-    for stage, until in enumerate((config.grow_at, 1.0) if config.model == "vilt" else (1.0,)):
+    for stage, until in enumerate((config.grow_at, 1.0) if config.model == "vilt" and not config.start else (1.0,)):
         trainee = _begin(config, stage, trainee)
         if _state(folder, stage).exists():
             saved = torch.load(_state(folder, stage), weights_only=True)
@@ -132,26 +134,44 @@ def run(config: PretrainConfig) -> Path:
             arguments = (config, trainee.share_memory(), clock.share_memory_(), stage, until)
             mp.spawn(_work, arguments, nprocs=config.workers)
     assert trainee is not None
-    return export(trainee, folder / f"{config.model}-small", _tokenizer(config.tasks > 0))
+    return export(trainee, folder / f"{config.model}-small", _tokenizer())
 
 
 @cache
-def _tokenizer(tasks: bool) -> Tokenizer:
-    return train_tokenizer(tasks=tasks)
+def _tokenizer() -> Tokenizer:
+    return train_tokenizer()
 
 
 def _begin(config: PretrainConfig, stage: int, before: Trainee | None) -> Trainee:
     """The model at the beginning of a stage."""
-    tasks = config.tasks > 0
-    words = _tokenizer(tasks).get_vocab_size()
+    words = _tokenizer().get_vocab_size()
     if config.model == "meter":
-        meter = MeterTrainee(small_meter(config.pairs, vocabulary=words), tasks)
+        meter = MeterTrainee(small_meter(config.pairs, vocabulary=words))
+        if config.start:
+            return _go_on(meter, Path(config.start))
         source = config.vilt or str(checkpoint_dir())
         meter.borrow(ViltForQuestionAnswering.from_pretrained(source, dtype=torch.float32))
         return meter
     if isinstance(before, ViltTrainee):
         return before.grown(config.layers, config.places)
-    return ViltTrainee(small_vilt(len(config.places), vocabulary=words), tasks)
+    if config.start:
+        return _go_on(ViltTrainee(small_vilt(config.layers, vocabulary=words)), Path(config.start))
+    return ViltTrainee(small_vilt(len(config.places), vocabulary=words))
+
+
+def _go_on(trainee: Trainee, folder: Path) -> Trainee:
+    """Give a model the weights of a finished checkpoint, each word's embedding by its spelling."""
+    theirs = type(trainee.model).from_pretrained(folder, dtype=torch.float32).state_dict()
+    own, vocabulary = trainee.model.state_dict(), _tokenizer().get_vocab()
+    known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+    shared = [(vocabulary[word], index) for word, index in known.items() if word in vocabulary]
+    new, old = torch.tensor(shared).unbind(1)
+    for name, value in own.items():
+        if name.endswith("word_embeddings.weight"):
+            value[new] = theirs[name][old]
+        else:
+            value.copy_(theirs[name])
+    return trainee
 
 
 def _state(folder: Path, stage: int, rank: int | None = None) -> Path:
@@ -162,7 +182,7 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
     """One worker's training: the weights and the clock (seconds, steps of all workers) are shared, the rest is not."""
     torch.set_num_threads(1)
     parent, total, folder = os.getppid(), 60 * config.minutes, Path(config.out)
-    source = Source(_tokenizer(config.tasks > 0), seed=config.seed, tasks=config.tasks)
+    source = Source(_tokenizer(), seed=config.seed, tasks=config.tasks)
     optimizer = _optimizer(trainee, config)
     path, step = _state(folder, stage, rank), 0
     if path.exists():
@@ -243,7 +263,7 @@ class _Watch:
         self.console = Console()
         self.average: dict[str, float] = {}
         self.told, self.seconds, self.steps = time.monotonic(), clock[0].item(), clock[1].item()
-        self.source = Source(_tokenizer(config.tasks > 0), seed=config.seed + 1, captions=0.0)
+        self.source = Source(_tokenizer(), seed=config.seed + 1, captions=0.0, tasks=0.0)
 
     def see(self, parts: dict[str, torch.Tensor]) -> None:
         for name, loss in parts.items():

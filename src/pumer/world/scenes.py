@@ -1,7 +1,9 @@
-"""Scenes of the built-in world: a few objects on a noisy, textured background, with every box known.
+"""Scenes of the built-in world: a dozen objects and clutter on a noisy, textured background, with every box known.
 
 A scene follows from (seed, split, index) alone. All of its randomness is integer, so that two machines make the
-same pixels. Objects stand in the cells of a square grid (shifted inside their cell), so they never overlap.
+same pixels. The picture has nine parts (POSITIONS in `sentences`): a large object fills one of its own, small ones
+stand in the quarters of the others, each shifted inside its cell, so that objects never overlap. Quarters that stay
+free may hold clutter: specks in the objects' colours, faded.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan"
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
 SPLITS = ("train", "val", "heldout", "pretrain", "test")
-DATA_SETS = ("vqav2", "nlvr2", "snli_ve", "flickr30k")
+DATA_SETS = ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")
 
 _RGB = np.array(
     [
@@ -35,47 +37,59 @@ HELD_OUT = frozenset(((3 * shape + 1) % len(COLOURS), shape) for shape in range(
 """(colour, shape) index pairs that only the held-out split shows: one per shape, all of different colours."""
 
 
+_PARTS = 3
+_LARGE = (3, 5)
+"""Fewest and most large objects in a scene."""
+
+
 @dataclass(frozen=True)
 class SceneConfig:
     """What scenes look like.
 
     Args:
         image_size: height and width in pixels.
-        grid: objects stand in the cells of a `grid` x `grid` layout.
         min_objects: fewest objects in a scene.
-        max_objects: most objects in a scene, at most `grid ** 2`.
+        max_objects: most objects in a scene.
+        clutter: most specks in a scene.
     """
 
     image_size: int = 96
-    grid: int = 3
-    min_objects: int = 4
-    max_objects: int = 6
+    min_objects: int = 12
+    max_objects: int = 15
+    clutter: int = 6
 
     def __post_init__(self) -> None:
         """Refuse layouts that cannot be drawn."""
-        if self.grid < 1 or self.image_size // self.grid < 16:
-            raise ValueError(f"grid={self.grid} at image_size={self.image_size}: a cell needs at least 16 pixels")
-        if not 2 <= self.min_objects <= self.max_objects <= self.grid**2:
+        if self.cell < 16:
+            raise ValueError(f"image_size={self.image_size}: needs at least {16 * 2 * _PARTS} pixels")
+        room = _LARGE[1] + 4 * (_PARTS**2 - _LARGE[1])
+        if not _LARGE[1] <= self.min_objects <= self.max_objects <= room:
             raise ValueError(
                 f"min_objects={self.min_objects}, max_objects={self.max_objects}: "
-                f"needs 2 <= min_objects <= max_objects <= grid**2 = {self.grid**2}"
+                f"needs {_LARGE[1]} <= min_objects <= max_objects <= {room}"
             )
+        if self.clutter < 0:
+            raise ValueError(f"clutter={self.clutter}: needs 0 or more")
 
     @property
     def cell(self) -> int:
-        """Side of a layout cell in pixels."""
-        return self.image_size // self.grid
+        """Side in pixels of the cell of a small object; a large one's is twice as long."""
+        return self.image_size // (2 * _PARTS)
 
 
 @dataclass(frozen=True)
 class Object:
-    """One object: indices into SHAPES, COLOURS, SIZES and TEXTURES, its cell and its box in pixels."""
+    """One object: indices into SHAPES, COLOURS, SIZES and TEXTURES, where in the picture it is, its box in pixels.
+
+    Args:
+        part: the ninth of the picture, 0 to 8 in raster order.
+    """
 
     shape: int
     colour: int
     size: int
     texture: int
-    cell: int
+    part: int
     x: int
     y: int
     side: int
@@ -92,11 +106,23 @@ class Object:
 
 
 @dataclass(frozen=True)
+class Speck:
+    """A piece of clutter: a faded rectangle; its colour indexes COLOURS."""
+
+    colour: int
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class Scene:
     """Everything that is in one picture."""
 
     config: SceneConfig
     objects: tuple[Object, ...]
+    clutter: tuple[Speck, ...]
     background: tuple[int, int, int]
     noise_offset: tuple[int, int]
     coarse: bytes
@@ -123,38 +149,67 @@ def make_scene(rng: np.random.Generator, config: SceneConfig | None = None, held
 
     Args:
         rng: the scene's generator, see :func:`generator`.
-        config: the layout; the default has 4 to 6 objects in 3 x 3 cells.
+        config: the layout; the default has 12 to 15 objects.
         held_out: show held-out colour x shape combinations (at least two objects) instead of avoiding them.
     """
     config = config or SceneConfig()
     count = int(rng.integers(config.min_objects, config.max_objects + 1))
-    cells = rng.permutation(config.grid**2)[:count].tolist()
+    places, free = _places(rng, count)
     colours = rng.permutation(len(COLOURS))[:3].tolist()
     shapes = rng.permutation(len(SHAPES))[:3].tolist()
-    draws = rng.integers(0, 1 << 30, size=(count, 7)).tolist()
+    draws = rng.integers(0, 1 << 30, size=(count, 6)).tolist()
     objects = []
-    for number, (cell, draw) in enumerate(zip(cells, draws, strict=True)):
+    for number, (place, draw) in enumerate(zip(places, draws, strict=True)):
         shape, pick = shapes[draw[0] % 3], draw[1] % 3
         colour = colours[pick]
         if held_out and number < 2:
             colour = (3 * shape + 1) % len(COLOURS)
         elif not held_out and (colour, shape) in HELD_OUT:
             colour = colours[(pick + 1) % 3]
-        objects.append(_place(config, shape, colour, cell, draw))
+        objects.append(_object(config, shape, colour, place, draw[2:]))
+    specks = rng.integers(0, 1 << 30, size=(min(config.clutter, len(free)), 5)).tolist()
+    clutter = tuple(_speck(config, place, draw) for place, draw in zip(free, specks, strict=False))
     base = rng.integers(70, 111, size=3).tolist()
     offset = rng.integers(0, _NOISE, size=2).tolist()
-    return Scene(config, tuple(objects), tuple(base), tuple(offset), rng.bytes(144))
+    return Scene(config, tuple(objects), clutter, tuple(base), tuple(offset), rng.bytes(144))
 
 
-def _place(config: SceneConfig, shape: int, colour: int, cell: int, draw: list[int]) -> Object:
-    size = draw[2] % 2
-    largest = config.cell * 7 // 8
-    side = largest - draw[4] % 3 if size else config.cell // 2 - draw[4] % 2
-    free = config.cell - side
-    row, column = divmod(cell, config.grid)
-    x = column * config.cell + draw[5] % (free + 1)
-    y = row * config.cell + draw[6] % (free + 1)
-    return Object(shape, colour, size, draw[3] % 3, cell, x, y, side)
+_Place = tuple[int, int | None]
+"""A part of the picture and a quarter of it; None for the whole part."""
+
+
+def _places(rng: np.random.Generator, count: int) -> tuple[list[_Place], list[_Place]]:
+    """Where objects stand, in random order, and the quarters that stay free."""
+    parts = rng.permutation(_PARTS**2).tolist()
+    large = int(rng.integers(_LARGE[0], _LARGE[1] + 1))
+    quarters: list[_Place] = [(part, quarter) for part in parts[large:] for quarter in range(4)]
+    quarters = [quarters[index] for index in rng.permutation(len(quarters)).tolist()]
+    taken: list[_Place] = [*((part, None) for part in parts[:large]), *quarters[: count - large]]
+    return [taken[index] for index in rng.permutation(count).tolist()], quarters[count - large :]
+
+
+def _corner(config: SceneConfig, place: _Place) -> tuple[int, int]:
+    """Left and top of a place in pixels."""
+    (row, column), (down, right) = divmod(place[0], _PARTS), divmod(place[1] or 0, 2)
+    return (2 * column + right) * config.cell, (2 * row + down) * config.cell
+
+
+def _object(config: SceneConfig, shape: int, colour: int, place: _Place, draw: list[int]) -> Object:
+    size = int(place[1] is None)
+    room = config.cell * (1 + size)
+    side = room * 7 // 8 - draw[1] % (2 + size)
+    left, top = _corner(config, place)
+    x, y = left + draw[2] % (room - side + 1), top + draw[3] % (room - side + 1)
+    return Object(shape, colour, size, draw[0] % 3, place[0], x, y, side)
+
+
+def _speck(config: SceneConfig, place: _Place, draw: list[int]) -> Speck:
+    width, height = 2 + draw[1] % 7, 2 + draw[2] % 3
+    if draw[3] % 2:
+        width, height = height, width
+    left, top = _corner(config, place)
+    shift = draw[4] % (config.cell - 8 + 1)
+    return Speck(draw[0] % len(COLOURS), left + shift, top + (7 * shift) % (config.cell - 8 + 1), width, height)
 
 
 _NOISE = 128
@@ -214,6 +269,9 @@ def render(scene: Scene) -> np.ndarray:
     coarse = coarse.repeat(block, 0).repeat(block, 1)[:side, :side]
     image += coarse[:, :, None]
     image += np.array(scene.background, np.int16)
+    for speck in scene.clutter:
+        region = image[speck.y : speck.y + speck.height, speck.x : speck.x + speck.width]
+        region[:] = (region + _RGB[speck.colour]) // 2
     for item in scene.objects:
         mask, dark = _sprite(item.shape, item.texture, item.side)
         paint = np.stack([_RGB[item.colour], _RGB[item.colour] * 3 // 8])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations, product
 
 import numpy as np
 
@@ -39,6 +40,7 @@ _SHORT = (
     ("size", "colour"),
     ("texture", "colour"),
 )
+_COUNTED = (("size",), ("texture",), ("colour",), ("shape",), *combinations(("size", "texture", "colour", "shape"), 2))
 _LONG = (
     ("size", "colour", "shape"),
     ("texture", "colour", "shape"),
@@ -169,22 +171,25 @@ def _position(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _counting(scene: Scene, rng: np.random.Generator) -> Question | None:
-    choices: list[list[tuple[str, int, tuple[int, ...]]]] = [[] for _ in range(MAX_COUNT + 1)]
-    for name, values in VALUES.items():
-        for value in range(len(values)):
-            found = matching(scene, {name: value})
-            if len(found) <= MAX_COUNT:
-                choices[len(found)].append((name, value, found))
+    choices: list[list[tuple[Attributes, tuple[int, ...]]]] = [[] for _ in range(MAX_COUNT + 1)]
+    names = _COUNTED[int(rng.integers(len(_COUNTED)))]
+    for values in product(*(range(len(VALUES[name])) for name in names)):
+        attributes = tuple(zip(names, values, strict=True))
+        found = matching(scene, attributes)
+        if len(found) <= MAX_COUNT:
+            choices[len(found)].append((attributes, found))
     count = int(rng.integers(MAX_COUNT + 1))
     if not choices[count]:
         return None
-    name, value, found = choices[count][int(rng.integers(len(choices[count])))]
-    noun = PLURALS[SHAPES[value]] if name == "shape" else f"{VALUES[name][value]} objects"
-    return Question(f"how many {noun} are there?", str(count), "counting", "number", found)
+    attributes, found = choices[count][int(rng.integers(len(choices[count])))]
+    return Question(f"how many {plural(dict(attributes))} are there?", str(count), "counting", "number", found)
 
 
 def _existence(scene: Scene, rng: np.random.Generator) -> Question | None:
-    found, attributes = _claim(scene, rng, ("colour", "shape", "texture", "size"), 2)
+    wanted = bool(rng.integers(2))
+    found, attributes = _claim(scene, rng, ("colour", "shape", "texture", "size"), 2 + int(rng.integers(2)))
+    if bool(found) != wanted:
+        return None
     noun = phrase(attributes)
     return Question(f"is there {a(noun)}?", "yes" if found else "no", "existence", "yes/no", found)
 
@@ -270,15 +275,18 @@ _TEMPLATES: tuple[tuple[int, Callable[[Scene, np.random.Generator], Question | N
     (7, _colour_of_larger),
     (13, _relation),
 )
+_TRIALS = 20
 _WHEEL = [ask for weight, ask in _TEMPLATES for _ in range(weight)]
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> Question:
-    """Draw one question about a scene."""
+    """Draw one question about a scene; some templates seldom fit one, and are tried more than once."""
     while True:
-        question = _WHEEL[int(rng.integers(len(_WHEEL)))](scene, rng)
-        if question is not None:
-            return question
+        template = _WHEEL[int(rng.integers(len(_WHEEL)))]
+        for _ in range(_TRIALS):
+            question = template(scene, rng)
+            if question is not None:
+                return question
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Caption:

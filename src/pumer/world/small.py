@@ -13,7 +13,7 @@ from pumer.world.tokenizer import MAX_LENGTH, save_tokenizer
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 8
-VOCABULARY_SIZE = 167
+VOCABULARY_SIZE = 206
 
 
 def small_vilt(layers: int = 12, answers: tuple[str, ...] = ANSWERS, vocabulary: int = VOCABULARY_SIZE) -> ViltConfig:

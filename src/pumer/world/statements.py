@@ -15,6 +15,7 @@ import numpy as np
 
 from pumer.world.scenes import Scene
 from pumer.world.sentences import (
+    MAX_COUNT,
     POSITIONS,
     VALUES,
     Attributes,
@@ -54,7 +55,10 @@ class Feature:
     name: str | None = None
 
     def of(self, scene: Scene) -> int:
-        """The number of a scene; -1 for the look of an object that is not there."""
+        """The number of a scene; -1 where nothing is said of it.
+
+        That is for the look of an object that is not there or not alone, and for more than MAX_COUNT objects.
+        """
         found = [
             item
             for item in scene.objects
@@ -62,14 +66,16 @@ class Feature:
             and self.place in (None, position(scene, item))
         ]
         if self.kind == "look":
-            return int(getattr(found[0], str(self.name))) if found else -1
-        return len(found) if self.kind == "count" else bool(found)
+            return int(getattr(found[0], str(self.name))) if len(found) == 1 else -1
+        if self.kind == "count":
+            return len(found) if len(found) <= MAX_COUNT else -1
+        return bool(found)
 
 
 def _features() -> Iterator[Feature]:
     single = [((name, value),) for name in _NAMES for value in range(len(VALUES[name]))]
     double = [x + y for x, y in combinations(single, 2) if x[0][0] != y[0][0]]
-    yield from (Feature("count", attributes) for attributes in ((), *single, *double))
+    yield from (Feature("count", attributes) for attributes in (*single, *double))
     yield from (Feature("place", attributes, place) for place in POSITIONS for attributes in single)
     yield from (Feature("look", (), place, name) for place in POSITIONS for name in _NAMES)
 
@@ -126,7 +132,7 @@ class PairSet:
 
 def claim(scene: Scene, rng: np.random.Generator) -> Caption:
     """What statements about two pictures say of each: how many objects of a kind it shows, true half of the time."""
-    names = [name for name in _NAMES if rng.integers(2)][:2]
+    names = sorted(rng.permutation(_NAMES)[: 1 + int(rng.integers(2))].tolist(), key=_NAMES.index)
     attributes = attributes_of(scene.objects[int(rng.integers(len(scene.objects)))], names)
     found = matching(scene, attributes)
     told = len(found) if rng.integers(2) else max(0, len(found) + (1, -1)[int(rng.integers(2))])
@@ -220,6 +226,7 @@ def _ordered(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -
     """One picture of few, two of some, one of many: more on the left in two pairs, on the right in two."""
     feature = _KINDS["count"][int(rng.integers(len(_KINDS["count"])))]
     values, counts = np.unique(numbers[order, feature], return_counts=True)
+    values, counts = values[values >= 0], counts[values >= 0]
     middles = [place for place in range(1, len(values) - 1) if counts[place] >= 2]
     if not middles:
         return None

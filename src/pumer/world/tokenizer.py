@@ -24,16 +24,15 @@ MAX_LENGTH = 40
 _WORD_LIMIT = 1_000_000
 
 
-def corpus(seed: int = 0, scenes: int = 1500, tasks: bool = False) -> Iterator[str]:
-    """Sentences of the world: questions, captions and answers; with `tasks`, of all its data sets."""
+def corpus(seed: int = 0, scenes: int = 1500) -> Iterator[str]:
+    """Sentences of all the world's data sets, and the answers."""
     yield from ANSWERS
     for index in range(scenes):
         rng = generator(seed, "pretrain", index)
         scene = make_scene(rng)
         yield ask(scene, rng).text
         yield caption(scene, rng).text
-    if tasks:
-        yield from _task_sentences(seed, scenes // 5)
+    yield from _task_sentences(seed, scenes // 5)
 
 
 def _task_sentences(seed: int, scenes: int) -> Iterator[str]:
@@ -49,24 +48,22 @@ def _task_sentences(seed: int, scenes: int) -> Iterator[str]:
             yield from (statement.text for statement in made.statements)
 
 
-def train_tokenizer(seed: int = 0, scenes: int = 1500, vocabulary: int = 400, tasks: bool = False) -> Tokenizer:
+def train_tokenizer(seed: int = 0, scenes: int = 1500, vocabulary: int = 800) -> Tokenizer:
     """Train the WordPiece vocabulary.
 
     Args:
         seed: seed of the sentences; the same seed gives the same vocabulary.
         scenes: how many scenes the sentences are about.
         vocabulary: most entries the trainer may choose; characters that it left out are added after them.
-        tasks: whether the sentences are those of all data sets, with twice the entries; the shipped models know
-            the words of questions and captions only, and others in pieces.
     """
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary * (1 + tasks),
+        vocab_size=vocabulary,
         special_tokens=list(SPECIAL),
         initial_alphabet=sorted(_characters()),
         show_progress=False,
     )
     tokenizer = _assemble({token: index for index, token in enumerate(SPECIAL)})
-    sentences = list(corpus(seed, scenes, tasks))
+    sentences = list(corpus(seed, scenes))
     tokenizer.train_from_iterator(sentences, trainer)
     used = {word for text in sentences for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)}
     continuations = {f"##{character}" for character in string.ascii_lowercase + string.digits}

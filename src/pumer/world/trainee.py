@@ -47,17 +47,16 @@ class Seen:
 
 
 class Trainee(nn.Module):
-    """A question answering model with heads for masked words, matching, per-patch labels and per-patch roles.
+    """A question answering model with heads for masked words, matching, entailment, and what every patch shows and is.
 
     Args:
         model: fresh or not.
         width: of the states.
         pooled: width of what the answer is read from.
         vocabulary: words of the tokenizer.
-        tasks: whether it has a head for entailment too.
     """
 
-    def __init__(self, model: nn.Module, width: int, pooled: int, vocabulary: int, tasks: bool = False) -> None:
+    def __init__(self, model: nn.Module, width: int, pooled: int, vocabulary: int) -> None:
         """Fresh heads."""
         super().__init__()
         self.model: Any = patch(model, _PLAIN)
@@ -66,7 +65,7 @@ class Trainee(nn.Module):
         self.words = nn.Linear(width, vocabulary)
         self.match = nn.Linear(pooled, 2)
         self.place_norm, self.place = nn.LayerNorm(width), nn.Linear(width, 2 * DENSE["position"])
-        self.label = nn.Linear(pooled, len(LABELS)) if tasks else None
+        self.label = nn.Linear(pooled, len(LABELS))
 
     def forward(
         self, batch: Batch, keep: Tensor | None = None, reduction: ReductionConfig = _PLAIN
@@ -79,18 +78,17 @@ class Trainee(nn.Module):
             reduction: at work in the model's layers.
 
         Returns:
-            logits: answers (B, A), match (B, 2), words (B, T, V), where there is a head for it label (B, 3); without a
-            reduction also dense (B, K, sum of values), role (B, K, 3), place (B, 18): where the sentence's target and
-            where its anchor is; and asked_for, see `Seen`.
+            logits: answers (B, A), match (B, 2), words (B, T, V), label (B, 3); without a reduction also dense (B, K,
+            sum of values), role (B, K, 3), place (B, 18): where the sentence's target and where its anchor is; and
+            asked_for, see `Seen`.
         """
         seen = self.look(batch, keep, Reduction(reduction))
         out = {
             "answers": self.model.classifier(seen.pooled),
             "match": self.match(seen.pooled),
             "words": self.words(seen.text),
+            "label": self.label(seen.pooled),
         }
-        if self.label is not None:
-            out["label"] = self.label(seen.pooled)
         if reduction is not _PLAIN:  # patches are not where they were
             return out
         if seen.asked_for is not None:
@@ -129,14 +127,13 @@ def losses(out: dict[str, Tensor], batch: Batch, keep: Tensor | None) -> dict[st
     captions = batch.true >= 0
     logits, answers = out["answers"][asked], batch.answers[asked]
     target = F.one_hot(answers, logits.shape[1]).float()
-    result["answer"] = F.cross_entropy(logits, answers)
+    result["answer"] = F.cross_entropy(logits, answers, reduction="sum") / max(1, len(answers))
     result["binary"] = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / max(1, len(answers))
     result["match"] = F.cross_entropy(out["match"], batch.true, reduction="sum") / captions.sum().clamp(min=1)
     result["words"] = F.cross_entropy(out["words"].flatten(0, 1), batch.words.flatten(), reduction="sum")
     result["words"] = result["words"] / (batch.words >= 0).sum().clamp(min=1)
-    if "label" in out:
-        result["label"] = F.cross_entropy(out["label"], batch.labels, reduction="sum")
-        result["label"] = result["label"] / (batch.labels >= 0).sum().clamp(min=1)
+    result["label"] = F.cross_entropy(out["label"], batch.labels, reduction="sum")
+    result["label"] = result["label"] / (batch.labels >= 0).sum().clamp(min=1)
     return result
 
 

@@ -37,13 +37,12 @@ class MeterTrainee(Trainee):
 
     Args:
         config: the model's configuration; text encoder, vision encoder and pairs have one width.
-        tasks: whether it has a head for entailment too.
     """
 
-    def __init__(self, config: MeterConfig, tasks: bool = False) -> None:
+    def __init__(self, config: MeterConfig) -> None:
         """Fresh weights."""
         model, width = MeterForQuestionAnswering(config), config.hidden_size
-        super().__init__(model, width, 2 * width, config.text_config.vocab_size, tasks)
+        super().__init__(model, width, 2 * width, config.text_config.vocab_size)
 
     def borrow(self, vilt: ViltForQuestionAnswering) -> None:
         """Start from a ViLT of the same width: its words, its patches, and its first layers as the vision encoder.
@@ -57,7 +56,7 @@ class MeterTrainee(Trainee):
         words = self.model.config.text_config.vocab_size
         if vilt.config.vocab_size != words:
             known = f"the ViLT knows {vilt.config.vocab_size} words and this METER {words}"
-            raise InputError(f"{known}: give vilt=FOLDER of one that was pre-trained with tasks as this one is")
+            raise InputError(f"{known}: give vilt=FOLDER of one with its tokenizer")
         ours, theirs = self.model.meter, vilt.vilt.embeddings
         vision, size = ours.vision_model, vilt.config.patch_size
         with torch.no_grad():

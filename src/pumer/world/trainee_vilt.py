@@ -19,13 +19,12 @@ class ViltTrainee(Trainee):
 
     Args:
         config: the model's configuration.
-        tasks: whether it has a head for entailment too.
     """
 
-    def __init__(self, config: ViltConfig, tasks: bool = False) -> None:
+    def __init__(self, config: ViltConfig) -> None:
         """Fresh weights."""
         model, width = ViltForQuestionAnswering(config), config.hidden_size
-        super().__init__(model, width, width, config.vocab_size, tasks)
+        super().__init__(model, width, width, config.vocab_size)
 
     @property
     def depth(self) -> int:
@@ -68,7 +67,7 @@ class ViltTrainee(Trainee):
             places: where this model's layers stand in it.
         """
         config = type(self.model.config).from_dict(self.model.config.to_dict() | {"num_hidden_layers": depth})
-        new = ViltTrainee(config, self.label is not None)
+        new = ViltTrainee(config)
         for name, module in new.named_children():
             if name != "model":
                 module.load_state_dict(getattr(self, name).state_dict())

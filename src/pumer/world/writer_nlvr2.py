@@ -18,7 +18,7 @@ _DIRECTORIES = 100
 _BLOCKS = 1 << 40  # what is drawn for a block of scenes has its own random numbers, far from those of the scenes
 
 
-def write_nlvr2(root: str | Path, seed: int = 0, train: int = 6000, val: int = 5400, test: int = 1800) -> Path:
+def write_nlvr2(root: str | Path, seed: int, train: int, val: int, test: int) -> Path:
     """Write `{train,dev,test1}.json` and `images/{train/<directory>,dev,test1}/`.
 
     Every sentence stands with four pairs, as in the original: it is true of two. `scenes.json` holds what the format

@@ -18,7 +18,7 @@ _ANNOTATORS = {"train": 1, "val": 5, "test": 5}
 _BLOCKS = 1 << 40  # what is drawn for a block of scenes has its own random numbers, far from those of the scenes
 
 
-def write_snli_ve(root: str | Path, seed: int = 0, train: int = 6000, val: int = 5400, test: int = 1800) -> Path:
+def write_snli_ve(root: str | Path, seed: int, train: int, val: int, test: int) -> Path:
     """Write `snli_ve_{train,dev,test}.jsonl` and `flickr30k-images/`.
 
     Every sentence is in the files three times, with pictures of all three labels. About one line in a hundred comes
