@@ -57,12 +57,12 @@ CASES = {
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=[*CASES, []], default=list(CASES), help="default: all of them")
+    parser.add_argument("models", nargs="*", choices=[*CASES, []], help="default: all of them")
     parser.add_argument("--gpu", action="store_true", help="on one GPU, 30 s per point")
     parser.add_argument("--pairs", type=int, default=20, help="interleaved rounds per point, at least")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments = parser.parse_args()
-    for model in arguments.models:
+    for model in arguments.models or CASES:
         results = {dtype: run(settings(model, arguments.gpu, arguments.pairs, dtype)) for dtype in arguments.dtypes}
         path = RESULTS / f"{model}-{'gpu' if arguments.gpu else 'cpu'}.json"
         kept = read_json(path) if path.exists() else {}  # of other number formats; each result says where it comes from

@@ -70,7 +70,7 @@ def test_what_is_pushed_loads_and_says_what_was_measured(config, hub):
     rows = table_rows(card.text)
     score = result["accuracy"]
     figure = f"{100 * score['mean']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
-    assert ["val", figure, "", "this training"] in rows
+    assert ["val", figure, "12", "this training"] in rows
     for expected in (result["command"], result["data_fingerprint"], "distilled from `self`", "prune_ratio: 0.1"):
         assert expected in card.text
     assert result["versions"]["torch"] in card.text

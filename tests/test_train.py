@@ -60,6 +60,24 @@ def test_trained_model_is_saved_with_all_that_belongs_to_it(config):
     assert same(weights(config.output), weights(config.output / "checkpoint-6"))
 
 
+def test_record_is_there_from_the_first_step_and_tensorboard_is_written(config, monkeypatch):
+    original, seen = DistillingTrainer.training_step, []
+
+    def step(self, *args, **kwargs):
+        seen.append(read_json(config.output / "run.json"))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistillingTrainer, "training_step", step)
+    result = train(config, max_steps=1, report_to=("tensorboard",))
+    assert seen[0].keys() >= {"config", "commit", "versions", "data_fingerprint"}
+    assert seen[0]["config"]["optimizer"]["head_factor"] == 10.0
+    assert "steps" not in seen[0]
+    record = read_json(config.output / "run.json")
+    assert record["data_fingerprint"] == seen[0]["data_fingerprint"] == result["data_fingerprint"]
+    assert (record["steps"], record["questions"]) == (1, 12)
+    assert list((config.output / "runs").rglob("events.out.tfevents.*"))
+
+
 def test_training_learns(config):
     result = train(config, max_steps=90, reduction="none", data=dataclasses.replace(config.data, eval="train"))
     losses = [entry["loss"] for entry in result["history"] if "loss" in entry]

@@ -133,7 +133,8 @@ def _unknown(key: Any, hints: Mapping[str, Any], known: list[str], where: str, p
 
 
 def _names_inside(kind: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return [field.name for one in kinds if dataclasses.is_dataclass(one) for field in dataclasses.fields(one)]
 
 
 def _value(kind: Any, value: Any, where: str, key: str) -> Any:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from httpx import HTTPError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from pumer.checkpoint import first_line
 from pumer.errors import InputError
@@ -12,7 +11,7 @@ from pumer.errors import InputError
 LEFT_OUT = [".*", "checkpoint-*", "teacher/*"]
 """What stays at home of a model's folder: half-written files, checkpoints, the teacher's answers."""
 
-_REASONS = (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, HTTPError, ConnectionError)
+_REASONS = (HTTPError, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, ConnectionError)
 
 
 def create(name: str, private: bool | None = None) -> str:

@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,25 @@ def peak_memory(job: Job) -> dict[str, int]:
     Raises:
         RuntimeError: If the process fails, with the last line it said.
     """
+    return measured_apart(["-m", __name__], asdict(job))
+
+
+def measured_apart(program: Sequence[str], job: Mapping[str, Any]) -> dict[str, int]:
+    """Run a program that measures memory in a fresh process whose C library gives large blocks back at once.
+
+    Args:
+        program: Arguments of Python; it reads the job from stdin and writes its figures to stdout, both as JSON.
+        job: What it is told.
+
+    Returns:
+        What it says in its last line.
+
+    Raises:
+        RuntimeError: If the process fails, with the last line it said.
+    """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(
-        [sys.executable, "-m", __name__], input=json.dumps(asdict(job)), capture_output=True, text=True, env=environment
-    )
+    command = [sys.executable, *program]
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise RuntimeError(f"measuring memory failed: {said}")

@@ -29,8 +29,10 @@ from pumer.model_card import model_card
 from pumer.optimizer import OptimizerConfig
 from pumer.patching import patch
 from pumer.preflight import check
+from pumer.processes import is_main_process
 from pumer.provenance import collect
 from pumer.stopping import StopOnSignal, full_disk_stops
+from pumer.tasks import Inputs
 from pumer.tasks.statistics import bootstrap
 from pumer.teacher import Teacher, teacher_of
 from pumer.teacher_cache import RememberedTeacher, remember
@@ -76,9 +78,9 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
 
     Returns:
         `model` (the folder), `steps`, `seconds`, `samples_per_second` and `loss` of this call, `accuracy` of the
-        saved model on the evaluation split (`mean`, `low`, `high`; absent without one), `history` (all logged
-        values), `data_fingerprint`, and the provenance. The same dict is `run.json` in the folder; without results, it
-        is there from the beginning. The folder gets a model card as well.
+        saved model on the evaluation split (`mean`, `low`, `high`) and its number of `questions` (both absent without
+        one), `history` (all logged values), `data_fingerprint`, and the provenance. The same dict is `run.json` in the
+        folder; without results, it is there from the beginning. The folder gets a model card as well.
 
     Raises:
         InputError: for whatever the user can correct; for a loss that is no number; for a full disk.
@@ -86,14 +88,14 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     """
     bar = progress_bar(enabled=progress)
     stop = StopOnSignal()
-    prepared = _prepare(config, bar, stop)
+    inputs, repository = check(config), None
+    if config.push_to_hub and is_main_process():
+        repository = hub.create(config.hub_model_id or config.output.name, config.hub_private)
+    prepared = _prepare(config, inputs, bar, stop)
     trainer = prepared.trainer
     main = trainer.is_world_process_zero()
     record = {"model": str(config.output), "data_fingerprint": prepared.fingerprint}
     record |= collect(config, _DTYPES[config.precision])
-    repository = None
-    if main and config.push_to_hub:
-        repository = hub.create(config.hub_model_id or config.output.name, config.hub_private)
     with full_disk_stops(config.output):
         if main and prepared.checkpoint is None:
             write_json(config.output / TRAINING_RECORD, record)
@@ -108,7 +110,8 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
             "history": trainer.state.log_history,
         }
         if config.data.eval is not None:
-            result["accuracy"] = asdict(bootstrap(trainer.final_scores()))
+            scores = trainer.final_scores()
+            result |= {"questions": len(scores), "accuracy": asdict(bootstrap(scores))}
         weights = trainer.gathered_weights()
         if main:
             save(trainer.model, config.output, weights)
@@ -120,9 +123,8 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     return result
 
 
-def _prepare(config: TrainConfig, bar: Progress, stop: StopOnSignal) -> _Prepared:
-    """Check everything, read the data, make the models."""
-    inputs = check(config)
+def _prepare(config: TrainConfig, inputs: Inputs, bar: Progress, stop: StopOnSignal) -> _Prepared:
+    """Read the data, make the models."""
     checkpoint = _checkpoint(config)
     data, task_type = config.data, task_class(config.task)
     task = task_type(task_type.vocabulary(data.root, data.min_answer_count))
