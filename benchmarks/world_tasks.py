@@ -116,12 +116,12 @@ def stages(cell: str, run: Run) -> list[Stage]:
         steps += _predictions(kind, folder, task, run)
     for name, blank in () if task in RETRIEVAL else BLANK.items():
         steps += [_training(name, recipes[ORIGINAL], folder, task, run, f"blank={blank}")]
-        steps += [_test(name, folder / name, folder, task, run)]
+        steps += [_test(name, folder / _file(name), folder, task, run)]
     return steps
 
 
 def _training(name: str, recipe: Path, folder: Path, task: str, run: Run, *settings: str) -> Stage:
-    output = folder / name
+    output = folder / _file(name)
     given = [f"output={output}", f"data.root={run.data / task}", "data.eval=null", "report_to=[]"]
     command = ["train", str(recipe), *given, *settings, *run.settings]
     after = [f"train {ORIGINAL}"] if name == REDUCED else []
@@ -137,11 +137,12 @@ def _train(command: Sequence[str], output: Path) -> dict[str, Any]:
 
 def _test(name: str, model: Path, folder: Path, task: str, run: Run, *settings: str) -> Stage:
     """`pumer evaluate`, beside the original's answers."""
-    result, answers = folder / f"{name}.json", folder / f"{name}.answers.json"
+    file = _file(name)
+    result, answers = folder / f"{file}.json", folder / f"{file}.answers.json"
     given = [f"output={result}", f"per_example={answers}", "data.train=null", *settings]
     given += [] if name == ORIGINAL else [f"against={folder / f'{ORIGINAL}.answers.json'}"]
     if task in RETRIEVAL:  # `pumer predict` ranks among all pictures, which takes 25 times as long
-        given += [f"galleries={run.galleries}", f"submission={folder / f'{name}.predictions.json'}"]
+        given += [f"galleries={run.galleries}", f"submission={folder / f'{file}.predictions.json'}"]
     command = ["evaluate", str(model), f"split={_split(task)}", *given]
     after = [f"train {ORIGINAL if name == UNTUNED else name}"] + [f"test {ORIGINAL}"] * (name != ORIGINAL)
     return Stage(f"test {name}", f"test: {name}", command, partial(_evaluate, command, result), after)
@@ -176,6 +177,10 @@ def _predict(command: Sequence[str]) -> dict[str, Any]:
 def _score(command: Sequence[str]) -> dict[str, Any]:
     scored = json.loads(_pumer(command)[1])
     return {"command": _line(command), "questions": scored["questions"], "accuracy": scored["accuracy"]}
+
+
+def _file(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
 
 
 def _split(task: str) -> str:

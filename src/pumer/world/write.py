@@ -78,8 +78,8 @@ def write_world(root: str | Path, config: WorldConfig | None = None) -> list[Pat
     for name, folder in zip(config.tasks, folders, strict=True):
         sizes = config.sizes(name)
         if name == "vqav2":
-            questions = {"heldout": config.heldout, "questions_per_image": config.questions_per_image}
-            write_vqav2(folder, config.seed, **sizes, **questions)
+            counts = (sizes["train"], sizes["val"], config.heldout, config.questions_per_image)
+            write_vqav2(folder, config.seed, *counts, test=sizes["test"])
         else:
             _WRITERS[name](folder, config.seed, **sizes)
     return folders
