@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from pumer.world import scenes, sentences
 from pumer.world.descriptions import describe_scene, misdescribe
 from pumer.world.entailment import LABELS, hypothesis_with
-from pumer.world.statements import claim
+from pumer.world.statements import ask_of_one
 
 TEXT_LENGTH = 30
 """Tokens of every text, padding included: as long as the longest sentence of any data set."""
@@ -115,18 +115,31 @@ class Source:
 
     def _task(self, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
         """A sentence of another data set."""
-        choice = rng.integers(4)
-        if choice < 2:
+        choice = rng.integers(8)
+        if choice < 3:
             label = LABELS[int(rng.integers(len(LABELS)))]
             found = hypothesis_with(label, scene, rng)
             if found is not None:
                 targets = sentences.matching(scene, found.group)
                 return _Text(self._ids(found.text), targets, label=LABELS.index(label))
+        if choice < 6:
+            question = ask_of_one(scene, rng)
+            if question is not None:
+                answer = sentences.ANSWERS.index(question.answer)
+                return _Text(self._ids(question.text), question.targets, answer=answer)
+        return self._caption(self._description(scene, rng), rng)
+
+    def _description(self, scene: scenes.Scene, rng: np.random.Generator) -> sentences.Caption:
+        """A description: of the scene half of the time, else of another, or of this one with two objects swapped."""
+        choice = rng.integers(4)
+        if choice < 2:
+            described = describe_scene(scene, rng, 1)[0]
+            return sentences.Caption(described.text, True, described.targets)
         if choice == 2:
-            return self._caption(claim(scene, rng), rng)
-        true = bool(rng.integers(2))
-        described = describe_scene(scene, rng, 1)[0] if true else misdescribe(scene, rng)
-        return self._caption(sentences.Caption(described.text, true, described.targets), rng)
+            described = misdescribe(scene, rng)
+            return sentences.Caption(described.text, False, described.targets)
+        other = describe_scene(scenes.make_scene(rng), rng, 1)[0]
+        return sentences.Caption(other.text, other.true_of(scene), ())
 
     def _ids(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text).ids

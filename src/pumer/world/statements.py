@@ -15,11 +15,12 @@ import numpy as np
 
 from pumer.world.scenes import Scene
 from pumer.world.sentences import (
+    ANSWERS,
     MAX_COUNT,
     POSITIONS,
     VALUES,
     Attributes,
-    Caption,
+    Question,
     a,
     attributes_of,
     matching,
@@ -130,15 +131,38 @@ class PairSet:
     statements: tuple[Statement, ...]
 
 
-def claim(scene: Scene, rng: np.random.Generator) -> Caption:
-    """What statements about two pictures say of each: how many objects of a kind it shows, true half of the time."""
-    names = sorted(rng.permutation(_NAMES)[: 1 + int(rng.integers(2))].tolist(), key=_NAMES.index)
-    attributes = attributes_of(scene.objects[int(rng.integers(len(scene.objects)))], names)
-    found = matching(scene, attributes)
-    told = len(found) if rng.integers(2) else max(0, len(found) + (1, -1)[int(rng.integers(2))])
-    nouns = (phrase if told == 1 else plural)(dict(attributes))
-    text = f"the image has exactly {told} {nouns}."
-    return Caption(text, told == len(found), found)
+def ask_of_one(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """A statement about two pictures, put to one of them: the answer is the number that it compares.
+
+    Args:
+        scene: the one picture; the other is made up.
+        rng: random numbers.
+
+    Returns:
+        None where the picture has no such number, or no answer of the world names it.
+    """
+    kind = ("count", "place", "look")[int(rng.integers(3))]
+    feature = FEATURES[_KINDS[kind][int(rng.integers(len(_KINDS[kind])))]]
+    if kind != "look" and rng.integers(2):  # something that is there: most features are of nothing
+        item = scene.objects[int(rng.integers(len(scene.objects)))]
+        names = rng.permutation(_NAMES)[: 1 + (kind == "count") * int(rng.integers(2))].tolist()
+        attributes = attributes_of(item, sorted(names, key=_NAMES.index))
+        feature = Feature(kind, attributes, position(scene, item) if kind == "place" else None)
+    number = feature.of(scene)
+    if number < 0:
+        return None
+    if kind == "look":
+        answer = VALUES[str(feature.name)][number]
+    else:
+        answer = str(number) if kind == "count" else ("no", "yes")[number]
+    if answer not in ANSWERS:
+        return None
+    other = int(rng.integers(MAX_COUNT + 1)) if kind == "count" else int(rng.integers(2))
+    statement = _compare(feature, np.array([number, other]), bool(rng.integers(2)), rng)
+    found = matching(scene, feature.attributes)
+    if feature.place is not None:
+        found = tuple(i for i in found if position(scene, scene.objects[i]) == feature.place)
+    return Question(statement.text, answer, f"statement/{kind}", "other", found)
 
 
 def pair_sets(scenes: Sequence[Scene], rng: np.random.Generator) -> list[PairSet]:

@@ -17,7 +17,7 @@ from pumer.world.descriptions import describe_scene
 from pumer.world.entailment import hypothesis
 from pumer.world.scenes import generator, make_scene
 from pumer.world.sentences import ANSWERS, ask, caption
-from pumer.world.statements import PICTURES, claim, pair_sets
+from pumer.world.statements import PICTURES, pair_sets
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_LENGTH = 40
@@ -43,7 +43,6 @@ def _task_sentences(seed: int, scenes: int) -> Iterator[str]:
         for scene in shown:
             yield from (made.text for made in describe_scene(scene, rng))
             yield from (hypothesis(scene, rng).text for _ in range(3))
-            yield claim(scene, rng).text
         for made in pair_sets(shown, rng):
             yield from (statement.text for statement in made.statements)
 
