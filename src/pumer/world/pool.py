@@ -14,8 +14,10 @@ from torch.utils.data import IterableDataset
 from pumer.world import scenes, sentences
 from pumer.world.descriptions import describe_scene, misdescribe
 from pumer.world.entailment import LABELS, hypothesis_with
-from pumer.world.statements import ask_of_one
+from pumer.world.statements import ask_of_both
 
+TEXTS = 2
+"""Sentences about each scene."""
 TEXT_LENGTH = 30
 """Tokens of every text, padding included: as long as the longest sentence of any data set."""
 DENSE = {"shape": len(scenes.SHAPES), "colour": len(scenes.COLOURS), "size": len(scenes.SIZES)}
@@ -37,6 +39,8 @@ class Batch:
         true: (B,) whether a caption fits its picture, -100 for a question.
         kinds: (B,) index into KINDS, -1 for a caption.
         labels: (B,) index into LABELS of an entailment sentence, -100 for all else.
+        pairs: (B,) whether a statement is true of this picture and the next one, whose sample stands TEXTS further on;
+            -100 for all else.
     """
 
     images: torch.Tensor
@@ -48,6 +52,7 @@ class Batch:
     true: torch.Tensor
     kinds: torch.Tensor
     labels: torch.Tensor
+    pairs: torch.Tensor
 
 
 @dataclass
@@ -62,46 +67,56 @@ class _Text:
     true: int = -100
     kind: int = -1
     label: int = -100
+    pair: int = -100
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where samples come from: every index is one scene with `texts` sentences about it.
+    """Where samples come from: every index is one scene with TEXTS sentences about it.
+
+    The last sentence of two neighbouring scenes may be the same, a statement about both.
 
     Args:
         tokenizer: of the small models.
         seed: of the scenes.
         split: of the scenes.
-        texts: sentences about each scene.
         captions: fraction of them that are captions; the rest are questions.
         tasks: fraction of them, before that, that are the other data sets': entailment sentences, descriptions, and
-            what statements about two pictures say of one.
+            statements about two pictures.
     """
 
     tokenizer: Tokenizer
     seed: int = 1
     split: str = "pretrain"
-    texts: int = 2
     captions: float = 0.2
     tasks: float = 0.4
 
     def batch(self, first: int, count: int) -> Batch:
-        """The samples of the scenes `first` to `first + count - 1`."""
-        rows = [row for index in range(first, first + count) for row in self._scene(index)]
+        """The samples of the scenes `first` to `first + count - 1`; `count` is even."""
+        rows = [row for index in range(first, first + count, 2) for row in self._two_scenes(index)]
         columns = [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
         return Batch(*columns)
 
-    def _scene(self, index: int) -> Iterator[tuple[np.ndarray, ...]]:
+    def _two_scenes(self, index: int) -> Iterator[tuple[np.ndarray, ...]]:
         rng = scenes.generator(self.seed, self.split, index)
-        held_out = self.split == "heldout"
-        scene = scenes.make_scene(rng, held_out=held_out)
+        left, right = (scenes.make_scene(rng, held_out=self.split == "heldout") for _ in range(2))
+        shared = None
+        if rng.integers(1000) < 750 * self.tasks:
+            shared = ask_of_both(left, right, rng)
+        for number, scene in enumerate((left, right)):
+            texts = [self._text(scene, rng) for _ in range(TEXTS if shared is None else TEXTS - 1)]
+            if shared is not None:
+                pair = int(shared[0].true_of(left, right)) if number == 0 else -100
+                texts.append(self._asked(shared[1 + number], pair=pair))
+            yield from self._rows(scene, texts)
+
+    def _rows(self, scene: scenes.Scene, texts: list[_Text]) -> Iterator[tuple[np.ndarray, ...]]:
         image, owner = scenes.render(scene), scenes.patch_objects(scene).reshape(-1).astype(np.int64)
         dense = dense_labels(scene, owner)
-        for _ in range(self.texts):
-            text = self._text(scene, rng)
+        for text in texts:
             roles = np.isin(owner, text.targets) + 2 * np.isin(owner, text.anchors)
             words = np.full(TEXT_LENGTH, -100) if text.words is None else text.words
-            numbers = (np.array(number) for number in (text.answer, text.true, text.kind, text.label))
+            numbers = (np.array(number) for number in (text.answer, text.true, text.kind, text.label, text.pair))
             yield image, text.ids, words, dense, roles, *numbers
 
     def _text(self, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
@@ -109,24 +124,21 @@ class Source:
             return self._task(scene, rng)
         if rng.integers(1000) < 1000 * self.captions:
             return self._caption(sentences.caption(scene, rng), rng)
-        question = sentences.ask(scene, rng)
-        answer, kind = sentences.ANSWERS.index(question.answer), sentences.KINDS.index(question.kind)
-        return _Text(self._ids(question.text), question.targets, question.anchors, answer=answer, kind=kind)
+        return self._asked(sentences.ask(scene, rng))
+
+    def _asked(self, question: sentences.Question, pair: int = -100) -> _Text:
+        kind = sentences.KINDS.index(question.kind) if question.kind in sentences.KINDS else -1
+        answer, ids = sentences.ANSWERS.index(question.answer), self._ids(question.text)
+        return _Text(ids, question.targets, question.anchors, answer=answer, kind=kind, pair=pair)
 
     def _task(self, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
-        """A sentence of another data set."""
-        choice = rng.integers(8)
-        if choice < 3:
+        """A sentence of another data set about one picture."""
+        if rng.integers(2):
             label = LABELS[int(rng.integers(len(LABELS)))]
             found = hypothesis_with(label, scene, rng)
             if found is not None:
                 targets = sentences.matching(scene, found.group)
                 return _Text(self._ids(found.text), targets, label=LABELS.index(label))
-        if choice < 6:
-            question = ask_of_one(scene, rng)
-            if question is not None:
-                answer = sentences.ANSWERS.index(question.answer)
-                return _Text(self._ids(question.text), question.targets, answer=answer)
         return self._caption(self._description(scene, rng), rng)
 
     def _description(self, scene: scenes.Scene, rng: np.random.Generator) -> sentences.Caption:
@@ -180,7 +192,7 @@ class Stream(IterableDataset):
 
     def __init__(self, source: Source, batch_size: int, start: int = 0) -> None:
         """Batches of `batch_size` samples; the i-th is the same whenever it is made."""
-        self.source, self.scenes, self.start = source, batch_size // source.texts, start
+        self.source, self.scenes, self.start = source, batch_size // TEXTS, start
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches in order."""

@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerFast, ViltForQuestionAnswering, Vilt
 from pumer.models.meter import MeterProcessor
 from pumer.patching import unpatch
 from pumer.reducers import PuMerConfig, ReductionConfig
-from pumer.world.pool import Batch, Source
+from pumer.world.pool import TEXTS, Batch, Source
 from pumer.world.sentences import KINDS
 from pumer.world.small import checkpoint_dir, meter_image_processor, small_image_processor, small_meter, small_vilt
 from pumer.world.tokenizer import save_tokenizer, train_tokenizer
@@ -54,6 +54,7 @@ _WEIGHTS = {
     "words": 0.3,
     "place": 0.5,
     "label": 1.0,
+    "pair": 1.0,
     "ground": 0.3,
 }
 
@@ -194,7 +195,7 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
     saved_at = clock[0].item()
     while clock[0] < until * total and os.getppid() == parent:
         begin, progress = time.monotonic(), clock[0].item() / total
-        scenes = config.batch_size // source.texts
+        scenes = config.batch_size // TEXTS
         batch = source.batch(((stage * 10_000_000 + step) * config.workers + rank) * scenes, scenes)
         rate = _rate(config, step, progress)
         parts = _losses(config, trainee, forward, batch, step, progress)
@@ -290,7 +291,7 @@ def accuracy(
 ) -> dict[str, float]:
     """Fraction of right answers to `count` questions of `source`, in all and by kind."""
     right, kinds = [], []
-    for first in range(start, start + count // source.texts, 32):
+    for first in range(start, start + count // TEXTS, 32):
         batch = source.batch(first, 32)
         out = trainee(batch) if reduction is None else trainee(batch, None, reduction)
         right.append(out["answers"].argmax(1) == batch.answers)

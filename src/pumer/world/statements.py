@@ -131,38 +131,74 @@ class PairSet:
     statements: tuple[Statement, ...]
 
 
-def ask_of_one(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """A statement about two pictures, put to one of them: the answer is the number that it compares.
+def ask_of_both(left: Scene, right: Scene, rng: np.random.Generator) -> tuple[Statement, Question, Question] | None:
+    """A statement about two pictures, and what it compares asked of each: the answer is the picture's number.
 
     Args:
-        scene: the one picture; the other is made up.
+        left: one picture.
+        right: the other.
         rng: random numbers.
 
     Returns:
-        None where the picture has no such number, or no answer of the world names it.
+        The statement, true about as often as false, and the two questions, both of its wording. None where one of the
+        pictures has no such number, or no answer of the world names it.
     """
     kind = ("count", "place", "look")[int(rng.integers(3))]
-    feature = FEATURES[_KINDS[kind][int(rng.integers(len(_KINDS[kind])))]]
-    if kind != "look" and rng.integers(2):  # something that is there: most features are of nothing
-        item = scene.objects[int(rng.integers(len(scene.objects)))]
-        names = rng.permutation(_NAMES)[: 1 + (kind == "count") * int(rng.integers(2))].tolist()
-        attributes = attributes_of(item, sorted(names, key=_NAMES.index))
-        feature = Feature(kind, attributes, position(scene, item) if kind == "place" else None)
-    number = feature.of(scene)
+    alike, feature, numbers = bool(rng.integers(2)), FEATURES[0], (-1, -1)
+    for _ in range(40):
+        feature = _feature_of((left, right)[int(rng.integers(2))], kind, rng)
+        numbers = (feature.of(left), feature.of(right))
+        if min(numbers) >= 0 and (numbers[0] == numbers[1]) == alike:
+            break
+    answers = [_answer(feature, number) for number in numbers]
+    if min(numbers) < 0 or not set(answers) <= set(ANSWERS):
+        return None
+    statement = _claim(feature, numbers, rng)
+    about = [_shown(feature, scene) for scene in (left, right)]
+    questions = [
+        Question(statement.text, answer, f"statement/{kind}", "other", found)
+        for answer, found in zip(answers, about, strict=True)
+    ]
+    return statement, questions[0], questions[1]
+
+
+def _feature_of(scene: Scene, kind: str, rng: np.random.Generator) -> Feature:
+    """A feature, more often than not of something that is there: most features are of nothing."""
+    if kind == "look" or rng.integers(4) == 0:
+        return FEATURES[_KINDS[kind][int(rng.integers(len(_KINDS[kind])))]]
+    item = scene.objects[int(rng.integers(len(scene.objects)))]
+    names = rng.permutation(_NAMES)[: 1 + (kind == "count") * int(rng.integers(2))].tolist()
+    attributes = attributes_of(item, sorted(names, key=_NAMES.index))
+    return Feature(kind, attributes, position(scene, item) if kind == "place" else None)
+
+
+def _answer(feature: Feature, number: int) -> str | None:
     if number < 0:
         return None
-    if kind == "look":
-        answer = VALUES[str(feature.name)][number]
-    else:
-        answer = str(number) if kind == "count" else ("no", "yes")[number]
-    if answer not in ANSWERS:
-        return None
-    other = int(rng.integers(MAX_COUNT + 1)) if kind == "count" else int(rng.integers(2))
-    statement = _compare(feature, np.array([number, other]), bool(rng.integers(2)), rng)
+    if feature.kind == "look":
+        return VALUES[str(feature.name)][number]
+    return str(number) if feature.kind == "count" else ("no", "yes")[number]
+
+
+def _shown(feature: Feature, scene: Scene) -> tuple[int, ...]:
+    """The objects that a feature is about."""
     found = matching(scene, feature.attributes)
-    if feature.place is not None:
-        found = tuple(i for i in found if position(scene, scene.objects[i]) == feature.place)
-    return Question(statement.text, answer, f"statement/{kind}", "other", found)
+    if feature.place is None:
+        return found
+    return tuple(index for index in found if position(scene, scene.objects[index]) == feature.place)
+
+
+def _claim(feature: Feature, numbers: tuple[int, int], rng: np.random.Generator) -> Statement:
+    """A statement in any of the forms that fit the feature and two pictures' numbers, true or false."""
+    if feature.kind == "count" and numbers[0] != numbers[1] and rng.integers(2):
+        return _order(feature, ("more", "fewer")[int(rng.integers(2))], rng)
+    if feature.kind == "place" and rng.integers(2):
+        return _join(feature, ("both", "not both", "any", "none")[int(rng.integers(4))])
+    apart = numbers
+    if numbers[0] == numbers[1]:
+        most = MAX_COUNT if feature.kind == "count" else 1
+        apart = (numbers[0], int((numbers[0] + 1 + rng.integers(most)) % (most + 1)))
+    return _compare(feature, np.array(apart), bool(rng.integers(2)), rng)
 
 
 def pair_sets(scenes: Sequence[Scene], rng: np.random.Generator) -> list[PairSet]:
@@ -257,16 +293,16 @@ def _ordered(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -
     place = middles[int(rng.integers(len(middles)))]
     low, some, high = (order[numbers[order, feature] == value].tolist() for value in values[place - 1 : place + 2])
     pairs = ((some[0], low[0]), (high[0], some[1]), (low[0], some[1]), (some[0], high[0]))
-    nouns = plural(dict(FEATURES[feature].attributes))
-    forms = {
+    return PairSet(pairs, tuple(_order(FEATURES[feature], name, rng) for name in ("more", "fewer")))
+
+
+def _order(feature: Feature, name: str, rng: np.random.Generator) -> Statement:
+    """Whether the left picture has "more" or "fewer"."""
+    words = {
         "more": ("left image has more {} than the right", "right image has fewer {} than the left"),
         "fewer": ("right image has more {} than the left", "left image has fewer {} than the right"),
-    }
-    statements = [
-        Statement(f"the {words[int(rng.integers(2))].format(nouns)} image.", f"count/{name}", FEATURES[feature])
-        for name, words in forms.items()
-    ]
-    return PairSet(pairs, tuple(statements))
+    }[name][int(rng.integers(2))]
+    return Statement(f"the {words.format(plural(dict(feature.attributes)))} image.", f"count/{name}", feature)
 
 
 def _joined(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> PairSet | None:
@@ -275,20 +311,22 @@ def _joined(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) ->
     without, shown = (order[numbers[order, feature] == value][:2].tolist() for value in (0, 1))
     if len(without) < 2 or len(shown) < 2:
         return None
-    noun = phrase(dict(FEATURES[feature].attributes))
-    place = f"at the {FEATURES[feature].place}."
-    if rng.integers(2):
-        many, few = shown, without
-        texts = {
-            "both": f"both images show {a(noun)} {place}",
-            "not both": f"at least one image shows no {noun} {place}",
-        }
-    else:
-        many, few = without, shown
-        texts = {"any": f"at least one image shows {a(noun)} {place}", "none": f"no image shows {a(noun)} {place}"}
+    many, few = (shown, without) if rng.integers(2) else (without, shown)
+    names = ("both", "not both") if many is shown else ("any", "none")
     pairs = ((many[0], many[1]), (many[1], many[0]), (many[0], few[0]), (few[1], many[1]))
-    statements = tuple(Statement(text, f"place/{name}", FEATURES[feature]) for name, text in texts.items())
-    return PairSet(pairs, statements)
+    return PairSet(pairs, tuple(_join(FEATURES[feature], name) for name in names))
+
+
+def _join(feature: Feature, name: str) -> Statement:
+    """How many of the two pictures show something at a place."""
+    noun = phrase(dict(feature.attributes))
+    text = {
+        "both": f"both images show {a(noun)}",
+        "not both": f"at least one image shows no {noun}",
+        "any": f"at least one image shows {a(noun)}",
+        "none": f"no image shows {a(noun)}",
+    }[name]
+    return Statement(f"{text} at the {feature.place}.", f"place/{name}", feature)
 
 
 _MAKERS = {_CROSSED: _crossed, _ORDERED: _ordered, _JOINED: _joined}

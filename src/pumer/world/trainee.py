@@ -18,7 +18,7 @@ from pumer.backbones import Reduction
 from pumer.patching import patch
 from pumer.reducers import NoReduction, ReductionConfig
 from pumer.world.entailment import LABELS
-from pumer.world.pool import DENSE, Batch
+from pumer.world.pool import DENSE, TEXTS, Batch
 
 _DENSE_WIDTHS = [count + 1 for count in DENSE.values()]
 _PLAIN = NoReduction()
@@ -47,7 +47,7 @@ class Seen:
 
 
 class Trainee(nn.Module):
-    """A question answering model with heads for masked words, matching, entailment, and what every patch shows and is.
+    """A question answering model with heads for masked words, matching, entailment, pairs of pictures, and what every patch shows and is.
 
     Args:
         model: fresh or not.
@@ -66,6 +66,8 @@ class Trainee(nn.Module):
         self.match = nn.Linear(pooled, 2)
         self.place_norm, self.place = nn.LayerNorm(width), nn.Linear(width, 2 * DENSE["position"])
         self.label = nn.Linear(pooled, len(LABELS))
+        wide = 2 * pooled
+        self.pair = nn.Sequential(nn.Linear(wide, wide), nn.LayerNorm(wide), nn.GELU(), nn.Linear(wide, 2))
 
     def forward(
         self, batch: Batch, keep: Tensor | None = None, reduction: ReductionConfig = _PLAIN
@@ -78,7 +80,8 @@ class Trainee(nn.Module):
             reduction: at work in the model's layers.
 
         Returns:
-            logits: answers (B, A), match (B, 2), words (B, T, V), label (B, 3); without a reduction also dense (B, K,
+            logits: answers (B, A), match (B, 2), words (B, T, V), label (B, 3),
+            pair (B, 2): of this picture and the next; without a reduction also dense (B, K,
             sum of values), role (B, K, 3), place (B, 18): where the sentence's target and where its anchor is; and
             asked_for, see `Seen`.
         """
@@ -88,6 +91,7 @@ class Trainee(nn.Module):
             "match": self.match(seen.pooled),
             "words": self.words(seen.text),
             "label": self.label(seen.pooled),
+            "pair": self.pair(torch.cat([seen.pooled, seen.pooled.roll(-TEXTS, 0)], 1)),
         }
         if reduction is not _PLAIN:  # patches are not where they were
             return out
@@ -134,6 +138,7 @@ def losses(out: dict[str, Tensor], batch: Batch, keep: Tensor | None) -> dict[st
     result["words"] = result["words"] / (batch.words >= 0).sum().clamp(min=1)
     result["label"] = F.cross_entropy(out["label"], batch.labels, reduction="sum")
     result["label"] = result["label"] / (batch.labels >= 0).sum().clamp(min=1)
+    result["pair"] = F.cross_entropy(out["pair"], batch.pairs, reduction="sum") / (batch.pairs >= 0).sum().clamp(min=1)
     return result
 
 
