@@ -175,7 +175,7 @@ def memory(case: Case, batch: int) -> dict[str, Any]:
             job = Job(case.model, reduction, batch, taught)
             figures = measured_apart([__file__, "--job"], asdict(job))
             full = result[group].get(UNREDUCED, figures)
-            saved = {f"{kind}_saved": 1 - figures[kind] / full[kind] for kind in ("activations", "total")}
+            saved = {f"{kind}_saved": 1 - figures[kind] / max(full[kind], 1) for kind in ("activations", "total")}
             result[group][name] = figures | saved
     return result
 

@@ -1,8 +1,11 @@
-"""What tells one data set from another, without reading its images."""
+"""What tells one data set from another, without reading its images, and the weights of one model from another's."""
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+
+import torch
+from torch import nn
 
 from pumer.tasks import Example, Task
 from pumer.tasks.storage import RECORD, SHARDS, storage_of
@@ -40,3 +43,12 @@ def data_fingerprint(task: type[Task], root: Path, splits: Iterable[str], exampl
 
 def _below(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A hash over names, types, shapes and values of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

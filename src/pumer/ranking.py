@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from pumer.checkpoint import read_json, write_json
 from pumer.errors import InputError
+from pumer.fingerprint import weights_fingerprint
 from pumer.jobs import progress_bar
 from pumer.models.meter import MeterForImageAndTextRetrieval
 from pumer.patching import reduction
@@ -253,7 +254,7 @@ def _score_file(folder: Path | None, shape: tuple[int, int], about: dict[str, An
 def _about(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """What scores depend on beside the pairs, to refuse a folder with other scores; as it reads back from JSON."""
     about = {
-        "weights": _digest(model),
+        "weights": weights_fingerprint(model),
         "reduction": config_to_dict(reduction(model) or NoReduction()),
         "text_length": inputs.text_length,
         "edge": inputs.pixels.edge,
@@ -262,15 +263,6 @@ def _about(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     }
     again: dict[str, Any] = json.loads(json.dumps(about))
     return again
-
-
-def _digest(model: nn.Module) -> str:
-    """What identifies the weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _digest_of_pairs(pairs: Sequence[Example]) -> str:

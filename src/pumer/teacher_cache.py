@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from pumer.config import to_dict
 from pumer.errors import InputError
+from pumer.fingerprint import weights_fingerprint
 from pumer.jobs import Collator, Examples
 from pumer.stopping import full_disk_stops
 from pumer.teacher import Batch, Taught, Teacher
@@ -41,15 +42,6 @@ class RememberedTeacher:
         """What was said about the examples of a batch, by its `index`."""
         index: Tensor = batch["index"]
         return Taught(torch.from_numpy(self.table[index.cpu().numpy()]).to(index.device))
-
-
-def weights_hash(model: nn.Module) -> str:
-    """A hash over names, types and values of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def remember(
@@ -109,7 +101,7 @@ def _key(teacher: Teacher, config: TrainConfig, examples: Examples, collate: Col
     settings, inputs = to_dict(config), collate.inputs
     about = {
         **{name: settings[name] for name in ("task", "resize", "blank", "precision")},
-        "teacher": weights_hash(teacher.model),
+        "teacher": weights_fingerprint(teacher.model),
         "labels": teacher.task.labels,
         "data": fingerprint,
         "split": config.data.train,

@@ -1,6 +1,6 @@
 """The training step that is measured is the one that `pumer train` takes."""
 
-import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -13,16 +13,6 @@ from pumer.reducers import config_to_dict
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training_step.py"
 REDUCTION = PuMerConfig(layers=(0, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.2)
-
-
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("training_step", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(params=["tiny_vilt", "tiny_meter"])
@@ -78,3 +68,20 @@ def test_memory_counts_what_is_held(script, folder, case):
     weights = figures["weights"]
     assert 4.9 * weights < figures["held"] <= 5.1 * weights  # the model, its gradients, two moments, the teacher
     assert figures["activations"] >= 0
+
+
+def test_the_result_file_and_the_table(script, case, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(script.CASES, "vilt", case)
+    monkeypatch.setattr(script, "measured_apart", lambda program, job: script.measure(script.Job(**job)))
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "vilt", "--batch=2", "--rounds=1", f"--results={tmp_path}"])
+    script.main()
+    (path,) = tmp_path.iterdir()
+    result = json.loads(path.read_text())
+    assert path.name.startswith("training-step-vilt-")
+    assert result["provenance"]["config"]["batch"] == 2
+    for group in (script.ALONE, script.TAUGHT):
+        assert list(result["memory"][group]) == list(result["time"][group]["models"]) == [script.UNREDUCED, "reduced"]
+    assert result["memory"][script.TAUGHT]["reduced"]["held"] > result["memory"][script.ALONE]["reduced"]["held"]
+    assert str(tmp_path) not in json.dumps(result["memory"]) + json.dumps(result["time"])
+    printed = capsys.readouterr().out
+    assert printed.count("reduced") >= 4
