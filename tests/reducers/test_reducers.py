@@ -61,4 +61,4 @@ def test_wrong_mapping_is_named_in_one_line(mapping, words):
 def test_places_cover_the_reducers(config):
     assert set(config.reducers()) <= set(config.places())
     for reducer in config.reducers().values():
-        assert reducer.needs <= {"keys", "text_rows"}
+        assert reducer.needs <= {"keys", "text_rows", "cls_row"}

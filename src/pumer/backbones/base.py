@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pumer.reducers.base import KEYS, TEXT_ROWS, Place, Reducer, ReductionConfig
+from pumer.reducers.base import CLS_ROW, KEYS, TEXT_ROWS, Place, Reducer, ReductionConfig
 from pumer.tokens import Decision, Tokens
 
 
@@ -69,6 +69,20 @@ class Reduction:
             raise RuntimeError("a trace cannot be taken inside a compiled graph; trace the model before compiling it")
 
 
+class Shown(NamedTuple):
+    """What a layer's attention shows, each only if asked for.
+
+    Attributes:
+        keys: ``(B, H, N, Dh)``.
+        text_rows: ``(B, H, T, V)`` text-to-image probabilities.
+        cls_row: ``(B, H, V)`` probabilities of the image's [CLS].
+    """
+
+    keys: Tensor | None = None
+    text_rows: Tensor | None = None
+    cls_row: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class LayerCues:
     """What a layer's attention is asked for.
@@ -85,20 +99,25 @@ class LayerCues:
     text: slice = field(default_factory=lambda: slice(None))
     image: slice = field(default_factory=lambda: slice(None))
 
-    def collect(self, query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Keys ``(B, H, N, Dh)`` and text-to-image probabilities ``(B, H, T, V)``, each only if needed; no gradient.
+    def collect(self, query: Tensor, key: Tensor, bias: Tensor | None, cls_query: Tensor | None = None) -> Shown:
+        """What is needed of it, without gradients.
 
         Args:
             query: ``(B, H, Q, Dh)``.
             key: ``(B, H, N, Dh)``.
             bias: ``(B, 1, 1, N)`` or None.
+            cls_query: ``(B, H, 1, Dh)``, the query of the image's [CLS]; None if it is not needed.
         """
         with torch.no_grad():
-            keys = key.detach() if KEYS in self.needs else None
-            if TEXT_ROWS not in self.needs:
-                return keys, None
-            rows = self.config.probabilities(query[:, :, self.text].detach(), key.detach(), bias)
-            return keys, rows[..., self.image]
+            key = key.detach()
+            shown = Shown(key if KEYS in self.needs else None)
+            if TEXT_ROWS in self.needs:
+                rows = self.config.probabilities(query[:, :, self.text].detach(), key, bias)
+                shown = shown._replace(text_rows=rows[..., self.image])
+            if CLS_ROW in self.needs and cls_query is not None:
+                row = self.config.probabilities(cls_query.detach(), key, bias)
+                shown = shown._replace(cls_row=row[:, :, 0, self.image])
+            return shown
 
 
 @dataclass(frozen=True)

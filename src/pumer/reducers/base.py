@@ -14,6 +14,7 @@ Place = tuple[str, int]
 
 KEYS = "keys"
 TEXT_ROWS = "text_rows"
+CLS_ROW = "cls_row"
 
 
 class Reducer(Protocol):
@@ -21,16 +22,17 @@ class Reducer(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The cues it looks at, of ``keys`` and ``text_rows``; an adapter computes no others."""
+        """The cues it looks at, of ``keys``, ``text_rows`` and ``cls_row``; an adapter computes no others."""
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
-        """Decide about the text block and about the image block.
+    def decide(self, cues: Cues) -> tuple[Decision, Decision] | Decision:
+        """Decide about the text block and about the image block, or about both as one.
 
         Args:
             cues: What the layer's attention shows; called without gradients.
 
         Returns:
-            The decision about the text tokens and the one about the image tokens.
+            The decision about the text tokens and the one about the image tokens; where both are in one stream
+            (``cues.one_stream``), it may be a single one that knows no modality, see `Decision.blind`.
         """
 
 
