@@ -15,6 +15,7 @@ from pumer import NoReduction, PuMerConfig, ReleasedPuMerConfig, Step
 from pumer.models import meter
 from pumer.reducers import (
     ClsPruningConfig,
+    DynamicViTConfig,
     EViTConfig,
     PoolingConfig,
     RandomPruningConfig,
@@ -106,6 +107,10 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         _tome(merge_count=3),
         _tome(merge_count=40, proportional_attention=False),
         Example(ToMeConfig(stack="vision", layers=(0, 2), merge_count=4), off=ToMeConfig(stack="vision", layers=(0,))),
+    ),
+    "dynamicvit": (
+        _layered(DynamicViTConfig, prune_ratio=0.3),
+        _layered(DynamicViTConfig, prune_ratio=0.6, stack="vision"),
     ),
     "evit": (_layered(EViTConfig, prune_ratio=0.3), _layered(EViTConfig, prune_ratio=0.95, stack="vision")),
     "cls": (_layered(ClsPruningConfig, prune_ratio=0.3), _layered(ClsPruningConfig, prune_ratio=0.5, stack="vision")),

@@ -252,11 +252,13 @@ class Block:
         mask: ``(B, n)`` bool, real tokens, compact; rank 0 is [CLS].
         bias: ``(B, 1, 1, n)`` attention bias, or None.
         keys: ``(B, H, n, Dh)`` attention keys, or None if the reducer does not need them.
+        states: ``(B, n, D)`` after the attention, or None if the reducer does not need them.
     """
 
     mask: Tensor
     bias: Tensor | None
     keys: Tensor | None
+    states: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a model family provides, and what a patched model carries along."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pumer.reducers.base import CLS_ROW, KEYS, TEXT_ROWS, Place, Reducer, ReductionConfig
-from pumer.tokens import Decision, Tokens
+from pumer.tokens import Cues, Decision, Tokens
 
 
 class Recorder(Protocol):
@@ -33,19 +33,21 @@ class Reduction:
 
     Attributes:
         config: The method and its settings.
+        widths: ``D`` of each stack of layers.
         reducers: Reducer of each reducing layer.
         enabled: False inside `pumer.disabled`.
         recorder: Set inside `pumer.trace`.
     """
 
     config: ReductionConfig
+    widths: Mapping[str, int] = field(default_factory=dict)
     reducers: dict[Place, Reducer] = field(init=False)
     enabled: bool = True
     recorder: Recorder | None = None
 
     def __post_init__(self) -> None:
         """Build the reducers."""
-        self.reducers = self.config.reducers()
+        self.reducers = self.config.reducers() | self.config.learned(self.widths)
 
     def active_reducers(self, stack: str) -> dict[int, Reducer]:
         """Reducers of one stack by layer; none while disabled."""
@@ -58,6 +60,18 @@ class Reduction:
         if self.recorder is not None:
             self._refuse_compiled()
             self.recorder.begin(tokens, cell, history)
+
+    def decide(self, reducer: Reducer, cues: Cues) -> tuple[Decision, Decision] | Decision:
+        """A reducer's decision; no gradient flows into one that has no weights."""
+        if isinstance(reducer, nn.Module):
+            return reducer.decide(cues)
+        with torch.no_grad():
+            return reducer.decide(cues)
+
+    def modules(self) -> nn.ModuleDict | None:
+        """The reducers that are modules, under the names they have in a state dict; None if there are none."""
+        found = {f"{stack}_{n}": r for (stack, n), r in self.reducers.items() if isinstance(r, nn.Module)}
+        return nn.ModuleDict(found) if found else None
 
     def record(self, place: Place, decision: Decision, tokens: Tokens) -> None:
         """Tell the recorder, if there is one, about a decision."""
@@ -131,6 +145,7 @@ class Backbone:
         layers: From a root module to the layers of each stack, in the order in which they run.
         encoders: From a root module to the module that runs each stack.
         embedders: From a root module to the modules that run before the cross-modal layers.
+        widths: From a root module to the width of each stack.
         unfit: From a stack and a layer of it to the reason why it cannot reduce, or None.
     """
 
@@ -140,6 +155,7 @@ class Backbone:
     layers: Callable[[Any], dict[str, Sequence[nn.Module]]]
     encoders: Callable[[Any], dict[str, nn.Module]]
     embedders: Callable[[Any], Sequence[nn.Module]]
+    widths: Callable[[Any], dict[str, int]]
     unfit: Callable[[str, int], str | None] = lambda stack, layer: None
 
     def __post_init__(self) -> None:

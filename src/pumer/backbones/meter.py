@@ -30,7 +30,7 @@ from pumer.models.meter.modeling_meter import (
     MeterModel,
     MeterModelOutput,
 )
-from pumer.reducers.base import CLS_ROW, KEYS, Place, Reducer
+from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, Reducer
 from pumer.tokens import Block, Cues, Decision, Tokens, attention_bias
 
 
@@ -84,10 +84,11 @@ class ReducedVisionModel(CLIPVisionModel):
             wanted = LayerCues(reduction.config, reducer.needs & {KEYS, CLS_ROW})
             states, shown = layer(tokens.states, tokens.bias, wanted, part="attention")
             with autocast_off(states.device):
-                with torch.no_grad():
-                    image = Block(tokens.mask, tokens.bias, shown.keys)
-                    _, decision = _pair(reducer.decide(Cues(_no_text(image), image, cls_row=shown.cls_row)))
-                tokens = tokens.with_states(states).reduce(decision)
+                tokens = tokens.with_states(states)
+                image = _block(tokens, shown.keys, reducer)
+                cues = Cues(_no_text(image), image, cls_row=shown.cls_row)
+                _, decision = _pair(reduction.decide(reducer, cues))
+                tokens = tokens.reduce(decision)
             reduction.record(("vision", index), decision, tokens)
             decisions.append((("vision", index), decision))
             tokens = tokens.with_states(layer(tokens.states, part="feed_forward"))
@@ -99,6 +100,10 @@ def image_stream(states: Tensor) -> Tokens:
     mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
     slot = torch.arange(states.shape[1], device=states.device).expand(mask.shape)
     return Tokens(states, mask, mask.to(torch.float32), None, slot, 0)
+
+
+def _block(tokens: Tokens, keys: Tensor | None, reducer: Reducer) -> Block:
+    return Block(tokens.mask, tokens.bias, keys, tokens.states if STATES in reducer.needs else None)
 
 
 def _no_text(image: Block) -> Block:
@@ -194,10 +199,10 @@ def _reduce(
     wanted = LayerCues(reduction.config, reducer.needs)
     states, own, shown = layer(text.states, image.states, text.bias, image.bias, wanted, part="attention")
     with autocast_off(states.device):
-        with torch.no_grad():
-            blocks = Block(text.mask, text.bias, own.keys), Block(image.mask, image.bias, shown.keys)
-            about_text, about_image = _pair(reducer.decide(Cues(*blocks, shown.text_rows, shown.cls_row)))
-        text, image = text.with_states(states).reduce(about_text), image.reduce(about_image)
+        text = text.with_states(states)
+        blocks = _block(text, own.keys, reducer), _block(image, shown.keys, reducer)
+        about_text, about_image = _pair(reduction.decide(reducer, Cues(*blocks, shown.text_rows, shown.cls_row)))
+        text, image = text.reduce(about_text), image.reduce(about_image)
     if reduction.recorder is not None:
         reduction.record(("fusion", index), Decision.join(about_text, about_image), Tokens.join(text, image))
     return text, image
@@ -323,6 +328,7 @@ METER = Backbone(
         ],
     },
     encoders=lambda model: {"vision": model.vision_model, "fusion": model.encoder},
+    widths=lambda model: {"fusion": model.config.hidden_size, "vision": model.config.vision_config.hidden_size},
     embedders=lambda model: [model.text_model, model.vision_model],
     unfit=_unfit,
 )

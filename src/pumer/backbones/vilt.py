@@ -30,7 +30,7 @@ from pumer.backbones.base import Backbone, LayerCues, Reduction, Shown
 from pumer.backbones.streams import PatchProjection, autocast_off, expand_text, text_block
 from pumer.errors import InputError
 from pumer.functional import compact, gather_tokens
-from pumer.reducers.base import NoReduction, Reducer
+from pumer.reducers.base import STATES, NoReduction, Reducer
 from pumer.tokens import Block, Cues, Decision, Tokens, attention_bias
 
 
@@ -208,18 +208,20 @@ class ReducedViltEncoder(ViltEncoder):
         wanted = LayerCues(reduction.config, reducer.needs, slice(0, T), slice(T, None))
         states, shown = layer(tokens.states, tokens.bias, wanted, part="attention")
         with autocast_off(states.device):
-            with torch.no_grad():
-                text, image = (_block(tokens, slots, shown.keys) for slots in (wanted.text, wanted.image))
-                decided = reducer.decide(Cues(text, image, shown.text_rows, shown.cls_row, one_stream=True))
-                decision = decided if isinstance(decided, Decision) else Decision.join(*decided)
-            tokens = tokens.with_states(states).reduce(decision)
+            tokens = tokens.with_states(states)
+            text, image = (_block(tokens, slots, shown.keys, reducer.needs) for slots in (wanted.text, wanted.image))
+            cues = Cues(text, image, shown.text_rows, shown.cls_row, one_stream=True)
+            decided = reduction.decide(reducer, cues)
+            decision = decided if isinstance(decided, Decision) else Decision.join(*decided)
+            tokens = tokens.reduce(decision)
         reduction.record(("fusion", index), decision, tokens)
         return tokens
 
 
-def _block(tokens: Tokens, slots: slice, keys: Tensor | None) -> Block:
+def _block(tokens: Tokens, slots: slice, keys: Tensor | None, needs: frozenset[str]) -> Block:
     bias = None if tokens.bias is None else tokens.bias[..., slots]
-    return Block(tokens.mask[:, slots], bias, None if keys is None else keys[:, :, slots])
+    states = tokens.states[:, slots] if STATES in needs else None
+    return Block(tokens.mask[:, slots], bias, None if keys is None else keys[:, :, slots], states)
 
 
 class ReducedViltModel(ViltModel):
@@ -338,5 +340,6 @@ VILT = Backbone(
     },
     layers=lambda model: {"fusion": model.encoder.layer},
     encoders=lambda model: {"fusion": model.encoder},
+    widths=lambda model: {"fusion": model.config.hidden_size},
     embedders=lambda model: [model.embeddings],
 )

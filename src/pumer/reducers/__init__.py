@@ -7,6 +7,7 @@ from pumer.config import from_dict, to_dict
 from pumer.errors import InputError
 from pumer.reducers.base import NoReduction, Reducer, ReductionConfig
 from pumer.reducers.cls_pruning import ClsPruningConfig, EViTConfig
+from pumer.reducers.dynamicvit import DynamicViTConfig
 from pumer.reducers.pooling import PoolingConfig
 from pumer.reducers.pumer import PuMerConfig, Step
 from pumer.reducers.pumer_released import ReleasedPuMerConfig
@@ -18,6 +19,7 @@ METHODS: dict[str, type[ReductionConfig]] = {
     "pumer": PuMerConfig,
     "pumer-released": ReleasedPuMerConfig,
     "tome": ToMeConfig,
+    "dynamicvit": DynamicViTConfig,
     "evit": EViTConfig,
     "cls": ClsPruningConfig,
     "random": RandomPruningConfig,
@@ -57,6 +59,7 @@ def config_to_dict(config: ReductionConfig) -> dict[str, Any]:
 __all__ = [
     "METHODS",
     "ClsPruningConfig",
+    "DynamicViTConfig",
     "EViTConfig",
     "NoReduction",
     "PoolingConfig",

@@ -47,7 +47,7 @@ class RandomPruner:
         assert keys is not None  # for the type checker: they are in `needs`
         largest = keys[..., 0].masked_fill(~mask[:, None], -torch.inf).argmax(dim=2)
         state = torch.full_like(largest[:, :1], (self.config.seed * 1009 + self.layer) * 1_000_003)
-        for head in largest.split(1, dim=1):
+        for head in largest[:, :, None].unbind(dim=1):
             state = _scramble(state + head)
         score = _scramble(state + torch.arange(mask.shape[1], device=mask.device)).to(torch.float64)
         return Decision.identity(cues.text.mask), only(keep(score, mask, self.config.kept), mask.shape[1])
