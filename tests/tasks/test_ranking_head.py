@@ -8,7 +8,7 @@ from transformers import ViltForImageAndTextRetrieval, ViltForQuestionAnswering
 import pumer
 from pumer.errors import InputError
 from pumer.models.meter import MeterForImageAndTextRetrieval
-from pumer.tasks.ranking_head import ranking_from
+from pumer.tasks.ranking_head import HEADS_FILE, ranking_from
 
 MODELS = {"vilt": ViltForImageAndTextRetrieval, "meter": MeterForImageAndTextRetrieval}
 
@@ -36,15 +36,18 @@ def test_a_ranking_is_kept(checkpoint, tmp_path):
     assert torch.equal(ranking_from(str(tmp_path), MODELS).rank_output.weight, model.rank_output.weight)
 
 
-def test_a_matching_layer_gives_its_second_row(checkpoint, tmp_path):
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_matching_layer_gives_its_second_row(checkpoint, tmp_path, apart):
     weights = load_file(checkpoint / "model.safetensors")
     width = ranking_from(str(checkpoint), MODELS).rank_output.in_features
-    weights |= {"itm_score.fc.weight": torch.randn(2, width), "itm_score.fc.bias": torch.randn(2)}
+    matching = {"itm_score.fc.weight": torch.randn(2, width), "itm_score.fc.bias": torch.randn(2)}
     (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
-    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(weights if apart else weights | matching, tmp_path / "model.safetensors", {"format": "pt"})
+    if apart:
+        save_file(matching, tmp_path / HEADS_FILE)
     model = ranking_from(str(tmp_path), MODELS)
-    assert torch.equal(model.rank_output.weight, weights["itm_score.fc.weight"][1:])
-    assert torch.equal(model.rank_output.bias, weights["itm_score.fc.bias"][1:])
+    assert torch.equal(model.rank_output.weight, matching["itm_score.fc.weight"][1:])
+    assert torch.equal(model.rank_output.bias, matching["itm_score.fc.bias"][1:])
 
 
 def test_what_cannot_be_used_is_refused(tiny_vilt, tmp_path):

@@ -6,16 +6,16 @@ import numpy as np
 import torch
 
 from pumer.world import scenes, sentences
-from pumer.world.pool import DENSE, TEXT_LENGTH, Source, dense_labels
+from pumer.world.pool import DENSE, TEXT_LENGTH, TEXTS, Source, dense_labels
 from pumer.world.tokenizer import MAX_LENGTH, corpus, train_tokenizer
 
 _SOURCE = Source(train_tokenizer(), seed=7)
 
 
 def test_a_batch_does_not_depend_on_how_it_was_cut() -> None:
-    whole, half = _SOURCE.batch(0, 6), _SOURCE.batch(3, 3)
+    whole, half = _SOURCE.batch(0, 8), _SOURCE.batch(4, 4)
     for name in whole.__dataclass_fields__:
-        assert torch.equal(getattr(whole, name)[6:], getattr(half, name))
+        assert torch.equal(getattr(whole, name)[8:], getattr(half, name))
 
 
 def test_questions_and_captions_have_their_own_labels() -> None:
@@ -23,7 +23,7 @@ def test_questions_and_captions_have_their_own_labels() -> None:
     asked = batch.answers >= 0
     assert 0.3 < asked.float().mean() < 0.7
     assert ((batch.answers >= 0).int() + (batch.true >= 0) + (batch.labels >= 0) == 1).all()
-    assert ((batch.kinds >= 0) == asked).all()
+    assert (asked | (batch.kinds < 0)).all()
     assert (batch.words[asked] == -100).all()
     masked = batch.words >= 0
     assert (batch.ids[masked] == _SOURCE.tokenizer.token_to_id("[MASK]")).all()
@@ -66,6 +66,20 @@ def test_sentences_of_the_other_data_sets_are_mixed_in() -> None:
     assert (batch.words[~captions] == -100).all()
     assert (batch.ids[captions] != 0).sum(1).max() > 22, "descriptions"
     assert (replace(_SOURCE, tasks=0.0).batch(0, 10).labels == -100).all()
+
+
+def test_neighbours_share_a_statement_about_both() -> None:
+    batch = replace(_SOURCE, tasks=1.0).batch(0, 100)
+    left = (batch.pairs >= 0).nonzero()[:, 0]
+    right = left + TEXTS
+    assert len(left) > 20
+    assert (left % (2 * TEXTS) == TEXTS - 1).all(), "the last sentence of the first of two scenes"
+    assert torch.equal(batch.ids[left], batch.ids[right])
+    assert (batch.pairs[right] == -100).all()
+    assert (batch.answers[left] >= 0).all()
+    assert (batch.answers[right] >= 0).all()
+    assert 0.2 < batch.pairs[left].float().mean() < 0.8
+    assert (replace(_SOURCE, tasks=0.0).batch(0, 10).pairs == -100).all()
 
 
 def test_every_sentence_of_every_data_set_fits() -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, ViltForQuestionAnswering
 
+from pumer.tasks.ranking_head import HEADS_FILE
 from pumer.world.pool import Source
 from pumer.world.pretrain import PretrainConfig, _begin, accuracy, export, run
 from pumer.world.small import small_meter, small_vilt
@@ -30,7 +32,7 @@ def test_it_goes_on_after_kill_9_and_writes_a_checkpoint(tmp_path: Path) -> None
     script = tmp_path / "go.py"
     script.write_text(command)
     process = subprocess.Popen([sys.executable, script], start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (tmp_path / "stage0-worker0.pt").exists() or not (tmp_path / "stage0.pt").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
@@ -64,6 +66,7 @@ def test_it_goes_on_from_a_checkpoint_with_words_by_their_spelling(model: str, t
     else:
         before = MeterTrainee(small_meter(1, vocabulary=len(theirs)))
     folder = export(before, tmp_path / "before", _assemble(theirs))
+    assert torch.equal(load_file(folder / HEADS_FILE)["itm_score.fc.weight"], before.match.weight)
     begun = _begin(replace(_CONFIG, model=model, pairs=1, start=str(folder)), 0, None)
     old, new = before.model.state_dict(), begun.model.state_dict()
     embeddings = [name for name in new if name.endswith("word_embeddings.weight")]

@@ -7,8 +7,8 @@ import pytest
 
 from pumer.world import scenes
 from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES
-from pumer.world.sentences import MAX_COUNT, plural, position
-from pumer.world.statements import PICTURES, PairSet, claim, pair_sets
+from pumer.world.sentences import MAX_COUNT, VALUES, plural, position
+from pumer.world.statements import PICTURES, PairSet, ask_of_both, pair_sets
 
 Pool = tuple[list[scenes.Scene], list[PairSet]]
 
@@ -123,13 +123,31 @@ def test_nothing_is_said_of_crowds_and_of_places_with_several_objects(pools: lis
     assert min(kinds[kind] for kind in ("count", "place", "look")) > 10
 
 
-def test_claims_about_one_picture() -> None:
-    true = Counter()
-    for index in range(60):
+def test_what_a_statement_compares_is_asked_of_each_picture() -> None:
+    forms: dict[str, list[bool]] = defaultdict(list)
+    for index in range(150):
         rng = scenes.generator(0, "val", index)
-        scene = scenes.make_scene(rng)
-        made = claim(scene, rng)
-        match = re.fullmatch(r"the image has exactly (\d+) (.*)\.", made.text)
-        assert made.true == (number(scene, match[2]) == int(match[1]))
-        true[made.true] += 1
-    assert min(true.values()) > 15
+        pair = [scenes.make_scene(rng) for _ in range(2)]
+        asked = ask_of_both(*pair, rng)
+        if asked is None:
+            continue
+        statement, *questions = asked
+        for scene, question in zip(pair, questions, strict=True):
+            value = statement.feature.of(scene)
+            name = statement.feature.name
+            assert question.text == statement.text
+            assert (
+                question.answer
+                == {
+                    "count": str(value),
+                    "place": "yes" if value else "no",
+                    "look": VALUES[name][value] if name else None,
+                }[statement.feature.kind]
+            )
+            assert len(question.targets) == {"count": value, "look": 1}.get(
+                statement.feature.kind, len(question.targets)
+            )
+        forms[statement.feature.kind].append(statement.true_of(*pair))
+    for true in forms.values():
+        assert 0.3 < sum(true) / len(true) < 0.7, forms
+    assert len(forms) == 3

@@ -35,7 +35,7 @@ def test_the_fast_pass_equals_transformers() -> None:
 
 
 def test_growing_keeps_the_function() -> None:
-    model, batch = trainee(2), _SOURCE.batch(0, 3)
+    model, batch = trainee(2), _SOURCE.batch(0, 4)
     grown = model.grown(5, (0, 3)).eval()
     assert grown.depth == 5
     with torch.no_grad():

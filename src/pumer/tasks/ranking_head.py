@@ -15,13 +15,15 @@ from pumer.errors import InputError
 logger = logging.getLogger(__name__)
 
 _MATCHING = "itm_score.fc"  # scores "does not belong", "belongs": the second is where a ranking starts
+HEADS_FILE = "pretraining_heads.safetensors"
+"""Where a checkpoint of another model class keeps its matching layer, so that transformers does not stumble over it."""
 
 
 def ranking_from(checkpoint: str, models: Mapping[str, type[PreTrainedModel]]) -> PreTrainedModel:
     """A model with a `rank_output`, a linear layer from what is pooled to one score.
 
     It keeps the checkpoint's, or starts as the second row of its `itm_score.fc` (image-text matching, from
-    pre-training), or at random from torch's global generator.
+    pre-training; in its weights or in HEADS_FILE beside them), or at random from torch's global generator.
 
     Args:
         checkpoint: local directory or hub name.
@@ -51,12 +53,13 @@ def ranking_from(checkpoint: str, models: Mapping[str, type[PreTrainedModel]]) -
 
 def _start_from_matching(model: PreTrainedModel, checkpoint: str) -> bool:
     """Fill the ranking layer from the checkpoint's matching layer; False where it has none."""
-    path = cached_file(checkpoint, "model.safetensors", _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        return False
-    with safe_open(path, "pt") as tensors, torch.no_grad():
-        if f"{_MATCHING}.weight" not in tensors.keys():  # noqa: SIM118 (no dict)
-            return False
-        for name in ("weight", "bias"):
-            getattr(model.rank_output, name).copy_(tensors.get_tensor(f"{_MATCHING}.{name}")[1:])
-    return True
+    for file in ("model.safetensors", HEADS_FILE):
+        path = cached_file(checkpoint, file, _raise_exceptions_for_missing_entries=False)
+        if path is None:
+            continue
+        with safe_open(path, "pt") as tensors, torch.no_grad():
+            if f"{_MATCHING}.weight" in tensors.keys():  # noqa: SIM118 (no dict)
+                for name in ("weight", "bias"):
+                    getattr(model.rank_output, name).copy_(tensors.get_tensor(f"{_MATCHING}.{name}")[1:])
+                return True
+    return False

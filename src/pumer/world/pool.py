@@ -9,7 +9,6 @@ from typing import cast
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch.utils.data import IterableDataset
 
 from pumer.world import scenes, sentences
 from pumer.world.descriptions import describe_scene, misdescribe
@@ -185,19 +184,3 @@ def dense_labels(scene: scenes.Scene, owner: np.ndarray) -> np.ndarray:
         x, y = (centre // 16 for centre in item.centre)
         labels[y * 12 + x, -1] = 1
     return labels
-
-
-class Stream(IterableDataset):
-    """Batches without end, from batch `start` on: made in a worker process while the model trains."""
-
-    def __init__(self, source: Source, batch_size: int, start: int = 0) -> None:
-        """Batches of `batch_size` samples; the i-th is the same whenever it is made."""
-        self.source, self.scenes, self.start = source, batch_size // TEXTS, start
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches in order."""
-        torch.set_num_threads(1)
-        index = self.start
-        while True:
-            yield self.source.batch(index * self.scenes, self.scenes)
-            index += 1

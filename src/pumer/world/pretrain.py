@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 import torch.multiprocessing as mp
 from rich.console import Console
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, ViltForQuestionAnswering, ViltProcessor
@@ -33,6 +34,7 @@ from transformers import PreTrainedTokenizerFast, ViltForQuestionAnswering, Vilt
 from pumer.models.meter import MeterProcessor
 from pumer.patching import unpatch
 from pumer.reducers import PuMerConfig, ReductionConfig
+from pumer.tasks.ranking_head import HEADS_FILE
 from pumer.world.pool import TEXTS, Batch, Source
 from pumer.world.sentences import KINDS
 from pumer.world.small import checkpoint_dir, meter_image_processor, small_image_processor, small_meter, small_vilt
@@ -302,7 +304,7 @@ def accuracy(
 
 
 def export(trainee: Trainee, folder: Path | None = None, tokenizer: Tokenizer | None = None) -> Path:
-    """Write the question answering model alone, with its processor.
+    """Write the question answering model with its processor, and the head that matches images and texts apart.
 
     Args:
         trainee: the pre-trained model.
@@ -314,6 +316,8 @@ def export(trainee: Trainee, folder: Path | None = None, tokenizer: Tokenizer | 
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(folder, tokenizer)
     unpatch(trainee.model).save_pretrained(folder)
+    matching = {f"itm_score.fc.{name}": value.contiguous() for name, value in trainee.match.state_dict().items()}
+    save_file(matching, folder / HEADS_FILE)
     images = meter_image_processor() if meter else small_image_processor()
     images.save_pretrained(folder)
     loaded = PreTrainedTokenizerFast.from_pretrained(folder)

@@ -47,7 +47,7 @@ class Seen:
 
 
 class Trainee(nn.Module):
-    """A question answering model with heads for masked words, matching, entailment, pairs of pictures, and what every patch shows and is.
+    """A question answering model with further heads: words, matching, entailment, pairs of pictures, patches.
 
     Args:
         model: fresh or not.
