@@ -13,7 +13,16 @@ from transformers.modeling_outputs import ModelOutput
 
 from pumer import NoReduction, PuMerConfig, ReleasedPuMerConfig, Step
 from pumer.models import meter
-from pumer.reducers import ReductionConfig
+from pumer.reducers import (
+    ClsPruningConfig,
+    DynamicViTConfig,
+    EViTConfig,
+    PoolingConfig,
+    RandomPruningConfig,
+    ReductionConfig,
+    ToMeConfig,
+)
+from pumer.reducers.layered import LayeredConfig
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class Example:
         off: The same method with nothing to remove; equal to the unpatched model. None if it cannot be.
         any_batch: Law 1 holds (the released code's counts depend on padding).
         sizes: Sizes add up to real tokens and weigh the averages.
+        apart: Text and image never mix.
         cls_stays: [CLS] is neither pruned nor merged, and order is kept.
     """
 
@@ -32,11 +42,21 @@ class Example:
     off: ReductionConfig | None = None
     any_batch: bool = True
     sizes: bool = True
+    apart: bool = True
     cls_stays: bool = True
 
 
 def _pumer(**settings: float) -> Example:
     return Example(PuMerConfig(layers=(0, 2), **settings), off=PuMerConfig(layers=(0, 2)))
+
+
+def _layered(method: type[LayeredConfig], **settings: float | str) -> Example:
+    off = {name: value for name, value in settings.items() if name == "stack"}
+    return Example(method(layers=(0, 2), **settings), off=method(layers=(0, 2), **off), sizes=method is not EViTConfig)
+
+
+def _tome(**settings: float) -> Example:
+    return Example(ToMeConfig(layers=(0, 1, 2), **settings), off=ToMeConfig(layers=(0,)), apart=False, cls_stays=False)
 
 
 EXAMPLES: dict[str, tuple[Example, ...]] = {
@@ -83,6 +103,19 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             cls_stays=False,
         ),
     ),
+    "tome": (
+        _tome(merge_count=3),
+        _tome(merge_count=40, proportional_attention=False),
+        Example(ToMeConfig(stack="vision", layers=(0, 2), merge_count=4), off=ToMeConfig(stack="vision", layers=(0,))),
+    ),
+    "dynamicvit": (
+        _layered(DynamicViTConfig, prune_ratio=0.3),
+        _layered(DynamicViTConfig, prune_ratio=0.6, stack="vision"),
+    ),
+    "evit": (_layered(EViTConfig, prune_ratio=0.3), _layered(EViTConfig, prune_ratio=0.95, stack="vision")),
+    "cls": (_layered(ClsPruningConfig, prune_ratio=0.3), _layered(ClsPruningConfig, prune_ratio=0.5, stack="vision")),
+    "random": (_layered(RandomPruningConfig, prune_ratio=0.3), _layered(RandomPruningConfig, prune_ratio=0.6, seed=3)),
+    "pooling": (_layered(PoolingConfig, merge_ratio=0.3), _layered(PoolingConfig, merge_ratio=0.9)),
 }
 
 
@@ -135,6 +168,9 @@ class Tiny:
         """
         if isinstance(config, ReleasedPuMerConfig):
             return replace(config, layers=tuple(layer * self.stride for layer in config.layers))
+        if isinstance(config, LayeredConfig):
+            stride = self.stride if config.stack == "fusion" else 1
+            return replace(config, layers=tuple(layer * stride for layer in config.layers))
         if not isinstance(config, PuMerConfig):
             return config
         steps = [

@@ -12,7 +12,8 @@ from typing import Any
 from uuid import uuid4
 
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ViltImageProcessorPil, ViltProcessor
 from transformers.utils import cached_file
@@ -21,10 +22,12 @@ from pumer.backbones.text_norm import restore_text_norm
 from pumer.errors import InputError
 from pumer.models import meter
 from pumer.models.meter import MeterImageProcessorPil, MeterProcessor
-from pumer.patching import patch, reduction, unwrapped
+from pumer.patching import LEARNED, patch, reduction, unwrapped
 from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
 
 REDUCTION_FILE = "reduction.json"
+LEARNED_FILE = "reduction.safetensors"
+"""Weights of a method that learns; plain transformers does not see them."""
 SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -47,11 +50,18 @@ def save(model: nn.Module, directory: str | Path, weights: dict[str, Tensor] | N
     if not isinstance(inner, PreTrainedModel):
         raise InputError(f"{type(inner).__name__} is not a transformers model; save the model inside it")
     with replacing(directory) as folder:
-        inner.save_pretrained(folder, state_dict=weights)
+        state = inner.state_dict() if weights is None else weights
+        learned = {name: tensor.contiguous() for name, tensor in state.items() if _is_learned(name)}
+        rest = {name: tensor for name, tensor in state.items() if name not in learned}
+        inner.save_pretrained(folder, state_dict=rest if learned else weights)
+        if learned:
+            save_file(learned, folder / LEARNED_FILE)
         write_reduction(inner, folder)
         written = {file.name for file in folder.iterdir()}
     for file in Path(directory).iterdir():  # an older save must not be mistaken for a part of this one
-        if file.name not in written and (file.name == REDUCTION_FILE or SAVED_WEIGHTS.fullmatch(file.name)):
+        if file.name not in written and (
+            file.name in (REDUCTION_FILE, LEARNED_FILE) or SAVED_WEIGHTS.fullmatch(file.name)
+        ):
             file.unlink()
 
 
@@ -84,7 +94,32 @@ def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
     except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise InputError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
     restore_text_norm(model)
-    return model.eval() if config is None else patch(model.eval(), config)
+    if config is None:
+        return model.eval()
+    patch(model.eval(), config)
+    wanted = {key for key in model.state_dict() if _is_learned(key)}
+    if wanted:
+        model.load_state_dict(_read_learned(name, wanted, **hub), strict=False)
+    return model
+
+
+def _is_learned(name: str) -> bool:
+    """Whether a tensor of a state dict belongs to a method that learns."""
+    return f".{LEARNED}." in f".{name}"
+
+
+def _read_learned(name: str | Path, wanted: set[str], **hub: Any) -> dict[str, Tensor]:
+    """Tensors of a method that learns: `save` writes them apart, a checkpoint of a run holds them with the others."""
+    found: dict[str, Tensor] = {}
+    for file in (LEARNED_FILE, "model.safetensors"):
+        path = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
+        if path is not None and not found:
+            with safe_open(path, framework="pt") as tensors:
+                found = {key: tensors.get_tensor(key) for key in tensors.keys() if key in wanted}  # noqa: SIM118
+    if found.keys() != wanted:
+        missing = sorted(wanted - found.keys())
+        raise InputError(f"{name} lacks weights that its reduction learned, such as {missing[0]} (file {LEARNED_FILE})")
+    return found
 
 
 def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from typer.core import TyperGroup
 
-from pumer.config import load, to_dict
+from pumer.config import from_dict, load, to_dict
 from pumer.errors import InputError
 from pumer.processes import is_main_process
 
@@ -227,6 +227,45 @@ def demo(settings: Settings = None) -> None:
     run(_resolve(DemoConfig, None, settings))
 
 
+@app.command()
+def reproduce(
+    settings: Settings = None,
+    scale: Annotated[str, typer.Option(help="world: small models, hours on a CPU. full: the official data.")] = "world",
+    only: Annotated[list[str] | None, typer.Option(help="Tables, such as table1,figure5; all by default.")] = None,
+    cells: Annotated[list[str] | None, typer.Option(help="Such as vilt/nlvr2,meter/coco; all by default.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Of every row; by default 3 for ViLT in Table 1, else 1.")] = None,
+    jobs: Annotated[int, typer.Option(help="Steps at once, each with its share of the cores.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of models, answers and report.")] = Path("out/reproduce"),
+    data_root: Annotated[Path | None, typer.Option("--data", help="Folder with one data folder per task.")] = None,
+    start: Annotated[list[str] | None, typer.Option(help="Checkpoint to start from, as vilt=FOLDER.")] = None,
+    recipes: Annotated[Path, typer.Option(help="Folder of the recipes.")] = Path("recipes"),
+    galleries: Annotated[str | None, typer.Option(help="Of retrieval's test: 50x20, or all.")] = None,
+    batch: Annotated[int, typer.Option(help="Examples per forward when speed and memory are measured.")] = 32,
+    results: Annotated[Path | None, typer.Option(help="Folder that report and results are written to as well.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Show every step, done or missing.")] = False,
+    collect: Annotated[bool, typer.Option("--collect", help="Run nothing; report what is finished.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Two training steps on a tiny world.")] = False,
+) -> None:
+    """Train, measure and tell the paper's tables; the same command goes on where it was stopped.
+
+    Settings are those of `pumer train`, for every training.
+    """
+    from pumer.reproduce.run import ReproduceConfig, run
+
+    given: dict[str, Any] = {
+        "scale": scale,
+        "only": _listed(only),
+        "cells": _listed(cells),
+        "seeds": seeds,
+        "jobs": jobs,
+    }
+    given |= {"out": str(out), "data": str(data_root) if data_root else None, "recipes": str(recipes)}
+    given |= {"starts": _pairs(start), "galleries": galleries, "batch": batch, "settings": settings or []}
+    given |= {"smoke": smoke, "results": str(results) if results else None}
+    config = _resolved(from_dict(ReproduceConfig, given))
+    run(config, _console(), collect_only=collect, list_only=listing)
+
+
 def main() -> None:
     """Entry point of the `pumer` command."""
     app()
@@ -236,6 +275,19 @@ def _resolve(cls: type[Config], recipe: Path | None, settings: list[str] | None,
     """The config of a job, from a recipe, arguments and settings; shown on stderr."""
     arguments = [f"{name}={json.dumps(value)}" for name, value in given.items()]  # JSON text is YAML
     return _resolved(load(cls, recipe, [*arguments, *(settings or [])]))
+
+
+def _listed(values: list[str] | None) -> list[str]:
+    """Values of an option that is given several times, or once with commas."""
+    return [part for value in values or [] for part in value.split(",") if part]
+
+
+def _pairs(values: list[str] | None) -> dict[str, str]:
+    """Values of an option of the form NAME=VALUE."""
+    for value in values or []:
+        if "=" not in value:
+            raise InputError(f"'{value}' is not of the form NAME=VALUE")
+    return dict(value.split("=", 1) for value in values or [])
 
 
 def _resolved(config: Config) -> Config:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from pumer.errors import InputError
+from pumer.patching import LEARNED
 
 ENCODERS: Mapping[str, tuple[str, ...]] = {
     "vilt": ("vilt.embeddings.",),
@@ -24,7 +25,7 @@ class OptimizerConfig:
         lr: peak learning rate of the cross-modal layers, and of all that the factors do not name.
         encoder_factor: what runs before the cross-modal layers (METER's two encoders and its modality embedding, ViLT's
             embeddings) learns with `lr` times this.
-        head_factor: the task's head learns with `lr` times this.
+        head_factor: the task's head, and the weights of a reduction that has some, learn with `lr` times this.
         end_lr: what `lr` has become after the last step; the factors apply to it too.
         betas: of AdamW.
         weight_decay: of all weights but biases and LayerNorms.
@@ -92,6 +93,6 @@ def parameter_groups(
 
 
 def _factor(name: str, model_type: str, head: Sequence[str], config: OptimizerConfig) -> float:
-    if name.startswith(tuple(head)):
+    if name.startswith(tuple(head)) or f".{LEARNED}." in name:  # both start at random
         return config.head_factor
     return config.encoder_factor if name.startswith(ENCODERS.get(model_type, ())) else 1.0

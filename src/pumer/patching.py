@@ -4,11 +4,15 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeVar
 
+import torch
 from torch import nn
 
 from pumer.backbones import BACKBONES, Backbone, Reduction
 from pumer.errors import InputError
 from pumer.reducers import ReductionConfig
+
+LEARNED = "reducer"
+"""Where a patched module keeps the reducers that learn."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -39,7 +43,7 @@ def patch(model: Model, config: ReductionConfig) -> Model:
         _check_untouched(root, known, "patch the model before, or load it without device_map")
     unpatch(model)
     for root, backbone in roots:
-        _install(root, backbone, Reduction(config))
+        _install(root, backbone, Reduction(config, backbone.widths(root)))
     return model
 
 
@@ -62,6 +66,7 @@ def unpatch(model: Model) -> Model:
             if type(module) in originals:
                 _swap(module, originals[type(module)])
                 module.__dict__.pop("pumer_reduction", None)
+                module._modules.pop(LEARNED, None)
     return model
 
 
@@ -164,6 +169,10 @@ def _install(root: nn.Module, backbone: Backbone, state: Reduction) -> None:
         if type(module) in backbone.classes:
             _swap(module, backbone.classes[type(module)])
     root.pumer_reduction = state  # type: ignore[assignment]
+    if (learned := state.modules()) is not None:
+        weight = next(root.parameters())
+        dtype = weight.dtype if weight.is_floating_point() else torch.float32
+        root.add_module(LEARNED, learned.to(weight.device, dtype).train(root.training))
 
 
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:

@@ -25,8 +25,10 @@ class Decision:
         destination: ``(B, N)`` int64, output slot of each input slot, -1 if pruned or padding.
         bias: ``(B, 1, 1, K)`` attention bias of the output tokens, or None for the one that follows from their sizes.
         weighted: Whether a merged token is the mean weighted by size, or the plain mean of what is merged.
+        weight: ``(B, N)`` above zero, what the mean is weighted by instead of size, or None.
         proportional: Whether later attention counts a merged token as often as it has parts (``log(size)``).
-        split: Output slots and merges of the first of two joined blocks, or None if there is only one.
+        split: Output slots and merges of the first of two joined blocks, or None if there is only one; (0, 0) where
+            text and image are one block from now on.
     """
 
     index: Tensor
@@ -37,6 +39,7 @@ class Decision:
     destination: Tensor
     bias: Tensor | None = None
     weighted: bool = True
+    weight: Tensor | None = None
     proportional: bool = True
     split: tuple[int, int] | None = None
 
@@ -80,6 +83,9 @@ class Decision:
         bias = None
         if first.bias is not None and second.bias is not None:
             bias = torch.cat([first.bias, second.bias], dim=-1)
+        weights = None
+        if first.weight is not None or second.weight is not None:  # a block that merges nothing needs none
+            weights = torch.cat([_weight(first), _weight(second)], dim=1)
         return cls(
             index=torch.cat([first.index, second.index + tokens], dim=1),
             mask=torch.cat([first.mask, second.mask], dim=1),
@@ -89,15 +95,25 @@ class Decision:
             destination=torch.cat([first.destination, moved], dim=1),
             bias=bias,
             weighted=first.weighted,
+            weight=weights,
             proportional=first.proportional,
             split=(kept, first.source.shape[1]),
         )
 
+    def blind(self) -> "Decision":
+        """The same decision, made without regard to modality: afterwards the stream counts as image."""
+        return replace(self, split=(0, 0))
+
     def with_policy(
-        self, *, weighted: bool = True, proportional: bool = True, bias: Tensor | None = None
+        self,
+        *,
+        weighted: bool = True,
+        weight: Tensor | None = None,
+        proportional: bool = True,
+        bias: Tensor | None = None,
     ) -> "Decision":
         """The same decision with another way of averaging and of weighing later attention."""
-        return replace(self, weighted=weighted, proportional=proportional, bias=bias)
+        return replace(self, weighted=weighted, weight=weight, proportional=proportional, bias=bias)
 
     def _incidence(self, dtype: torch.dtype) -> Tensor:
         """``(B, K, M)``: one where a merge goes into a slot. A product with it is deterministic, a scatter is not."""
@@ -134,7 +150,7 @@ class Decision:
         share = (share / whole[:, :, None]).to(x.dtype)
         own_share = (own / whole)[:, :, None].to(x.dtype)
         merged = gather_tokens(x, self.source)
-        if self.split is None:
+        if self.split is None or self.split == (0, 0):
             return torch.addcmul(share @ merged, kept, own_share)
         slots, merges = self.split  # nothing merges across blocks: two small products instead of a large one
         first = torch.addcmul(share[:, :slots, :merges] @ merged[:, :merges], kept[:, :slots], own_share[:, :slots])
@@ -181,7 +197,9 @@ class Tokens:
         bias = decision.bias
         if bias is None:
             bias = attention_bias(decision.mask, size, decision.proportional)
-        weight = self.size if decision.weighted else torch.ones_like(self.size)
+        weight = decision.weight if decision.weight is not None else self.size
+        if not decision.weighted:
+            weight = torch.ones_like(weight)
         states = decision.apply(self.states, weight)
         slots = decision.index.shape[1] if self.text_length else 0
         text_length = slots if decision.split is None else decision.split[0]
@@ -199,6 +217,12 @@ class Tokens:
             source=torch.cat([text.source, torch.where(image.source < 0, -1, image.source + slots)], dim=1),
             text_length=slots,
         )
+
+
+def _weight(decision: Decision) -> Tensor:
+    if decision.weight is not None:
+        return decision.weight
+    return torch.ones(decision.destination.shape, device=decision.destination.device)
 
 
 def _explicit_bias(tokens: Tokens) -> Tensor:
@@ -228,11 +252,13 @@ class Block:
         mask: ``(B, n)`` bool, real tokens, compact; rank 0 is [CLS].
         bias: ``(B, 1, 1, n)`` attention bias, or None.
         keys: ``(B, H, n, Dh)`` attention keys, or None if the reducer does not need them.
+        states: ``(B, n, D)`` after the attention, or None if the reducer does not need them.
     """
 
     mask: Tensor
     bias: Tensor | None
     keys: Tensor | None
+    states: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -243,8 +269,12 @@ class Cues:
         text: The text block.
         image: The image block.
         text_rows: ``(B, H, T, V)`` text-to-image attention probabilities, or None.
+        cls_row: ``(B, H, V)`` attention probabilities of the image's [CLS], or None.
+        one_stream: Whether text and image attend to each other as one sequence, so that they have comparable keys.
     """
 
     text: Block
     image: Block
     text_rows: Tensor | None = None
+    cls_row: Tensor | None = None
+    one_stream: bool = False

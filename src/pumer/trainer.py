@@ -18,6 +18,7 @@ from pumer.errors import InputError
 from pumer.hidden import final_tokens, hidden_divergence
 from pumer.optimizer import OptimizerConfig, parameter_groups
 from pumer.order import EpochOrder
+from pumer.reducers.dynamicvit import ratio_loss
 from pumer.stopping import full_disk_stops, where_to_go_on
 from pumer.tasks import Task
 from pumer.teacher import Teacher
@@ -108,6 +109,8 @@ class DistillingTrainer(Trainer):
             loss = self.task.loss(logits, inputs)
         else:
             logits, loss = self._imitate(model, self.teacher, inputs)
+        owed = ratio_loss(model) if model.training else None
+        loss = loss if owed is None else loss + owed
         return (loss, logits) if return_outputs else loss
 
     def _imitate(

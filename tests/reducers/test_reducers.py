@@ -60,5 +60,5 @@ def test_wrong_mapping_is_named_in_one_line(mapping, words):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method)
 def test_places_cover_the_reducers(config):
     assert set(config.reducers()) <= set(config.places())
-    for reducer in config.reducers().values():
-        assert reducer.needs <= {"keys", "text_rows"}
+    for reducer in [*config.reducers().values(), *config.learned({"fusion": 8, "vision": 8}).values()]:
+        assert reducer.needs <= {"keys", "text_rows", "cls_row", "states"}

@@ -1,14 +1,14 @@
 """What a model family provides, and what a patched model carries along."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pumer.reducers.base import KEYS, TEXT_ROWS, Place, Reducer, ReductionConfig
-from pumer.tokens import Decision, Tokens
+from pumer.reducers.base import CLS_ROW, KEYS, TEXT_ROWS, Place, Reducer, ReductionConfig
+from pumer.tokens import Cues, Decision, Tokens
 
 
 class Recorder(Protocol):
@@ -33,19 +33,21 @@ class Reduction:
 
     Attributes:
         config: The method and its settings.
+        widths: ``D`` of each stack of layers.
         reducers: Reducer of each reducing layer.
         enabled: False inside `pumer.disabled`.
         recorder: Set inside `pumer.trace`.
     """
 
     config: ReductionConfig
+    widths: Mapping[str, int] = field(default_factory=dict)
     reducers: dict[Place, Reducer] = field(init=False)
     enabled: bool = True
     recorder: Recorder | None = None
 
     def __post_init__(self) -> None:
         """Build the reducers."""
-        self.reducers = self.config.reducers()
+        self.reducers = self.config.reducers() | self.config.learned(self.widths)
 
     def active_reducers(self, stack: str) -> dict[int, Reducer]:
         """Reducers of one stack by layer; none while disabled."""
@@ -59,6 +61,18 @@ class Reduction:
             self._refuse_compiled()
             self.recorder.begin(tokens, cell, history)
 
+    def decide(self, reducer: Reducer, cues: Cues) -> tuple[Decision, Decision] | Decision:
+        """A reducer's decision; no gradient flows into one that has no weights."""
+        if isinstance(reducer, nn.Module):
+            return reducer.decide(cues)
+        with torch.no_grad():
+            return reducer.decide(cues)
+
+    def modules(self) -> nn.ModuleDict | None:
+        """The reducers that are modules, under the names they have in a state dict; None if there are none."""
+        found = {f"{stack}_{n}": r for (stack, n), r in self.reducers.items() if isinstance(r, nn.Module)}
+        return nn.ModuleDict(found) if found else None
+
     def record(self, place: Place, decision: Decision, tokens: Tokens) -> None:
         """Tell the recorder, if there is one, about a decision."""
         if self.recorder is not None:
@@ -67,6 +81,20 @@ class Reduction:
     def _refuse_compiled(self) -> None:
         if torch.compiler.is_compiling():
             raise RuntimeError("a trace cannot be taken inside a compiled graph; trace the model before compiling it")
+
+
+class Shown(NamedTuple):
+    """What a layer's attention shows, each only if asked for.
+
+    Attributes:
+        keys: ``(B, H, N, Dh)``.
+        text_rows: ``(B, H, T, V)`` text-to-image probabilities.
+        cls_row: ``(B, H, V)`` probabilities of the image's [CLS].
+    """
+
+    keys: Tensor | None = None
+    text_rows: Tensor | None = None
+    cls_row: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,20 +113,25 @@ class LayerCues:
     text: slice = field(default_factory=lambda: slice(None))
     image: slice = field(default_factory=lambda: slice(None))
 
-    def collect(self, query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Keys ``(B, H, N, Dh)`` and text-to-image probabilities ``(B, H, T, V)``, each only if needed; no gradient.
+    def collect(self, query: Tensor, key: Tensor, bias: Tensor | None, cls_query: Tensor | None = None) -> Shown:
+        """What is needed of it, without gradients.
 
         Args:
             query: ``(B, H, Q, Dh)``.
             key: ``(B, H, N, Dh)``.
             bias: ``(B, 1, 1, N)`` or None.
+            cls_query: ``(B, H, 1, Dh)``, the query of the image's [CLS]; None if it is not needed.
         """
         with torch.no_grad():
-            keys = key.detach() if KEYS in self.needs else None
-            if TEXT_ROWS not in self.needs:
-                return keys, None
-            rows = self.config.probabilities(query[:, :, self.text].detach(), key.detach(), bias)
-            return keys, rows[..., self.image]
+            key = key.detach()
+            shown = Shown(key if KEYS in self.needs else None)
+            if TEXT_ROWS in self.needs:
+                rows = self.config.probabilities(query[:, :, self.text].detach(), key, bias)
+                shown = shown._replace(text_rows=rows[..., self.image])
+            if CLS_ROW in self.needs and cls_query is not None:
+                row = self.config.probabilities(cls_query.detach(), key, bias)
+                shown = shown._replace(cls_row=row[:, :, 0, self.image])
+            return shown
 
 
 @dataclass(frozen=True)
@@ -112,6 +145,7 @@ class Backbone:
         layers: From a root module to the layers of each stack, in the order in which they run.
         encoders: From a root module to the module that runs each stack.
         embedders: From a root module to the modules that run before the cross-modal layers.
+        widths: From a root module to the width of each stack.
         unfit: From a stack and a layer of it to the reason why it cannot reduce, or None.
     """
 
@@ -121,6 +155,7 @@ class Backbone:
     layers: Callable[[Any], dict[str, Sequence[nn.Module]]]
     encoders: Callable[[Any], dict[str, nn.Module]]
     embedders: Callable[[Any], Sequence[nn.Module]]
+    widths: Callable[[Any], dict[str, int]]
     unfit: Callable[[str, int], str | None] = lambda stack, layer: None
 
     def __post_init__(self) -> None:

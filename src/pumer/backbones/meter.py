@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPVisionModel
 
-from pumer.backbones.base import Backbone, LayerCues, Reduction
+from pumer.backbones.base import Backbone, LayerCues, Reduction, Shown
 from pumer.backbones.streams import PatchProjection, autocast_off, expand_text, text_block
 from pumer.errors import InputError
 from pumer.functional import attention
@@ -30,7 +30,7 @@ from pumer.models.meter.modeling_meter import (
     MeterModel,
     MeterModelOutput,
 )
-from pumer.reducers.base import KEYS, Place, Reducer
+from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, Reducer
 from pumer.tokens import Block, Cues, Decision, Tokens, attention_bias
 
 
@@ -39,14 +39,14 @@ class FastVisionAttention(CLIPAttention):
 
     def forward(  # noqa: D102
         self, hidden_states: Tensor, bias: Tensor | None = None, wanted: LayerCues | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Shown]:
         shape = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         context = attention(query, key, value, bias, self.dropout if self.training else 0.0)
-        keys = None if wanted is None else wanted.collect(query, key, bias)[0]
-        return self.out_proj(context.transpose(1, 2).flatten(2)), keys
+        shown = Shown() if wanted is None else wanted.collect(query, key, bias, query[:, :, :1])
+        return self.out_proj(context.transpose(1, 2).flatten(2)), shown
 
 
 class ReducedVisionLayer(CLIPEncoderLayer):
@@ -61,10 +61,10 @@ class ReducedVisionLayer(CLIPEncoderLayer):
     ) -> Any:
         if part == "feed_forward":
             return hidden_states + self.mlp(self.layer_norm2(hidden_states))
-        attended, keys = self.self_attn(self.layer_norm1(hidden_states), bias, wanted)
+        attended, shown = self.self_attn(self.layer_norm1(hidden_states), bias, wanted)
         hidden_states = hidden_states + attended
         if part == "attention":
-            return hidden_states, keys
+            return hidden_states, shown
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
@@ -81,12 +81,14 @@ class ReducedVisionModel(CLIPVisionModel):
             if reducer is None:
                 tokens = tokens.with_states(layer(tokens.states, tokens.bias))
                 continue
-            wanted = LayerCues(reduction.config, reducer.needs & {KEYS})
-            states, keys = layer(tokens.states, tokens.bias, wanted, part="attention")
+            wanted = LayerCues(reduction.config, reducer.needs & {KEYS, CLS_ROW})
+            states, shown = layer(tokens.states, tokens.bias, wanted, part="attention")
             with autocast_off(states.device):
-                with torch.no_grad():
-                    _, decision = reducer.decide(Cues(_no_text(keys, tokens), Block(tokens.mask, tokens.bias, keys)))
-                tokens = tokens.with_states(states).reduce(decision)
+                tokens = tokens.with_states(states)
+                image = _block(tokens, shown.keys, reducer)
+                cues = Cues(_no_text(image), image, cls_row=shown.cls_row)
+                _, decision = _pair(reduction.decide(reducer, cues))
+                tokens = tokens.reduce(decision)
             reduction.record(("vision", index), decision, tokens)
             decisions.append((("vision", index), decision))
             tokens = tokens.with_states(layer(tokens.states, part="feed_forward"))
@@ -100,8 +102,18 @@ def image_stream(states: Tensor) -> Tokens:
     return Tokens(states, mask, mask.to(torch.float32), None, slot, 0)
 
 
-def _no_text(keys: Tensor | None, tokens: Tokens) -> Block:
-    return Block(tokens.mask[:, :0], None, None if keys is None else keys[:, :, :0])
+def _block(tokens: Tokens, keys: Tensor | None, reducer: Reducer) -> Block:
+    return Block(tokens.mask, tokens.bias, keys, tokens.states if STATES in reducer.needs else None)
+
+
+def _no_text(image: Block) -> Block:
+    return Block(image.mask[:, :0], None, None if image.keys is None else image.keys[:, :, :0])
+
+
+def _pair(decided: tuple[Decision, Decision] | Decision) -> tuple[Decision, Decision]:
+    """Decisions about text and image; in two streams there is no single one."""
+    assert not isinstance(decided, Decision), "a reducer made one decision about two streams"
+    return decided
 
 
 class FastMeterAttention(MeterAttention):
@@ -109,7 +121,7 @@ class FastMeterAttention(MeterAttention):
 
     def forward(  # type: ignore[override]  # noqa: D102
         self, hidden_states: Tensor, context: Tensor | None, bias: Tensor | None, wanted: LayerCues
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Shown]:
         shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
         query = self.query(hidden_states).view(shape).transpose(1, 2)
         source = hidden_states if context is None else context
@@ -118,9 +130,15 @@ class FastMeterAttention(MeterAttention):
         value = self.value(source).view(shape).transpose(1, 2)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         attended = wanted.config.attend(query, key, value, bias, dropout)
-        keys, rows = wanted.collect(query, key, bias)
+        shown = wanted.collect(query, key, bias, self._cls_query(source) if CLS_ROW in wanted.needs else None)
         attended = self.dropout(self.dense(attended.transpose(1, 2).flatten(2)))
-        return self.layer_norm(attended + hidden_states), keys, rows
+        return self.layer_norm(attended + hidden_states), shown
+
+    def _cls_query(self, source: Tensor) -> Tensor:
+        """What the image's [CLS] would ask for in this layer: ``(B, H, 1, Dh)``."""
+        with torch.no_grad():
+            query: Tensor = self.query(source[:, :1])
+            return query.unflatten(2, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
 
 
 class ReducedMeterLayer(MeterCrossModalLayer):
@@ -139,10 +157,10 @@ class ReducedMeterLayer(MeterCrossModalLayer):
             return self._feed_forward(hidden_states)
         assert wanted is not None  # for the type checker: only the feed-forward part needs none
         itself = LayerCues(wanted.config, wanted.needs & {KEYS})
-        hidden_states, own_keys, _ = self.attention(hidden_states, None, bias, itself)
-        hidden_states, keys, rows = self.cross_attention(hidden_states, context, context_bias, wanted)
+        hidden_states, own = self.attention(hidden_states, None, bias, itself)
+        hidden_states, shown = self.cross_attention(hidden_states, context, context_bias, wanted)
         if part == "attention":
-            return hidden_states, own_keys, keys, rows
+            return hidden_states, own, shown
         return self._feed_forward(hidden_states)
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
@@ -179,14 +197,12 @@ def _reduce(
 ) -> tuple[Tokens, Tokens]:
     """Run the attention part of a text layer and apply its reducer's decisions to both streams."""
     wanted = LayerCues(reduction.config, reducer.needs)
-    states, text_keys, image_keys, rows = layer(
-        text.states, image.states, text.bias, image.bias, wanted, part="attention"
-    )
+    states, own, shown = layer(text.states, image.states, text.bias, image.bias, wanted, part="attention")
     with autocast_off(states.device):
-        with torch.no_grad():
-            cues = Cues(Block(text.mask, text.bias, text_keys), Block(image.mask, image.bias, image_keys), rows)
-            about_text, about_image = reducer.decide(cues)
-        text, image = text.with_states(states).reduce(about_text), image.reduce(about_image)
+        text = text.with_states(states)
+        blocks = _block(text, own.keys, reducer), _block(image, shown.keys, reducer)
+        about_text, about_image = _pair(reduction.decide(reducer, Cues(*blocks, shown.text_rows, shown.cls_row)))
+        text, image = text.reduce(about_text), image.reduce(about_image)
     if reduction.recorder is not None:
         reduction.record(("fusion", index), Decision.join(about_text, about_image), Tokens.join(text, image))
     return text, image
@@ -312,6 +328,7 @@ METER = Backbone(
         ],
     },
     encoders=lambda model: {"vision": model.vision_model, "fusion": model.encoder},
+    widths=lambda model: {"fusion": model.config.hidden_size, "vision": model.config.vision_config.hidden_size},
     embedders=lambda model: [model.text_model, model.vision_model],
     unfit=_unfit,
 )

@@ -26,11 +26,11 @@ from transformers.models.vilt.modeling_vilt import (
     ViltSelfAttention,
 )
 
-from pumer.backbones.base import Backbone, LayerCues, Reduction
+from pumer.backbones.base import Backbone, LayerCues, Reduction, Shown
 from pumer.backbones.streams import PatchProjection, autocast_off, expand_text, text_block
 from pumer.errors import InputError
 from pumer.functional import compact, gather_tokens
-from pumer.reducers.base import NoReduction, Reducer
+from pumer.reducers.base import STATES, NoReduction, Reducer
 from pumer.tokens import Block, Cues, Decision, Tokens, attention_bias
 
 
@@ -147,7 +147,7 @@ class FastViltSelfAttention(ViltSelfAttention):
 
     def forward(  # noqa: D102
         self, hidden_states: Tensor, bias: Tensor | None = None, wanted: LayerCues | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Shown]:
         shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
         query = self.query(hidden_states).view(shape).transpose(1, 2)
         key = self.key(hidden_states).view(shape).transpose(1, 2)
@@ -155,8 +155,8 @@ class FastViltSelfAttention(ViltSelfAttention):
         wanted = wanted or LayerCues(NoReduction())
         dropout = self.dropout.p if self.training else 0.0
         context = wanted.config.attend(query, key, value, bias, dropout)
-        keys, rows = wanted.collect(query, key, bias)
-        return context.transpose(1, 2).flatten(2), keys, rows
+        first = wanted.image.start or 0
+        return context.transpose(1, 2).flatten(2), wanted.collect(query, key, bias, query[:, :, first : first + 1])
 
 
 class ReducedViltLayer(ViltLayer):
@@ -171,10 +171,10 @@ class ReducedViltLayer(ViltLayer):
     ) -> Any:
         if part == "feed_forward":
             return self._feed_forward(hidden_states)
-        attended, keys, rows = self.attention(self.layernorm_before(hidden_states), bias, wanted)
+        attended, shown = self.attention(self.layernorm_before(hidden_states), bias, wanted)
         hidden_states = hidden_states + attended
         if part == "attention":
-            return hidden_states, keys, rows
+            return hidden_states, shown
         return self._feed_forward(hidden_states)
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
@@ -206,19 +206,22 @@ class ReducedViltEncoder(ViltEncoder):
         """Run the attention part of a layer and apply its reducer's decision."""
         T = tokens.text_length
         wanted = LayerCues(reduction.config, reducer.needs, slice(0, T), slice(T, None))
-        states, keys, rows = layer(tokens.states, tokens.bias, wanted, part="attention")
+        states, shown = layer(tokens.states, tokens.bias, wanted, part="attention")
         with autocast_off(states.device):
-            with torch.no_grad():
-                cues = Cues(_block(tokens, slice(0, T), keys), _block(tokens, slice(T, None), keys), rows)
-                decision = Decision.join(*reducer.decide(cues))
-            tokens = tokens.with_states(states).reduce(decision)
+            tokens = tokens.with_states(states)
+            text, image = (_block(tokens, slots, shown.keys, reducer.needs) for slots in (wanted.text, wanted.image))
+            cues = Cues(text, image, shown.text_rows, shown.cls_row, one_stream=True)
+            decided = reduction.decide(reducer, cues)
+            decision = decided if isinstance(decided, Decision) else Decision.join(*decided)
+            tokens = tokens.reduce(decision)
         reduction.record(("fusion", index), decision, tokens)
         return tokens
 
 
-def _block(tokens: Tokens, slots: slice, keys: Tensor | None) -> Block:
+def _block(tokens: Tokens, slots: slice, keys: Tensor | None, needs: frozenset[str]) -> Block:
     bias = None if tokens.bias is None else tokens.bias[..., slots]
-    return Block(tokens.mask[:, slots], bias, None if keys is None else keys[:, :, slots])
+    states = tokens.states[:, slots] if STATES in needs else None
+    return Block(tokens.mask[:, slots], bias, None if keys is None else keys[:, :, slots], states)
 
 
 class ReducedViltModel(ViltModel):
@@ -337,5 +340,6 @@ VILT = Backbone(
     },
     layers=lambda model: {"fusion": model.encoder.layer},
     encoders=lambda model: {"fusion": model.encoder},
+    widths=lambda model: {"fusion": model.config.hidden_size},
     embedders=lambda model: [model.embeddings],
 )

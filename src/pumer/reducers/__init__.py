@@ -6,13 +6,24 @@ from typing import Any
 from pumer.config import from_dict, to_dict
 from pumer.errors import InputError
 from pumer.reducers.base import NoReduction, Reducer, ReductionConfig
+from pumer.reducers.cls_pruning import ClsPruningConfig, EViTConfig
+from pumer.reducers.dynamicvit import DynamicViTConfig
+from pumer.reducers.pooling import PoolingConfig
 from pumer.reducers.pumer import PuMerConfig, Step
 from pumer.reducers.pumer_released import ReleasedPuMerConfig
+from pumer.reducers.random_pruning import RandomPruningConfig
+from pumer.reducers.tome import ToMeConfig
 
 METHODS: dict[str, type[ReductionConfig]] = {
     "none": NoReduction,
     "pumer": PuMerConfig,
     "pumer-released": ReleasedPuMerConfig,
+    "tome": ToMeConfig,
+    "dynamicvit": DynamicViTConfig,
+    "evit": EViTConfig,
+    "cls": ClsPruningConfig,
+    "random": RandomPruningConfig,
+    "pooling": PoolingConfig,
 }
 
 
@@ -47,12 +58,18 @@ def config_to_dict(config: ReductionConfig) -> dict[str, Any]:
 
 __all__ = [
     "METHODS",
+    "ClsPruningConfig",
+    "DynamicViTConfig",
+    "EViTConfig",
     "NoReduction",
+    "PoolingConfig",
     "PuMerConfig",
+    "RandomPruningConfig",
     "Reducer",
     "ReductionConfig",
     "ReleasedPuMerConfig",
     "Step",
+    "ToMeConfig",
     "config_from_dict",
     "config_to_dict",
 ]

@@ -1,5 +1,6 @@
 """What every reduction method provides: a config the user writes, and one reducer per reducing layer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol
 
@@ -14,6 +15,8 @@ Place = tuple[str, int]
 
 KEYS = "keys"
 TEXT_ROWS = "text_rows"
+CLS_ROW = "cls_row"
+STATES = "states"
 
 
 class Reducer(Protocol):
@@ -21,16 +24,18 @@ class Reducer(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The cues it looks at, of ``keys`` and ``text_rows``; an adapter computes no others."""
+        """The cues it looks at, of those in `Cues` and `Block`, by name; an adapter computes no others."""
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
-        """Decide about the text block and about the image block.
+    def decide(self, cues: Cues) -> tuple[Decision, Decision] | Decision:
+        """Decide about the text block and about the image block, or about both as one.
 
         Args:
-            cues: What the layer's attention shows; called without gradients.
+            cues: What the layer's attention shows; called without gradients, unless it is a module,
+                and has weights to learn.
 
         Returns:
-            The decision about the text tokens and the one about the image tokens.
+            The decision about the text tokens and the one about the image tokens; where both are in one stream
+            (``cues.one_stream``), it may be a single one that knows no modality, see `Decision.blind`.
         """
 
 
@@ -57,6 +62,14 @@ class ReductionConfig:
     def reducers(self) -> dict[Place, Reducer]:
         """The reducer of each reducing layer."""
         raise NotImplementedError
+
+    def learned(self, widths: Mapping[str, int]) -> dict[Place, Reducer]:
+        """Fresh reducers that are modules with weights to learn, of a method that has such.
+
+        Args:
+            widths: ``D`` of each stack.
+        """
+        return {}
 
     def places(self) -> list[Place]:
         """Every layer the config names, whether something is removed there or not."""

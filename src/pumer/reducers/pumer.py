@@ -1,14 +1,10 @@
 """PuMer: text-informed pruning and modality-aware merging (sections 4.1 and 4.2, Algorithm 1), corrected."""
 
-from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from pumer.errors import InputError
-from pumer.functional import compact, gather_tokens, match, prune, tabulate, text_saliency
+from pumer.functional import text_saliency
 from pumer.reducers.base import (
     KEYS,
     TEXT_ROWS,
@@ -20,7 +16,8 @@ from pumer.reducers.base import (
     check_layers,
     check_ratios,
 )
-from pumer.tokens import Block, Cues, Decision
+from pumer.reducers.decisions import everything, keep, merge
+from pumer.tokens import Cues, Decision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,43 +212,9 @@ class PuMerReducer:
 
     def decide(self, cues: Cues) -> tuple[Decision, Decision]:
         """Prune and merge the image tokens, merge the text tokens (Algorithm 1)."""
-        step, kept = self.step, _everything(cues.image.mask)
+        step, kept = self.step, everything(cues.image.mask)
         if cues.text_rows is not None:
-            saliency = text_saliency(cues.text_rows, cues.text.mask)
-            count, length = tabulate(step.kept, cues.image.mask.sum(dim=1), cues.image.mask.shape[1])
-            kept = compact(prune(saliency, cues.image.mask, count), length)
-        image = self._merge(cues.image, kept, step.merges, step.left)
-        everything = _everything(cues.text.mask)
-        text = self._merge(cues.text, everything, step.text_merges, step.text_left)
-        return text, image
-
-    def _merge(
-        self, block: Block, kept: tuple[Tensor, Tensor], merges: Callable[[int], int], left: Callable[[int], int]
-    ) -> Decision:
-        """Decide about a block, given what pruning leaves of it.
-
-        Args:
-            block: Text or image, ``(B, n)``.
-            kept: ``index (B, K)`` and ``valid (B, K)`` of the tokens that pruning leaves, in order.
-            merges: From the block's real length to the number of merges.
-            left: From the block's real length to the number of tokens after merging.
-        """
-        index, valid = kept
-        lengths, slots = block.mask.sum(dim=1), block.mask.shape[1]
-        count, most = tabulate(merges, lengths, slots)
-        if most == 0 or block.keys is None:
-            nothing = index[:, :0]
-            decision = Decision.build(index, valid, nothing, nothing, valid[:, :0], slots)
-            return decision.with_policy(proportional=self.proportional)
-        source, target, happens = match(gather_tokens(block.keys.mean(dim=1), index), valid, count, most)
-        merged = torch.zeros_like(index).scatter(1, source, happens.to(index.dtype)) > 0
-        _, length = tabulate(left, lengths, slots)
-        stays, mask = compact(valid & ~merged, length)
-        decision = Decision.build(
-            index.gather(1, stays), mask, index.gather(1, source), index.gather(1, target), happens, slots
-        )
-        return decision.with_policy(proportional=self.proportional)
-
-
-def _everything(mask: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.arange(mask.shape[1], device=mask.device).expand(mask.shape), mask
+            kept = keep(text_saliency(cues.text_rows, cues.text.mask), cues.image.mask, step.kept)
+        image = merge(cues.image, kept, step.merges, step.left)
+        text = merge(cues.text, everything(cues.text.mask), step.text_merges, step.text_left)
+        return text.with_policy(proportional=self.proportional), image.with_policy(proportional=self.proportional)

@@ -1,0 +1,136 @@
+"""DynamicViT: small learned predictors say which image tokens stay (Rao et al., NeurIPS 2021), from the paper.
+
+While it trains, no token is removed: a dropped one is hidden from attention, by a Gumbel sample whose gradient flows
+through as if it were soft. Otherwise the tokens with the highest scores are gathered, as in every other method.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import log
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from pumer.errors import InputError
+from pumer.reducers.base import STATES, Place, Reducer
+from pumer.reducers.decisions import keep, only
+from pumer.reducers.layered import PruningConfig
+from pumer.tokens import Block, Cues, Decision, attention_bias
+
+_FAINT = 1e-6
+"""How much a token that is dropped in training still counts; its logarithm is finite, and so is its gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicViTConfig(PruningConfig):
+    """DynamicViT.
+
+    Attributes:
+        ratio_weight: Weight, in the training loss, of the squared difference between the fraction of tokens that the
+            predictors keep and the one they should (the paper's lambda for its ratio loss).
+        temperature: Of the Gumbel-softmax.
+    """
+
+    ratio_weight: float = 2.0
+    temperature: float = 1.0
+
+    method: ClassVar[str] = "dynamicvit"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if not self.ratio_weight >= 0:
+            raise InputError(f"ratio_weight is {self.ratio_weight!r}; give 0 or more")
+        if not self.temperature > 0:
+            raise InputError(f"temperature is {self.temperature!r}; give more than 0")
+
+    def learned(self, widths: Mapping[str, int]) -> dict[Place, Reducer]:
+        """A predictor per layer; the same ones every time, until they are trained."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return {place: TokenPredictor(self, widths[place[0]]) for place in self.places() if self.prune_ratio}
+
+    def reducer(self, place: Place) -> None:
+        """None without weights."""
+
+
+class TokenPredictor(nn.Module):
+    """Scores the image tokens of one layer, each from its own state and the mean of all (Eq. 2 to 4 of the paper)."""
+
+    needs = frozenset({STATES})
+
+    def __init__(self, config: DynamicViTConfig, width: int) -> None:
+        """Fresh weights.
+
+        Args:
+            config: How much to prune.
+            width: ``D``.
+        """
+        super().__init__()
+        self.config = config
+        half, quarter = width // 2, max(width // 4, 1)
+        self.norm = nn.LayerNorm(width)
+        self.own, self.whole = nn.Linear(width, half), nn.Linear(width, half)
+        self.mix, self.squeeze, self.score = nn.Linear(2 * half, half), nn.Linear(half, quarter), nn.Linear(quarter, 1)
+        self.ratio_loss: Tensor | None = None
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Logits of staying.
+
+        Args:
+            states: ``(B, V, D)``.
+            mask: ``(B, V)`` bool, tokens that are still there.
+
+        Returns:
+            ``(B, V)``.
+        """
+        x = self.norm(states.to(self.norm.weight.dtype))
+        own, whole = gelu(self.own(x)), gelu(self.whole(x))
+        share = mask.to(x.dtype)[:, :, None]
+        mean = (whole * share).sum(dim=1, keepdim=True) / share.sum(dim=1, keepdim=True).clamp(min=1)
+        x = torch.cat([own, mean.expand_as(own)], dim=2)
+        logits: Tensor = self.score(gelu(self.squeeze(gelu(self.mix(x)))))
+        return logits[:, :, 0]
+
+    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+        """Prune image tokens, or hide them while the predictor trains; text stays."""
+        image, text = cues.image, Decision.identity(cues.text.mask)
+        assert image.states is not None  # for the type checker: they are in `needs`
+        if self.training and torch.is_grad_enabled():
+            return text.with_policy(bias=_bias(cues.text)), self._sample(image, image.states)
+        score = self(image.states, image.mask).detach()
+        return text, only(keep(score, image.mask, self.config.kept), image.mask.shape[1])
+
+    def _sample(self, image: Block, states: Tensor) -> Decision:
+        bias = _bias(image)
+        here = image.mask & (bias[:, 0, 0].detach() > log(_FAINT) / 2)
+        logits = self(states, here)
+        noise = torch.empty_like(logits).exponential_().log() - torch.empty_like(logits).exponential_().log()
+        soft = ((logits + noise) / self.config.temperature).sigmoid()
+        stays = (soft > 0.5).to(soft.dtype) - soft.detach() + soft
+        is_first = torch.arange(here.shape[1], device=here.device) == 0
+        stays = torch.where(is_first, torch.ones_like(stays), stays)
+        share = (stays * here).sum(dim=1) / here.sum(dim=1)
+        wanted = 1 - self.config.prune_ratio
+        self.ratio_loss = self.config.ratio_weight * ((share - wanted) ** 2).mean()
+        return Decision.identity(image.mask).with_policy(bias=bias + (stays + _FAINT).log()[:, None, None, :])
+
+
+def _bias(block: Block) -> Tensor:
+    return attention_bias(block.mask, block.mask.float(), proportional=False) if block.bias is None else block.bias
+
+
+def ratio_loss(model: nn.Module) -> Tensor | None:
+    """What the predictors of a model owe for keeping too many or too few tokens in the last forward of training.
+
+    Returns:
+        The mean of their losses, which are taken away; None if there are none.
+    """
+    found = []
+    for module in model.modules():
+        if isinstance(module, TokenPredictor) and module.ratio_loss is not None:
+            found.append(module.ratio_loss)
+            module.ratio_loss = None
+    return torch.stack(found).mean() if found else None

@@ -1,0 +1,60 @@
+"""Random pruning: what is left of a method's merit when its choice is left to chance."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pumer.reducers.base import KEYS, Place, Reducer
+from pumer.reducers.decisions import keep, only
+from pumer.reducers.layered import PruningConfig
+from pumer.tokens import Cues, Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomPruningConfig(PruningConfig):
+    """Prune image tokens at random.
+
+    Attributes:
+        seed: Another seed prunes other tokens.
+    """
+
+    seed: int = 0
+
+    method: ClassVar[str] = "random"
+
+    def reducer(self, place: Place) -> Reducer | None:
+        """Each layer draws anew."""
+        return RandomPruner(self, place[1]) if self.prune_ratio else None
+
+
+@dataclass(frozen=True)
+class RandomPruner:
+    """The pruning of one layer.
+
+    A sample must get the same tokens in any batch and in any run, so chance is a hash: of the seed, the layer, a
+    token's rank, and which token has the largest first key in each head, which differs from picture to picture.
+    """
+
+    config: RandomPruningConfig
+    layer: int
+    needs: ClassVar[frozenset[str]] = frozenset({KEYS})
+
+    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+        """Prune image tokens; text stays."""
+        mask, keys = cues.image.mask, cues.image.keys
+        assert keys is not None  # for the type checker: they are in `needs`
+        largest = keys[..., 0].masked_fill(~mask[:, None], -torch.inf).argmax(dim=2)
+        state = torch.full_like(largest[:, :1], (self.config.seed * 1009 + self.layer) * 1_000_003)
+        for head in largest[:, :, None].unbind(dim=1):
+            state = _scramble(state + head)
+        score = _scramble(state + torch.arange(mask.shape[1], device=mask.device)).to(torch.float64)
+        return Decision.identity(cues.text.mask), only(keep(score, mask, self.config.kept), mask.shape[1])
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """A hash of non-negative integers, below 2 ** 31."""
+    x = x % 2_147_483_647
+    x = (x * 48_271 + 12_820_163) % 2_147_483_647
+    return ((x ^ (x >> 15)) * 69_621) % 2_147_483_647

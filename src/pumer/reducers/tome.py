@@ -1,0 +1,73 @@
+"""ToMe: merge a fixed number of tokens per layer, whatever they are (Bolya et al., ICLR 2023), from the paper.
+
+Where text and image are one stream, they are merged without regard to modality, and from then on all tokens count as
+image tokens. In two streams only the image is merged.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from pumer.errors import InputError
+from pumer.functional import compact
+from pumer.reducers.base import KEYS, Place, Reducer
+from pumer.reducers.decisions import everything, merge
+from pumer.reducers.layered import LayeredConfig
+from pumer.tokens import Block, Cues, Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToMeConfig(LayeredConfig):
+    """ToMe.
+
+    Attributes:
+        merge_count: Tokens merged away in each of ``layers``, at most half of those there are (the paper's ``r``).
+        proportional_attention: Add ``log(size)`` to attention logits, as the paper does.
+    """
+
+    merge_count: int = 0
+    proportional_attention: bool = True
+
+    method: ClassVar[str] = "tome"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if isinstance(self.merge_count, bool) or not isinstance(self.merge_count, int) or self.merge_count < 0:
+            raise InputError(f"merge_count is {self.merge_count!r}; give the tokens to merge per layer, 0 or more")
+
+    def merges(self, n: int) -> int:
+        """Tokens merged away of ``n``: every other one can be, but not the first."""
+        return max(min(self.merge_count, (n - 1) // 2), 0)
+
+    def left(self, n: int) -> int:
+        """Tokens left of ``n``."""
+        return n - self.merges(n)
+
+    def reducer(self, place: Place) -> Reducer | None:
+        """The same in every layer."""
+        return ToMeReducer(self) if self.merge_count else None
+
+
+@dataclass(frozen=True)
+class ToMeReducer:
+    """The merging of one layer."""
+
+    config: ToMeConfig
+    needs: ClassVar[frozenset[str]] = frozenset({KEYS})
+
+    def decide(self, cues: Cues) -> tuple[Decision, Decision] | Decision:
+        """Merge the most similar tokens: of the stream if there is one, else of the image."""
+        config, image = self.config, cues.image
+        if not cues.one_stream:
+            decision = merge(image, everything(image.mask), config.merges, config.left)
+            return Decision.identity(cues.text.mask), decision.with_policy(proportional=config.proportional_attention)
+        assert image.keys is not None  # for the type checker: they are in `needs`
+        assert cues.text.keys is not None
+        stream = Block(
+            torch.cat([cues.text.mask, image.mask], dim=1), None, torch.cat([cues.text.keys, image.keys], dim=2)
+        )
+        kept = compact(stream.mask, stream.mask.shape[1])  # no gap between words and patches: a rank is a rank
+        decision = merge(stream, kept, config.merges, config.left)
+        return decision.with_policy(proportional=config.proportional_attention).blind()

@@ -1,0 +1,132 @@
+"""From the records of finished steps to the rows of the tables; what was not run is None."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from pumer.checkpoint import read_json
+from pumer.reproduce.cells import RETRIEVAL, Cell
+from pumer.reproduce.paper import TABLE_7
+from pumer.reproduce.setup import Setup
+from pumer.reproduce.steps import benchmark_step, macs_step, test_step, train_step
+from pumer.reproduce.tables import Row, Table
+from pumer.stages import Record
+from pumer.tasks.statistics import bootstrap
+
+_QUERIES = {"TR": "image ", "IR": "caption "}
+
+
+def collect_table(table: Table, done: Mapping[str, Record], setup: Setup) -> dict[str, Any]:
+    """A table as plain data.
+
+    Args:
+        table: its rows.
+        done: records of finished steps by name.
+        setup: where the answers lie.
+
+    Returns:
+        `name`, `title`, `note`, `kind`, and `rows`. Of a table of cells each row has `where`, `model`, `changed`,
+        `paper`, `seeds_wanted`, `tuned` and `untuned` (see `_tested`; None if not run), `cost` and `training` (likewise).
+    """
+    if table.kind == "macs":
+        rows = [_macs(row, done) for row in table.rows]
+    elif table.kind == "training":
+        rows = [_trained(row, done) for row in table.rows]
+    else:
+        rows = [_row(row, done, setup) for row in table.rows]
+    return {"name": table.name, "title": table.title, "note": table.note, "kind": table.kind, "rows": rows}
+
+
+def _macs(row: Row, done: Mapping[str, Record]) -> dict[str, Any]:
+    """Multiply-accumulates of original and PuMer, and the paper's in 10^9."""
+    record = done.get(macs_step(row.cell))
+    return {"where": row.where, "paper": TABLE_7[row.where], "macs": None if record is None else record["result"]}
+
+
+def _trained(row: Row, done: Mapping[str, Record]) -> dict[str, Any]:
+    """What fine-tuning took, beside the original's."""
+    ours, theirs = _training(row, done), _training(replace(row, cell=row.cell.original), done)
+    faster = None
+    if ours and theirs and row.cell != row.cell.original:
+        faster = ours[0]["samples_per_second"] / theirs[0]["samples_per_second"]
+    return {"where": row.where, "model": row.model, "training": ours, "faster": faster}
+
+
+def _row(row: Row, done: Mapping[str, Record], setup: Setup) -> dict[str, Any]:
+    return {
+        "where": row.where,
+        "model": row.model,
+        "changed": row.changed,
+        "reduction": row.cell.settings,
+        "image_size": row.cell.image_size,
+        "paper": None if row.paper is None else asdict(row.paper),
+        "seeds_wanted": row.seeds,
+        "tuned": _tested(row.tuned, row.direction, done, setup),
+        "untuned": _tested(row.untuned, row.direction, done, setup),
+        "cost": _cost(row, done),
+        "training": _training(row, done),
+    }
+
+
+def _tested(cells: Sequence[Cell], direction: str, done: Mapping[str, Record], setup: Setup) -> dict[str, Any] | None:
+    """Accuracy, and the difference to the original of the same seed, of values that are averaged over the seeds.
+
+    The interval is over test examples: whole examples are drawn, with the mean of their values over the seeds.
+    """
+    ready = [cell for cell in cells if {test_step(cell), test_step(cell.original)} <= done.keys()]
+    if not ready:
+        return None
+    ours = [_answers(cell, direction, setup) for cell in ready]
+    theirs = [_answers(cell.original, direction, setup) for cell in ready]
+    ids = list(ours[0])
+    accuracy = [_mean(run[number]["score"] for run in ours) for number in ids]
+    differences, same = [], []
+    for number in ids:
+        pairs = [(run[number], other[number]) for run, other in zip(ours, theirs, strict=True)]
+        differences.append(_mean(mine["score"] - other["score"] for mine, other in pairs))
+        same.append(_mean(mine["answer"] == other["answer"] for mine, other in pairs))
+    found = {"seeds": len(ready), "questions": len(ids), "accuracy": asdict(bootstrap(accuracy))}
+    if ready[0] != ready[0].original:
+        found |= {"difference": asdict(bootstrap(differences)), "agreement": _mean(same)}
+    found["commands"] = [done[test_step(cell)]["result"]["command"] for cell in ready]
+    return found
+
+
+def _answers(cell: Cell, direction: str, setup: Setup) -> dict[str, Any]:
+    """A cell's answers and scores by example; of retrieval those of one direction, and the best candidate alone."""
+    entries = read_json(setup.file(cell, "answers"))["examples"]
+    if cell.task in RETRIEVAL:
+        asked = [entry for entry in entries if str(entry["id"]).startswith(_QUERIES[direction])]
+        return {entry["id"]: entry | {"answer": entry["answer"].split()[0]} for entry in asked}
+    return {entry["id"]: entry for entry in entries}
+
+
+def _cost(row: Row, done: Mapping[str, Record]) -> dict[str, Any] | None:
+    """Speed, memory and arithmetic beside the original's."""
+    record = done.get(benchmark_step(row.cell)) if row.changed else None
+    if record is None:
+        return None
+    before, after = record["result"]["rows"]
+    (speed,) = after["speed"]
+    return {
+        "batch": speed["batch"],
+        "examples_per_second": speed["images_per_second"],
+        "throughput": speed["speedup"],
+        "memory": after["memory"] / before["memory"],
+        "macs": after["macs"],
+        "macs_fewer": before["macs"] / after["macs"],
+        "command": record["result"]["command"],
+        "device": record["result"]["provenance"]["device"],
+        "threads": record["result"]["provenance"]["threads"],
+    }
+
+
+def _training(row: Row, done: Mapping[str, Record]) -> list[dict[str, Any]] | None:
+    """What each seed's fine-tuning took."""
+    steps = [done[name]["result"] for cell in row.tuned if (name := train_step(cell)) in done]
+    return [{key: step[key] for key in ("command", "steps", "seconds", "samples_per_second")} for step in steps] or None
+
+
+def _mean(values: Any) -> float:
+    listed = [float(value) for value in values]
+    return sum(listed) / len(listed)

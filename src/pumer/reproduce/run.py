@@ -1,0 +1,237 @@
+"""`pumer reproduce`: run what is missing, and report what is there."""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from pumer.arguments import at_least
+from pumer.checkpoint import write_json
+from pumer.errors import InputError
+from pumer.provenance import collect
+from pumer.reproduce.cells import PAIRS
+from pumer.reproduce.collect import collect_table
+from pumer.reproduce.commands import Commands, Runner, cores
+from pumer.reproduce.report import write_markdown
+from pumer.reproduce.setup import Setup
+from pumer.reproduce.steps import steps
+from pumer.reproduce.tables import Table, chosen, tables
+from pumer.stages import Record, Stage, Watch, finished, run_at_once
+from pumer.world.small import checkpoint_dir
+
+SMOKE_STEPS = "max_steps=2"
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Settings of `pumer reproduce`.
+
+    Attributes:
+        out: models, answers, logs, records, and the report.
+        scale: "world" trains the small models on the built-in world; "full" is the paper's data and models.
+        data: folder with one data folder per task; None: the world is written below `out`.
+        starts: checkpoints that fine-tuning starts from, by backbone; else the recipes'.
+        recipes: folder of the recipes.
+        only: names of tables; none: all.
+        cells: such as "vilt/nlvr2"; none: all.
+        seeds: of every row; None: three for the ViLT rows of Table 1, one for the rest.
+        jobs: steps that run at once.
+        galleries: retrieval is tested within so many galleries of so many images, as in "50x20"; "all" within one.
+        batch: examples per forward when speed and memory are measured.
+        settings: of every training, for trials.
+        smoke: two training steps on a tiny world: does everything run?
+        results: folder that report and results are copied to.
+    """
+
+    out: Path = Path("out/reproduce")
+    scale: Literal["world", "full"] = "world"
+    data: Path | None = None
+    starts: dict[str, str] = field(default_factory=dict)
+    recipes: Path = Path("recipes")
+    only: tuple[str, ...] = ()
+    cells: tuple[str, ...] = ()
+    seeds: int | None = None
+    jobs: int = 1
+    galleries: str | None = None
+    batch: int = 32
+    settings: tuple[str, ...] = ()
+    smoke: bool = False
+    results: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        at_least(1, seeds=self.seeds, jobs=self.jobs, batch=self.batch)
+        if self.scale == "full" and self.data is None:
+            raise InputError("--scale full needs --data FOLDER, with one data folder per task (vqav2, nlvr2, ...)")
+        strange = [name for name in self.cells if name not in PAIRS]
+        if strange:
+            raise InputError(f"there is no cell '{strange[0]}'; there are {', '.join(PAIRS)}")
+
+    def setup(self, runner: Runner) -> Setup:
+        """The same for the steps."""
+        here = {"world": "2x4" if self.smoke else "50x20", "full": "all"}
+        galleries = self.galleries or here[self.scale]
+        return Setup(
+            out=self.out,
+            runner=runner,
+            scale=self.scale,
+            data=self.data,
+            recipes=self.recipes,
+            starts=self.starts,
+            galleries=None if galleries == "all" else galleries,
+            settings=(*self.settings, *([SMOKE_STEPS] if self.smoke else [])),
+            tiny=self.smoke,
+            batch=2 if self.smoke else self.batch,
+            pairs=2 if self.smoke else 20,
+            threads=(max(1, cores() // self.jobs), cores()),
+        )
+
+
+class Reproduction:
+    """The tables that were asked for, and their steps."""
+
+    def __init__(self, config: ReproduceConfig, runner: Runner | None = None) -> None:
+        """Plan.
+
+        Args:
+            config: what.
+            runner: runs commands; by default as processes of their own.
+
+        Raises:
+            InputError: for names of tables and cells that do not exist, and for folders that are not there.
+        """
+        self.commands = Commands()
+        self.config, self.setup = config, config.setup(runner or self.commands.run)
+        known = tables(self.setup, config.seeds)
+        strange = [name for name in config.only if name not in known]
+        if strange:
+            raise InputError(f"there is no table '{strange[0]}'; there are {', '.join(known)}")
+        self.tables: list[Table] = chosen(known, config.only, config.cells)
+        self.steps: list[Stage] = steps(self.tables, self.setup)
+        self.records = config.out / "steps"
+
+    def done(self) -> dict[str, Record]:
+        """Records of the finished steps."""
+        return finished(self.steps, self.records)
+
+    def show(self, console: Console) -> None:
+        """Every step, done or missing, with the seconds it took or an estimate from those that are done."""
+        done = self.done()
+        estimates = estimate(self.steps, done)
+        for step in self.steps:
+            record, guess = done.get(step.name), estimates.get(step.name)
+            missing = "missing" + ("" if guess is None else f", about {_minutes(guess)}")
+            state = f"done in {_minutes(record['seconds'])}" if record else missing
+            console.print(f"{state:28} {step.title}", highlight=False, soft_wrap=True)
+        left = [step for step in self.steps if step.name not in done]
+        known = [estimates[step.name] for step in left if step.name in estimates]
+        note = f"{len(done)} of {len(self.steps)} done"
+        if left:
+            note += f"; {len(known)} of the missing ones take about {_minutes(sum(known))} in all, one after the other"
+        console.print(note, highlight=False)
+
+    def run(self, console: Console) -> dict[str, Exception]:
+        """Do what is missing; what failed, by step."""
+        with _Progress(self, console) as progress:
+            watch = Watch(progress.started, progress.ended, self.commands.stop)
+            return run_at_once(self.steps, self.records, self.config.jobs, watch)
+
+    def report(self) -> dict[str, Any]:
+        """Write the report of what is finished; returns the results."""
+        done = self.done()
+        results = {
+            "title": f"The paper's tables, {'on the built-in world' if self.config.scale == 'world' else 'full size'}",
+            "scale": self.config.scale,
+            "steps": {"done": len(done), "all": len(self.steps)},
+            "tables": [collect_table(table, done, self.setup) for table in self.tables],
+            "provenance": collect(self.config),
+        }
+        results = self._without_places(results)
+        for folder in filter(None, (self.config.out, self.config.results)):
+            write_json(folder / "results.json", results)
+            write_markdown(results, folder / "report.md")
+        return results
+
+    def _without_places(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """The same without this machine's folders."""
+        text, places = json.dumps(results), {self.config.out: "out/reproduce", self.config.recipes: "recipes"}
+        places[checkpoint_dir().parent] = "src/pumer/assets"
+        places |= {self.config.data: "data"} if self.config.data else {}
+        places |= {self.config.results: "results"} if self.config.results else {}
+        for place, name in sorted(places.items(), key=lambda entry: -len(str(entry[0]))):
+            text = text.replace(json.dumps(str(place))[1:-1], name)
+        plain: dict[str, Any] = json.loads(text)
+        return plain
+
+
+def run(config: ReproduceConfig, console: Console, collect_only: bool = False, list_only: bool = False) -> None:
+    """Run, or list, or only report.
+
+    Raises:
+        InputError: for whatever the user can correct; after all other steps are done, for steps that failed.
+    """
+    reproduction = Reproduction(config)
+    if list_only:
+        reproduction.show(console)
+        return
+    failures = {} if collect_only else reproduction.run(console)
+    reproduction.report()
+    console.print(f"report: {config.out / 'report.md'}", highlight=False, soft_wrap=True)
+    if failures:
+        name, reason = next(iter(failures.items()))
+        raise InputError(f"{len(failures)} steps failed; {name}: {reason}")
+
+
+def estimate(stages: Sequence[Stage], done: Mapping[str, Record]) -> dict[str, float]:
+    """Seconds that missing steps will take, from finished ones of the same kind on the same backbone and task."""
+    alike: dict[str, list[float]] = defaultdict(list)
+    for name, record in done.items():
+        alike[_kind(name)].append(record["seconds"])
+    missing = [stage.name for stage in stages if stage.name not in done]
+    return {name: statistics.median(alike[_kind(name)]) for name in missing if alike.get(_kind(name))}
+
+
+def _kind(name: str) -> str:
+    """Of "train/vilt/nlvr2/original/seed0" the first three."""
+    return "/".join(name.split("/")[:3])
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+class _Progress:
+    """One line per running step and one for all; a line that stays for every step that ended."""
+
+    def __init__(self, reproduction: Reproduction, console: Console) -> None:
+        done = reproduction.done()
+        self.total, self.ready, self.console = len(reproduction.steps), len(done), console
+        self.lines: dict[str, TaskID] = {}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Progress(*columns, console=console, transient=True, refresh_per_second=2)
+        self.all = self.bar.add_task("all steps", total=self.total, completed=self.ready)
+
+    def __enter__(self) -> "_Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.bar.stop()
+
+    def started(self, stage: Stage) -> None:
+        self.lines[stage.name] = self.bar.add_task(stage.title, total=None)
+
+    def ended(self, stage: Stage, outcome: Record | BaseException) -> None:
+        self.bar.remove_task(self.lines.pop(stage.name))
+        if isinstance(outcome, BaseException):
+            told = f"failed: {outcome}"
+        else:
+            self.ready, told = self.ready + 1, _minutes(outcome["seconds"])
+            self.bar.update(self.all, completed=self.ready)
+        self.bar.console.print(f"{self.ready}/{self.total} {stage.title}: {told}", highlight=False, soft_wrap=True)

@@ -1,0 +1,91 @@
+"""Where and how everything is run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pumer.errors import InputError
+from pumer.reproduce.cells import Cell, reduced
+from pumer.reproduce.commands import Runner
+from pumer.world.small import IMAGE_SIZE
+
+ORIGINAL, PUMER = "original", "pumer"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and how everything is run.
+
+    Attributes:
+        out: models, answers, logs and records.
+        runner: runs a command.
+        scale: "world" or "full".
+        data: one data folder per task; None: the world is written below `out`.
+        recipes: folder of the recipes.
+        starts: checkpoint that fine-tuning starts from, by backbone, where it is not the recipe's.
+        galleries: retrieval is tested within so many galleries of so many images; None: within all.
+        settings: of every training, such as "max_steps=2".
+        tiny: the world is a handful of examples.
+        batch: examples per forward when speed and memory are measured.
+        pairs: rounds of timing.
+        threads: of a command that shares the machine, and of one that has it alone.
+    """
+
+    out: Path
+    runner: Runner
+    scale: Literal["world", "full"] = "world"
+    data: Path | None = None
+    recipes: Path = Path("recipes")
+    starts: Mapping[str, str] = field(default_factory=dict)
+    galleries: str | None = "50x20"
+    settings: tuple[str, ...] = ()
+    tiny: bool = False
+    batch: int = 32
+    pairs: int = 20
+    threads: tuple[int, int] = (1, 1)
+
+    @property
+    def native(self) -> int:
+        """Pixels along a side that the models are made for."""
+        return IMAGE_SIZE if self.scale == "world" else 384
+
+    def recipe(self, backbone: str, task: str, kind: str) -> Path:
+        """The file with the settings of a training."""
+        world = "world-" if self.scale == "world" else ""
+        return self.recipes / backbone / f"{world}{task}-{kind}.yaml"
+
+    def data_of(self, task: str) -> Path:
+        """A task's data folder."""
+        return (self.data or self.out / "world") / task
+
+    def weights(self, cell: Cell) -> Path:
+        """Folder of a cell's model."""
+        return self.out / "models" / cell.weights.name
+
+    def file(self, cell: Cell, kind: str) -> Path:
+        """A result of testing a cell: "result", "answers", "submission", "predictions" or "benchmark"."""
+        return self.out / "tests" / f"{cell.name}.{kind}.json"
+
+    def run(self, name: str, command: Sequence[str], alone: bool = False) -> str:
+        """Run a command with its share of the machine."""
+        return self.runner(command, self.out / "logs" / f"{name}.txt", self.threads[alone])
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe as plain data.
+
+    Raises:
+        InputError: when there is none.
+    """
+    if not path.is_file():
+        raise InputError(f"recipe {path} does not exist; run from the project's root, or give --recipes FOLDER")
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
+def pumer_cell(setup: Setup, backbone: str, task: str, seed: int = 0) -> Cell:
+    """PuMer as the recipe of a task has it."""
+    return reduced(backbone, task, read_recipe(setup.recipe(backbone, task, PUMER))["reduction"], seed)

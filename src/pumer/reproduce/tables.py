@@ -1,0 +1,293 @@
+"""Which cells each table has, in which rows, and what the paper prints there."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pumer.reproduce.cells import BACKBONES, PAIRS, RETRIEVAL, TASKS, Cell, reduced
+from pumer.reproduce.paper import (
+    FIGURE_5_SPEEDUP,
+    TABLE_1,
+    TABLE_2,
+    TABLE_2_PUMER,
+    TABLE_3,
+    TABLE_4,
+    TABLE_4_ORIGINAL,
+    TABLE_7,
+    Figures,
+)
+from pumer.reproduce.setup import Setup, pumer_cell
+
+SEEDS_OF_VILT = 3
+DIRECTIONS = ("TR", "IR")
+
+_LAYERS = {"layers": [2, 5, 8]}
+_PUMER = [
+    {**_LAYERS, "prune_ratio": prune, "merge_ratio": merge, "text_merge_ratio": text}
+    for prune, merge, text in ((0.1, 0.2, 0.2), (0.1, 0.3, 0.2), (0.2, 0.4, 0.3))
+]
+_PRUNING = [{**_LAYERS, "prune_ratio": ratio} for ratio in (0.35, 0.5, 0.7)]
+STRENGTHS: dict[str, list[dict[str, Any]]] = {
+    "pumer": _PUMER,
+    "pumer-released": _PUMER,
+    "tome": [{"layers": list(range(12)), "merge_count": count} for count in (12, 14, 18)],
+    "dynamicvit": _PRUNING,
+    "evit": _PRUNING,
+    "cls": _PRUNING,
+    "random": _PRUNING,
+    "pooling": [{**_LAYERS, "merge_ratio": ratio} for ratio in (0.35, 0.5)],
+}
+"""Settings of every method in Figure 5, such that PuMer's multiply-accumulates, 1.7, 1.9 and 2.5 times fewer than the
+original's, are about those of the others: 1.6, 1.9 and 2.3. Pooling ends at 1.9: it averages at most every other
+token."""
+RESOLUTION = "smaller pictures"
+SIZES = (288, 256, 224)
+"""Pixels where the model's own are 384: 1.7, 2.1 and 2.5 times fewer multiply-accumulates."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one task.
+
+    Attributes:
+        model: what it is called.
+        cell: of the first seed.
+        seeds: how many there shall be.
+        direction: of retrieval: "TR" finds the text for an image, "IR" the image for a text; else "".
+        paper: what the paper has in its place.
+        series: line of a plot that it belongs to.
+    """
+
+    model: str
+    cell: Cell
+    seeds: int = 1
+    direction: str = ""
+    paper: Figures | None = None
+    series: str = ""
+
+    @property
+    def where(self) -> str:
+        """Backbone and task."""
+        return f"{self.cell.backbone}/{self.cell.task} {self.direction}".rstrip()
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is another model than the original, fast or small in some way."""
+        return self.cell != self.cell.original and self.cell.blank == "none"
+
+    @property
+    def tuned(self) -> tuple[Cell, ...]:
+        """A cell per seed."""
+        return tuple(replace(self.cell, seed=seed) for seed in range(self.seeds))
+
+    @property
+    def untuned(self) -> tuple[Cell, ...]:
+        """The same without fine-tuning."""
+        return tuple(cell.untuned for cell in self.tuned) if self.changed else ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+        name: on the command line.
+        title: with the paper's name of it.
+        note: below it.
+        rows: in order.
+        kind: what its columns are: of "cells", of full-size models' "macs", or of "training".
+    """
+
+    name: str
+    title: str
+    note: str
+    rows: tuple[Row, ...] = ()
+    kind: Literal["cells", "macs", "training"] = "cells"
+
+    @property
+    def cells(self) -> list[Cell]:
+        """What must be tested; original models first."""
+        if self.kind != "cells":
+            return [cell for row in self.rows for cell in row.tuned]
+        return [cell for row in self.rows for cell in (*row.tuned, *row.untuned)]
+
+
+def tables(setup: Setup, seeds: int | None = None) -> dict[str, Table]:
+    """All tables by name.
+
+    Args:
+        setup: for the recipes, which say what PuMer is.
+        seeds: of every row; None: three for the ViLT rows of Table 1, one for the rest.
+    """
+    made = (make(setup, seeds) for make in _MAKERS)
+    return {table.name: table for table in made}
+
+
+def _table_1(setup: Setup, seeds: int | None) -> Table:
+    rows = [
+        row
+        for backbone in BACKBONES
+        for task in TASKS
+        for row in _pair(setup, backbone, task, seeds or (SEEDS_OF_VILT if backbone == "vilt" else 1))
+    ]
+    note = "Retrieval: recall@1 of text retrieval (TR: the text for an image) and of image retrieval (IR)."
+    return Table("table1", "Table 1: five tasks, two models", note, tuple(rows))
+
+
+def _pair(setup: Setup, backbone: str, task: str, seeds: int) -> Iterator[Row]:
+    original, pumer = Cell(backbone, task), pumer_cell(setup, backbone, task)
+    for direction in DIRECTIONS if task in RETRIEVAL else ("",):
+        before, after = TABLE_1.get(f"{backbone}/{task} {direction}".rstrip(), (None, None))
+        yield Row("original", original, seeds, direction, before)
+        yield Row("PuMer", pumer, seeds, direction, after)
+
+
+def _twins(setup: Setup, seeds: int | None) -> Table:
+    """What either input alone tells; retrieval has nothing to rank by without one of the two."""
+    rows = []
+    for backbone in BACKBONES:
+        for task in TASKS:
+            if task not in RETRIEVAL:
+                cell = Cell(backbone, task)
+                rows += [Row("original", cell, seeds or 1)]
+                rows += [Row("text only", replace(cell, blank="image"), seeds or 1)]
+                rows += [Row("image only", replace(cell, blank="text"), seeds or 1)]
+    note = "Fine-tuned and tested with a grey image, or with an empty sentence, by the original's recipe."
+    return Table("twins", "What either input alone tells", note, tuple(rows))
+
+
+def _table_2(setup: Setup, seeds: int | None) -> Table:
+    """Smaller pictures, unreduced, against PuMer."""
+    original, pumer = Cell("meter", "vqav2"), pumer_cell(setup, "meter", "vqav2")
+    own = max(TABLE_2)
+
+    def pixels(size: int) -> int | None:
+        return None if size == own else size * setup.native // own
+
+    rows = [
+        Row(f"{pixels(size)} pixels", replace(original, image_size=pixels(size)), seeds or 1, paper=figures)
+        for size, figures in TABLE_2.items()
+        if size != own
+    ]
+    for size, figures in TABLE_2_PUMER.items():
+        name = f"PuMer, {pixels(size) or setup.native} pixels"
+        rows.append(Row(name, replace(pumer, image_size=pixels(size)), seeds or 1, paper=figures))
+    rows.append(Row(f"original, {setup.native} pixels", original, seeds or 1, paper=TABLE_2[own]))
+    note = (
+        "Models for smaller pictures are fine-tuned by PuMer's recipe, without a teacher; PuMer for smaller pictures "
+        "has the unreduced model for them as teacher."
+    )
+    return Table("table2", "Table 2: smaller pictures against PuMer", note, tuple(rows))
+
+
+def _table_3(setup: Setup, seeds: int | None) -> Table:
+    """PuMer without one of its parts."""
+    pumer = pumer_cell(setup, "vilt", "vqav2")
+    settings = pumer.settings or {}
+    parts = {
+        "original": pumer.original,
+        "PuMer": pumer,
+        "without pruning": _changed(pumer, settings | {"prune_ratio": 0.0}),
+        "without merging": _changed(pumer, settings | {"merge_ratio": 0.0, "text_merge_ratio": 0.0}),
+        "without distillation": replace(pumer, teacher=False),
+    }
+    rows = [Row(name, cell, seeds or 1, paper=TABLE_3[name]) for name, cell in parts.items()]
+    note = "What is not fine-tuned knows no distillation: there the last row is PuMer's."
+    return Table("table3", "Table 3: without pruning, merging, distillation", note, tuple(rows))
+
+
+def _table_4(setup: Setup, seeds: int | None) -> Table:
+    """Ratios, number of layers, locations."""
+    rows = []
+    for choice, designs in TABLE_4.items():
+        for (layers, *ratios), figures in designs.items():
+            names = ("prune_ratio", "merge_ratio", "text_merge_ratio")
+            settings = {"method": "pumer", "layers": list(layers), **dict(zip(names, ratios, strict=True))}
+            name = f"{choice}: layers {', '.join(map(str, layers))}; {' / '.join(map(str, ratios))}"
+            rows.append(Row(name, reduced("vilt", "snli_ve", settings), seeds or 1, paper=figures))
+    rows.append(Row("original", Cell("vilt", "snli_ve"), seeds or 1, paper=TABLE_4_ORIGINAL))
+    note = "Ratios: of pruning / image merging / text merging."
+    return Table("table4", "Table 4: ratios, number of layers, locations", note, tuple(rows))
+
+
+def _figure_5(setup: Setup, seeds: int | None) -> Table:
+    """All methods at several strengths, and smaller pictures."""
+    original = Cell("vilt", "vqav2")
+    rows = [Row("original", original, seeds or 1)]
+    for method, strengths in STRENGTHS.items():
+        for settings in strengths:
+            cell = reduced("vilt", "vqav2", {"method": method, **settings})
+            rows.append(Row(f"{method}: {_told(settings)}", cell, seeds or 1, series=method))
+    for size in SIZES:
+        cell = replace(original, image_size=size * setup.native // max(TABLE_2))
+        rows.append(Row(f"{RESOLUTION}: {cell.image_size} pixels", cell, seeds or 1, series=RESOLUTION))
+    note = (
+        "All start from the same original and are fine-tuned for as many steps, with it as teacher; smaller pictures "
+        f"without one. The paper has PuMer above DynamicViT and ToMe at {FIGURE_5_SPEEDUP}x, and prints no numbers."
+    )
+    return Table("figure5", "Figure 5: accuracy against throughput, all methods", note, tuple(rows))
+
+
+def _table_7(setup: Setup, seeds: int | None) -> Table:
+    """Full-size models, which are not trained for it."""
+    rows = [Row("", Cell(*where.split("/"))) for where in TABLE_7]
+    note = "Exact, of the layers' shapes: matrix products and convolutions; 384 pixels, 32 words, one example."
+    return Table("table7", "Table 7: multiply-accumulates of the full-size models", note, tuple(rows), "macs")
+
+
+def _training(setup: Setup, seeds: int | None) -> Table:
+    """What fine-tuning took."""
+    rows = []
+    for pair in PAIRS:
+        backbone, task = pair.split("/")
+        pumer = pumer_cell(setup, backbone, task)
+        rows += [Row("original", pumer.original), Row("PuMer, with teacher", pumer)]
+        if pair == "vilt/vqav2":
+            rows.append(Row("PuMer, without", replace(pumer, teacher=False)))
+            rows.append(
+                Row("DynamicViT, with teacher", reduced(backbone, task, {"method": "dynamicvit", **_PRUNING[1]}))
+            )
+    note = (
+        "From the runs themselves, which may have shared the machine; a step alone is timed by "
+        "benchmarks/training_step.py. The paper sees 15 to 20% faster training than with learned pruning (DynamicViT)."
+    )
+    return Table("training", "Training time", note, tuple(rows), "training")
+
+
+def _changed(cell: Cell, settings: Mapping[str, Any]) -> Cell:
+    return replace(cell, reduction=json.dumps(settings, sort_keys=True))
+
+
+def _told(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if name != "layers")
+
+
+_MAKERS: Sequence[Callable[[Setup, int | None], Table]] = (
+    _table_1,
+    _table_2,
+    _table_3,
+    _table_4,
+    _table_7,
+    _figure_5,
+    _training,
+    _twins,
+)
+
+
+def chosen(all_tables: Mapping[str, Table], only: Sequence[str], pairs: Sequence[str]) -> list[Table]:
+    """Some of the tables, with the rows of some of the pairs of backbone and task.
+
+    Args:
+        all_tables: by name.
+        only: names; none: all.
+        pairs: such as "vilt/nlvr2"; none: all.
+    """
+    found = [table for name, table in all_tables.items() if not only or name in only]
+    if not pairs:
+        return found
+    kept = [
+        replace(table, rows=tuple(row for row in table.rows if f"{row.cell.backbone}/{row.cell.task}" in pairs))
+        for table in found
+    ]
+    return [table for table in kept if table.rows]

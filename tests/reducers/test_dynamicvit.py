@@ -1,0 +1,104 @@
+"""DynamicViT: hard samples with soft gradients in training, the best tokens otherwise; weights that are saved apart."""
+
+import pytest
+import tiny
+import torch
+from tiny import GRIDS, TINY, answer
+
+import pumer
+from pumer import InputError
+from pumer.reducers import DynamicViTConfig
+from pumer.reducers.dynamicvit import TokenPredictor, ratio_loss
+
+CONFIG = DynamicViTConfig(layers=(0, 1), prune_ratio=0.4)
+
+
+def fitted(backbone):
+    return TINY[backbone].fit(CONFIG)
+
+
+def predictors(model):
+    return [module for module in model.modules() if isinstance(module, TokenPredictor)]
+
+
+@pytest.mark.parametrize("backbone", TINY)
+def test_training_hides_tokens_and_teaches_the_predictors(backbone):
+    case = TINY[backbone]
+    model, inputs = pumer.patch(case.build(), fitted(backbone)).train(), case.batch(GRIDS)
+    torch.manual_seed(0)
+    answer(model, inputs).square().mean().backward()
+    for predictor in predictors(model):
+        assert predictor.score.weight.grad.abs().sum() > 0, "the task teaches every predictor"
+    model.zero_grad()
+    owed = ratio_loss(model)
+    assert owed.requires_grad and owed >= 0
+    assert ratio_loss(model) is None, "taken once"
+    owed_again = answer(model, inputs).mean() * 0 + ratio_loss(model)
+    owed_again.backward()
+    assert all(predictor.score.bias.grad.abs().sum() > 0 for predictor in predictors(model))
+
+
+@pytest.mark.parametrize("backbone", TINY)
+def test_hidden_tokens_count_for_nothing(backbone):
+    """A training forward whose samples are forced to the best tokens computes what inference computes."""
+    case = TINY[backbone]
+    model, inputs = pumer.patch(case.build(), fitted(backbone)), case.batch([(6, 6, 6)])
+    for predictor in predictors(model):
+        with torch.no_grad():
+            predictor.score.weight.mul_(1e4)  # no noise matters, nearly all scores say yes or no
+    with torch.no_grad(), pumer.trace(model) as trace:
+        answer(model, inputs)
+    assert (trace.forwards[0].pruned_at >= 0).any()
+    model.train()
+    torch.manual_seed(1)
+    first = answer(model, inputs)
+    torch.manual_seed(2)
+    torch.testing.assert_close(answer(model, inputs), first, atol=1e-3, rtol=1e-3)
+
+
+def test_the_ratio_loss_is_the_squared_miss():
+    predictor = DynamicViTConfig(layers=(0,), prune_ratio=0.25, ratio_weight=3.0).learned({"fusion": 8})["fusion", 0]
+    with torch.no_grad():
+        predictor.score.weight.zero_()
+        predictor.score.bias.fill_(-1e4)  # drops everything but [CLS]
+    mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
+    from pumer.tokens import Block, Cues
+
+    block = Block(mask, None, None, torch.randn(2, 4, 8))
+    _, image = predictor.train().decide(Cues(Block(mask, None, None), block))
+    expected = 3.0 * ((1 / 4 - 0.75) ** 2 + (1 / 2 - 0.75) ** 2) / 2
+    assert abs(float(predictor.ratio_loss.detach()) - expected) < 1e-6
+    assert (image.bias[0, 0, 0] > -1).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("backbone", TINY)
+def test_learned_weights_are_saved_apart_and_come_back(backbone, tmp_path):
+    case = TINY[backbone]
+    model, inputs = pumer.patch(case.build(), fitted(backbone)), case.batch(GRIDS)
+    with torch.no_grad():
+        for parameter in predictors(model)[0].parameters():
+            parameter.normal_()
+    expected = answer(model, inputs)
+    pumer.save(model, tmp_path / "m")
+    assert (tmp_path / "m" / "reduction.safetensors").exists()
+    assert torch.equal(answer(pumer.load(tmp_path / "m"), inputs), expected)
+    plain = type(case.build()).from_pretrained(tmp_path / "m")
+    assert not predictors(plain)
+    (tmp_path / "m" / "reduction.safetensors").unlink()
+    with pytest.raises(InputError, match=r"lacks weights .* reduction.safetensors"):
+        pumer.load(tmp_path / "m")
+
+
+def test_moves_and_types_follow_the_model():
+    model = pumer.patch(tiny.TINY["vilt"].build().double(), fitted("vilt"))
+    assert all(p.dtype == torch.float64 for module in predictors(model) for p in module.parameters())
+    assert predictors(pumer.unpatch(model)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"), [({"ratio_weight": -1}, ["ratio_weight", "-1"]), ({"temperature": 0}, ["temperature", "0"])]
+)
+def test_wrong_settings_are_named(settings, words):
+    with pytest.raises(InputError) as caught:
+        DynamicViTConfig(layers=(1,), prune_ratio=0.1, **settings)
+    assert all(word in str(caught.value) for word in words)
