@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import pytest
 import tiny
@@ -20,6 +21,7 @@ import pumer.reducers.pumer as pumer_method
 from pumer import PuMerConfig, Step, functional, tokens
 from pumer.backbones import BACKBONES
 from pumer.patching import reductions
+from pumer.reducers import METHODS
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 STRONG = PuMerConfig(layers=(0, 1, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
@@ -30,6 +32,8 @@ heads = pytest.mark.parametrize(("backbone", "head"), HEADS)
 
 def test_every_backbone_is_in_the_grid():
     assert set(TINY) == set(BACKBONES), "add a builder to tests/tiny.py"
+    for grid_ in (GRID, GRAPHS):
+        assert {(backbone, example.config.method) for backbone, example in grid_} == set(product(BACKBONES, METHODS))
 
 
 def test_reductions_matter_in_the_models_of_these_tests():
@@ -116,9 +120,11 @@ def test_law_1_every_head(backbone, head):
 # ---------------------------------------------------------------- law 2: static shapes
 
 GRAPHS = tiny.grid(
-    example
-    for first, *others in EXAMPLES.values()
-    for example in (first, *[other for other in others if tiny.in_vision(other)])
+    [
+        example
+        for first, *others in EXAMPLES.values()
+        for example in (first, *[other for other in others if tiny.in_vision(other)])
+    ]
 )
 """The first config of each method, and those in a vision encoder: making a graph takes seconds."""
 
@@ -233,6 +239,23 @@ def test_law_3_copies_are_independent(backbone, example):
         pumer.unpatch(twin)
         assert pumer.reduction(model) == example.config
         assert torch.equal(answer(model, inputs), expected)
+
+
+# ---------------------------------------------------------------- law 4: no full attention matrix
+
+
+@grid
+def test_law_4_no_square_matrix_of_tokens(backbone, example):
+    if not example.fused:
+        pytest.skip("the method has an attention of its own")
+    case = TINY[backbone]
+    model, inputs = pumer.patch(case.build(), example.config), case.batch(GRIDS)
+    words, image = inputs["input_ids"].shape[1], 1 + GRIDS[0][1] * GRIDS[0][2]
+    with torch.no_grad(), tiny.Shapes() as shapes:
+        model(**inputs)
+    tokens = {image, words + image}
+    assert any(tokens & set(shape) for shape in shapes.seen)
+    assert not [shape for shape in shapes.seen if sum(size in tokens for size in shape) > 1]
 
 
 # ---------------------------------------------------------------- laws 5 and 6: one decision, every token accounted for

@@ -101,7 +101,8 @@ def test_both_pictures_of_a_pair_pay(backbone):
         answer(model, case.batch(GRIDS, head))
     owed = [list(predictor.ratio_losses) for predictor in predictors(model)]
     assert [len(losses) for losses in owed] == [2, 2]
-    assert float(ratio_loss(model)) == pytest.approx(sum(float(loss) for losses in owed for loss in losses) / 4)
+    expected = sum(loss.item() for losses in owed for loss in losses) / 4
+    assert ratio_loss(model).item() == pytest.approx(expected)
 
 
 def test_a_model_is_copied_and_pickled_between_forward_and_backward():
