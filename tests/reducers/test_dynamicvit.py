@@ -1,6 +1,7 @@
 """DynamicViT: hard samples with soft gradients in training, the best tokens otherwise; weights that are saved apart."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -103,6 +104,31 @@ def test_both_pictures_of_a_pair_pay(backbone):
     assert [len(losses) for losses in owed] == [2, 2]
     expected = sum(loss.item() for losses in owed for loss in losses) / 4
     assert ratio_loss(model).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_forward_of_training_draws_anew(compiled):
+    case, config = TINY["vilt"], DynamicViTConfig(layers=(0,), prune_ratio=0.4)
+    model, inputs = pumer.patch(case.build(layers=1), config).train(), case.batch(GRIDS)
+    torch._dynamo.reset()
+    run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    owed = []
+    for _ in range(3):
+        answer(run, inputs)
+        owed.append(ratio_loss(model).item())
+    assert len(set(owed)) == 3
+
+
+def test_about_as_many_tokens_stay_as_the_scores_say():
+    """Sampling: a token with logit s stays with probability sigmoid(s)."""
+    predictor = DynamicViTConfig(layers=(0,), prune_ratio=0.25).learned({"fusion": 8})["fusion", 0].train()
+    with torch.no_grad():
+        predictor.score.weight.zero_()
+        predictor.score.bias.fill_(1.0)
+    mask = torch.ones(40, 101, dtype=torch.bool)
+    _, image = predictor.decide(Cues(Block(mask, None, None), Block(mask, None, None, torch.randn(40, 101, 8))))
+    stays = (image.bias[:, 0, 0, 1:] > -1).double().mean().item()
+    assert stays == pytest.approx(1 / (1 + math.exp(-1.0)), abs=0.03)  # 4,000 draws: four standard deviations
 
 
 def test_a_model_is_copied_and_pickled_between_forward_and_backward():

@@ -118,7 +118,8 @@ class TokenPredictor(nn.Module):
         bias = _bias(image)
         here = image.mask & (bias[:, 0, 0].detach() > log(_FAINT) / 2)
         logits = self(states, here)
-        noise = torch.empty_like(logits).exponential_().log() - torch.empty_like(logits).exponential_().log()
+        # the difference of two Gumbel variables, drawn as one: compiled graphs take two equal draws for the same
+        noise = torch.rand(logits.shape, device=logits.device).logit(eps=_FAINT).to(logits.dtype)
         soft = ((logits + noise) / self.config.temperature).sigmoid()
         stays = (soft > 0.5).to(soft.dtype) - soft.detach() + soft
         is_first = torch.arange(here.shape[1], device=here.device) == 0
