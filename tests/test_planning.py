@@ -1,8 +1,8 @@
 """MACs against the closed formula, what a plan leaves alone, and law 4: what attention may cost and form."""
 
 import pytest
+import tiny
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     ViltConfig,
     ViltForImagesAndTextClassification,
@@ -181,20 +181,6 @@ def test_a_reducer_without_saliency_pays_nothing():
     assert row.macs == layer_macs(T + V, D, fed_forward=T + V - M) + products
 
 
-class Shapes(TorchDispatchMode):
-    """Notes every tensor that an operator returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        results = result if isinstance(result, tuple | list) else [result]
-        self.seen |= {tuple(item.shape) for item in results if isinstance(item, torch.Tensor)}
-        return result
-
-
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_no_square_matrix_of_tokens_is_formed(mode):
     """Law 4: on the CPU, where attention is one fused operator."""
@@ -205,13 +191,13 @@ def test_no_square_matrix_of_tokens_is_formed(mode):
     }
     lengths = {10 + 145, 8 + 87, 6 + 52}  # before, between and after the reductions
     assert [(r.text_tokens + r.image_tokens) for r in plan(model, 96, 10).layers] == [155, 155, 95, 58]
-    with torch.set_grad_enabled(mode == "training"), Shapes() as shapes:
+    with torch.set_grad_enabled(mode == "training"), tiny.Shapes() as shapes:
         loss = model.train(mode == "training")(**inputs).logits.sum()
         if mode == "training":
             loss.backward()
     square = [shape for shape in shapes.seen if sum(size in lengths for size in shape) > 1]
     assert square == []
-    with Shapes() as shapes:  # transformers' own forward does form it: the test can see one
+    with tiny.Shapes() as shapes:  # transformers' own forward does form it: the test can see one
         pumer.unpatch(model)(**inputs)
     assert any(shape[-2:] == (155, 155) for shape in shapes.seen)
 

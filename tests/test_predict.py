@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+from tiny import FOLDERS
 from typer.testing import CliRunner
 
 import pumer
@@ -25,8 +26,6 @@ max_steps: 2
 report_to: []
 """
 LAYERS = {"vilt": "[2, 5]", "meter": "[0, 2]"}
-FOLDERS = {"vqav2": "tiny_vqa", "nlvr2": "tiny_nlvr2", "snli_ve": "tiny_snli_ve", "flickr30k": "tiny_flickr",
-           "coco": "tiny_coco"}  # fmt: skip
 ANNOTATIONS = {
     "vqav2": "v2_mscoco_val2014_annotations.json",
     "nlvr2": "dev.json",

@@ -88,7 +88,10 @@ def test_wrong_keys_name_the_nearest(recipe, tmp_path, key, nearest):
         ("data.min_answer_count=0", "data.min_answer_count must be at least 1, not 0"),
         ("seed=-1", "seed must not be negative, not -1"),
         ("task=vqa", "task 'vqa' is unknown; there are: vqav2"),
-        ("reduction.method=tome", "reduction method 'tome' is unknown"),
+        ("reduction.method=tomme", "reduction method 'tomme' is unknown"),
+        ("reduction={method: tome, layers: [0], merge_count: 99}", "merge_count is 99, but fusion layers"),
+        ("image_size=0", "image_size must be at least 1 or null, not 0"),
+        ("image_size=20", "image_size 20 is not a multiple of the patch size 8; give 16"),
         ("reduction.merge_ratio=1.0", "merge_ratio"),
         ("reduction.layers=[12]", "fusion layer 12 does not exist; vilt has 12 of them, 0 to 11"),
         ("text_length=13", "text_length must lie in [2, 12] for this model, not 13"),
@@ -101,6 +104,14 @@ def test_wrong_keys_name_the_nearest(recipe, tmp_path, key, nearest):
 )
 def test_wrong_values_are_named(recipe, tmp_path, setting, message):
     assert message in refused(recipe, tmp_path, setting)
+
+
+def test_another_method_takes_the_place_of_the_recipes(recipe, tmp_path):
+    for setting in ("reduction={method: evit, layers: [0], prune_ratio: 0.1}", "reduction=none"):
+        assert "no-data does not exist" in refused(recipe, tmp_path, setting)
+    message = refused(recipe, tmp_path, "reduction={method: evit, layers: [0], prune_ratio: 1.5}")
+    assert message.startswith("prune_ratio of the reduction is 1.5")
+    assert "prune_ratio of fusion layer 0 is 1.5" in refused(recipe, tmp_path, "reduction={prune_ratio: 1.5}")
 
 
 def test_layers_that_cannot_reduce_are_named(recipe, tmp_path, tiny_meter):

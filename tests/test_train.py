@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import pumer
+from pumer import evaluate
 from pumer.augment import AugmentConfig
 from pumer.checkpoint import read_json
 from pumer.distill import DistillationConfig
 from pumer.errors import InputError
-from pumer.evaluate import labels_of
+from pumer.evaluate import EvaluateConfig, labels_of
 from pumer.jobs import Collator, Examples, make_inputs
+from pumer.reducers import DynamicViTConfig
 from pumer.stopping import last_checkpoint
 from pumer.tasks import VQAv2
 from pumer.teacher import Teacher
@@ -22,6 +24,8 @@ from pumer.train import OptimizerConfig, TrainingData, run
 from pumer.trainer import DistillingTrainer
 
 REDUCTION = {"method": "pumer", "layers": [2, 5, 8], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
+
+LEARNING = {"method": "dynamicvit", "layers": [2, 5], "prune_ratio": 0.4}
 
 
 @pytest.fixture
@@ -102,9 +106,9 @@ def test_same_config_same_weights(config, tmp_path):
     assert not same(weights(config.output), weights(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("teacher", [None, "self"])
-def test_interrupted_run_ends_where_an_undisturbed_one_does(config, tmp_path, monkeypatch, teacher):
-    config = change(config, eval_steps=2, max_steps=8, teacher=teacher)
+@pytest.mark.parametrize(("teacher", "reduction"), [(None, REDUCTION), ("self", REDUCTION), ("self", LEARNING)])
+def test_interrupted_run_ends_where_an_undisturbed_one_does(config, tmp_path, monkeypatch, teacher, reduction):
+    config = change(config, eval_steps=2, max_steps=8, teacher=teacher, reduction=reduction)
     train(config, output=tmp_path / "undisturbed")
     original, calls = DistillingTrainer.training_step, []
 
@@ -122,6 +126,24 @@ def test_interrupted_run_ends_where_an_undisturbed_one_does(config, tmp_path, mo
     train(config)
     assert len(calls) == 6 + 4
     assert same(weights(config.output), weights(tmp_path / "undisturbed"))
+
+
+def learned(folder):
+    return {name: tensor for name, tensor in weights(folder).items() if ".reducer." in name}
+
+
+def test_what_a_reduction_learned_is_where_the_next_training_starts(config, tmp_path, caplog):
+    train(config, reduction=LEARNING)
+    before, fresh = learned(config.output), DynamicViTConfig(layers=(2, 5), prune_ratio=0.4).learned({"fusion": 16})
+    assert not torch.equal(before["vilt.reducer.fusion_2.own.weight"], fresh["fusion", 2].own.weight), "it learned"
+    still = change(config.optimizer, head_factor=0.0)
+    other = LEARNING | {"prune_ratio": 0.6}
+    train(config, model=str(config.output), output=tmp_path / "more", optimizer=still, reduction=other)
+    assert same(before, learned(tmp_path / "more"))
+    evaluate.run(EvaluateConfig(str(config.output), reduction=other))
+    assert "random" not in caplog.text
+    evaluate.run(EvaluateConfig(str(config.output), reduction=LEARNING | {"layers": [2, 6]}))
+    assert "none for these layers: they are random" in caplog.text
 
 
 def test_finished_run_is_not_trained_again(config):

@@ -2,8 +2,10 @@ import dataclasses
 import itertools
 
 import pytest
+import tiny
 import torch
 from PIL import Image
+from tiny import GRID, TINY
 from transformers import ViltForQuestionAnswering
 
 import pumer
@@ -182,6 +184,21 @@ def test_run_writes_the_picture_and_gives_the_models_answer(checkpoint, tmp_path
     tinted = [patch_colour(unreduced, 1, patch, 12, 12) != BLUE for patch in range(144)]
     assert not any(tinted)
     assert sum(patch_colour(reduced, 1, patch, 12, 12) != BLUE for patch in range(144)) > 20
+
+
+@pytest.mark.parametrize(("backbone", "example"), GRID, ids=tiny.label)
+def test_every_method_is_drawn(backbone, example, monkeypatch):
+    case, said = TINY[backbone], []
+    inputs = case.batch([(6, 6, 6)])
+    with torch.no_grad(), pumer.trace(model := pumer.patch(case.build(), example.config)) as recorded:
+        model(**inputs)
+    monkeypatch.setattr(drawing, "panel", lambda picture, title, legend: said.append((title, legend)) or picture)
+    draw(recorded, Image.new("RGB", (48, 48), BLUE), ["word"] * 6)
+    told = recorded.forwards[0]
+    pruned = int((told.pruned_at[0, told.text_tokens :][told.patch_cell[0] >= 0] >= 0).sum())
+    ((title, legend),) = [(title, legend) for title, legend in said if title.startswith("pruned")]
+    assert title == f"pruned: {pruned} of 36 patches"
+    assert sum(int(text.rpartition(": ")[2]) for _, text in legend) == pruned
 
 
 def test_run_refuses_a_broken_image(checkpoint, tmp_path):

@@ -3,25 +3,29 @@
 A new entry of BACKBONES or METHODS is tested once it has an entry here; `test_laws.py` fails as long as it has none.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_outputs import ModelOutput
 
-from pumer import NoReduction, PuMerConfig, ReleasedPuMerConfig, Step
-from pumer.models import meter
-from pumer.reducers import (
+from pumer import (
     ClsPruningConfig,
     DynamicViTConfig,
     EViTConfig,
+    NoReduction,
     PoolingConfig,
+    PuMerConfig,
     RandomPruningConfig,
-    ReductionConfig,
+    ReleasedPuMerConfig,
+    Step,
     ToMeConfig,
 )
+from pumer.models import meter
+from pumer.reducers import ReductionConfig
 from pumer.reducers.layered import LayeredConfig
 
 
@@ -33,6 +37,7 @@ class Example:
         config: Reduces in layers 0 to 2 at most; `Tiny.fit` makes them layers of a backbone.
         off: The same method with nothing to remove; equal to the unpatched model. None if it cannot be.
         any_batch: Law 1 holds (the released code's counts depend on padding).
+        fused: Attention is torch's own (the released code's softmax is not that of any kernel).
         sizes: Sizes add up to real tokens and weigh the averages.
         apart: Text and image never mix.
         cls_stays: [CLS] is neither pruned nor merged, and order is kept.
@@ -41,6 +46,7 @@ class Example:
     config: ReductionConfig
     off: ReductionConfig | None = None
     any_batch: bool = True
+    fused: bool = True
     sizes: bool = True
     apart: bool = True
     cls_stays: bool = True
@@ -93,19 +99,21 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         Example(
             ReleasedPuMerConfig(layers=(0, 2), prune_ratio=0.1, merge_ratio=0.3, text_merge_ratio=0.2),
             any_batch=False,
+            fused=False,
             sizes=False,
             cls_stays=False,
         ),
         Example(
             ReleasedPuMerConfig(layers=(1,), prune_ratio=0.5, merge_ratio=0.5, similarity="first_head"),
             any_batch=False,
+            fused=False,
             sizes=False,
             cls_stays=False,
         ),
     ),
     "tome": (
         _tome(merge_count=3),
-        _tome(merge_count=40, proportional_attention=False),
+        _tome(merge_count=18, proportional_attention=False),
         Example(ToMeConfig(stack="vision", layers=(0, 2), merge_count=4), off=ToMeConfig(stack="vision", layers=(0,))),
     ),
     "dynamicvit": (
@@ -166,19 +174,18 @@ class Tiny:
         Args:
             config: Reduces in layers 0 to 2 at most.
         """
-        if isinstance(config, ReleasedPuMerConfig):
-            return replace(config, layers=tuple(layer * self.stride for layer in config.layers))
-        if isinstance(config, LayeredConfig):
-            stride = self.stride if config.stack == "fusion" else 1
+        settings = {field.name for field in fields(config)}
+        if "layers" in settings:
+            stride = self.stride if getattr(config, "stack", "fusion") == "fusion" else 1
             return replace(config, layers=tuple(layer * stride for layer in config.layers))
-        if not isinstance(config, PuMerConfig):
+        if "schedule" not in settings:
             return config
         steps = [
             step if step.stack == "vision" else replace(step, layer=step.layer * self.stride)
             for step in config.schedule
             if self.vision or step.stack == "fusion"
         ]
-        return PuMerConfig(schedule=tuple(steps), proportional_attention=config.proportional_attention)
+        return type(config)(**{name: getattr(config, name) for name in settings} | {"schedule": tuple(steps)})
 
     def takes(self, config: ReductionConfig) -> bool:
         """Whether the backbone has all stacks of layers that the config names."""
@@ -192,6 +199,15 @@ class Tiny:
         samples = [self.sample(seed + i, *grid, images=images) for i, grid in enumerate(grids)]
         return self.collate(samples, **padding)
 
+
+FOLDERS = {
+    "vqav2": "tiny_vqa",
+    "nlvr2": "tiny_nlvr2",
+    "snli_ve": "tiny_snli_ve",
+    "flickr30k": "tiny_flickr",
+    "coco": "tiny_coco",
+}
+"""Fixture with a data folder of each task, in conftest.py."""
 
 GRIDS = ((10, 6, 6), (6, 4, 6), (3, 6, 3))
 """Words, patch rows and patch columns of the usual batch."""
@@ -377,7 +393,7 @@ TINY: dict[str, Tiny] = {
 }
 
 
-def grid(examples: Iterable[Example]) -> list[tuple[str, Example]]:
+def grid(examples: Sequence[Example]) -> list[tuple[str, Example]]:
     """Every backbone with every one of these configs that it takes, fitted to it."""
     return [
         (backbone, replace(example, config=tiny.fit(example.config), off=example.off and tiny.fit(example.off)))
@@ -387,18 +403,23 @@ def grid(examples: Iterable[Example]) -> list[tuple[str, Example]]:
     ]
 
 
-GRID = grid(example for examples in EXAMPLES.values() for example in examples)
+GRID = grid([example for examples in EXAMPLES.values() for example in examples])
 """Every backbone with every example config."""
 
 HEADS = [(backbone, head) for backbone, tiny in TINY.items() for head in tiny.heads]
 """Every head class of every backbone."""
 
 
+def in_vision(example: Example) -> bool:
+    """Whether it reduces in a vision encoder."""
+    return any(stack == "vision" for stack, _ in example.config.places())
+
+
 def label(value: object) -> str | None:
     """How pytest calls a parameter: the settings that are not zero."""
     if not isinstance(value, Example):
         return None
-    if any(stack == "vision" for stack, _ in value.config.places()):
+    if in_vision(value):
         return f"{value.config.method}-vision"
     steps = getattr(value.config, "schedule", None) or [value.config]
     ratios = {name: r for step in steps for name, r in vars(step).items() if name.endswith("_ratio") and r}
@@ -414,3 +435,17 @@ def answer(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 def to(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The batch with its images in another precision."""
     return {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+
+
+class Shapes(TorchDispatchMode):
+    """Notes every tensor that an operator returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else [result]
+        self.seen |= {tuple(item.shape) for item in results if isinstance(item, torch.Tensor)}
+        return result

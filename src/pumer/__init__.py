@@ -11,18 +11,35 @@ if TYPE_CHECKING:
     from pumer.errors import InputError
     from pumer.patching import disabled, patch, patched, reduction, unpatch
     from pumer.planning import Plan, plan
-    from pumer.reducers import NoReduction, PuMerConfig, ReleasedPuMerConfig, Step
+    from pumer.reducers import (
+        ClsPruningConfig,
+        DynamicViTConfig,
+        EViTConfig,
+        NoReduction,
+        PoolingConfig,
+        PuMerConfig,
+        RandomPruningConfig,
+        ReleasedPuMerConfig,
+        Step,
+        ToMeConfig,
+    )
     from pumer.tracing import ForwardTrace, Trace, trace
     from pumer.visualize import draw
 
 __all__ = [
+    "ClsPruningConfig",
+    "DynamicViTConfig",
+    "EViTConfig",
     "ForwardTrace",
     "InputError",
     "NoReduction",
     "Plan",
+    "PoolingConfig",
     "PuMerConfig",
+    "RandomPruningConfig",
     "ReleasedPuMerConfig",
     "Step",
+    "ToMeConfig",
     "Trace",
     "disabled",
     "draw",
@@ -41,7 +58,18 @@ _MODULES = {
     "errors": ("InputError",),
     "patching": ("disabled", "patch", "patched", "reduction", "unpatch"),
     "planning": ("Plan", "plan"),
-    "reducers": ("NoReduction", "PuMerConfig", "ReleasedPuMerConfig", "Step"),
+    "reducers": (
+        "ClsPruningConfig",
+        "DynamicViTConfig",
+        "EViTConfig",
+        "NoReduction",
+        "PoolingConfig",
+        "PuMerConfig",
+        "RandomPruningConfig",
+        "ReleasedPuMerConfig",
+        "Step",
+        "ToMeConfig",
+    ),
     "tracing": ("ForwardTrace", "Trace", "trace"),
     "visualize": ("draw",),
 }

@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from pumer.benchmark_tables import UNREDUCED, tables
 from pumer.checkpoint import write_json
 from pumer.errors import InputError
+from pumer.image_size import set_image_size
 from pumer.jobs import best_device, progress_bar
-from pumer.named_models import default_text_length, model_from, reduction_from, variant
+from pumer.named_models import default_image_size, default_text_length, model_from, reduction_from, variant
 from pumer.patching import reduction
 from pumer.peak_memory import Job, inputs_for, peak_memory
 from pumer.planning import Plan, plan
@@ -34,7 +35,8 @@ class BenchmarkConfig:
 
     Attributes:
         model: A folder, a hub name, or "preset:vilt-b32" (full size, random weights, no download).
-        reductions: Method and settings by name of the row; empty for the reduction the model was saved with.
+        reductions: Method and settings by name of the row; empty for the reduction the model was saved with. A row may
+            have its own `image_size`, to put fewer pixels beside fewer tokens.
         transformers: Whether transformers' own forward is measured as well.
         batch_sizes: Examples per forward, one point each.
         pairs: Least number of interleaved rounds per point.
@@ -42,7 +44,7 @@ class BenchmarkConfig:
         search: Whether to search upward (doubling) for the batch of highest throughput, of each model apart.
         search_seconds: Time per batch size of that search.
         memory_batch: Examples in the forward whose peak memory is measured; 0 to leave memory out.
-        image_size: Pixels each way; None for the model's own.
+        image_size: Pixels each way, a multiple of the patch size; None for the model's own.
         text_length: Words, special tokens counted; None for 32 with a preset, else as many as the model has positions.
         dtype: Number format of weights and arithmetic.
         device: "auto" takes a GPU where there is one.
@@ -99,30 +101,30 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
         torch.set_num_threads(config.threads)
     device = best_device() if config.device == "auto" else torch.device(config.device)
     base = model_from(config.model).to(device=device, dtype=getattr(torch, config.dtype))
-    configs = _reductions(config, base)
-    models = {name: variant(base, reduced) for name, reduced in configs.items()}
-    size = config.image_size or int(base.config.image_size)
+    size = config.image_size or default_image_size(config.model, base)
+    set_image_size(config.image_size, base)
+    rows = _rows(config, base, size)
+    models = {name: _variant(base, row) for name, row in rows.items()}
     length = config.text_length or default_text_length(config.model, base)
-
-    def make_inputs(batch: int) -> dict[str, Tensor]:
-        return inputs_for(base, size, length, batch)
-
-    plans = {name: plan(model, size, length) for name, model in models.items()}
+    makers = {row.size: partial(inputs_for, base, row.size, length) for row in rows.values()}
+    make_inputs = {name: makers[row.size] for name, row in rows.items()}
+    plans = {name: plan(model, rows[name].size, length) for name, model in models.items()}
     result: dict[str, Any] = {
         "what": f"{config.model}, {size} pixels, {length} words, {config.dtype}",
-        "plan": {name: _arithmetic(planned) for name, planned in plans.items()},
+        "plan": {name: _arithmetic(planned, plans[UNREDUCED].macs) for name, planned in plans.items()},
         "speed": _speed(config, models, make_inputs),
     }
     if config.search:
         result["fastest"] = {
-            name: fastest_batch(model, make_inputs, max(config.batch_sizes), seconds=config.search_seconds)
+            name: fastest_batch(model, make_inputs[name], max(config.batch_sizes), seconds=config.search_seconds)
             for name, model in models.items()
         }
-    largest = make_inputs(max(config.batch_sizes))
-    result["split"] = {name: time_split(model, largest) for name, model in models.items() if name != TRANSFORMERS}
-    del largest
+    batch = max(config.batch_sizes)
+    result["split"] = {
+        name: time_split(model, make_inputs[name](batch)) for name, model in models.items() if name != TRANSFORMERS
+    }
     if config.memory_batch:
-        result["memory"] = _memory(config, configs, device.type, size, length)
+        result["memory"] = _memory(config, rows, device.type, length)
     result["rows"] = [_row(name, result) for name in models]
     where = device_name() if device.type == "cuda" or not torch.cuda.is_available() else "cpu"
     result |= {"provenance": collect(config, config.dtype) | {"device": where}}
@@ -132,19 +134,44 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     return result
 
 
-def _reductions(config: BenchmarkConfig, base: PreTrainedModel) -> dict[str, ReductionConfig | None]:
+@dataclass(frozen=True)
+class _Row:
+    """What is measured: a reduction (None: transformers' own forward), and pixels along a side of the pictures."""
+
+    reduction: ReductionConfig | None
+    size: int
+
+
+def _rows(config: BenchmarkConfig, base: PreTrainedModel, size: int) -> dict[str, _Row]:
     """What is measured, the unreduced fast path first."""
-    configs: dict[str, ReductionConfig | None] = {UNREDUCED: NoReduction()}
+    rows = {UNREDUCED: _Row(NoReduction(), size)}
     saved = reduction(base)
     if config.reductions:
-        configs |= {name: reduction_from(value) for name, value in config.reductions.items()}
+        rows |= {name: _row_from(name, value, size) for name, value in config.reductions.items()}
     elif saved is not None and not isinstance(saved, NoReduction):
-        configs[REDUCED] = saved
+        rows[REDUCED] = _Row(saved, size)
     if config.transformers:
-        configs[TRANSFORMERS] = None
-    if len(configs) == 1:
+        rows[TRANSFORMERS] = _Row(None, size)
+    if len(rows) == 1:
         raise InputError(f"{config.model} is not reduced, so there is nothing to compare; give reductions=...")
-    return configs
+    return rows
+
+
+def _row_from(name: str, value: Any, size: int) -> _Row:
+    if not isinstance(value, Mapping):
+        return _Row(reduction_from(value), size)
+    own = value.get("image_size", size)
+    if isinstance(own, bool) or not isinstance(own, int):
+        raise InputError(f"image_size of reductions.{name} is {own!r}; give pixels along a side, or leave it out")
+    return _Row(reduction_from({key: setting for key, setting in value.items() if key != "image_size"}), own)
+
+
+def _variant(base: PreTrainedModel, row: _Row) -> PreTrainedModel:
+    """A copy that shares its weights, but for METER's positions where it reads pictures of another size."""
+    model = variant(base, row.reduction)
+    if row.size != base.config.image_size:
+        set_image_size(row.size, model)
+    return model
 
 
 def _speed(config: BenchmarkConfig, models: Mapping[str, PreTrainedModel], make_inputs: Any) -> dict[str, Any]:
@@ -160,22 +187,20 @@ def _speed(config: BenchmarkConfig, models: Mapping[str, PreTrainedModel], make_
         )
 
 
-def _memory(
-    config: BenchmarkConfig, configs: Mapping[str, ReductionConfig | None], device: str, size: int, length: int
-) -> dict[str, Any]:
+def _memory(config: BenchmarkConfig, rows: Mapping[str, _Row], device: str, length: int) -> dict[str, Any]:
     """Peak memory of every model, with autograd off and on."""
     measured: dict[str, Any] = {}
-    for name, reduced in configs.items():
+    for name, row in rows.items():
         figures: dict[str, int] = {"batch": config.memory_batch}
         for mode, autograd in (("inference", False), ("autograd", True)):
             job = Job(
                 model=config.model,
-                reduction=None if reduced is None else config_to_dict(reduced),
+                reduction=None if row.reduction is None else config_to_dict(row.reduction),
                 batch=config.memory_batch,
                 autograd=autograd,
                 device=device,
                 dtype=config.dtype,
-                image_size=size,
+                image_size=row.size,
                 text_length=length,
                 threads=config.threads,
             )
@@ -185,11 +210,11 @@ def _memory(
     return measured
 
 
-def _arithmetic(planned: Plan) -> dict[str, Any]:
-    """MACs, ideal speed-up, and tokens after each layer (text, image)."""
+def _arithmetic(planned: Plan, unreduced: int) -> dict[str, Any]:
+    """MACs, ideal speed-up against the unreduced model's MACs, and tokens after each layer (text, image)."""
     return {
         "macs": planned.macs,
-        "ideal_speedup": planned.ideal_speedup,
+        "ideal_speedup": unreduced / planned.macs,
         "tokens": [(row.short_name, row.text_tokens_out, row.image_tokens_out) for row in planned.layers],
     }
 

@@ -22,7 +22,7 @@ from pumer.backbones.text_norm import restore_text_norm
 from pumer.errors import InputError
 from pumer.models import meter
 from pumer.models.meter import MeterImageProcessorPil, MeterProcessor
-from pumer.patching import LEARNED, patch, reduction, unwrapped
+from pumer.patching import LEARNED, adopt, patch, reduction, unwrapped
 from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
 
 REDUCTION_FILE = "reduction.json"
@@ -97,10 +97,30 @@ def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
     if config is None:
         return model.eval()
     patch(model.eval(), config)
-    wanted = {key for key in model.state_dict() if _is_learned(key)}
-    if wanted:
+    if wanted := learned_names(model):
         model.load_state_dict(_read_learned(name, wanted, **hub), strict=False)
     return model
+
+
+def restore_learned(model: nn.Module, name: str | Path) -> set[str]:
+    """Give a patched model what its method learned in a checkpoint, where that was reduced by the same method.
+
+    Args:
+        model: Patched by hand, of the class that was saved or with another head.
+        name: The checkpoint.
+
+    Returns:
+        Names of the weights that the checkpoint had; none for a method without weights.
+    """
+    config, saved, wanted = reduction(model), read_reduction(name), learned_names(model)
+    if not wanted or config is None or saved is None or config.method != saved.method:
+        return set()
+    return adopt(model, _read_learned(name, wanted, partly=True))
+
+
+def learned_names(model: nn.Module) -> set[str]:
+    """Names of the weights, in a model's state dict, that belong to a reduction that learns."""
+    return {name for name in model.state_dict() if _is_learned(name)}
 
 
 def _is_learned(name: str) -> bool:
@@ -108,7 +128,7 @@ def _is_learned(name: str) -> bool:
     return f".{LEARNED}." in f".{name}"
 
 
-def _read_learned(name: str | Path, wanted: set[str], **hub: Any) -> dict[str, Tensor]:
+def _read_learned(name: str | Path, wanted: set[str], partly: bool = False, **hub: Any) -> dict[str, Tensor]:
     """Tensors of a method that learns: `save` writes them apart, a checkpoint of a run holds them with the others."""
     found: dict[str, Tensor] = {}
     for file in (LEARNED_FILE, "model.safetensors"):
@@ -116,7 +136,7 @@ def _read_learned(name: str | Path, wanted: set[str], **hub: Any) -> dict[str, T
         if path is not None and not found:
             with safe_open(path, framework="pt") as tensors:
                 found = {key: tensors.get_tensor(key) for key in tensors.keys() if key in wanted}  # noqa: SIM118
-    if found.keys() != wanted:
+    if found.keys() != wanted and not partly:
         missing = sorted(wanted - found.keys())
         raise InputError(f"{name} lacks weights that its reduction learned, such as {missing[0]} (file {LEARNED_FILE})")
     return found

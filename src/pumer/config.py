@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pumer.errors import InputError
@@ -69,7 +69,8 @@ def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = 
     Args:
         cls: the dataclass to build.
         path: a YAML file, or None for the defaults.
-        overrides: settings such as `epochs=3` or `data.root=/data/vqav2`; values are YAML, later ones win.
+        overrides: settings such as `epochs=3` or `data.root=/data/vqav2`; values are YAML, later ones win. A mapping
+            changes the keys it names; one that names a `method` takes the place of another method's settings.
 
     Raises:
         InputError: for a missing or broken file, a malformed override, and whatever `from_dict` refuses.
@@ -80,7 +81,11 @@ def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = 
         if not equals or not key.strip():
             raise InputError(f"setting '{override}' is not of the form key=value")
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            given = OmegaConf.from_dotlist([override])
+            value = OmegaConf.select(given, key.strip())
+            if isinstance(value, DictConfig) and "method" in value:
+                OmegaConf.update(merged, key.strip(), None)
+            merged = OmegaConf.merge(merged, given)
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise InputError(f"setting '{override}' cannot be read: {_first_line(error)}") from error
     try:

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from pumer.arguments import at_least, writable
-from pumer.checkpoint import ensure_patched, load, load_processor, read_json, write_json
+from pumer.checkpoint import ensure_patched, learned_names, load, load_processor, read_json, write_json
 from pumer.errors import InputError
+from pumer.image_size import set_image_size
 from pumer.jobs import (
     Blank,
     Collator,
@@ -66,6 +67,7 @@ class EvaluateConfig:
         reduction: another reduction than the saved one, without fine-tuning; "none" switches it off.
         batch_size: questions per forward pass.
         text_length: questions are cut to this many tokens; by default to what the model can take.
+        image_size: pixels along a side of the pictures, without fine-tuning; a multiple of the patch size.
         resize: "square" or "aspect", see `pumer.tasks.Pixels`.
         blank: "image" or "text" hides that input from the model, "none" neither.
         workers: processes that read images.
@@ -87,6 +89,7 @@ class EvaluateConfig:
     reduction: dict[str, Any] | str | None = None
     batch_size: int = 64
     text_length: int | None = None
+    image_size: int | None = None
     resize: Resize | None = None
     blank: Blank | None = None
     workers: int = 0
@@ -99,7 +102,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
-        at_least(1, batch_size=self.batch_size)
+        at_least(1, batch_size=self.batch_size, image_size=self.image_size)
         at_least(0, workers=self.workers)
 
 
@@ -127,8 +130,9 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     model = load(config.model)
     check_class(config.model, model, task_type)
     processor = load_processor(config.model)
+    set_image_size(config.image_size, model, processor)
     if config.reduction is not None:
-        patch(model, reduction_from(config.reduction))
+        _reduce(model, config)
     ensure_patched(model)
     model.to(best_device())
     task = task_type(labels_of(model))
@@ -235,6 +239,17 @@ def _constants(config: EvaluateConfig, task: Task, root: Path, examples: Sequenc
     except InputError as error:
         logger.info("no best constant answers: %s", error)
         return None
+
+
+def _reduce(model: PreTrainedModel, config: EvaluateConfig) -> None:
+    """Put another reduction in place; say so where it has weights that nobody trained."""
+    before, after = reduction(model), reduction_from(config.reduction or "none")
+    patch(model, after)
+    trained = before.places() if before is not None and before.method == after.method else []
+    if learned_names(model) and not set(after.places()) <= set(trained):
+        logger.warning(
+            "reduction '%s' has weights, and %s none for these layers: they are random", after.method, config.model
+        )
 
 
 def trained_with(model: str | Path) -> dict[str, Any]:

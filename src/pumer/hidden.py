@@ -46,7 +46,8 @@ def hidden_divergence(student: Tokens, teacher: Tokens) -> Tensor:
     """Mean squared difference of what the student's tokens hold from what the teacher has at their places.
 
     A token is compared with the teacher's state of the input token it is; a merged one with the mean over the input
-    tokens it is made of, each counted once. What the student pruned, and padding, is left out. Both sides go through a
+    tokens it is made of, each counted once. What the student pruned or hides from its attention, and padding, is left
+    out. Both sides go through a
     LayerNorm without weights first, so that neither scale nor offset counts, and that of either model does not matter.
 
     Args:
@@ -63,8 +64,15 @@ def hidden_divergence(student: Tokens, teacher: Tokens) -> Tensor:
     members = share.sum(dim=-1)
     target = (share / members.clamp(min=1)[:, :, None]) @ seen
     error = (_normalised(student.states.float()) - _normalised(target)).square().mean(dim=-1)
-    kept = (members > 0).float()
+    kept = (members > 0).float() * _attended(student)
     return ((error * kept).sum(dim=-1) / kept.sum(dim=-1).clamp(min=1)).mean()
+
+
+def _attended(tokens: Tokens) -> Tensor:
+    """``(B, N)``: 1 for what attention sees, nearly 0 for what a method that learns to prune hides from it."""
+    if tokens.bias is None:
+        return tokens.mask.float()
+    return tokens.bias[:, 0, 0].detach().float().exp().clamp(max=1.0)
 
 
 def _normalised(states: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import (
     ViltConfig,
     ViltForImagesAndTextClassification,
     ViltForQuestionAnswering,
+    ViltImageProcessorPil,
 )
 
 from pumer.checkpoint import load, model_class, read_reduction
@@ -95,6 +96,18 @@ def _preset(name: str) -> PreTrainedModel:
 def default_text_length(name: str, model: PreTrainedModel) -> int:
     """32 words for a preset, as in the paper; as many as there are positions for a checkpoint."""
     return PAPER_TEXT_LENGTH if name.startswith(PREFIX) else int(model.config.max_position_embeddings)
+
+
+def default_image_size(name: str, model: PreTrainedModel) -> int:
+    """Pixels along a side of what a checkpoint's processor delivers; the model's own size for a preset."""
+    own = int(model.config.image_size)
+    if name.startswith(PREFIX) or getattr(model.config, "model_type", "") != "vilt":
+        return own
+    try:
+        size = ViltImageProcessorPil.from_pretrained(name).size
+    except (OSError, ValueError):
+        return own
+    return int(size["shortest_edge"])
 
 
 def reduction_from(value: Mapping[str, Any] | str) -> ReductionConfig:

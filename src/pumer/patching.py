@@ -1,11 +1,11 @@
 """Switch reduction on and off in a model that is already there: patch, unpatch, patched, disabled, reduction."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pumer.backbones import BACKBONES, Backbone, Reduction
 from pumer.errors import InputError
@@ -25,25 +25,30 @@ def patch(model: Model, config: ReductionConfig) -> Model:
 
     Args:
         model: A transformers model of a supported family, or anything that contains one (a PEFT model, a compiled one).
-        config: `PuMerConfig`, `ReleasedPuMerConfig`, or `NoReduction` for the fast path alone.
+        config: `PuMerConfig` or that of another method, `NoReduction` for the fast path alone. What a method has
+            learned in the model, it keeps in the layers that the new config names as well.
 
     Returns:
         The same model.
 
     Raises:
-        InputError: If the model holds no supported family, has no such layer, or is under control of another library
-            that replaced its ``forward``.
+        InputError: If the model holds no supported family, has no such layer, has too few tokens, or is under control
+            of another library that replaced its ``forward``.
     """
     if not isinstance(config, ReductionConfig):
         raise InputError(f"{config!r} is not a reduction config; give pumer.PuMerConfig(...) or pumer.NoReduction()")
     roots = _roots(model)
     for root, backbone in roots:
         _check_layers(config, backbone, root)
+        config.check_tokens(backbone.tokens(root))
         known = {*backbone.classes, *backbone.classes.values()}
         _check_untouched(root, known, "patch the model before, or load it without device_map")
+    before = [_learned(root, config.method) for root, _ in roots]
     unpatch(model)
-    for root, backbone in roots:
+    for (root, backbone), weights in zip(roots, before, strict=True):
         _install(root, backbone, Reduction(config, backbone.widths(root)))
+        if LEARNED in root._modules:
+            adopt(root.get_submodule(LEARNED), weights)
     return model
 
 
@@ -173,6 +178,24 @@ def _install(root: nn.Module, backbone: Backbone, state: Reduction) -> None:
         weight = next(root.parameters())
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
         root.add_module(LEARNED, learned.to(weight.device, dtype).train(root.training))
+
+
+def _learned(root: nn.Module, method: str) -> dict[str, Tensor]:
+    """What a method has learned in a root so far; nothing where another one, or none, is in place."""
+    state, module = root.__dict__.get("pumer_reduction"), root._modules.get(LEARNED)
+    return module.state_dict() if module is not None and state is not None and state.config.method == method else {}
+
+
+def adopt(module: nn.Module, weights: Mapping[str, Tensor]) -> set[str]:
+    """Take over weights that have a name and a shape in a module.
+
+    Returns:
+        Their names.
+    """
+    own = module.state_dict()
+    fitting = {name: x for name, x in weights.items() if name in own and own[name].shape == x.shape}
+    module.load_state_dict(fitting, strict=False)
+    return set(fitting)
 
 
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:

@@ -18,8 +18,9 @@ from typing import Any
 import psutil
 import torch
 
+from pumer.image_size import set_image_size
 from pumer.meta import meta_inputs
-from pumer.named_models import bytes_of, default_text_length, model_from, variant
+from pumer.named_models import bytes_of, default_image_size, default_text_length, model_from, variant
 from pumer.reducers import config_from_dict
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -92,9 +93,10 @@ def measure(job: Job) -> dict[str, int]:
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     base = model_from(job.model)
+    set_image_size(job.image_size, base)
     model = variant(base, None if job.reduction is None else config_from_dict(job.reduction))
     model = model.to(device=job.device, dtype=getattr(torch, job.dtype))
-    size = job.image_size or model.config.image_size
+    size = job.image_size or default_image_size(job.model, model)
     length = job.text_length or default_text_length(job.model, model)
     with torch.set_grad_enabled(job.autograd):
         model(**inputs_for(model, size, length, batch=1))

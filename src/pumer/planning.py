@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from pumer import named_models
 from pumer.backbones import BACKBONES
 from pumer.errors import InputError
+from pumer.image_size import set_image_size
 from pumer.macs import MacCounter
 from pumer.meta import meta_inputs, on_meta
+from pumer.models.meter import MeterModel
 from pumer.patching import disabled, patch, reductions
 from pumer.reducers.base import Place
 from pumer.tokens import Decision, Tokens
@@ -125,6 +127,9 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] = 384, text_length:
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     meta = on_meta(model)
+    for module in list(meta.modules()):
+        if isinstance(module, MeterModel) and size[0] == size[1]:  # ViLT takes any size as it is
+            module.set_image_size(size[0])
     _accept_whole_image(meta, size)
     inputs = meta_inputs(meta, size, text_length)
     watch = _watch(meta, inputs)
@@ -227,7 +232,7 @@ class PlanConfig:
         model: "preset:vilt-b32" (random weights, no download), or a folder or hub name, of which only ``config.json``
             and ``reduction.json`` are read.
         reduction: Method and settings; None for what the checkpoint was saved with.
-        image_size: Height and width in pixels; None for the model's own.
+        image_size: Height and width in pixels, a multiple of the patch size; None for the model's own.
         text_length: Words of the text, special tokens counted; None for as many as the model has positions.
     """
 
@@ -245,8 +250,8 @@ def run(config: PlanConfig) -> Plan:
     """
     with torch.device("meta"):
         model = named_models.skeleton(config.model)
+    set_image_size(config.image_size, model)
     if config.reduction is not None:
         patch(model, named_models.reduction_from(config.reduction))
-    model_config: Any = model.config
-    size = config.image_size or model_config.image_size
+    size = config.image_size or named_models.default_image_size(config.model, model)
     return plan(model, size, config.text_length or named_models.default_text_length(config.model, model))

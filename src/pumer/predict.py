@@ -14,6 +14,7 @@ from pumer.arguments import at_least, writable
 from pumer.checkpoint import ensure_patched, load, load_processor, write_text
 from pumer.errors import InputError
 from pumer.evaluate import EvaluateConfig, EvaluationData, check_class, labels_of, trained_with
+from pumer.image_size import set_image_size
 from pumer.jobs import best_device, make_inputs, task_class, text_length_of
 from pumer.ranking import score_all
 from pumer.tasks import Example, Retrieval
@@ -48,6 +49,7 @@ class PredictConfig:
             for a task on pairs.
         images: folder of the images that `questions` names.
         batch_size: examples per forward pass.
+        image_size: see `pumer.evaluate.EvaluateConfig`.
         workers: processes that read images.
         galleries: for retrieval, see `pumer.evaluate.EvaluateConfig`.
         scores: for retrieval, see `pumer.evaluate.EvaluateConfig`.
@@ -62,6 +64,7 @@ class PredictConfig:
     questions: Path | None = None
     images: Path = Path(".")
     batch_size: int = 64
+    image_size: int | None = None
     workers: int = 0
     galleries: str | None = None
     scores: Path | None = None
@@ -87,6 +90,7 @@ class Predictor:
         task: str | None = None,
         text_length: int | None = None,
         resize: Resize | None = None,
+        image_size: int | None = None,
     ) -> None:
         """Load a model, patched as it was saved, with the settings of its training.
 
@@ -95,6 +99,7 @@ class Predictor:
             task: name in `pumer.tasks.TASKS`; by default the one it was trained on, else "vqav2".
             text_length: questions are cut to this many tokens; by default as in its training.
             resize: see `pumer.tasks.Pixels`; by default as in its training.
+            image_size: see `pumer.evaluate.EvaluateConfig`.
 
         Raises:
             InputError: for a missing or broken model, or one of another task.
@@ -107,7 +112,9 @@ class Predictor:
         self.task = task_type(labels_of(self.model))
         length = text_length_of(self.model, text_length or trained.get("text_length"))
         resize = resize or trained.get("resize", "square")
-        self.inputs = make_inputs(load_processor(model), length, resize, trained.get("blank", "none"))
+        processor = load_processor(model)
+        set_image_size(image_size, self.model, processor)
+        self.inputs = make_inputs(processor, length, resize, trained.get("blank", "none"))
         self.image_count = getattr(task_type, "image_count", 1)
 
     def __call__(self, images: str | Path | Sequence[str | Path], text: str) -> str:
@@ -174,7 +181,7 @@ def run(config: PredictConfig) -> int:
     Raises:
         InputError: for whatever the user can correct.
     """
-    at_least(1, batch_size=config.batch_size)
+    at_least(1, batch_size=config.batch_size, image_size=config.image_size)
     at_least(0, workers=config.workers)
     writable(config.out)
     if config.questions is not None:
@@ -188,6 +195,7 @@ def run(config: PredictConfig) -> int:
             config.split,
             config.limit,
             batch_size=config.batch_size,
+            image_size=config.image_size,
             workers=config.workers,
             submission=config.out,
             galleries=config.galleries,
@@ -204,7 +212,7 @@ def _answer_list(config: PredictConfig, questions: Path) -> int:
     text = next((name for name in _TEXTS if name in columns), None)
     if not pictures or text is None:
         raise InputError(f"{questions} must have the columns image (or image1, image2) and question, not {columns}")
-    predictor = Predictor(config.model, config.task)
+    predictor = Predictor(config.model, config.task, image_size=config.image_size)
     examples = [
         Example(number, tuple(config.images / row[name] for name in pictures), row[text])
         for number, row in enumerate(rows)

@@ -10,6 +10,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from pumer.checkpoint import load_processor, model_class
 from pumer.errors import InputError
+from pumer.image_size import set_image_size
 from pumer.jobs import make_inputs, reduction_from, task_class, text_length_of
 from pumer.patching import patch
 from pumer.tasks import Inputs, Task
@@ -32,12 +33,13 @@ def check(config: TrainConfig) -> Inputs:
     """
     _check_machine(config)
     task = task_class(config.task)
-    model = outline(config.model, task)
+    model, processor = outline(config.model, task), load_processor(config.model)
+    set_image_size(config.image_size, model, processor)
     patch(model, reduction_from(config.reduction))
     if config.teacher not in (None, SELF):
         outline(str(config.teacher), task)
     length = text_length_of(model, config.text_length)
-    return make_inputs(load_processor(config.model), length, config.resize, config.blank)
+    return make_inputs(processor, length, config.resize, config.blank)
 
 
 def outline(checkpoint: str, task: type[Task]) -> nn.Module:

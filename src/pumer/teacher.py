@@ -12,6 +12,7 @@ from pumer.checkpoint import load
 from pumer.errors import InputError
 from pumer.evaluate import check_class, labels_of
 from pumer.hidden import final_tokens
+from pumer.image_size import set_image_size
 from pumer.patching import patch
 from pumer.preflight import SELF
 from pumer.reducers import NoReduction
@@ -96,6 +97,7 @@ def teacher_of(config: TrainConfig, task: Task, model: PreTrainedModel) -> Teach
                 f"teacher {config.teacher} knows other answers ({len(labels_of(teacher))}) than the data in "
                 f"{config.data.root} ({len(task.labels)}); train it on the same data"
             )
+    set_image_size(config.image_size or model.config.image_size, teacher)  # it sees the pictures of the model
     hidden = config.distillation.hidden_weight > 0
     if hidden and teacher.config.hidden_size != model.config.hidden_size:
         raise InputError(

@@ -19,7 +19,7 @@ SHORTEST = 0.02  # seconds; a shorter forward is timed several times in a row
 
 def compare(
     models: Mapping[str, nn.Module],
-    make_inputs: MakeInputs,
+    make_inputs: MakeInputs | Mapping[str, MakeInputs],
     batch_sizes: Sequence[int],
     pairs: int = 20,
     seconds: float = 0.0,
@@ -33,7 +33,7 @@ def compare(
 
     Args:
         models: By name; the first is what the others are compared with.
-        make_inputs: From a batch size to the keyword arguments of a forward.
+        make_inputs: From a batch size to the keyword arguments of a forward; by name, where models take other inputs.
         batch_sizes: Examples per forward; one point each.
         pairs: Least number of rounds.
         seconds: Least time per point; rounds go on until it is over.
@@ -44,13 +44,18 @@ def compare(
         ``baseline``, and ``points``: per batch size ``batch``, ``pairs`` and, by model, ``seconds`` of one forward and
         ``speedup`` (each median, lower and upper quartile) and ``images_per_second``.
     """
-    points = [_point(models, make_inputs(batch), batch, pairs, seconds, warm_up, tick) for batch in batch_sizes]
+    make = make_inputs if isinstance(make_inputs, Mapping) else dict.fromkeys(models, make_inputs)
+    points = []
+    for batch in batch_sizes:
+        made = {maker: maker(batch) for maker in set(make.values())}
+        inputs = {name: made[make[name]] for name in models}
+        points.append(_point(models, inputs, batch, pairs, seconds, warm_up, tick))
     return {"baseline": next(iter(models)), "points": points}
 
 
 def _point(
     models: Mapping[str, nn.Module],
-    inputs: dict[str, Tensor],
+    inputs: Mapping[str, dict[str, Tensor]],
     batch: int,
     pairs: int,
     seconds: float,
@@ -62,13 +67,13 @@ def _point(
     taken: dict[str, list[float]] = {name: [] for name in names}
     with torch.inference_mode(), _no_garbage_collection():
         for _ in range(warm_up):
-            first = max(timed(model, inputs) for model in models.values())
+            first = max(timed(model, inputs[name]) for name, model in models.items())
         repeats = max(1, math.ceil(SHORTEST / first)) if warm_up else 1
         start, round_ = time.perf_counter(), 0
         while round_ < pairs or time.perf_counter() - start < seconds:
             turn = round_ % len(names)
             for name in names[turn:] + names[:turn]:
-                taken[name].append(timed(models[name], inputs, repeats))
+                taken[name].append(timed(models[name], inputs[name], repeats))
             round_ += 1
             tick()
     baseline = taken[names[0]]

@@ -85,8 +85,9 @@ class Trace:
         """Called by a patched model when a stream enters its first cross-modal layer."""
         mask, T = tokens.source >= 0, tokens.text_length
         owner, size = tokens.source, tokens.size
-        if history:  # back to the start: every patch in a slot of its own
+        if history:  # back to the start: every patch is there, in a slot of its own
             slot = torch.arange(mask.shape[1], device=mask.device)
+            mask = torch.cat([mask[:, :T], torch.ones_like(mask[:, T:])], dim=1)
             owner = torch.cat([owner[:, :T], slot[T:].expand(len(mask), -1)], dim=1)
             size = torch.cat([size[:, :T], mask[:, T:].to(size.dtype)], dim=1)
         blank = torch.full(mask.shape, -1, dtype=torch.int64)

@@ -17,12 +17,13 @@ from transformers import (
 )
 
 from pumer import hub
-from pumer.checkpoint import load_processor, read_json, save, write_json, write_text
+from pumer.checkpoint import load_processor, read_json, restore_learned, save, write_json, write_text
 from pumer.checkpoints import last_checkpoint
 from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.evaluate import TRAINING_RECORD
 from pumer.fingerprint import data_fingerprint
+from pumer.image_size import set_image_size
 from pumer.jobs import Collator, Examples, best_device, progress_bar, reduction_from, task_class
 from pumer.model_card import FILE as CARD
 from pumer.model_card import model_card
@@ -135,10 +136,12 @@ def _prepare(config: TrainConfig, inputs: Inputs, bar: Progress, stop: StopOnSig
     splits = [split for split in (data.train, data.eval) if split is not None]
     fingerprint = data_fingerprint(task_type, data.root, splits, [*train, *(held_out or [])])
     set_seed(config.seed)
-    model = task.model(config.model, task.labels)
+    model, processor = task.model(config.model, task.labels), load_processor(config.model)
+    set_image_size(config.image_size, model, processor)
     teacher: Teacher | RememberedTeacher | None = teacher_of(config, task, model)
     patch(model, reduction_from(config.reduction))
-    processor, arguments = load_processor(config.model), _arguments(config)
+    restore_learned(model, config.model)
+    arguments = _arguments(config)
     examples, collate = Examples(train, task, config.seed), Collator(task, inputs, config.augment, config.seed)
     if config.teacher_cache is not False and isinstance(teacher, Teacher):
         teacher = remember(teacher, config, examples, collate, fingerprint, arguments.device, bar)

@@ -68,6 +68,8 @@ class TrainConfig:
             train to the end and keep the last.
         eval_steps: evaluate and write a checkpoint every so many steps; null for after every epoch.
         text_length: questions are cut to this many tokens; by default to what the model can take.
+        image_size: pixels along a side of the pictures, a multiple of the patch size; null for the model's own. The
+            trained model keeps it. A teacher sees the same pictures.
         resize: "square" or "aspect", see `pumer.tasks.Pixels`.
         augment: RandAugment of the training pictures, as a function of seed, epoch and example alone; null for none.
             The paper's is {operations: 2, magnitude: 9}.
@@ -106,6 +108,7 @@ class TrainConfig:
     patience: int | None = None
     eval_steps: int | None = None
     text_length: int | None = None
+    image_size: int | None = None
     resize: Resize = "square"
     augment: AugmentConfig | None = None
     blank: Blank = "none"
@@ -127,7 +130,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "log_steps", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("max_steps", "patience", "eval_steps"):
+        for name in ("max_steps", "patience", "eval_steps", "image_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1 or null, not {value}")

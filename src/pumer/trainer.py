@@ -104,6 +104,7 @@ class DistillingTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The task's loss, with a teacher the distillation loss; on request the logits (B, A) as well."""
+        ratio_loss(model)  # what a forward outside this training may have left
         if self.teacher is None or not model.training:
             logits = self.task.logits(model, inputs)
             loss = self.task.loss(logits, inputs)

@@ -88,6 +88,7 @@ class VisualizeConfig:
         task: key in `pumer.tasks.TASKS`.
         resize: see `pumer.tasks.Pixels`.
         text_length: the question is cut to this many tokens.
+        image_size: see `pumer.evaluate.EvaluateConfig`.
     """
 
     checkpoint: str
@@ -98,6 +99,7 @@ class VisualizeConfig:
     task: str | None = None
     resize: Resize | None = None
     text_length: int | None = None
+    image_size: int | None = None
 
 
 def run(config: VisualizeConfig) -> str:
@@ -112,7 +114,7 @@ def run(config: VisualizeConfig) -> str:
     writable(config.out)
     for image in config.images:
         read_image(image)  # the cheap check first
-    predictor = Predictor(config.checkpoint, config.task, config.text_length, config.resize)
+    predictor = Predictor(config.checkpoint, config.task, config.text_length, config.resize, config.image_size)
     example = Example(0, config.images, config.question)
     predictor.check(example)
     if config.reduction is not None:
@@ -199,9 +201,10 @@ def _forward(trace: Trace, forward: int) -> ForwardTrace:
 
 
 def _pruned_panel(picture: Image.Image, fate: _Fate, cell: int) -> Image.Image:
-    pruning = [rank for rank, place in enumerate(fate.places) if not place.startswith("vision")]  # which only merges
-    colours = {place: drawing.layer_colour(rank, len(pruning)) for rank, place in enumerate(pruning)}
     counts = Counter(place for place in fate.patch_pruned_at if place >= 0)
+    # most methods only merge in a vision encoder: no legend for what did not happen there
+    pruning = [rank for rank, place in enumerate(fate.places) if counts[rank] or not place.startswith("vision")]
+    colours = {place: drawing.layer_colour(rank, len(pruning)) for rank, place in enumerate(pruning)}
     legend = [(colour, f"{fate.places[place]}: {counts[place]}") for place, colour in colours.items()]
     shown = picture.copy()
     for patch, place in enumerate(fate.patch_pruned_at):
@@ -271,7 +274,10 @@ def _words(question: str | Sequence[str] | None, count: int) -> tuple[list[str],
 def _counts_line(fate: _Fate, width: int) -> Image.Image:
     """How many tokens of each kind were left after each reduction."""
     parts = []
-    for name, (entered, *left) in (("image tokens", fate.image_counts), ("text tokens", fate.text_counts)):
+    counted = [("image tokens", fate.image_counts), ("text tokens", fate.text_counts)]
+    if 0 in fate.text_counts[1:]:  # words and patches were merged alike: there is no telling them apart
+        counted = [("tokens of image and text", [sum(both) for both in zip(*(c for _, c in counted), strict=True)])]
+    for name, (entered, *left) in counted:
         counts = zip(fate.places, left, strict=True)
         seen = [(place, count) for place, count in counts if "image" in name or not place.startswith("vision")]
         parts.append(f"{name}: {', '.join([str(entered), *(f'{count} after {place}' for place, count in seen)])}")

@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import TINY
 from torch.nn.functional import cosine_similarity
 
+import pumer
 from pumer import InputError
 from pumer.reducers import ClsPruningConfig, EViTConfig, PoolingConfig, RandomPruningConfig, ToMeConfig
 from pumer.tokens import Block, Cues
@@ -155,6 +157,14 @@ def test_random_pruning_is_uniform():
     assert (counts / share - 1).abs().max() < 0.4, counts
 
 
+@pytest.mark.parametrize(("backbone", "tokens"), [("vilt", 77), ("meter", 37)])
+def test_more_merges_than_any_layer_can_make_are_refused(backbone, tokens):
+    most = (tokens - 1) // 2
+    pumer.patch(TINY[backbone].build(), ToMeConfig(layers=(0, 2), merge_count=most))
+    with pytest.raises(InputError, match=f"merge_count is {most + 1}.*see {tokens} tokens.*give {most} or less"):
+        pumer.patch(TINY[backbone].build(), ToMeConfig(layers=(0, 2), merge_count=most + 1))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -165,6 +175,8 @@ def test_random_pruning_is_uniform():
         (lambda: EViTConfig(layers=(1, 1), prune_ratio=0.1), ["layer 1", "2 times"]),
         (lambda: ClsPruningConfig(layers=(-1,), prune_ratio=0.1), ["-1"]),
         (lambda: RandomPruningConfig(layers=(1,), prune_ratio=1), ["prune_ratio", "1"]),
+        (lambda: RandomPruningConfig(layers=(1,), prune_ratio=0.1, seed=-1), ["seed", "-1"]),
+        (lambda: RandomPruningConfig(layers=(1,), prune_ratio=0.1, seed=0.5), ["seed", "0.5"]),
         (lambda: PoolingConfig(layers=(1,), merge_ratio="a"), ["merge_ratio", "'a'"]),
     ],
 )

@@ -1,5 +1,9 @@
 """DynamicViT: hard samples with soft gradients in training, the best tokens otherwise; weights that are saved apart."""
 
+import copy
+import math
+import pickle
+
 import pytest
 import tiny
 import torch
@@ -7,8 +11,10 @@ from tiny import GRIDS, TINY, answer
 
 import pumer
 from pumer import InputError
+from pumer.hidden import final_tokens, hidden_divergence
 from pumer.reducers import DynamicViTConfig
 from pumer.reducers.dynamicvit import TokenPredictor, ratio_loss
+from pumer.tokens import Block, Cues, Tokens
 
 CONFIG = DynamicViTConfig(layers=(0, 1), prune_ratio=0.4)
 
@@ -62,12 +68,10 @@ def test_the_ratio_loss_is_the_squared_miss():
         predictor.score.weight.zero_()
         predictor.score.bias.fill_(-1e4)  # drops everything but [CLS]
     mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
-    from pumer.tokens import Block, Cues
-
     block = Block(mask, None, None, torch.randn(2, 4, 8))
     _, image = predictor.train().decide(Cues(Block(mask, None, None), block))
     expected = 3.0 * ((1 / 4 - 0.75) ** 2 + (1 / 2 - 0.75) ** 2) / 2
-    assert abs(float(predictor.ratio_loss.detach()) - expected) < 1e-6
+    assert abs(float(ratio_loss(predictor).detach()) - expected) < 1e-6
     assert (image.bias[0, 0, 0] > -1).tolist() == [True, False, False, False]
 
 
@@ -87,6 +91,85 @@ def test_learned_weights_are_saved_apart_and_come_back(backbone, tmp_path):
     (tmp_path / "m" / "reduction.safetensors").unlink()
     with pytest.raises(InputError, match=r"lacks weights .* reduction.safetensors"):
         pumer.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("backbone", TINY)
+def test_both_pictures_of_a_pair_pay(backbone):
+    case = TINY[backbone]
+    (head,) = case.two_images
+    model = pumer.patch(case.build(head), fitted(backbone)).train()
+    for _ in range(3):  # a loop that never asks does not hoard
+        answer(model, case.batch(GRIDS, head))
+    owed = [list(predictor.ratio_losses) for predictor in predictors(model)]
+    assert [len(losses) for losses in owed] == [2, 2]
+    expected = sum(loss.item() for losses in owed for loss in losses) / 4
+    assert ratio_loss(model).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_forward_of_training_draws_anew(compiled):
+    case, config = TINY["vilt"], DynamicViTConfig(layers=(0,), prune_ratio=0.4)
+    model, inputs = pumer.patch(case.build(layers=1), config).train(), case.batch(GRIDS)
+    torch._dynamo.reset()
+    run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    owed = []
+    for _ in range(3):
+        answer(run, inputs)
+        owed.append(ratio_loss(model).item())
+    assert len(set(owed)) == 3
+
+
+def test_about_as_many_tokens_stay_as_the_scores_say():
+    """Sampling: a token with logit s stays with probability sigmoid(s)."""
+    predictor = DynamicViTConfig(layers=(0,), prune_ratio=0.25).learned({"fusion": 8})["fusion", 0].train()
+    with torch.no_grad():
+        predictor.score.weight.zero_()
+        predictor.score.bias.fill_(1.0)
+    mask = torch.ones(40, 101, dtype=torch.bool)
+    _, image = predictor.decide(Cues(Block(mask, None, None), Block(mask, None, None, torch.randn(40, 101, 8))))
+    stays = (image.bias[:, 0, 0, 1:] > -1).double().mean().item()
+    assert stays == pytest.approx(1 / (1 + math.exp(-1.0)), abs=0.03)  # 4,000 draws: four standard deviations
+
+
+def test_a_model_is_copied_and_pickled_between_forward_and_backward():
+    case = TINY["vilt"]
+    model, inputs = pumer.patch(case.build(), fitted("vilt")).train(), case.batch(GRIDS)
+    answer(model, inputs)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert ratio_loss(twin) is None
+    assert ratio_loss(model) is not None
+
+
+def test_what_was_learned_stays_with_another_ratio():
+    case = TINY["vilt"]
+    model, inputs = pumer.patch(case.build(), fitted("vilt")), case.batch(GRIDS)
+    with torch.no_grad():
+        for predictor in predictors(model):
+            predictor.own.weight.normal_()
+    expected, learned = answer(model, inputs), [predictor.own.weight.clone() for predictor in predictors(model)]
+    pumer.patch(model, DynamicViTConfig(layers=(1, 2), prune_ratio=0.7))
+    assert torch.equal(predictors(model)[0].own.weight, learned[1])
+    fresh = DynamicViTConfig(layers=(1, 2), prune_ratio=0.7).learned({"fusion": 32})["fusion", 2]
+    assert torch.equal(predictors(model)[1].own.weight, fresh.own.weight)
+    pumer.patch(model, fitted("vilt"))
+    assert torch.equal(predictors(model)[1].own.weight, learned[1])
+    pumer.patch(pumer.patch(model, pumer.NoReduction()), fitted("vilt"))
+    assert not torch.equal(answer(model, inputs), expected), "another method forgets it"
+
+
+def test_hidden_tokens_are_not_distilled():
+    """In training, the divergence is that of the tokens that stay, as if the others were gone."""
+    case = TINY["vilt"]
+    model, teacher = pumer.patch(case.build(), fitted("vilt")), pumer.patch(case.build(seed=1), pumer.NoReduction())
+    inputs = case.batch([(6, 6, 6)])
+    with torch.no_grad(), final_tokens(teacher) as taught, final_tokens(model) as seen:
+        answer(teacher, inputs), answer(model, inputs)
+    (taught,), (gone,) = taught, seen
+    hidden = torch.where((gone.source < 0)[:, None, None, :], -14.0, 0.0)
+    states = torch.zeros(gone.source.shape[1], 32).index_copy(0, (gone.source[0] >= 0).nonzero()[:, 0], gone.states[0])
+    slots = torch.arange(states.shape[0])[None]
+    there = Tokens(states[None], slots >= 0, torch.ones(1, len(states)), hidden, slots, gone.text_length)
+    torch.testing.assert_close(hidden_divergence(there, taught), hidden_divergence(gone, taught), atol=1e-4, rtol=1e-4)
 
 
 def test_moves_and_types_follow_the_model():

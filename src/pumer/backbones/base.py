@@ -146,6 +146,8 @@ class Backbone:
         encoders: From a root module to the module that runs each stack.
         embedders: From a root module to the modules that run before the cross-modal layers.
         widths: From a root module to the width of each stack.
+        tokens: From a root module to the tokens of each stack that a reduction without regard to modality can choose
+            from: those of the longest text, where it is in the same stream, and of a picture of the model's size.
         unfit: From a stack and a layer of it to the reason why it cannot reduce, or None.
     """
 
@@ -156,6 +158,7 @@ class Backbone:
     encoders: Callable[[Any], dict[str, nn.Module]]
     embedders: Callable[[Any], Sequence[nn.Module]]
     widths: Callable[[Any], dict[str, int]]
+    tokens: Callable[[Any], dict[str, int]]
     unfit: Callable[[str, int], str | None] = lambda stack, layer: None
 
     def __post_init__(self) -> None:

@@ -329,6 +329,7 @@ METER = Backbone(
     },
     encoders=lambda model: {"vision": model.vision_model, "fusion": model.encoder},
     widths=lambda model: {"fusion": model.config.hidden_size, "vision": model.config.vision_config.hidden_size},
+    tokens=lambda model: dict.fromkeys(("fusion", "vision"), 1 + model.patch_grid[0] * model.patch_grid[1]),
     embedders=lambda model: [model.text_model, model.vision_model],
     unfit=_unfit,
 )

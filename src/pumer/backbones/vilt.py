@@ -341,5 +341,8 @@ VILT = Backbone(
     layers=lambda model: {"fusion": model.encoder.layer},
     encoders=lambda model: {"fusion": model.encoder},
     widths=lambda model: {"fusion": model.config.hidden_size},
+    tokens=lambda model: {
+        "fusion": model.config.max_position_embeddings + int(model.embeddings.position_embeddings.shape[1])
+    },
     embedders=lambda model: [model.embeddings],
 )

@@ -75,6 +75,13 @@ class ReductionConfig:
         """Every layer the config names, whether something is removed there or not."""
         return sorted(self.reducers())
 
+    def check_tokens(self, tokens: Mapping[str, int]) -> None:
+        """Refuse what a model cannot do for want of tokens.
+
+        Args:
+            tokens: Of each stack: tokens that a reduction can choose from, of a picture of the model's size.
+        """
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
         """The attention of every layer of the patched model; see `functional.attention`."""
         return functional.attention(query, key, value, bias, dropout)

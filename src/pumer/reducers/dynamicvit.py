@@ -2,12 +2,16 @@
 
 While it trains, no token is removed: a dropped one is hidden from attention, by a Gumbel sample whose gradient flows
 through as if it were soft. Otherwise the tokens with the highest scores are gathered, as in every other method.
+
+Differs from the paper: a predictor gives one logit instead of two that a softmax compares (the same model, with fewer
+weights); its loss is about the tokens that reach its layer instead of all that entered the model, so that each one
+answers for its own ratio; a hidden token does not see itself either, which nothing that stays can notice.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +25,9 @@ from pumer.tokens import Block, Cues, Decision, attention_bias
 
 _FAINT = 1e-6
 """How much a token that is dropped in training still counts; its logarithm is finite, and so is its gradient."""
+
+_RUNS = 2
+"""Losses that a predictor remembers: a model for pairs of images runs twice in one forward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +81,11 @@ class TokenPredictor(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.own, self.whole = nn.Linear(width, half), nn.Linear(width, half)
         self.mix, self.squeeze, self.score = nn.Linear(2 * half, half), nn.Linear(half, quarter), nn.Linear(quarter, 1)
-        self.ratio_loss: Tensor | None = None
+        self.ratio_losses: tuple[Tensor, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out what the last forward owes."""
+        return {**self.__dict__, "ratio_losses": ()}
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Logits of staying.
@@ -107,14 +118,16 @@ class TokenPredictor(nn.Module):
         bias = _bias(image)
         here = image.mask & (bias[:, 0, 0].detach() > log(_FAINT) / 2)
         logits = self(states, here)
-        noise = torch.empty_like(logits).exponential_().log() - torch.empty_like(logits).exponential_().log()
+        # the difference of two Gumbel variables, drawn as one: compiled graphs take two equal draws for the same
+        noise = torch.rand(logits.shape, device=logits.device).logit(eps=_FAINT).to(logits.dtype)
         soft = ((logits + noise) / self.config.temperature).sigmoid()
         stays = (soft > 0.5).to(soft.dtype) - soft.detach() + soft
         is_first = torch.arange(here.shape[1], device=here.device) == 0
         stays = torch.where(is_first, torch.ones_like(stays), stays)
         share = (stays * here).sum(dim=1) / here.sum(dim=1)
         wanted = 1 - self.config.prune_ratio
-        self.ratio_loss = self.config.ratio_weight * ((share - wanted) ** 2).mean()
+        owed = self.config.ratio_weight * ((share - wanted) ** 2).mean()
+        self.ratio_losses = (*self.ratio_losses, owed)[-_RUNS:]
         return Decision.identity(image.mask).with_policy(bias=bias + (stays + _FAINT).log()[:, None, None, :])
 
 
@@ -128,9 +141,9 @@ def ratio_loss(model: nn.Module) -> Tensor | None:
     Returns:
         The mean of their losses, which are taken away; None if there are none.
     """
-    found = []
+    found: list[Tensor] = []
     for module in model.modules():
-        if isinstance(module, TokenPredictor) and module.ratio_loss is not None:
-            found.append(module.ratio_loss)
-            module.ratio_loss = None
+        if isinstance(module, TokenPredictor):
+            found += module.ratio_losses
+            module.ratio_losses = ()
     return torch.stack(found).mean() if found else None

@@ -6,10 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pumer.errors import InputError
 from pumer.reducers.base import KEYS, Place, Reducer
 from pumer.reducers.decisions import keep, only
 from pumer.reducers.layered import PruningConfig
 from pumer.tokens import Cues, Decision
+
+_PRIME = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +20,18 @@ class RandomPruningConfig(PruningConfig):
     """Prune image tokens at random.
 
     Attributes:
-        seed: Another seed prunes other tokens.
+        seed: Another seed prunes other tokens; 0 or more.
     """
 
     seed: int = 0
 
     method: ClassVar[str] = "random"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise InputError(f"seed of the reduction is {self.seed!r}; give an integer, 0 or more")
 
     def reducer(self, place: Place) -> Reducer | None:
         """Each layer draws anew."""
@@ -46,7 +55,7 @@ class RandomPruner:
         mask, keys = cues.image.mask, cues.image.keys
         assert keys is not None  # for the type checker: they are in `needs`
         largest = keys[..., 0].masked_fill(~mask[:, None], -torch.inf).argmax(dim=2)
-        state = torch.full_like(largest[:, :1], (self.config.seed * 1009 + self.layer) * 1_000_003)
+        state = torch.full_like(largest[:, :1], (self.config.seed * 1009 + self.layer) * 1_000_003 % _PRIME)
         for head in largest[:, :, None].unbind(dim=1):
             state = _scramble(state + head)
         score = _scramble(state + torch.arange(mask.shape[1], device=mask.device)).to(torch.float64)
@@ -55,6 +64,5 @@ class RandomPruner:
 
 def _scramble(x: Tensor) -> Tensor:
     """A hash of non-negative integers, below 2 ** 31."""
-    x = x % 2_147_483_647
-    x = (x * 48_271 + 12_820_163) % 2_147_483_647
-    return ((x ^ (x >> 15)) * 69_621) % 2_147_483_647
+    x = (x % _PRIME * 48_271 + 12_820_163) % _PRIME
+    return ((x ^ (x >> 15)) * 69_621) % _PRIME

@@ -4,6 +4,7 @@ Where text and image are one stream, they are merged without regard to modality,
 image tokens. In two streams only the image is merged.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,7 +23,8 @@ class ToMeConfig(LayeredConfig):
     """ToMe.
 
     Attributes:
-        merge_count: Tokens merged away in each of ``layers``, at most half of those there are (the paper's ``r``).
+        merge_count: Tokens merged away in each of ``layers`` (the paper's ``r``); where that is more than half of those
+            that are left, half of them.
         proportional_attention: Add ``log(size)`` to attention logits, as the paper does.
     """
 
@@ -36,6 +38,15 @@ class ToMeConfig(LayeredConfig):
         super().__post_init__()
         if isinstance(self.merge_count, bool) or not isinstance(self.merge_count, int) or self.merge_count < 0:
             raise InputError(f"merge_count is {self.merge_count!r}; give the tokens to merge per layer, 0 or more")
+
+    def check_tokens(self, tokens: Mapping[str, int]) -> None:
+        """Refuse a count that not even the first layer can merge."""
+        most = (tokens[self.stack] - 1) // 2
+        if self.merge_count > most:
+            raise InputError(
+                f"merge_count is {self.merge_count}, but {self.stack} layers of this model see {tokens[self.stack]} "
+                f"tokens, of which a layer can merge {most}; give {most} or less"
+            )
 
     def merges(self, n: int) -> int:
         """Tokens merged away of ``n``: every other one can be, but not the first."""
