@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from typer.core import TyperGroup
 
-from pumer.config import from_dict, load, to_dict
+from pumer.config import load, to_dict
 from pumer.errors import InputError
 from pumer.processes import is_main_process
 
@@ -238,6 +238,7 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="Folder of models, answers and report.")] = Path("out/reproduce"),
     data_root: Annotated[Path | None, typer.Option("--data", help="Folder with one data folder per task.")] = None,
     start: Annotated[list[str] | None, typer.Option(help="Checkpoint to start from, as vilt=FOLDER.")] = None,
+    trained: Annotated[list[str] | None, typer.Option(help="Unreduced model to take, as vilt/nlvr2=FOLDER.")] = None,
     recipes: Annotated[Path, typer.Option(help="Folder of the recipes.")] = Path("recipes"),
     galleries: Annotated[str | None, typer.Option(help="Of retrieval's test: 50x20, or all.")] = None,
     batch: Annotated[int, typer.Option(help="Examples per forward when speed and memory are measured.")] = 32,
@@ -252,17 +253,24 @@ def reproduce(
     """
     from pumer.reproduce.run import ReproduceConfig, run
 
-    given: dict[str, Any] = {
-        "scale": scale,
-        "only": _listed(only),
-        "cells": _listed(cells),
-        "seeds": seeds,
-        "jobs": jobs,
-    }
-    given |= {"out": str(out), "data": str(data_root) if data_root else None, "recipes": str(recipes)}
-    given |= {"starts": _pairs(start), "galleries": galleries, "batch": batch, "settings": settings or []}
-    given |= {"smoke": smoke, "results": str(results) if results else None}
-    config = _resolved(from_dict(ReproduceConfig, given))
+    config = ReproduceConfig(
+        out=out,
+        scale=scale,
+        data=data_root,
+        starts=_pairs(start),
+        trained=_pairs(trained),
+        recipes=recipes,
+        only=_listed(only),
+        cells=_listed(cells),
+        seeds=seeds,
+        jobs=jobs,
+        galleries=galleries,
+        batch=batch,
+        settings=tuple(settings or ()),
+        smoke=smoke,
+        results=results,
+    )
+    _resolved(config)
     run(config, _console(), collect_only=collect, list_only=listing)
 
 
@@ -277,9 +285,9 @@ def _resolve(cls: type[Config], recipe: Path | None, settings: list[str] | None,
     return _resolved(load(cls, recipe, [*arguments, *(settings or [])]))
 
 
-def _listed(values: list[str] | None) -> list[str]:
+def _listed(values: list[str] | None) -> tuple[str, ...]:
     """Values of an option that is given several times, or once with commas."""
-    return [part for value in values or [] for part in value.split(",") if part]
+    return tuple(part for value in values or [] for part in value.split(",") if part)
 
 
 def _pairs(values: list[str] | None) -> dict[str, str]:

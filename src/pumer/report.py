@@ -44,15 +44,24 @@ def write(results: Results, path: Path) -> None:
         _type_section(results),
         _tokens_section(results),
         _pictures_section(results, path.parent),
-        _provenance_section(results),
+        provenance_section(results),
     ]
-    page = (
+    path.write_text(page(results["title"], sections), encoding="utf-8")
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A page in the project's style.
+
+    Args:
+        title: of the window.
+        sections: HTML.
+    """
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(results['title'])}</title><style>{_STYLE}</style></head>"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
         f"<body><main>{''.join(sections)}</main></body></html>"
     )
-    path.write_text(page, encoding="utf-8")
 
 
 def tables(results: Results) -> Group:
@@ -152,7 +161,7 @@ def _headline_section(results: Results) -> str:
     columns = headline(results)
     columns["model"] = [f"{row['name']}\n{row.get('note', '')}" for row in results["rows"]]
     lines = [[_with_small_print(cell) for cell in line] for line in zip(*columns.values(), strict=True)]
-    return f"{_html_table(list(columns), lines)}<p class=note>{escape(_note(results))}</p>"
+    return f"{html_table(list(columns), lines)}<p class=note>{escape(_note(results))}</p>"
 
 
 def _with_small_print(cell: str) -> str:
@@ -179,14 +188,14 @@ def _type_section(results: Results) -> str:
         bars = [UNMEASURED if entry is None else _bar(entry["mean"]) for entry in found]
         lines.append([_with_small_print(f"{name}\n{count:,} questions"), *bars])
     columns = ["question type", *(row["name"] for row in rows)]
-    return f"<h2>Accuracy by question type</h2>{_html_table(columns, lines)}" if lines else ""
+    return f"<h2>Accuracy by question type</h2>{html_table(columns, lines)}" if lines else ""
 
 
 def _bar(fraction: float) -> str:
     return f'<span class=bar style="--share:{fraction:.4f}">{_percent(fraction)}</span>'
 
 
-def _html_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def html_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table; column names are escaped here, cells come as HTML."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines)
@@ -245,7 +254,8 @@ def _pictures_section(results: Results, folder: Path) -> str:
     return f"<h2>What was pruned, what was merged</h2>{''.join(cards)}" if cards else ""
 
 
-def _provenance_section(results: Results) -> str:
+def provenance_section(results: Results) -> str:
+    """What `pumer.provenance.collect` gave, folded."""
     provenance = json.dumps(results.get("provenance", {}), indent=2, ensure_ascii=False)
     return (
         "<h2>How these figures were made</h2><details><summary>command, machine, versions, settings</summary>"

@@ -1,15 +1,23 @@
 """A `pumer` command that ends when the process that started it does, however that ended."""
 
 import os
+import runpy
+import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
-from pumer.cli import app
+
+def pumer() -> None:
+    """The command line, as `python -m pumer`."""
+    sys.argv[0] = "pumer"
+    runpy.run_module("pumer", run_name="__main__")
 
 
-def main() -> None:
-    """Run the command line; standard input is a pipe whose other end the starting process holds."""
+def main(command: Callable[[], Any] = pumer) -> None:
+    """Run a command; standard input is a pipe whose other end the starting process holds."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    app()
+    command()
 
 
 def _end_with_parent() -> None:

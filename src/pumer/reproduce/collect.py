@@ -6,6 +6,7 @@ from typing import Any
 
 from pumer.checkpoint import read_json
 from pumer.reproduce.cells import RETRIEVAL, Cell
+from pumer.reproduce.equal_speed import Scores, compared
 from pumer.reproduce.paper import TABLE_7
 from pumer.reproduce.setup import Setup
 from pumer.reproduce.steps import benchmark_step, macs_step, test_step, train_step
@@ -13,6 +14,8 @@ from pumer.reproduce.tables import Row, Table
 from pumer.stages import Record
 from pumer.tasks.statistics import bootstrap
 
+LEADING = "pumer"
+"""The method that the others are compared with."""
 _QUERIES = {"TR": "image ", "IR": "caption "}
 
 
@@ -26,7 +29,8 @@ def collect_table(table: Table, done: Mapping[str, Record], setup: Setup) -> dic
 
     Returns:
         `name`, `title`, `note`, `kind`, and `rows`. Of a table of cells each row has `where`, `model`, `changed`,
-        `paper`, `seeds_wanted`, `tuned` and `untuned` (see `_tested`; None if not run), `cost` and `training` (likewise).
+        `paper`, `seeds_wanted`, `tuned` and `untuned` (see `_tested`; None if not run), `cost` and
+        `training` (likewise); of Figure 5 also `at_equal_throughput`, see `pumer.reproduce.equal_speed.compared`.
     """
     if table.kind == "macs":
         rows = [_macs(row, done) for row in table.rows]
@@ -34,6 +38,8 @@ def collect_table(table: Table, done: Mapping[str, Record], setup: Setup) -> dic
         rows = [_trained(row, done) for row in table.rows]
     else:
         rows = [_row(row, done, setup) for row in table.rows]
+    if any(row.series for row in table.rows):
+        compared(rows, lambda number: _scores(table.rows[number], done, setup), LEADING)
     return {"name": table.name, "title": table.title, "note": table.note, "kind": table.kind, "rows": rows}
 
 
@@ -57,6 +63,7 @@ def _row(row: Row, done: Mapping[str, Record], setup: Setup) -> dict[str, Any]:
         "where": row.where,
         "model": row.model,
         "changed": row.changed,
+        "series": row.series,
         "reduction": row.cell.settings,
         "image_size": row.cell.image_size,
         "paper": None if row.paper is None else asdict(row.paper),
@@ -73,7 +80,7 @@ def _tested(cells: Sequence[Cell], direction: str, done: Mapping[str, Record], s
 
     The interval is over test examples: whole examples are drawn, with the mean of their values over the seeds.
     """
-    ready = [cell for cell in cells if {test_step(cell), test_step(cell.original)} <= done.keys()]
+    ready = _ready(cells, done)
     if not ready:
         return None
     ours = [_answers(cell, direction, setup) for cell in ready]
@@ -90,6 +97,16 @@ def _tested(cells: Sequence[Cell], direction: str, done: Mapping[str, Record], s
         found |= {"difference": asdict(bootstrap(differences)), "agreement": _mean(same)}
     found["commands"] = [done[test_step(cell)]["result"]["command"] for cell in ready]
     return found
+
+
+def _ready(cells: Sequence[Cell], done: Mapping[str, Record]) -> list[Cell]:
+    return [cell for cell in cells if {test_step(cell), test_step(cell.original)} <= done.keys()]
+
+
+def _scores(row: Row, done: Mapping[str, Record], setup: Setup) -> Scores:
+    """Per test example, the mean over the seeds."""
+    runs = [_answers(cell, row.direction, setup) for cell in _ready(row.tuned, done)]
+    return {number: _mean(run[number]["score"] for run in runs) for number in runs[0]}
 
 
 def _answers(cell: Cell, direction: str, setup: Setup) -> dict[str, Any]:
@@ -124,7 +141,8 @@ def _cost(row: Row, done: Mapping[str, Record]) -> dict[str, Any] | None:
 def _training(row: Row, done: Mapping[str, Record]) -> list[dict[str, Any]] | None:
     """What each seed's fine-tuning took."""
     steps = [done[name]["result"] for cell in row.tuned if (name := train_step(cell)) in done]
-    return [{key: step[key] for key in ("command", "steps", "seconds", "samples_per_second")} for step in steps] or None
+    told = ("command", "steps", "seconds", "samples_per_second")
+    return [{key: step[key] for key in told} for step in steps if step] or None
 
 
 def _mean(values: Any) -> float:

@@ -19,7 +19,13 @@ _PATIENCE = 60  # seconds that a command has to end after Ctrl-C, which lets a t
 class Commands:
     """The commands that run now."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Sequence[str] = ("-m", "pumer.reproduce.child")) -> None:
+        """None yet.
+
+        Args:
+            program: arguments of Python before those of a command.
+        """
+        self._program = program
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
         self._stopped = False
@@ -38,7 +44,7 @@ class Commands:
                 if self._stopped:
                     raise InputError("interrupted before it began")
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "pumer.reproduce.child", *command],
+                    [sys.executable, *self._program, *command],
                     stdin=self._stdin,
                     stdout=subprocess.PIPE,
                     stderr=said,

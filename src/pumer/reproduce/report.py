@@ -1,9 +1,16 @@
-"""The tables as Markdown and in the terminal."""
+"""The tables as Markdown, as one self-contained HTML page, and as pictures of Figure 5."""
 
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Collection, Mapping, Sequence
+from html import escape
+from pathlib import Path
 from typing import Any
 
-from pumer.checkpoint import write_text
+from pumer.checkpoint import write_json, write_text
+from pumer.report import html_table, page, provenance_section
+from pumer.reproduce.figure import draw
+
+Results = Mapping[str, Any]
 
 NOT_RUN, NONE = "not run", "–"
 POINT = 0.01
@@ -11,6 +18,7 @@ COLUMNS = (
     "task",
     "model",
     "seeds",
+    "examples",
     "accuracy %",
     "difference",
     "agreement %",
@@ -23,58 +31,106 @@ COLUMNS = (
     "paper: memory",
 )
 MACS = ("model and task", "original", "PuMer", "fewer", "paper: original", "paper: PuMer")
+AT_EQUAL = "against PuMer at equal throughput"
 TRAINING = ("task", "model", "steps", "minutes", "examples per second", "against the original")
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """The whole report."""
+def write(results: Results, folder: Path) -> None:
+    """Write `results.json`, `report.md`, `report.html`, and the figures that there is something to draw for.
+
+    Args:
+        results: `title`, `tables` (see `pumer.reproduce.collect.collect_table`), `machines` and `provenance`.
+        folder: where to.
+    """
+    figures = {table["name"]: table["rows"] for table in results["tables"] if _is_figure(table)}
+    drawn = {name: picture for name, rows in figures.items() if (picture := draw(rows)) is not None}
+    for name, picture in drawn.items():
+        (folder / f"{name}.svg").write_bytes(picture)
+        (folder / f"{name}.png").write_bytes(draw(figures[name], "png") or b"")
+    write_json(folder / "results.json", results)
+    write_text(folder / "report.md", markdown(results, drawn))
+    write_text(folder / "report.html", html(results, drawn))
+
+
+def markdown(results: Results, drawn: Collection[str] = ()) -> str:
+    """The report for reading on a code host; the figures that are drawn lie beside it."""
     parts = [f"# {results['title']}", *sentences(results)]
     for table in results["tables"]:
         parts += [f"## {table['title']}", _markdown_table(*content(table)), table["note"]]
+        if table["name"] in drawn:
+            parts.append(f"![{table['title']}]({table['name']}.svg)")
     where = results["provenance"]
     versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items())
-    made = f"`{where['command']}` on {where['device']}; {versions}; commit {where['commit']}."
-    parts += ["## How these figures were made", made]
+    made = f"`{where['command']}`; {versions}; commit {where['commit']}. The commands of all steps are in results.json."
+    parts += ["## How these figures were made", made, *_machines(results)]
     return "\n\n".join(parts) + "\n"
 
 
-def write_markdown(results: Mapping[str, Any], path: Any) -> None:
-    """Write the report."""
-    write_text(path, markdown(results))
+def html(results: Results, drawn: Mapping[str, bytes]) -> str:
+    """The same as one page, with the figures, SVG by name of the table, inside."""
+    sections = [f"<h1>{escape(results['title'])}</h1>"]
+    sections += [f"<p class=lead>{escape(sentence)}</p>" for sentence in sentences(results)]
+    for table in results["tables"]:
+        columns, rows = content(table)
+        lines = [[escape(cell) for cell in row] for row in rows]
+        sections += [f"<h2>{escape(table['title'])}</h2>", html_table(columns, lines)]
+        sections.append(f"<p class=note>{escape(table['note'])}</p>")
+        if table["name"] in drawn:
+            data = base64.b64encode(drawn[table["name"]]).decode("ascii")
+            sections.append(f'<img style="max-width: 100%" alt="" src="data:image/svg+xml;base64,{data}">')
+    sections += [f"<p class=note>{escape(sentence)}</p>" for sentence in _machines(results)]
+    return page(results["title"], [*sections, provenance_section(results)])
+
+
+def _is_figure(table: Mapping[str, Any]) -> bool:
+    return any(row.get("series") for row in table["rows"])
+
+
+def _machines(results: Results) -> list[str]:
+    """On what was measured what; speed is no other machine's speed."""
+    return [f"{what}: {', '.join(where)}." for what, where in results["machines"].items() if where]
 
 
 def content(table: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
     """Columns and cells of a table, row by row."""
     columns, line = {"cells": (COLUMNS, _line), "macs": (MACS, _macs), "training": (TRAINING, _training)}[table["kind"]]
+    if _is_figure(table):
+        return (*columns, AT_EQUAL), [[*_line(row), _at_equal_throughput(row)] for row in table["rows"]]
     return columns, [line(row) for row in table["rows"]]
 
 
-def sentences(results: Mapping[str, Any]) -> list[str]:
+def sentences(results: Results) -> list[str]:
     """What must be known before the tables are read."""
     told = [
         "Accuracy in percent with its 95% interval over the test examples; difference and agreement: to the original "
         "of the same seed, paired, in percentage points. Rows with several seeds show means over them. Throughput, "
-        "memory and MACs: against the original. The paper's figures are of full-size models on the real data.",
+        "memory and MACs: against the original; in brackets the quartiles of paired ratios. The paper's figures are of "
+        "full-size models on the real data.",
     ]
     return [*told, *missed(results)]
 
 
-def missed(results: Mapping[str, Any]) -> list[str]:
+def missed(results: Results) -> list[str]:
     """A sentence for every goal that the figures miss."""
+    rows = [(table["name"], row) for table in results["tables"] if table["kind"] == "cells" for row in table["rows"]]
     found = []
-    for table in results["tables"]:
-        for row in table["rows"] if table["name"] == "table1" else ():
-            if row["changed"] and row["tuned"] and row["tuned"]["difference"]["mean"] < -POINT:
-                drop = -100 * row["tuned"]["difference"]["mean"]
-                found.append(f"Missed: {row['where']} loses {drop:.1f} points with {row['model']}, more than one.")
+    for table, row in rows:
+        if table == "table1" and row["changed"] and row["tuned"] and row["tuned"]["difference"]["mean"] < -POINT:
+            drop = -100 * row["tuned"]["difference"]["mean"]
+            found.append(f"Missed: {row['where']} loses {drop:.1f} points with {row['model']}, more than one.")
+        better = row.get("at_equal_throughput")
+        if better is not None and better["low"] > 0:
+            found.append(
+                f"Missed: at equal throughput, {row['model']} is {_interval(better)} points more accurate than PuMer."
+            )
     return found
 
 
 def _line(row: Mapping[str, Any]) -> list[str]:
     paper, tuned, cost = row["paper"] or {}, row["tuned"], row["cost"]
-    cells = [row["where"], row["model"], _seeds(row)]
+    cells = [row["where"], row["model"], _seeds(row), NONE if tuned is None else f"{tuned['questions']:,}"]
     cells += [NOT_RUN if tuned is None else _interval(tuned["accuracy"])]
-    if "difference" in (tuned or {}):
+    if tuned is not None and "difference" in tuned:
         cells += [_interval(tuned["difference"], "+"), f"{100 * tuned['agreement']:.1f}"]
     else:
         cells += [NOT_RUN if tuned is None and row["changed"] else NONE] * 2
@@ -87,6 +143,12 @@ def _line(row: Mapping[str, Any]) -> list[str]:
     cells += [NONE if paper.get("throughput") is None else f"{paper['throughput']:.2f}x"]
     cells += [NONE if paper.get("memory") is None else f"{paper['memory']:+.0f}%"]
     return cells
+
+
+def _at_equal_throughput(row: Mapping[str, Any]) -> str:
+    if "at_equal_throughput" not in row:
+        return NOT_RUN if row["changed"] and not (row["tuned"] and row["cost"]) else NONE
+    return NONE if row["at_equal_throughput"] is None else _interval(row["at_equal_throughput"], "+")
 
 
 def _macs(row: Mapping[str, Any]) -> list[str]:

@@ -3,22 +3,21 @@
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from pumer.arguments import at_least
-from pumer.checkpoint import write_json
 from pumer.errors import InputError
 from pumer.provenance import collect
-from pumer.reproduce.cells import PAIRS
+from pumer.reproduce.cells import BACKBONES, PAIRS
 from pumer.reproduce.collect import collect_table
 from pumer.reproduce.commands import Commands, Runner, cores
-from pumer.reproduce.report import write_markdown
+from pumer.reproduce.report import missed, write
 from pumer.reproduce.setup import Setup
 from pumer.reproduce.steps import steps
 from pumer.reproduce.tables import Table, chosen, tables
@@ -37,6 +36,7 @@ class ReproduceConfig:
         scale: "world" trains the small models on the built-in world; "full" is the paper's data and models.
         data: folder with one data folder per task; None: the world is written below `out`.
         starts: checkpoints that fine-tuning starts from, by backbone; else the recipes'.
+        trained: fine-tuned unreduced models by cell, such as "vilt/nlvr2", to use in place of training them.
         recipes: folder of the recipes.
         only: names of tables; none: all.
         cells: such as "vilt/nlvr2"; none: all.
@@ -50,9 +50,10 @@ class ReproduceConfig:
     """
 
     out: Path = Path("out/reproduce")
-    scale: Literal["world", "full"] = "world"
+    scale: str = "world"
     data: Path | None = None
     starts: dict[str, str] = field(default_factory=dict)
+    trained: dict[str, str] = field(default_factory=dict)
     recipes: Path = Path("recipes")
     only: tuple[str, ...] = ()
     cells: tuple[str, ...] = ()
@@ -67,11 +68,11 @@ class ReproduceConfig:
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
         at_least(1, seeds=self.seeds, jobs=self.jobs, batch=self.batch)
+        _known("scale", [self.scale], ("world", "full"))
         if self.scale == "full" and self.data is None:
             raise InputError("--scale full needs --data FOLDER, with one data folder per task (vqav2, nlvr2, ...)")
-        strange = [name for name in self.cells if name not in PAIRS]
-        if strange:
-            raise InputError(f"there is no cell '{strange[0]}'; there are {', '.join(PAIRS)}")
+        _known("cell", (*self.cells, *self.trained), PAIRS)
+        _known("backbone", self.starts, BACKBONES)
 
     def setup(self, runner: Runner) -> Setup:
         """The same for the steps."""
@@ -84,6 +85,7 @@ class ReproduceConfig:
             data=self.data,
             recipes=self.recipes,
             starts=self.starts,
+            trained=self.trained,
             galleries=None if galleries == "all" else galleries,
             settings=(*self.settings, *([SMOKE_STEPS] if self.smoke else [])),
             tiny=self.smoke,
@@ -109,9 +111,7 @@ class Reproduction:
         self.commands = Commands()
         self.config, self.setup = config, config.setup(runner or self.commands.run)
         known = tables(self.setup, config.seeds)
-        strange = [name for name in config.only if name not in known]
-        if strange:
-            raise InputError(f"there is no table '{strange[0]}'; there are {', '.join(known)}")
+        _known("table", config.only, known)
         self.tables: list[Table] = chosen(known, config.only, config.cells)
         self.steps: list[Stage] = steps(self.tables, self.setup)
         self.records = config.out / "steps"
@@ -132,8 +132,8 @@ class Reproduction:
         left = [step for step in self.steps if step.name not in done]
         known = [estimates[step.name] for step in left if step.name in estimates]
         note = f"{len(done)} of {len(self.steps)} done"
-        if left:
-            note += f"; {len(known)} of the missing ones take about {_minutes(sum(known))} in all, one after the other"
+        if known:
+            note += f"; {len(known)} of the missing {len(left)} take about {_minutes(sum(known))} in all, one after the other"
         console.print(note, highlight=False)
 
     def run(self, console: Console) -> dict[str, Exception]:
@@ -150,12 +150,15 @@ class Reproduction:
             "scale": self.config.scale,
             "steps": {"done": len(done), "all": len(self.steps)},
             "tables": [collect_table(table, done, self.setup) for table in self.tables],
+            "machines": {
+                "Tested on": _machines(done, "test/"),
+                "Timed on": _machines(done, "benchmark/"),
+            },
             "provenance": collect(self.config),
         }
         results = self._without_places(results)
         for folder in filter(None, (self.config.out, self.config.results)):
-            write_json(folder / "results.json", results)
-            write_markdown(results, folder / "report.md")
+            write(results, folder)
         return results
 
     def _without_places(self, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +184,9 @@ def run(config: ReproduceConfig, console: Console, collect_only: bool = False, l
         reproduction.show(console)
         return
     failures = {} if collect_only else reproduction.run(console)
-    reproduction.report()
+    results = reproduction.report()
+    for sentence in missed(results):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {config.out / 'report.md'}", highlight=False, soft_wrap=True)
     if failures:
         name, reason = next(iter(failures.items()))
@@ -200,6 +205,18 @@ def estimate(stages: Sequence[Stage], done: Mapping[str, Record]) -> dict[str, f
 def _kind(name: str) -> str:
     """Of "train/vilt/nlvr2/original/seed0" the first three."""
     return "/".join(name.split("/")[:3])
+
+
+def _known(what: str, names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"there is no {what} '{name}'; there are {', '.join(known)}")
+
+
+def _machines(done: Mapping[str, Record], kind: str) -> list[str]:
+    """Where the steps of a kind ran."""
+    where = [record["result"]["provenance"] for name, record in done.items() if name.startswith(kind)]
+    return sorted({f"{ran['device']}, {ran['threads']} threads, {ran['dtype']}" for ran in where})
 
 
 def _minutes(seconds: float) -> str:

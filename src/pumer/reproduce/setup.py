@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -26,6 +26,7 @@ class Setup:
         data: one data folder per task; None: the world is written below `out`.
         recipes: folder of the recipes.
         starts: checkpoint that fine-tuning starts from, by backbone, where it is not the recipe's.
+        trained: fine-tuned unreduced models by backbone and task ("vilt/nlvr2"), which then are not trained here.
         galleries: retrieval is tested within so many galleries of so many images; None: within all.
         settings: of every training, such as "max_steps=2".
         tiny: the world is a handful of examples.
@@ -36,10 +37,11 @@ class Setup:
 
     out: Path
     runner: Runner
-    scale: Literal["world", "full"] = "world"
+    scale: str = "world"
     data: Path | None = None
     recipes: Path = Path("recipes")
     starts: Mapping[str, str] = field(default_factory=dict)
+    trained: Mapping[str, str] = field(default_factory=dict)
     galleries: str | None = "50x20"
     settings: tuple[str, ...] = ()
     tiny: bool = False
@@ -61,9 +63,13 @@ class Setup:
         """A task's data folder."""
         return (self.data or self.out / "world") / task
 
-    def weights(self, cell: Cell) -> Path:
-        """Folder of a cell's model."""
-        return self.out / "models" / cell.weights.name
+    def weights(self, cell: Cell) -> str:
+        """Folder of a cell's model, or its name on the hub."""
+        return self.given(cell.weights) or str(self.out / "models" / cell.weights.name)
+
+    def given(self, cell: Cell) -> str | None:
+        """The model of a cell that is not trained here."""
+        return self.trained.get(f"{cell.backbone}/{cell.task}") if cell == cell.original else None
 
     def file(self, cell: Cell, kind: str) -> Path:
         """A result of testing a cell: "result", "answers", "submission", "predictions" or "benchmark"."""

@@ -132,10 +132,13 @@ def _after_world(task: str, setup: Setup) -> list[str]:
 
 
 def _training(cell: Cell, setup: Setup) -> Stage:
-    """A recipe, and what the cell changes in it."""
+    """A recipe, and what the cell changes in it; nothing to do for a model that was given."""
+    given_model = setup.given(cell)
+    if given_model is not None:
+        return Stage(train_step(cell), f"take {cell.name}", digest_of_weights(given_model), lambda: {})
     kind = ORIGINAL if cell.reduction is None and cell.image_size is None else PUMER
     path = setup.recipe(cell.backbone, cell.task, kind)
-    recipe, output, teacher = read_recipe(path), setup.weights(cell), str(setup.weights(cell.base))
+    recipe, output, teacher = read_recipe(path), Path(setup.weights(cell)), setup.weights(cell.base)
     start = _start(cell, setup, recipe)
     given = [f"seed={cell.seed}", "report_to=[]"]
     given += [] if "patience" in recipe else ["data.eval=null"]
@@ -192,7 +195,7 @@ def _test(cell: Cell, setup: Setup) -> Stage:
     places = [f"data.root={setup.data_of(cell.task)}", f"output={result}"]
     places += [f"per_example={setup.file(cell, 'answers')}", f"submission={setup.file(cell, 'submission')}"]
     places += [f"against={setup.file(cell.original, 'answers')}"] * (cell != cell.original)
-    command = ["evaluate", str(setup.weights(cell)), *places, *given]
+    command = ["evaluate", setup.weights(cell), *places, *given]
     name, after = test_step(cell), [train_step(cell)] + [test_step(cell.original)] * (cell != cell.original)
     settings = {"given": given, "data": _digest_of_data(cell.task, setup)}
     return Stage(name, f"test {cell.name}", settings, partial(_evaluate, setup, name, command, result), after)
@@ -226,7 +229,7 @@ def _prediction(cell: Cell, setup: Setup) -> Stage:
     """`pumer predict`, which must answer as `pumer evaluate` did."""
     name, file = f"predict/{cell.name}", setup.file(cell, "predictions")
     places = [f"data.root={setup.data_of(cell.task)}", "--out", str(file)]
-    command = ["predict", str(setup.weights(cell)), f"split={_split(cell.task)}", *places]
+    command = ["predict", setup.weights(cell), f"split={_split(cell.task)}", *places]
 
     def work() -> dict[str, Any]:
         setup.run(name, command)
@@ -245,7 +248,7 @@ def _benchmark(cell: Cell, setup: Setup) -> Stage:
     given = [f"reductions={json.dumps({'reduced': changed})}"]
     given += [f"batch_sizes=[{setup.batch}]", f"memory_batch={setup.batch}", f"pairs={setup.pairs}"]
     given += ["transformers=false", "progress=false"]
-    command = ["benchmark", str(setup.weights(cell)), f"output={result}", *given]
+    command = ["benchmark", setup.weights(cell), f"output={result}", *given]
 
     def work() -> dict[str, Any]:
         setup.run(name, command, alone=True)

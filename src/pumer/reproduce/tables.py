@@ -231,7 +231,7 @@ def _figure_5(setup: Setup, seeds: int | None) -> Table:
 
 def _table_7(setup: Setup, seeds: int | None) -> Table:
     """Full-size models, which are not trained for it."""
-    rows = [Row("", Cell(*where.split("/"))) for where in TABLE_7]
+    rows = [Row("", Cell(backbone, task)) for backbone, task in (where.split("/") for where in TABLE_7)]
     note = "Exact, of the layers' shapes: matrix products and convolutions; 384 pixels, 32 words, one example."
     return Table("table7", "Table 7: multiply-accumulates of the full-size models", note, tuple(rows), "macs")
 

@@ -1,0 +1,39 @@
+import pytest
+
+from pumer.reproduce.equal_speed import Point, beside, compared
+
+SLOW = Point(1.0, {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0})
+FAST = Point(2.0, {1: 0.0, 2: 1.0, 3: 0.0, 4: 1.0})
+
+
+def test_at_a_point_of_the_line_it_is_the_paired_difference():
+    method = Point(2.0, {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0})
+    assert beside(method, [FAST, SLOW])["mean"] == 0.5
+    same = beside(Point(1.0, SLOW.scores), [SLOW, FAST])
+    assert same == {"mean": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_between_two_points_each_example_is_interpolated():
+    quarter = beside(Point(1.25, {1: 0.0, 2: 1.0, 3: 0.75, 4: 1.0}), [SLOW, FAST])
+    assert quarter["mean"] == pytest.approx((-0.75 + 0 + 0 + 0) / 4)
+    assert quarter["low"] <= quarter["mean"] <= quarter["high"]
+
+
+@pytest.mark.parametrize("throughput", [0.9, 2.1])
+def test_beyond_the_line_nothing_is_said(throughput):
+    assert beside(Point(throughput, SLOW.scores), [SLOW, FAST]) is None
+
+
+def row(series, throughput, scores):
+    cost = None if throughput is None else {"throughput": {"median": throughput}}
+    return {"series": series, "changed": bool(series), "cost": cost, "tuned": scores and {}, "scores": scores}
+
+
+def test_only_other_methods_that_were_run_and_timed_are_compared():
+    rows = [row("", None, SLOW.scores), row("pumer", 2.0, FAST.scores), row("tome", 1.5, SLOW.scores)]
+    rows += [row("tome", 1.5, None), row("cls", None, SLOW.scores)]
+    for each in rows:
+        each["tuned"] = {"seeds": 1} if each["scores"] else None
+    compared(rows, lambda number: rows[number]["scores"], "pumer")
+    assert rows[2]["at_equal_throughput"]["mean"] == pytest.approx(0.25)
+    assert [number for number, each in enumerate(rows) if "at_equal_throughput" in each] == [2]

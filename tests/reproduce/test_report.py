@@ -1,0 +1,113 @@
+import pytest
+
+from pumer.reproduce.collect import collect_table
+from pumer.reproduce.report import content, html, markdown, missed, write
+from pumer.reproduce.tables import tables
+
+PROVENANCE = {"versions": {"torch": "2"}, "command": "pumer reproduce", "commit": "c0ffee", "device": "d"}
+
+
+def interval(value):
+    return {"mean": value, "low": value - 0.01, "high": value + 0.01}
+
+
+def outcome(difference, seeds=1):
+    figures = {"accuracy": interval(0.9), "difference": interval(difference), "agreement": 0.95}
+    return {"seeds": seeds, "questions": 5400, **figures}
+
+
+def row(**changes):
+    cost = {"throughput": {"median": 1.8, "low": 1.7, "high": 1.9}, "memory": 0.6, "macs_fewer": 1.9}
+    made = {"where": "vilt/nlvr2", "model": "PuMer", "changed": True, "series": "", "seeds_wanted": 3, "cost": cost}
+    paper = {"accuracy": 74.9, "throughput": 1.74, "memory": -45}
+    return made | {"paper": paper, "tuned": outcome(-0.005, 3), "untuned": outcome(-0.1)} | changes
+
+
+def results(*rows, name="table1"):
+    table = {"name": name, "title": "A <table>", "note": "A note.", "kind": "cells", "rows": list(rows)}
+    return {"title": "Tables", "tables": [table], "machines": {"Tested on": ["cpu"]}, "provenance": PROVENANCE}
+
+
+def cells_of(each, name="table1"):
+    columns, (line,) = content(results(each, name=name)["tables"][0])
+    return dict(zip(columns, line, strict=True))
+
+
+def test_a_row_tells_ours_and_the_papers():
+    assert cells_of(row()) == {
+        "task": "vilt/nlvr2",
+        "model": "PuMer",
+        "seeds": "3",
+        "examples": "5,400",
+        "accuracy %": "90.0 [89.0, 91.0]",
+        "difference": "-0.5 [-1.5, +0.5]",
+        "agreement %": "95.0",
+        "difference, not fine-tuned": "-10.0 [-11.0, -9.0]",
+        "throughput": "1.80x [1.70, 1.90]",
+        "memory": "-40%",
+        "MACs": "1.90x fewer",
+        "paper: accuracy %": "74.9",
+        "paper: throughput": "1.74x",
+        "paper: memory": "-45%",
+    }
+
+
+def test_what_was_not_run_has_no_figure_of_ours():
+    shown = cells_of(row(tuned=None, untuned=None, cost=None))
+    ours = [shown[name] for name in shown if name not in ("task", "model", "seeds") and not name.startswith("paper")]
+    assert set(ours) == {"not run", "–"}
+    assert shown["seeds"] == "0 of 3"
+    assert shown["paper: accuracy %"] == "74.9"
+    assert cells_of(row(tuned=outcome(0, 2)))["seeds"] == "2 of 3"
+
+
+def test_a_whole_plan_that_was_not_run_says_so_in_every_row(plans):
+    for table in tables(plans).values():
+        collected = collect_table(table, {}, plans)
+        for line in content(collected)[1]:
+            assert "not run" in line
+
+
+def test_a_slow_down_is_called_one():
+    slower = {"median": 0.9, "low": 0.8, "high": 0.95}
+    assert cells_of(row(cost=row()["cost"] | {"throughput": slower}))["throughput"].startswith("0.90x slower")
+
+
+@pytest.mark.parametrize(("difference", "told"), [(-0.0101, 1), (-0.0099, 0), (0.02, 0)])
+def test_a_drop_of_more_than_one_point_is_told(difference, told):
+    found = missed(results(row(tuned=outcome(difference))))
+    assert len(found) == told
+    assert all("vilt/nlvr2 loses 1.0 points with PuMer" in sentence for sentence in found)
+    assert missed(results(row(tuned=outcome(difference)), name="table4")) == []
+
+
+@pytest.mark.parametrize(("low", "told"), [(0.001, 1), (-0.001, 0)])
+def test_a_baseline_that_is_better_at_equal_throughput_is_named(low, told):
+    better = {"mean": 0.01, "low": low, "high": 0.02}
+    found = missed(results(row(model="tome: 12", series="tome", at_equal_throughput=better), name="figure5"))
+    assert len(found) == told
+    assert all("tome: 12 is 1.0 [0.1, 2.0] points more accurate than PuMer" in sentence for sentence in found)
+
+
+def test_the_files(tmp_path):
+    made = results(row(series="pumer"), row(series="tome", tuned=outcome(-0.02)), name="table1")
+    write(made, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "report.html",
+        "report.md",
+        "results.json",
+        "table1.png",
+        "table1.svg",
+    ]
+    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    assert "Missed: vilt/nlvr2 loses 2.0 points" in text
+    assert "![A <table>](table1.svg)" in text
+    assert "A &lt;table&gt;" in page
+    assert "data:image/svg+xml;base64," in page
+    assert 'src="http' not in page
+
+
+def test_without_a_figure_there_is_none():
+    made = results(row(cost=None, series="pumer"))
+    assert "![" not in markdown(made)
+    assert "<img" not in html(made, {})
