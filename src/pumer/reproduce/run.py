@@ -133,7 +133,8 @@ class Reproduction:
         known = [estimates[step.name] for step in left if step.name in estimates]
         note = f"{len(done)} of {len(self.steps)} done"
         if known:
-            note += f"; {len(known)} of the missing {len(left)} take about {_minutes(sum(known))} in all, one after the other"
+            took = _minutes(sum(known))
+            note += f"; {len(known)} of the missing {len(left)} take about {took} in all, one after the other"
         console.print(note, highlight=False)
 
     def run(self, console: Console) -> dict[str, Exception]:

@@ -106,7 +106,7 @@ class Source:
             texts = [self._text(scene, rng) for _ in range(TEXTS if shared is None else TEXTS - 1)]
             if shared is not None:
                 pair = int(shared[0].true_of(left, right)) if number == 0 else -100
-                texts.append(self._asked(shared[1 + number], pair=pair))
+                texts.append(self._asked(shared[1:][number], pair=pair))
             yield from self._rows(scene, texts)
 
     def _rows(self, scene: scenes.Scene, texts: list[_Text]) -> Iterator[tuple[np.ndarray, ...]]:

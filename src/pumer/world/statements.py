@@ -150,8 +150,8 @@ def ask_of_both(left: Scene, right: Scene, rng: np.random.Generator) -> tuple[St
         numbers = (feature.of(left), feature.of(right))
         if min(numbers) >= 0 and (numbers[0] == numbers[1]) == alike:
             break
-    answers = [_answer(feature, number) for number in numbers]
-    if min(numbers) < 0 or not set(answers) <= set(ANSWERS):
+    answers = [answer for number in numbers if (answer := _answer(feature, number)) in ANSWERS]
+    if len(answers) < len(numbers):
         return None
     statement = _claim(feature, numbers, rng)
     about = [_shown(feature, scene) for scene in (left, right)]
@@ -172,9 +172,10 @@ def _feature_of(scene: Scene, kind: str, rng: np.random.Generator) -> Feature:
     return Feature(kind, attributes, position(scene, item) if kind == "place" else None)
 
 
-def _answer(feature: Feature, number: int) -> str | None:
+def _answer(feature: Feature, number: int) -> str:
+    """What a feature's number is called; nothing for -1."""
     if number < 0:
-        return None
+        return ""
     if feature.kind == "look":
         return VALUES[str(feature.name)][number]
     return str(number) if feature.kind == "count" else ("no", "yes")[number]
