@@ -27,6 +27,7 @@ from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, confi
 
 REDUCTION_FILE = "reduction.json"
 LEARNED_FILE = "reduction.safetensors"
+HEADS_FILE = "pretraining_heads.safetensors"  # a matching layer that the checkpoint's own model class has no place for
 """Weights of a method that learns; plain transformers does not see them."""
 SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")

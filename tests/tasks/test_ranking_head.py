@@ -6,9 +6,10 @@ from safetensors.torch import load_file, save_file
 from transformers import ViltForImageAndTextRetrieval, ViltForQuestionAnswering
 
 import pumer
+from pumer.checkpoint import HEADS_FILE
 from pumer.errors import InputError
 from pumer.models.meter import MeterForImageAndTextRetrieval
-from pumer.tasks.ranking_head import HEADS_FILE, ranking_from
+from pumer.tasks.ranking_head import ranking_from
 
 MODELS = {"vilt": ViltForImageAndTextRetrieval, "meter": MeterForImageAndTextRetrieval}
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, ViltForQuestionAnswering
 
-from pumer.tasks.ranking_head import HEADS_FILE
+from pumer.checkpoint import HEADS_FILE
 from pumer.world.pool import Source
 from pumer.world.pretrain import PretrainConfig, _begin, accuracy, export, run
 from pumer.world.small import small_meter, small_vilt

@@ -9,14 +9,12 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from pumer.backbones.text_norm import restore_text_norm
-from pumer.checkpoint import first_line, model_class
+from pumer.checkpoint import HEADS_FILE, first_line, model_class
 from pumer.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 _MATCHING = "itm_score.fc"  # scores "does not belong", "belongs": the second is where a ranking starts
-HEADS_FILE = "pretraining_heads.safetensors"
-"""Where a checkpoint of another model class keeps its matching layer, so that transformers does not stumble over it."""
 
 
 def ranking_from(checkpoint: str, models: Mapping[str, type[PreTrainedModel]]) -> PreTrainedModel:

@@ -31,10 +31,10 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, ViltForQuestionAnswering, ViltProcessor
 
+from pumer.checkpoint import HEADS_FILE
 from pumer.models.meter import MeterProcessor
 from pumer.patching import unpatch
 from pumer.reducers import PuMerConfig, ReductionConfig
-from pumer.tasks.ranking_head import HEADS_FILE
 from pumer.world.pool import TEXTS, Batch, Source
 from pumer.world.sentences import KINDS
 from pumer.world.small import checkpoint_dir, meter_image_processor, small_image_processor, small_meter, small_vilt
