@@ -17,7 +17,7 @@ from pumer.provenance import collect
 from pumer.reproduce.cells import BACKBONES, PAIRS
 from pumer.reproduce.collect import collect_table
 from pumer.reproduce.commands import Commands, Runner, cores
-from pumer.reproduce.report import missed, write
+from pumer.reproduce.report import goals, write
 from pumer.reproduce.setup import Setup
 from pumer.reproduce.steps import steps
 from pumer.reproduce.tables import Table, chosen, tables
@@ -133,7 +133,7 @@ class Reproduction:
         known = [estimates[step.name] for step in left if step.name in estimates]
         note = f"{len(done)} of {len(self.steps)} done"
         if known:
-            note += f"; {len(known)} of the missing {len(left)} take about {_minutes(sum(known))} in all, one after the other"
+            note += f"; {len(known)} of the {len(left)} others take about {_minutes(sum(known))}, one after the other"
         console.print(note, highlight=False)
 
     def run(self, console: Console) -> dict[str, Exception]:
@@ -185,7 +185,7 @@ def run(config: ReproduceConfig, console: Console, collect_only: bool = False, l
         return
     failures = {} if collect_only else reproduction.run(console)
     results = reproduction.report()
-    for sentence in missed(results):
+    for sentence in goals(results):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {config.out / 'report.md'}", highlight=False, soft_wrap=True)
     if failures:
