@@ -37,7 +37,7 @@ EXPLAINED = (
     "in brackets the quartiles of paired ratios. The paper's figures are of full-size models on the real data."
 )
 AT_EQUAL = "against PuMer at equal throughput"
-TRAINING = ("task", "model", "steps", "minutes", "examples per second", "against the original")
+TRAINING = ("task", "model", "seeds", "steps", "minutes", "examples per second", "against the original")
 
 
 def write(results: Results, folder: Path) -> None:
@@ -167,9 +167,14 @@ def _macs(row: Mapping[str, Any]) -> list[str]:
 
 def _training(row: Mapping[str, Any]) -> list[str]:
     if row["training"] is None:
-        return [row["where"], row["model"], *[NOT_RUN] * 4]
+        return [row["where"], row["model"], "0", *[NOT_RUN] * 4]
     first, faster = row["training"][0], row["faster"]
-    told = [str(first["steps"]), f"{first['seconds'] / 60:.1f}", f"{first['samples_per_second']:.1f}"]
+    told = [
+        str(len(row["training"])),
+        str(first["steps"]),
+        f"{first['seconds'] / 60:.1f}",
+        f"{first['samples_per_second']:.1f}",
+    ]
     return [row["where"], row["model"], *told, NONE if faster is None else f"{faster:.2f}x"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from pumer.arguments import at_least
 from pumer.errors import InputError
@@ -228,11 +228,21 @@ class _Progress:
 
     def __init__(self, reproduction: Reproduction, console: Console) -> None:
         done = reproduction.done()
-        self.total, self.ready, self.console = len(reproduction.steps), len(done), console
+        self.total, self.ready = len(reproduction.steps), len(done)
+        self.estimates = estimate(reproduction.steps, done)
         self.lines: dict[str, TaskID] = {}
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
         self.bar = Progress(*columns, console=console, transient=True, refresh_per_second=2)
-        self.all = self.bar.add_task("all steps", total=self.total, completed=self.ready)
+        self.all = self.bar.add_task("all steps", total=self.total, completed=self.ready, note=self.count)
+
+    @property
+    def count(self) -> str:
+        return f"{self.ready}/{self.total}"
 
     def __enter__(self) -> "_Progress":
         self.bar.start()
@@ -242,7 +252,9 @@ class _Progress:
         self.bar.stop()
 
     def started(self, stage: Stage) -> None:
-        self.lines[stage.name] = self.bar.add_task(stage.title, total=None)
+        guess = self.estimates.get(stage.name)
+        note = "" if guess is None else f"of about {_minutes(guess)}"
+        self.lines[stage.name] = self.bar.add_task(stage.title, total=None, note=note)
 
     def ended(self, stage: Stage, outcome: Record | BaseException) -> None:
         self.bar.remove_task(self.lines.pop(stage.name))
@@ -250,5 +262,5 @@ class _Progress:
             told = f"failed: {outcome}"
         else:
             self.ready, told = self.ready + 1, _minutes(outcome["seconds"])
-            self.bar.update(self.all, completed=self.ready)
-        self.bar.console.print(f"{self.ready}/{self.total} {stage.title}: {told}", highlight=False, soft_wrap=True)
+            self.bar.update(self.all, completed=self.ready, note=self.count)
+        self.bar.console.print(f"{self.count} {stage.title}: {told}", highlight=False, markup=False, soft_wrap=True)

@@ -231,7 +231,10 @@ def _figure_5(setup: Setup, seeds: int | None) -> Table:
 def _table_7(setup: Setup, seeds: int | None) -> Table:
     """Full-size models, which are not trained for it."""
     rows = [Row("", Cell(backbone, task)) for backbone, task in (where.split("/") for where in TABLE_7)]
-    note = "Exact, of the layers' shapes: matrix products and convolutions; 384 pixels, 32 words, one example."
+    note = (
+        "Exact, of the layers' shapes: matrix products and convolutions, the reduction's own included; 384 pixels, 32 "
+        "words, one example. METER encodes the sentence about two pictures once here; the paper's count has it twice."
+    )
     return Table("table7", "Table 7: multiply-accumulates of the full-size models", note, tuple(rows), "macs")
 
 
