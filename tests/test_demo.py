@@ -105,7 +105,7 @@ def test_report_and_pictures_are_written(outcome, config):
     results, printed = outcome
     assert json.loads((config.output / "results.json").read_text()) == json.loads(json.dumps(results))
     page = (config.output / "report.html").read_text()
-    examples = demo.TASK.read(config.output / "world", "val")
+    examples = demo.TASK.read(config.output / "data", "val")
     types = {example.groups["question_type"] for example in examples}
     assert len(types) > 5
     assert len(results["pictures"]) == len(types)

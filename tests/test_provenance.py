@@ -18,3 +18,10 @@ def test_holds_what_a_result_needs():
     assert record["device"] == device_name() != ""
     assert set(record["versions"]) == {"python", "pumer", "torch", "transformers"}
     assert {"command", "date", "commit", "threads"} <= record.keys()
+
+
+def test_python_m_pumer_is_the_command(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/pumer/__main__.py", "train", "a b"])
+    assert collect()["command"] == "pumer train 'a b'"
+    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/full_size.py"])
+    assert collect()["command"] == "full_size.py"

@@ -22,7 +22,8 @@ def collect(config: Any = None, dtype: str = "float32") -> dict[str, Any]:
         config: the job's config dataclass.
         dtype: number format of the model's arithmetic.
     """
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    name = Path(sys.argv[0]).name
+    command = ["pumer" if name == "__main__.py" else name, *sys.argv[1:]]  # `python -m pumer` is `pumer`
     packages = ("pumer", "torch", "transformers")
     return {
         "command": shlex.join(command),

@@ -160,11 +160,12 @@ def _macs(row: Results) -> str:
 def _headline_section(results: Results) -> str:
     columns = headline(results)
     columns["model"] = [f"{row['name']}\n{row.get('note', '')}" for row in results["rows"]]
-    lines = [[_with_small_print(cell) for cell in line] for line in zip(*columns.values(), strict=True)]
+    lines = [[with_small_print(cell) for cell in line] for line in zip(*columns.values(), strict=True)]
     return f"{html_table(list(columns), lines)}<p class=note>{escape(_note(results))}</p>"
 
 
-def _with_small_print(cell: str) -> str:
+def with_small_print(cell: str) -> str:
+    """A cell as HTML, its second line small."""
     first, _, second = cell.partition("\n")
     return f"{escape(first)}<small>{escape(second)}</small>"
 
@@ -186,7 +187,7 @@ def _type_section(results: Results) -> str:
     for name, count in sorted(counts.items()):
         found = [row["by_type"].get(name) for row in rows]
         bars = [UNMEASURED if entry is None else _bar(entry["mean"]) for entry in found]
-        lines.append([_with_small_print(f"{name}\n{count:,} questions"), *bars])
+        lines.append([with_small_print(f"{name}\n{count:,} questions"), *bars])
     columns = ["question type", *(row["name"] for row in rows)]
     return f"<h2>Accuracy by question type</h2>{html_table(columns, lines)}" if lines else ""
 

@@ -88,6 +88,8 @@ def test_the_report_pools_seeds_and_names_no_folder_of_this_machine(reproduced, 
     assert pumer["tuned"]["questions"] == 12
     assert pumer["tuned"]["difference"]["mean"] == pytest.approx(pumer["tuned"]["accuracy"]["mean"] - mean)
     assert pumer["cost"]["macs_fewer"] > 1
+    assert 0 < pumer["cost"]["memory"] < 2
+    assert "text_length=12" in pumer["cost"]["command"]  # questions are longer than the model can take
     assert pumer["untuned"]["seeds"] == 2
     assert [run["steps"] for run in pumer["training"]] == [2, 2]
     for file in (tmp_path / "results").iterdir():

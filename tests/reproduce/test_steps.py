@@ -54,7 +54,7 @@ def test_smaller_pictures_and_their_pumer(plans):
     assert "teacher=null" in found[chain[1]].settings["given"]
     assert "teacher=null" not in found[chain[2]].settings["given"]
     (benchmark,) = [step for step in found.values() if step.alone]
-    assert json.loads(benchmark.settings[0].removeprefix("reductions="))["reduced"]["image_size"] == 80
+    assert json.loads(benchmark.settings["given"][0].removeprefix("reductions="))["reduced"]["image_size"] == 80
 
 
 def test_twins_keep_their_input_from_the_model(plans):

@@ -70,7 +70,7 @@ def _row(row: Row, done: Mapping[str, Record], setup: Setup) -> dict[str, Any]:
         "seeds_wanted": row.seeds,
         "tuned": _tested(row.tuned, row.direction, done, setup),
         "untuned": _tested(row.untuned, row.direction, done, setup),
-        "cost": _cost(row, done),
+        "cost": _cost(row, done, setup),
         "training": _training(row, done),
     }
 
@@ -118,24 +118,35 @@ def _answers(cell: Cell, direction: str, setup: Setup) -> dict[str, Any]:
     return {entry["id"]: entry for entry in entries}
 
 
-def _cost(row: Row, done: Mapping[str, Record]) -> dict[str, Any] | None:
-    """Speed, memory and arithmetic beside the original's."""
+def _cost(row: Row, done: Mapping[str, Record], setup: Setup) -> dict[str, Any] | None:
+    """Speed, memory and arithmetic beside the original's.
+
+    Memory is the peak of a forward, weights included, with autograd on (as the paper's was measured) and off.
+    """
     record = done.get(benchmark_step(row.cell)) if row.changed else None
     if record is None:
         return None
-    before, after = record["result"]["rows"]
+    measured = read_json(setup.file(row.cell.architecture, "benchmark"))
+    before, after = measured["rows"]
     (speed,) = after["speed"]
     return {
         "batch": speed["batch"],
         "examples_per_second": speed["images_per_second"],
         "throughput": speed["speedup"],
-        "memory": after["memory"] / before["memory"],
+        "memory": _memory(measured["memory"], "autograd"),
+        "memory_inference": _memory(measured["memory"], "inference"),
         "macs": after["macs"],
         "macs_fewer": before["macs"] / after["macs"],
         "command": record["result"]["command"],
         "device": record["result"]["provenance"]["device"],
         "threads": record["result"]["provenance"]["threads"],
     }
+
+
+def _memory(measured: Mapping[str, Mapping[str, int]], mode: str) -> float:
+    """Peak memory in parts of the original's."""
+    before, after = (figures["weights"] + figures[mode] for figures in measured.values())
+    return after / before
 
 
 def _training(row: Row, done: Mapping[str, Record]) -> list[dict[str, Any]] | None:

@@ -30,7 +30,7 @@ def draw(rows: Sequence[Mapping[str, Any]], kind: str = "svg") -> bytes | None:
     if not shown:
         return None
     figure = Figure(figsize=(11, 4.8), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    panels = figure.subplots(1, 2, sharex=True)  # what is not fine-tuned needs a scale of its own
     series = list(dict.fromkeys(row["series"] for row in rows if row["series"]))
     for axes, part in zip(panels, _TITLES, strict=True):
         for place, name in enumerate(series):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pumer.checkpoint import write_json, write_text
-from pumer.report import html_table, page, provenance_section
+from pumer.report import html_table, page, provenance_section, with_small_print
 from pumer.reproduce.figure import draw
 
 Results = Mapping[str, Any]
@@ -24,15 +24,20 @@ COLUMNS = (
     "agreement %",
     "difference, not fine-tuned",
     "throughput",
-    "memory",
-    "MACs",
-    "paper: accuracy %",
-    "paper: throughput",
-    "paper: memory",
+    "memory, autograd on",
+    "memory, inference",
+    "MACs, times fewer",
+    "the paper's accuracy %, throughput, memory",
 )
 MACS = ("model and task", "original", "PuMer", "fewer", "paper: original", "paper: PuMer")
+EXPLAINED = (
+    "Accuracy in percent with its 95% interval over the test examples; difference and agreement: to the original of "
+    "the same seed, paired, in percentage points. Rows with several seeds show means over them. Throughput, memory "
+    "(peak of a forward, weights included; the paper's was measured with autograd on) and MACs: against the original; "
+    "in brackets the quartiles of paired ratios. The paper's figures are of full-size models on the real data."
+)
 AT_EQUAL = "against PuMer at equal throughput"
-TRAINING = ("task", "model", "steps", "minutes", "examples per second", "against the original")
+TRAINING = ("task", "model", "seeds", "steps", "minutes", "examples per second", "against the original")
 
 
 def write(results: Results, folder: Path) -> None:
@@ -54,7 +59,7 @@ def write(results: Results, folder: Path) -> None:
 
 def markdown(results: Results, drawn: Collection[str] = ()) -> str:
     """The report for reading on a code host; the figures that are drawn lie beside it."""
-    parts = [f"# {results['title']}", *sentences(results)]
+    parts = [f"# {results['title']}", *[f"- {sentence}" for sentence in goals(results)], EXPLAINED]
     for table in results["tables"]:
         parts += [f"## {table['title']}", _markdown_table(*content(table)), table["note"]]
         if table["name"] in drawn:
@@ -69,10 +74,11 @@ def markdown(results: Results, drawn: Collection[str] = ()) -> str:
 def html(results: Results, drawn: Mapping[str, bytes]) -> str:
     """The same as one page, with the figures, SVG by name of the table, inside."""
     sections = [f"<h1>{escape(results['title'])}</h1>"]
-    sections += [f"<p class=lead>{escape(sentence)}</p>" for sentence in sentences(results)]
+    sections.append(f"<ul class=lead>{''.join(f'<li>{escape(sentence)}</li>' for sentence in goals(results))}</ul>")
+    sections.append(f"<p class=note>{escape(EXPLAINED)}</p>")
     for table in results["tables"]:
         columns, rows = content(table)
-        lines = [[escape(cell) for cell in row] for row in rows]
+        lines = [[with_small_print(cell) for cell in row] for row in rows]
         sections += [f"<h2>{escape(table['title'])}</h2>", html_table(columns, lines)]
         sections.append(f"<p class=note>{escape(table['note'])}</p>")
         if table["name"] in drawn:
@@ -92,42 +98,37 @@ def _machines(results: Results) -> list[str]:
 
 
 def content(table: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
-    """Columns and cells of a table, row by row."""
+    """Columns and cells of a table, row by row; a cell's second line, if it has one, is its spread."""
     columns, line = {"cells": (COLUMNS, _line), "macs": (MACS, _macs), "training": (TRAINING, _training)}[table["kind"]]
     if _is_figure(table):
         return (*columns, AT_EQUAL), [[*_line(row), _at_equal_throughput(row)] for row in table["rows"]]
     return columns, [line(row) for row in table["rows"]]
 
 
-def sentences(results: Results) -> list[str]:
-    """What must be known before the tables are read."""
-    told = [
-        "Accuracy in percent with its 95% interval over the test examples; difference and agreement: to the original "
-        "of the same seed, paired, in percentage points. Rows with several seeds show means over them. Throughput, "
-        "memory and MACs: against the original; in brackets the quartiles of paired ratios. The paper's figures are of "
-        "full-size models on the real data.",
-    ]
-    return [*told, *missed(results)]
-
-
-def missed(results: Results) -> list[str]:
-    """A sentence for every goal that the figures miss."""
+def goals(results: Results) -> list[str]:
+    """How many of the figures that are there meet the goals, and a sentence for every one that misses its goal."""
     rows = [(table["name"], row) for table in results["tables"] if table["kind"] == "cells" for row in table["rows"]]
-    found = []
-    for table, row in rows:
-        if table == "table1" and row["changed"] and row["tuned"] and row["tuned"]["difference"]["mean"] < -POINT:
-            drop = -100 * row["tuned"]["difference"]["mean"]
-            found.append(f"Missed: {row['where']} loses {drop:.1f} points with {row['model']}, more than one.")
-        better = row.get("at_equal_throughput")
-        if better is not None and better["low"] > 0:
-            found.append(
-                f"Missed: at equal throughput, {row['model']} is {_interval(better)} points more accurate than PuMer."
-            )
-    return found
+    first = [row for name, row in rows if name == "table1" and row["changed"] and row["tuned"]]
+    compared = [row for _, row in rows if row.get("at_equal_throughput")]
+    dropped = [row for row in first if row["tuned"]["difference"]["mean"] < -POINT]
+    better = [row for row in compared if row["at_equal_throughput"]["low"] > 0]
+    told = []
+    if first:
+        told.append(f"Table 1: {len(first) - len(dropped)} of {len(first)} reduced models lose one point or less.")
+    for row in dropped:
+        drop = -100 * row["tuned"]["difference"]["mean"]
+        told.append(f"Missed: {row['where']} loses {drop:.2f} points with {row['model']}, more than one.")
+    if compared:
+        fine = len(compared) - len(better)
+        told.append(f"Figure 5: PuMer is not below {fine} of {len(compared)} others at equal throughput.")
+    for row in better:
+        points = _in_one_line(_interval(row["at_equal_throughput"]))
+        told.append(f"Missed: at equal throughput, {row['model']} is {points} points more accurate than PuMer.")
+    return told
 
 
 def _line(row: Mapping[str, Any]) -> list[str]:
-    paper, tuned, cost = row["paper"] or {}, row["tuned"], row["cost"]
+    tuned, cost = row["tuned"], row["cost"]
     cells = [row["where"], row["model"], _seeds(row), NONE if tuned is None else f"{tuned['questions']:,}"]
     cells += [NOT_RUN if tuned is None else _interval(tuned["accuracy"])]
     if tuned is not None and "difference" in tuned:
@@ -135,14 +136,18 @@ def _line(row: Mapping[str, Any]) -> list[str]:
     else:
         cells += [NOT_RUN if tuned is None and row["changed"] else NONE] * 2
     if not row["changed"]:
-        cells += [NONE] * 4
+        cells += [NONE] * 5
     else:
         cells += [NOT_RUN if row["untuned"] is None else _interval(row["untuned"]["difference"], "+")]
-        cells += [NOT_RUN] * 3 if cost is None else _cost(cost)
-    cells += [NONE if paper.get("accuracy") is None else f"{paper['accuracy']:.1f}"]
-    cells += [NONE if paper.get("throughput") is None else f"{paper['throughput']:.2f}x"]
-    cells += [NONE if paper.get("memory") is None else f"{paper['memory']:+.0f}%"]
-    return cells
+        cells += [NOT_RUN] * 4 if cost is None else _cost(cost)
+    return [*cells, _paper(row["paper"])]
+
+
+def _paper(figures: Mapping[str, float | None] | None) -> str:
+    """What the paper prints in this place."""
+    forms = {"accuracy": "{:.1f}", "throughput": "{:.2f}x", "memory": "{:+.0f}%"}
+    shown = [form.format(figures[name]) for name, form in forms.items() if figures and figures[name] is not None]
+    return ", ".join(shown) or NONE
 
 
 def _at_equal_throughput(row: Mapping[str, Any]) -> str:
@@ -162,9 +167,14 @@ def _macs(row: Mapping[str, Any]) -> list[str]:
 
 def _training(row: Mapping[str, Any]) -> list[str]:
     if row["training"] is None:
-        return [row["where"], row["model"], *[NOT_RUN] * 4]
+        return [row["where"], row["model"], "0", *[NOT_RUN] * 4]
     first, faster = row["training"][0], row["faster"]
-    told = [str(first["steps"]), f"{first['seconds'] / 60:.1f}", f"{first['samples_per_second']:.1f}"]
+    told = [
+        str(len(row["training"])),
+        str(first["steps"]),
+        f"{first['seconds'] / 60:.1f}",
+        f"{first['samples_per_second']:.1f}",
+    ]
     return [row["where"], row["model"], *told, NONE if faster is None else f"{faster:.2f}x"]
 
 
@@ -176,15 +186,20 @@ def _seeds(row: Mapping[str, Any]) -> str:
 def _cost(cost: Mapping[str, Any]) -> list[str]:
     speed = cost["throughput"]
     slower = " slower" if speed["median"] < 1 else ""
-    shown = f"{speed['median']:.2f}x{slower} [{speed['low']:.2f}, {speed['high']:.2f}]"
-    return [shown, f"{100 * (cost['memory'] - 1):+.0f}%", f"{cost['macs_fewer']:.2f}x fewer"]
+    shown = f"{speed['median']:.2f}x{slower}\n[{speed['low']:.2f}, {speed['high']:.2f}]"
+    memory = [f"{100 * (cost[mode] - 1):+.0f}%" for mode in ("memory", "memory_inference")]
+    return [shown, *memory, f"{cost['macs_fewer']:.2f}x"]
 
 
 def _interval(part: Mapping[str, float], sign: str = "") -> str:
     mean, low, high = (f"{100 * part[name]:{sign}.1f}" for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean}\n[{low}, {high}]"
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ruled = [list(columns), ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
+    return "\n".join(f"| {' | '.join(map(_in_one_line, cells))} |" for cells in ruled)
+
+
+def _in_one_line(cell: str) -> str:
+    return cell.replace("\n", " ")

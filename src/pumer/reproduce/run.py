@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from pumer.arguments import at_least
 from pumer.errors import InputError
@@ -17,7 +17,7 @@ from pumer.provenance import collect
 from pumer.reproduce.cells import BACKBONES, PAIRS
 from pumer.reproduce.collect import collect_table
 from pumer.reproduce.commands import Commands, Runner, cores
-from pumer.reproduce.report import missed, write
+from pumer.reproduce.report import goals, write
 from pumer.reproduce.setup import Setup
 from pumer.reproduce.steps import steps
 from pumer.reproduce.tables import Table, chosen, tables
@@ -133,8 +133,7 @@ class Reproduction:
         known = [estimates[step.name] for step in left if step.name in estimates]
         note = f"{len(done)} of {len(self.steps)} done"
         if known:
-            took = _minutes(sum(known))
-            note += f"; {len(known)} of the missing {len(left)} take about {took} in all, one after the other"
+            note += f"; {len(known)} of the {len(left)} others take about {_minutes(sum(known))}, one after the other"
         console.print(note, highlight=False)
 
     def run(self, console: Console) -> dict[str, Exception]:
@@ -186,7 +185,7 @@ def run(config: ReproduceConfig, console: Console, collect_only: bool = False, l
         return
     failures = {} if collect_only else reproduction.run(console)
     results = reproduction.report()
-    for sentence in missed(results):
+    for sentence in goals(results):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {config.out / 'report.md'}", highlight=False, soft_wrap=True)
     if failures:
@@ -229,11 +228,21 @@ class _Progress:
 
     def __init__(self, reproduction: Reproduction, console: Console) -> None:
         done = reproduction.done()
-        self.total, self.ready, self.console = len(reproduction.steps), len(done), console
+        self.total, self.ready = len(reproduction.steps), len(done)
+        self.estimates = estimate(reproduction.steps, done)
         self.lines: dict[str, TaskID] = {}
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
         self.bar = Progress(*columns, console=console, transient=True, refresh_per_second=2)
-        self.all = self.bar.add_task("all steps", total=self.total, completed=self.ready)
+        self.all = self.bar.add_task("all steps", total=self.total, completed=self.ready, note=self.count)
+
+    @property
+    def count(self) -> str:
+        return f"{self.ready}/{self.total}"
 
     def __enter__(self) -> "_Progress":
         self.bar.start()
@@ -243,7 +252,9 @@ class _Progress:
         self.bar.stop()
 
     def started(self, stage: Stage) -> None:
-        self.lines[stage.name] = self.bar.add_task(stage.title, total=None)
+        guess = self.estimates.get(stage.name)
+        note = "" if guess is None else f"of about {_minutes(guess)}"
+        self.lines[stage.name] = self.bar.add_task(stage.title, total=None, note=note)
 
     def ended(self, stage: Stage, outcome: Record | BaseException) -> None:
         self.bar.remove_task(self.lines.pop(stage.name))
@@ -251,5 +262,5 @@ class _Progress:
             told = f"failed: {outcome}"
         else:
             self.ready, told = self.ready + 1, _minutes(outcome["seconds"])
-            self.bar.update(self.all, completed=self.ready)
-        self.bar.console.print(f"{self.ready}/{self.total} {stage.title}: {told}", highlight=False, soft_wrap=True)
+            self.bar.update(self.all, completed=self.ready, note=self.count)
+        self.bar.console.print(f"{self.count} {stage.title}: {told}", highlight=False, markup=False, soft_wrap=True)

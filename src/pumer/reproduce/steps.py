@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pumer.checkpoint import read_json
+from pumer.checkpoint import load, load_processor, read_json
 from pumer.config import to_dict
 from pumer.errors import InputError
+from pumer.evaluate import trained_with
+from pumer.jobs import text_length_of
 from pumer.named_models import PAPER_TEXT_LENGTH, PREFIX
 from pumer.planning import PlanConfig
 from pumer.planning import run as run_plan
@@ -245,17 +247,26 @@ def _benchmark(cell: Cell, setup: Setup) -> Stage:
     name, result = benchmark_step(cell), setup.file(cell, "benchmark")
     changed = cell.settings or {"method": "none"}
     changed |= {"image_size": cell.image_size} if cell.image_size is not None else {}
-    given = [f"reductions={json.dumps({'reduced': changed})}"]
+    given = [f"reductions={json.dumps({'reduced': changed})}", "transformers=false", "progress=false"]
     given += [f"batch_sizes=[{setup.batch}]", f"memory_batch={setup.batch}", f"pairs={setup.pairs}"]
-    given += ["transformers=false", "progress=false"]
-    command = ["benchmark", setup.weights(cell), f"output={result}", *given]
 
     def work() -> dict[str, Any]:
+        words = [f"text_length={_longest_text(cell, setup)}"]
+        command = ["benchmark", setup.weights(cell), f"output={result}", *words, *given]
         setup.run(name, command, alone=True)
         told = read_json(result)
-        return {"command": line(command), "rows": told["rows"], "provenance": told["provenance"]}
+        return {"command": line(command), "provenance": {key: told["provenance"][key] for key in _WHERE}}
 
-    return Stage(name, f"benchmark {cell.name}", given, work, [train_step(cell)], alone=True)
+    settings = {"given": given, "words": "as many as the longest text of the test split"}
+    return Stage(name, f"benchmark {cell.name}", settings, work, [train_step(cell)], alone=True)
+
+
+def _longest_text(cell: Cell, setup: Setup) -> int:
+    """Words of the longest text of a test, as the model sees it; special tokens counted."""
+    weights = setup.weights(cell)
+    most = text_length_of(load(weights), trained_with(weights).get("text_length"))
+    texts = [example.text for example in TASKS[cell.task].read(setup.data_of(cell.task), _split(cell.task))]
+    return min(most, max(map(len, load_processor(weights).tokenizer(texts).input_ids)))
 
 
 def _split(task: str) -> str:
