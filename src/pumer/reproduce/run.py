@@ -1,6 +1,5 @@
 """`pumer reproduce`: run what is missing, and report what is there."""
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pumer.provenance import collect
 from pumer.reproduce.cells import BACKBONES, PAIRS
 from pumer.reproduce.collect import collect_table
 from pumer.reproduce.commands import Commands, Runner, cores
+from pumer.reproduce.places import without_places
 from pumer.reproduce.report import goals, write
 from pumer.reproduce.setup import Setup
 from pumer.reproduce.steps import steps
@@ -156,21 +156,17 @@ class Reproduction:
             },
             "provenance": collect(self.config),
         }
-        results = self._without_places(results)
+        results = without_places(results, self._places())
         for folder in filter(None, (self.config.out, self.config.results)):
             write(results, folder)
         return results
 
-    def _without_places(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """The same without this machine's folders."""
-        text, places = json.dumps(results), {self.config.out: "out/reproduce", self.config.recipes: "recipes"}
-        places[checkpoint_dir().parent] = "src/pumer/assets"
-        places |= {self.config.data: "data"} if self.config.data else {}
-        places |= {self.config.results: "results"} if self.config.results else {}
-        for place, name in sorted(places.items(), key=lambda entry: -len(str(entry[0]))):
-            text = text.replace(json.dumps(str(place))[1:-1], name)
-        plain: dict[str, Any] = json.loads(text)
-        return plain
+    def _places(self) -> dict[Path, str]:
+        """What the folders of this machine are called in the report."""
+        config = self.config
+        places = {config.out: "out/reproduce", config.recipes: "recipes", checkpoint_dir().parent: "src/pumer/assets"}
+        places |= {config.data: "data"} if config.data else {}
+        return places | ({config.results: "results"} if config.results else {})
 
 
 def run(config: ReproduceConfig, console: Console, collect_only: bool = False, list_only: bool = False) -> None:
