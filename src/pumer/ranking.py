@@ -134,13 +134,22 @@ def split(pictures: Sequence[Picture], galleries: str | None) -> list[Sequence[P
     """
     if galleries is None:
         return [pictures]
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", galleries)
-    if found is None:
-        raise InputError(f"galleries must be of the form 50x20 (50 galleries of 20 images), not '{galleries}'")
-    count, size = int(found[1]), int(found[2])
+    count, size = gallery_sizes(galleries)
     if count * size > len(pictures):
         raise InputError(f"galleries={galleries} needs {count * size} images, but there are {len(pictures)}")
     return [pictures[start : start + size] for start in range(0, count * size, size)]
+
+
+def gallery_sizes(galleries: str) -> tuple[int, int]:
+    """How many galleries of how many images "50x20" means.
+
+    Raises:
+        InputError: for another form.
+    """
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", galleries)
+    if found is None:
+        raise InputError(f"galleries must be of the form 50x20 (50 galleries of 20 images), not '{galleries}'")
+    return int(found[1]), int(found[2])
 
 
 def _parts(rooms: Sequence[Sequence[Picture]], scores: np.ndarray) -> Iterator[tuple[Sequence[Picture], np.ndarray]]:

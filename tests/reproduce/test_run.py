@@ -141,6 +141,9 @@ def test_the_list_and_the_report_need_no_run(config, tmp_path):
         ({"scale": "half"}, "there is no scale 'half'"),
         ({"scale": "full"}, "--data FOLDER"),
         ({"jobs": 0}, "jobs must be at least 1"),
+        ({"galleries": "foo"}, "galleries must be of the form 50x20"),
+        ({"only": ("figure5",), "cells": ("meter/coco",)}, "figure5: no row of these tables is about meter/coco"),
+        ({"out": Path(__file__)}, "cannot be written"),
         ({"data": Path("/nowhere")}, "/nowhere/vqav2 does not exist"),
     ],
 )

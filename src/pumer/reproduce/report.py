@@ -29,6 +29,7 @@ COLUMNS = (
     "MACs, times fewer",
     "the paper's accuracy %, throughput, memory",
 )
+REPORT = "report.md"
 MACS = ("model and task", "original", "PuMer", "fewer", "paper: original", "paper: PuMer")
 EXPLAINED = (
     "Accuracy in percent with its 95% interval over the test examples; difference and agreement: to the original of "
@@ -53,7 +54,7 @@ def write(results: Results, folder: Path) -> None:
         (folder / f"{name}.svg").write_bytes(picture)
         (folder / f"{name}.png").write_bytes(draw(figures[name], "png") or b"")
     write_json(folder / "results.json", results)
-    write_text(folder / "report.md", markdown(results, drawn))
+    write_text(folder / REPORT, markdown(results, drawn))
     write_text(folder / "report.html", html(results, drawn))
 
 

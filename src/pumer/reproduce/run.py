@@ -10,14 +10,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from pumer.arguments import at_least
+from pumer.arguments import at_least, writable
 from pumer.errors import InputError
 from pumer.provenance import collect
+from pumer.ranking import gallery_sizes
 from pumer.reproduce.cells import BACKBONES, PAIRS
 from pumer.reproduce.collect import collect_table
 from pumer.reproduce.commands import Commands, Runner, cores
 from pumer.reproduce.places import without_places
-from pumer.reproduce.report import goals, write
+from pumer.reproduce.report import REPORT, goals, write
 from pumer.reproduce.setup import Setup
 from pumer.reproduce.steps import steps
 from pumer.reproduce.tables import Table, chosen, tables
@@ -73,6 +74,9 @@ class ReproduceConfig:
             raise InputError("--scale full needs --data FOLDER, with one data folder per task (vqav2, nlvr2, ...)")
         _known("cell", (*self.cells, *self.trained), PAIRS)
         _known("backbone", self.starts, BACKBONES)
+        if self.galleries not in (None, "all"):
+            gallery_sizes(str(self.galleries))
+        writable(self.out / REPORT, self.results / REPORT if self.results else None)
 
     def setup(self, runner: Runner) -> Setup:
         """The same for the steps."""
@@ -113,6 +117,8 @@ class Reproduction:
         known = tables(self.setup, config.seeds)
         _known("table", config.only, known)
         self.tables: list[Table] = chosen(known, config.only, config.cells)
+        if not any(table.rows for table in self.tables):
+            raise InputError(f"{', '.join(config.only)}: no row of these tables is about {', '.join(config.cells)}")
         self.steps: list[Stage] = steps(self.tables, self.setup)
         self.records = config.out / "steps"
 
@@ -183,7 +189,7 @@ def run(config: ReproduceConfig, console: Console, collect_only: bool = False, l
     results = reproduction.report()
     for sentence in goals(results):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"report: {config.out / 'report.md'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {config.out / REPORT}", highlight=False, soft_wrap=True)
     if failures:
         name, reason = next(iter(failures.items()))
         raise InputError(f"{len(failures)} steps failed; {name}: {reason}")
