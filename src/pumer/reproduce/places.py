@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_TOLD = ("command", "config")
+_TOLD = ("command", "commands", "config")
 
 
 def without_places(content: Any, places: Mapping[Path, str], told: bool = False) -> Any:
     """Plain data in which the folders that commands and settings name have other names.
 
     Args:
-        content: dicts, lists and values; looked into below the keys "command" and "config" alone.
+        content: dicts, lists and values; looked into below the keys of _TOLD alone.
         places: other names of folders; of two that fit, the longer one counts.
         told: whether `content` stands below such a key.
     """
