@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from pumer.arguments import at_least, writable
+from pumer.arguments import at_least, writable, writable_folders
 from pumer.errors import InputError
 
 
@@ -18,3 +20,18 @@ def test_files_that_cannot_be_written_are_refused_beforehand(tmp_path):
         writable(tmp_path)
     with pytest.raises(InputError, match=r"file/x\.json cannot be written, for .*file is no folder"):
         writable(tmp_path / "file" / "x.json")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no files")
+def test_folders_that_take_no_files_are_found_out():
+    with pytest.raises(InputError, match="for /proc is no folder to write to"):
+        writable(Path("/proc/x.csv"))
+
+
+def test_folders_that_cannot_be_made(tmp_path):
+    writable_folders(tmp_path, tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(InputError, match="file is no folder to write to"):
+            writable_folders(folder)

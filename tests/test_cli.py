@@ -204,6 +204,12 @@ def test_data_world_writes_what_train_reads(tmp_path, tiny_vilt):
     result = invoke("evaluate", tiny_vilt, f"data.root={tmp_path}/world/vqav2")
     assert result.exit_code == 0, result.output
     refused(invoke("data", "world", tmp_path / "other", "trian=3"), "did you mean 'train'")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "coco").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "some"):
+        refused(invoke("data", "world", folder), "is no folder to write to")
+    assert [path.name for path in (tmp_path / "some").iterdir()] == ["coco"]
 
 
 def test_convert_refuses_what_is_no_checkpoint(tmp_path):

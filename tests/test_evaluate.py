@@ -12,6 +12,8 @@ from pumer.checkpoint import load_processor, read_json
 from pumer.errors import InputError
 from pumer.evaluate import EvaluateConfig, EvaluationData, labels_of, predict, run
 from pumer.jobs import make_inputs
+from pumer.prepare import PrepareConfig
+from pumer.prepare import run as prepare
 from pumer.tasks import VQAv2
 
 REDUCTION = {"method": "pumer", "layers": [2, 5], "prune_ratio": 0.2, "merge_ratio": 0.4}
@@ -81,6 +83,16 @@ def test_table_and_submission(config, tmp_path, capsys):
     submission = read_json(tmp_path / "submission.json")
     assert len(submission) == 12
     assert submission[0].keys() == {"question_id", "answer"}
+
+
+def test_what_a_prepared_folder_lacks_is_counted(config, tiny_vqa, tmp_path, caplog):
+    assert run(config)["left_out"] == 0
+    (tiny_vqa / "val2014" / "COCO_val2014_000000000000.jpg").unlink()
+    prepare(PrepareConfig("vqav2", tiny_vqa, tmp_path / "prepared"), progress=False)
+    given = {"data": EvaluationData(tmp_path / "prepared"), "submission": tmp_path / "submission.json"}
+    result = run(EvaluateConfig(**vars(config) | given))
+    assert (result["questions"], result["answered"], result["left_out"]) == (10, 10, 2)
+    assert caplog.text.count("submission.json lacks 2 examples, whose images are missing or broken") == 1
 
 
 def test_settings_of_the_training_are_the_defaults(config, tmp_path):

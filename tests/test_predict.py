@@ -55,7 +55,8 @@ def test_train_evaluate_predict_score(task, backbone, tmp_path, request):
     assert found["reduction"]["method"] == "pumer"
     predictions = tmp_path / "predictions"
     assert f"{found['questions']} answers" in invoke("predict", model, "split=val", "--out", predictions)
-    files = ("--annotations", root / ANNOTATIONS[task], "--predictions", predictions, "--split", "val")
+    files = ["--annotations", root / ANNOTATIONS[task], "--predictions", predictions]
+    files += ["--split", "val"] if task in ("flickr30k", "coco") else []
     scored = json.loads(invoke("score", task, *files, "--json", "--per-example", tmp_path / "scored.json"))
     for name in ("questions", "accuracy", *TASKS[task].groups):
         assert scored.get(name) == found.get(name)
@@ -105,6 +106,7 @@ def test_a_list_of_questions(tiny_vilt, tiny_vqa, tmp_path):
     ("text", "message"),
     [
         ("image,colour\na.png,red\n", r"must have the columns image \(or image1, image2\) and question"),
+        ("", "has no heading"),
         ("image,question\n", "holds no questions"),
         ("image,question\na.png\n", "line 2 has not 2 values"),
         ("image,question\na.png,what\n", r"a\.png does not exist"),

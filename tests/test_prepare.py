@@ -1,6 +1,7 @@
 import csv
 import filecmp
 import io
+import json
 import shutil
 import signal
 import subprocess
@@ -178,6 +179,42 @@ def test_strict_stops_and_continues_once_repaired(broken_vqa, tmp_path):
             VQAv2.read(tmp_path / "out", "train")
         Image.new("RGB", (8, 8)).save(broken_vqa / name)
     assert run(config, progress=False)["skipped"] == 0
+
+
+def test_strict_leaves_a_complete_folder_complete(broken_vqa, tmp_path):
+    config = PrepareConfig("vqav2", broken_vqa, tmp_path / "out")
+    run(config, progress=False)
+    with pytest.raises(InputError, match=rf"{next(iter(BROKEN))} does not exist; without --strict"):
+        run(replace(config, strict=True), progress=False)
+    assert len(VQAv2.read(tmp_path / "out", "train")) == 14
+    for name in BROKEN:
+        Image.new("RGB", (8, 8)).save(broken_vqa / name)
+    assert run(replace(config, strict=True), progress=False)["skipped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda questions: [], r"val2014_questions\.json holds no examples of split val;"),
+        (lambda questions: [*questions, questions[3]], r"val2014_questions\.json holds example 1001 2 times"),
+    ],
+)
+def test_empty_files_and_double_ids_are_refused(tiny_vqa, tmp_path, change, message):
+    path = tiny_vqa / "v2_OpenEnded_mscoco_val2014_questions.json"
+    path.write_text(json.dumps({"questions": change(json.loads(path.read_text())["questions"])}))
+    with pytest.raises(InputError, match=message):
+        check(CheckConfig("vqav2", tiny_vqa), progress=False)
+    with pytest.raises(InputError, match=message):
+        run(PrepareConfig("vqav2", tiny_vqa, tmp_path / "out"), progress=False)
+
+
+def test_a_split_that_karpathys_file_lacks_is_refused_when_asked_for(tiny_flickr):
+    path = tiny_flickr / "dataset_flickr30k.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({"images": [entry for entry in content["images"] if entry["split"] != "val"]}))
+    assert list(check(CheckConfig("flickr30k", tiny_flickr), progress=False)["splits"]) == ["train", "test"]
+    with pytest.raises(InputError, match=r"dataset_flickr30k\.json holds no examples of split val"):
+        check(CheckConfig("flickr30k", tiny_flickr, splits=("val",)), progress=False)
 
 
 def test_retry_takes_up_repaired_images(broken_vqa, tmp_path):

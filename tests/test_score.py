@@ -49,8 +49,35 @@ def test_a_file_of_questions_says_what_counts(tiny_vqa, predictions):
     content = json.loads(path.read_text())
     content["questions"] = content["questions"][:2]
     path.write_text(json.dumps(content))
+    assert run(config(tiny_vqa, predictions, questions=path))["questions"] == 2  # the others are known, but not scored
     predictions.write_text(json.dumps(json.loads(predictions.read_text())[-2:]))
     assert run(config(tiny_vqa, predictions, questions=path))["accuracy"]["mean"] == pytest.approx((0.6 + 1) / 2)
+
+
+def test_lines_without_a_gold_label_may_be_answered(tiny_snli_ve, tmp_path):
+    annotations, path = tiny_snli_ve / "snli_ve_dev.jsonl", tmp_path / "predictions.json"
+    ids = [json.loads(line)["pairID"] for line in annotations.read_text().splitlines()]
+    entries = [{"pairID": number, "gold_label": "neutral"} for number in ids]
+    path.write_text(json.dumps(entries))
+    result = run(ScoreConfig("snli_ve", annotations, path))
+    assert (result["questions"], result["accuracy"]["mean"]) == (9, pytest.approx(3 / 9))
+    path.write_text(json.dumps([*entries, {"pairID": "9.jpg#0r1n", "gold_label": "neutral"}]))
+    with pytest.raises(InputError, match=r"answers 1 examples that are not asked: 9\.jpg#0r1n"):
+        run(ScoreConfig("snli_ve", annotations, path))
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "message"),
+    [
+        ("nlvr2", {"questions": FLICKR}, "--questions is for task vqav2, not for task nlvr2; leave it out"),
+        ("vqav2", {"split": "test"}, "--split is for retrieval, not for task vqav2"),
+        ("snli_ve", {"galleries": "2x2"}, "--galleries is for retrieval, not for task snli_ve"),
+        ("flickr30k", {}, "annotations.json does not exist; give --annotations a file that does"),
+    ],
+)
+def test_options_without_a_use_and_missing_files(tmp_path, task, option, message):
+    with pytest.raises(InputError, match=message):
+        run(ScoreConfig(task, tmp_path / "annotations.json", tmp_path / "predictions", **option))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +86,10 @@ def test_a_file_of_questions_says_what_counts(tiny_vqa, predictions):
         (lambda entries: entries[:-1], r"lacks 1 of 12 answers: 0; give one to each"),
         (lambda entries: [*entries, {"question_id": 77, "answer": "x"}], r"answers 1 examples that are not asked: 77"),
         (lambda entries: [*entries, entries[3]], r"answers 4000 more than once"),
+        (
+            lambda entries: [entry | {"question_id": str(entry["question_id"])} for entry in entries],
+            'gives the id "5001" as text; ids must be numbers',
+        ),
         (lambda entries: {"answers": entries}, r"must hold a list of"),
         (lambda entries: [{"question": 1}], r"entry 0 must have 'question_id' and 'answer'"),
         (lambda entries: [{"question_id": 1, "answer": 3}], r"'answer' of entry 0 must be text, not 3"),

@@ -1,7 +1,7 @@
 """Checks of settings that several jobs share, made before anything takes long."""
 
-import os
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from pumer.errors import InputError
 
@@ -28,6 +28,26 @@ def writable(*files: Path | None) -> None:
             continue
         if file.is_dir():
             raise InputError(f"{file} is a folder; give the name of a file to write")
-        folder = next(parent for parent in file.absolute().parents if parent.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(f"{file} cannot be written, for {folder} is no folder to write to; give another name")
+        _try_to_write(file, file.absolute().parent)
+
+
+def writable_folders(*folders: Path) -> None:
+    """Refuse folders that could not be made or written to.
+
+    Raises:
+        InputError: for a file, and for a folder that lies in a file or in a folder that is protected.
+    """
+    for folder in folders:
+        _try_to_write(folder, folder.absolute())
+
+
+def _try_to_write(name: Path, place: Path) -> None:
+    """Make a file without a name in a folder, or in the first of its parents that is there."""
+    folder = next(there for there in (place, *place.parents) if there.exists())
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{name} cannot be written, for {folder} is no folder to write to ({error.strerror}); give another name"
+        ) from error

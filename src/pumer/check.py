@@ -88,7 +88,6 @@ def run(config: CheckConfig, console: Console | None = None, progress: bool = Tr
         result["splits"][split] = counts | {"decoded": len(there)}
     result["problems"] = {str(path): reason for path, reason in problems.items()}
     if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
         write_list(config.output, result["problems"])
     if config.speed and sound:
         result["images_per_second"] = images_per_second(spread(sound, config.speed_images), config.edge)

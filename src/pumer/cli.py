@@ -105,7 +105,9 @@ def score(
     annotations: Annotated[Path, typer.Option(help="Official file with the right answers.")],
     predictions: Annotated[Path, typer.Option(help="File in the official result format, or .npy (retrieval).")],
     questions: Annotated[Path | None, typer.Option(help="VQAv2: score the questions of this file alone.")] = None,
-    split: Annotated[str, typer.Option(help="Part of a file that holds all splits (retrieval).")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Part of a file that holds all splits (retrieval); test by default.")
+    ] = None,
     galleries: Annotated[str | None, typer.Option(help="Galleries it ranks within, as in 50x20 (retrieval).")] = None,
     per_example: Annotated[Path | None, typer.Option(help="File for one value per example.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -170,11 +172,12 @@ def convert(
 @data.command("world")
 def data_world(out: Annotated[Path, typer.Argument(help="Folder to write.")], settings: Settings = None) -> None:
     """Write the built-in world in the official formats of the tasks."""
+    from pumer.arguments import writable_folders
     from pumer.world import WorldConfig, write_world
 
-    if out.is_file():
-        raise InputError(f"{out} is a file; give a folder to write")
-    for folder in write_world(out, _resolve(WorldConfig, None, settings)):
+    config = _resolve(WorldConfig, None, settings)
+    writable_folders(*(out / name for name in config.tasks))
+    for folder in write_world(out, config):
         _console().print(f"wrote {folder}", highlight=False, soft_wrap=True)
 
 

@@ -114,7 +114,8 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         console: where the table goes; None prints nothing.
 
     Returns:
-        `model`, `split`, `reduction`, the fields of `summarise`, `constant_per_template` (accuracy of the best
+        `model`, `split`, `reduction`, `answered`, `left_out` (examples whose images a prepared folder had to skip),
+        the fields of `summarise`, `constant_per_template` (accuracy of the best
         constant answer per question type, or of one answer to all where the task has no types), with `against` also
         `difference` (the fields of `compare`), and the provenance. The same dict is written to `config.output`.
 
@@ -136,7 +137,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     ensure_patched(model)
     model.to(best_device())
     task = task_type(labels_of(model))
-    examples = task.read(settings["root"], config.split, config.limit)
+    examples, left_out = task.read_and_count(settings["root"], config.split, config.limit)
     public = bool(examples[0].answers) or isinstance(task, Retrieval)
     if not public and (config.submission is None or config.per_example or config.against):
         raise InputError(f"split {config.split} has no public answers; give submission=FILE alone, for the server")
@@ -151,8 +152,10 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         answers = predict(model, task, examples, inputs, config.batch_size, config.workers, progress=True)
     if config.submission is not None:
         task.write_submission(config.submission, examples, answers)
+        if left_out:
+            logger.warning("%s lacks %d examples, whose images are missing or broken", config.submission, left_out)
     result: dict[str, Any] = {"model": config.model, "split": config.split, "reduction": reduced}
-    result["answered"] = len(answers)
+    result |= {"answered": len(answers), "left_out": left_out}
     if public:
         result |= _scored(config, task, settings["root"], examples, answers, against)
     result |= collect(config)

@@ -234,6 +234,8 @@ def _read_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
             rows, columns = list(reader), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}); give a CSV file in UTF-8") from error
+    if not columns:
+        raise InputError(f"{path} has no heading; its first line must name the columns, as in image,question")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise InputError(f"{path}: line {number} has not {len(columns)} values, as the heading has")

@@ -19,9 +19,10 @@ from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from pumer.checkpoint import write_text
 from pumer.errors import InputError
 from pumer.jobs import progress_bar, task_class
-from pumer.tasks import Example, Task
+from pumer.tasks import Example, Retrieval, Task
 from pumer.tasks.images import decode, image_bytes
 from pumer.tasks.storage import RECORD, SHARDS, SKIPPED, open_shard
 
@@ -116,13 +117,23 @@ def annotated(task: type[Task], root: Path, splits: Sequence[str] | None = None)
         splits: which splits; None for all whose files are there.
 
     Raises:
-        InputError: when there are none, or a file is missing or broken.
+        InputError: when there are none, or a file is missing or broken, holds nothing of a split that it is there for,
+            or has an id twice.
     """
     wanted = [split for split in task.splits if any(path.is_file() for path in task.annotation_files(root, split))]
     if not wanted and splits is None:
         raise InputError(f"{root} holds no annotation files; it must hold {task.files}")
     examples = {split: task.examples(root, split) for split in splits or wanted}
-    return {split: found for split, found in examples.items() if found}
+    if splits is None and issubclass(task, Retrieval) and any(examples.values()):
+        examples = {split: found for split, found in examples.items() if found}  # one file is there for all splits
+    for split, found in examples.items():
+        file = task.annotation_files(root, split)[0]
+        if not found:
+            raise InputError(f"{file} holds no examples of split {split}; download it again, or give other splits")
+        ((number, count),) = Counter(example.id for example in found).most_common(1)
+        if count > 1:
+            raise InputError(f"{file} holds example {number} {count} times; each may be there once, download it again")
+    return examples
 
 
 def summary(record: Mapping[str, Any], out: Path) -> str:
@@ -138,8 +149,9 @@ def summary(record: Mapping[str, Any], out: Path) -> str:
 
 def write_list(path: Path, problems: Mapping[str, str]) -> None:
     """Images and what is wrong with them as a CSV file."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("image", "reason"), *problems.items()])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("image", "reason"), *problems.items()])
+    write_text(path, text.getvalue())
 
 
 def _name(root: Path, path: Path) -> str:
@@ -165,6 +177,8 @@ def _start(config: PrepareConfig, examples: Mapping[str, Any], names: Sequence[s
                 raise InputError(
                     f"{config.out} was begun with {name}={before.get(name)}, not {value}; give a new folder"
                 )
+        if config.strict:
+            _refuse_known_problems(config)  # while the folder is still complete
     elif config.out.is_dir() and any(path.name != _UNFINISHED for path in config.out.iterdir()):
         raise InputError(f"{config.out} holds other files; give an empty or new folder")
     shutil.rmtree(config.out / _UNFINISHED, ignore_errors=True)
@@ -228,8 +242,7 @@ class _Shards(Dataset[dict[str, str]]):
             _put(config.out, name, lambda aside: self._write(aside, self.names(index)))
             problems = _problems(config.out / name)
         if problems and config.strict:
-            image, reason = next(iter(problems.items()))
-            raise InputError(f"image {config.root / image} {reason}; without --strict it would be skipped and listed")
+            raise _refusal(config, *next(iter(problems.items())))
         return problems
 
     def _write(self, path: Path, names: Sequence[str]) -> None:
@@ -242,6 +255,19 @@ class _Shards(Dataset[dict[str, str]]):
 def _problems(shard: Path) -> dict[str, str]:
     names, _, problems = open_shard(shard)
     return {name: problem for name, problem in zip(names, problems, strict=True) if problem is not None}
+
+
+def _refuse_known_problems(config: PrepareConfig) -> None:
+    """Refuse an image that an earlier run had to skip and that is still of no use."""
+    for shard in sorted((config.out / SHARDS).glob("*.arrow")):
+        for image in _problems(shard):
+            problem = _row(config.root, image, None)["problem"]
+            if problem is not None:
+                raise _refusal(config, image, problem)
+
+
+def _refusal(config: PrepareConfig, image: str, reason: str) -> InputError:
+    return InputError(f"image {config.root / image} {reason}; without --strict it would be skipped and listed")
 
 
 def _row(root: Path, name: str, edge: int | None) -> dict[str, Any]:

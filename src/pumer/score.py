@@ -15,7 +15,7 @@ from pumer.errors import InputError
 from pumer.jobs import task_class
 from pumer.ranking import SCORES, best_candidates, in_galleries, shape_of
 from pumer.scoring import summarise, table
-from pumer.tasks import Example, Retrieval
+from pumer.tasks import Example, Retrieval, Task, VQAv2
 from pumer.tasks.karpathy import Picture
 from pumer.tasks.recall import CUTOFFS
 
@@ -35,7 +35,7 @@ class ScoreConfig:
             (row) with every caption (column) of its gallery, in the order of `annotations`, galleries one below the
             other, or the folder `scores` of `pumer evaluate`.
         questions: VQAv2: official file of questions; scores those alone. Null: all that are annotated.
-        split: part of a file that holds all splits; for retrieval.
+        split: for retrieval: part of a file that holds all splits; null for "test".
         galleries: for retrieval: "50x20" if the file ranks within 50 galleries of 20 images each; null for one of all.
         per_example: file for one value per example.
     """
@@ -44,7 +44,7 @@ class ScoreConfig:
     annotations: Path
     predictions: Path
     questions: Path | None = None
-    split: str = "test"
+    split: str | None = None
     galleries: str | None = None
     per_example: Path | None = None
 
@@ -61,19 +61,24 @@ def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
         further `figures`.
 
     Raises:
-        InputError: for a missing or broken file, and for predictions that are missing, double, or of nothing asked.
+        InputError: for a missing or broken file, an option that the task has no use for, and for predictions that are
+            missing, double, or of nothing that the annotations know.
     """
     task_type = task_class(config.task)
     writable(config.per_example)
-    if config.galleries is not None and not issubclass(task_type, Retrieval):
-        raise InputError(f"--galleries is for retrieval, not for task {task_type.name}; leave it out")
+    _check(config, task_type)
     if issubclass(task_type, Retrieval):
         examples, answers = _ranked(config, task_type)
     else:
-        examples = task_type.truth(config.annotations, config.questions, config.split)
+        examples = task_type.truth(config.annotations, config.questions)
         if not examples:
             raise InputError(f"{config.annotations} holds nothing to score")
-        answers = _in_order(examples, task_type.read_submission(config.predictions), config.predictions, _ONE_EACH)
+        given = task_type.read_submission(config.predictions)
+        ids = {example.id for example in examples}
+        if any(number not in ids for number, _ in given):  # known, but not scored: no mistake
+            passed_over = task_type.known(config.annotations) - ids
+            given = [(number, answer) for number, answer in given if number not in passed_over]
+        answers = _in_order(examples, given, config.predictions, _ONE_EACH)
     task = task_type(getattr(task_type, "fixed_labels", ()))  # a vocabulary is needed for training only
     result = summarise(task, examples, answers)
     if config.per_example is not None:
@@ -87,11 +92,28 @@ def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
     return result
 
 
+def _check(config: ScoreConfig, task: type[Task]) -> None:
+    """Refuse files that are not there, and options that the task has no use for."""
+    options = {
+        "questions": (VQAv2, "task vqav2"),
+        "split": (Retrieval, "retrieval"),
+        "galleries": (Retrieval, "retrieval"),
+    }
+    for name, (kind, use) in options.items():
+        if getattr(config, name) is not None and not issubclass(task, kind):
+            raise InputError(f"--{name} is for {use}, not for task {task.name}; leave it out")
+    for name in ("annotations", "questions", "predictions"):
+        path = getattr(config, name)
+        if path is not None and not path.exists():
+            raise InputError(f"{path} does not exist; give --{name} a file that does")
+
+
 def _ranked(config: ScoreConfig, task: type[Retrieval]) -> tuple[list[Example], list[str]]:
     """The queries of a split, and what a file found for each within its gallery."""
-    pairs = task.pairs(config.annotations, config.split)
+    split = config.split or "test"
+    pairs = task.pairs(config.annotations, split)
     if not pairs:
-        raise InputError(f"{config.annotations} holds nothing of split {config.split}")
+        raise InputError(f"{config.annotations} holds nothing of split {split}")
     asked, rooms = in_galleries(pairs, config.galleries)
     queries, path = task.queries(asked), config.predictions
     if path.suffix == ".npy" or path.is_dir():
@@ -138,6 +160,9 @@ def _in_order(
         ((double, _),) = Counter(number for number, _ in given).most_common(1)
         raise InputError(f"{path} answers {double} more than once; give one answer each")
     missing = [str(example.id) for example in examples if example.id not in answers]
+    as_text = next((number for number in answers if isinstance(number, str)), None)
+    if missing and as_text is not None and all(isinstance(number, int) for number in ids):
+        raise InputError(f'{path} gives the id "{as_text}" as text; ids must be numbers, without quotes')
     if missing:
         raise InputError(f"{path} lacks {len(missing)} of {len(ids)} answers: {_some(missing)}; {remedy}")
     unknown = [str(number) for number in answers if number not in ids]

@@ -75,7 +75,16 @@ def test_scores_are_grouped_by_subset(tiny_nlvr2):
     with pytest.raises(InputError, match=r"test-balanced is in balanced/balanced_test1\.json, which .* lacks"):
         NLVR2.read(tiny_nlvr2, "test-balanced")
     (tiny_nlvr2 / "dev.json").unlink()
-    assert len(NLVR2.read(tiny_nlvr2, "val")) == 4  # one subset alone will do
+    with pytest.raises(InputError, match=r"dev\.json does not exist; add it, or give split val-balanced or val-unb"):
+        NLVR2.read(tiny_nlvr2, "val")
+    assert len(NLVR2.read(tiny_nlvr2, "val-balanced")) == 4
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u0085"])
+def test_a_line_ends_with_a_line_feed_only(tmp_path, character):
+    line = json.dumps({**LINES[1], "sentence": f"Two{character}dogs."}, ensure_ascii=False)
+    (tmp_path / "dev.json").write_bytes(f"{json.dumps(LINES[0])}\r\n{line}\r\n".encode())
+    assert [example.text for example in NLVR2.examples(tmp_path, "val")][1] == f"Two{character}dogs."
 
 
 def test_a_split_without_labels_is_read_but_not_scored(tiny_nlvr2):

@@ -65,6 +65,12 @@ def test_result_file(tiny_snli_ve, tmp_path):
     ]
 
 
+def test_an_unknown_label_in_a_result_file(tmp_path):
+    (tmp_path / "out.json").write_text('[{"pairID": "1.jpg#0r1e", "gold_label": "entails"}]')
+    with pytest.raises(InputError, match=r"gold_label of 1\.jpg#0r1e must be contradiction, .* not 'entails'"):
+        SNLIVE.read_submission(tmp_path / "out.json")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

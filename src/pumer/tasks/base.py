@@ -146,12 +146,17 @@ class Task(ABC):
         Raises:
             InputError: for a missing folder, file or image and for broken content; the message names it.
         """
+        return cls.read_and_count(root, split, limit)[0]
+
+    @classmethod
+    def read_and_count(cls, root: Path, split: str, limit: int | None = None) -> tuple[list[Example], int]:
+        """The examples of a split, as `read` gives them, and how many are left out for want of an image."""
         examples = cls.examples(root, split, limit)
         if not examples:
             raise InputError(f"split {split} in {root} is empty")
         missing = missing_images(path for example in examples for path in example.images)
         if not missing:
-            return examples
+            return examples, 0
         path, reason = next(iter(missing.items()))
         storage = storage_of(path)
         if storage is None:
@@ -161,7 +166,7 @@ class Task(ABC):
             raise InputError(f"no example of split {split} in {root} has its images; {path} {reason}")
         left_out = len(examples) - len(kept)
         logger.warning("%d of %d examples are left out: see %s", left_out, len(examples), storage.root / SKIPPED)
-        return kept
+        return kept, left_out
 
     @classmethod
     def _missing(cls, root: Path, split: str, path: Path, count: int) -> str:
@@ -254,6 +259,11 @@ class Task(ABC):
         Raises:
             InputError: for a missing or broken file.
         """
+
+    @classmethod
+    def known(cls, annotations: Path) -> set[int | str]:
+        """The ids in an annotation file, also of what `truth` leaves out: a result file may answer them."""
+        return {example.id for example in cls.truth(annotations)}
 
     def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
         """The content of the official result file, one entry per example."""

@@ -85,7 +85,7 @@ def read_lines(path: Path, kinds: Mapping[str, type], files: str) -> list[dict[s
         InputError: when the file is missing or broken; the message names file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # other line breaks may stand in a text
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; the data folder must hold {files}") from None
     except (OSError, UnicodeDecodeError) as error:

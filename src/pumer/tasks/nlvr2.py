@@ -31,7 +31,7 @@ class NLVR2(SingleLabel):
     Files under the data folder, as in the official repository (here or below `data/`), and the images as unzipped::
 
         {train,dev,test1}.json                                           one JSON object per line
-        {balanced,unbalanced}/{balanced,unbalanced}_{dev,test1}.json     the subsets; one of them alone will do
+        {balanced,unbalanced}/{balanced,unbalanced}_{dev,test1}.json     the subsets, where wanted
         images/train/<directory>/<name>  images/dev/<name>  images/test1/<name>
 
     with names like `dev-850-0-img0.png`. Some of the images are JPEG or GIF files by their content.
@@ -52,6 +52,9 @@ class NLVR2(SingleLabel):
     def examples(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
         """Read a split; see `Task.examples`. Scores are grouped by `subset` where the subsets' files are there."""
         file, *subsets = cls.annotation_files(root, split)
+        if subsets and not file.is_file():
+            others = " or ".join(f"{split}-{path.parent.name}" for path in subsets)
+            raise InputError(f"{file} does not exist; add it, or give split {others}")
         subset = {entry["identifier"]: path.parent.name for path in subsets for entry in _entries(path)}
         name, _ = _name_and_subset(split)
         return [_example(entry, root, name, subset) for entry in spread(_entries(file), limit)]
@@ -71,7 +74,7 @@ class NLVR2(SingleLabel):
                 lacking = f"{subset}/{subset}_{name}.json"
                 raise InputError(f"split {split} is in {lacking}, which {root} lacks; add it, or give another split")
             return (chosen,)
-        file = next((path for path in (*whole, *there) if path.is_file()), whole[0])
+        file = next((path for path in whole if path.is_file()), whole[0])
         return (file, *there)
 
     @classmethod

@@ -67,6 +67,21 @@ class SNLIVE(SingleLabel):
         entries = _entries(annotations)
         return [Example(entry["pairID"], (), entry["sentence2"], (entry["gold_label"],)) for entry in entries]
 
+    @classmethod
+    def known(cls, annotations: Path) -> set[int | str]:
+        """The ids of all lines, also of those without a gold label; see `Task.known`."""
+        return {entry["pairID"] for entry in read_lines(annotations, {"pairID": str}, cls.files)}
+
+    @classmethod
+    def read_submission(cls, path: Path) -> list[tuple[int | str, str]]:
+        """Labels of a result file; see `Task.read_submission`."""
+        entries = super().read_submission(path)
+        for number, label in entries:
+            if label not in cls.fixed_labels:
+                allowed = ", ".join(cls.fixed_labels)
+                raise InputError(f"{path}: {cls.result_keys[1]} of {number} must be {allowed}, not '{label}'")
+        return entries
+
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     """The lines with a gold label; `Flickr30K_ID` as text, which some releases give as a number."""
