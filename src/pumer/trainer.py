@@ -18,7 +18,7 @@ from pumer.errors import InputError
 from pumer.hidden import final_tokens, hidden_divergence
 from pumer.optimizer import OptimizerConfig, parameter_groups
 from pumer.order import EpochOrder
-from pumer.reducers.dynamicvit import ratio_loss
+from pumer.reducers.learned import take_losses
 from pumer.stopping import full_disk_stops, where_to_go_on
 from pumer.tasks import Task
 from pumer.teacher import Teacher
@@ -104,13 +104,13 @@ class DistillingTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The task's loss, with a teacher the distillation loss; on request the logits (B, A) as well."""
-        ratio_loss(model)  # what a forward outside this training may have left
+        take_losses(model)  # what a forward outside this training may have left
         if self.teacher is None or not model.training:
             logits = self.task.logits(model, inputs)
             loss = self.task.loss(logits, inputs)
         else:
             logits, loss = self._imitate(model, self.teacher, inputs)
-        owed = ratio_loss(model) if model.training else None
+        owed = take_losses(model) if model.training else None
         loss = loss if owed is None else loss + owed
         return (loss, logits) if return_outputs else loss
 

@@ -13,7 +13,8 @@ import pumer
 from pumer import InputError
 from pumer.hidden import final_tokens, hidden_divergence
 from pumer.reducers import DynamicViTConfig
-from pumer.reducers.dynamicvit import TokenPredictor, ratio_loss
+from pumer.reducers.dynamicvit import TokenPredictor
+from pumer.reducers.learned import take_losses
 from pumer.tokens import Block, Cues, Tokens
 
 CONFIG = DynamicViTConfig(layers=(0, 1), prune_ratio=0.4)
@@ -36,10 +37,10 @@ def test_training_hides_tokens_and_teaches_the_predictors(backbone):
     for predictor in predictors(model):
         assert predictor.score.weight.grad.abs().sum() > 0, "the task teaches every predictor"
     model.zero_grad()
-    owed = ratio_loss(model)
+    owed = take_losses(model)
     assert owed.requires_grad and owed >= 0
-    assert ratio_loss(model) is None, "taken once"
-    owed_again = answer(model, inputs).mean() * 0 + ratio_loss(model)
+    assert take_losses(model) is None, "taken once"
+    owed_again = answer(model, inputs).mean() * 0 + take_losses(model)
     owed_again.backward()
     assert all(predictor.score.bias.grad.abs().sum() > 0 for predictor in predictors(model))
 
@@ -71,7 +72,7 @@ def test_the_ratio_loss_is_the_squared_miss():
     block = Block(mask, None, None, torch.randn(2, 4, 8))
     _, image = predictor.train().decide(Cues(Block(mask, None, None), block))
     expected = 3.0 * ((1 / 4 - 0.75) ** 2 + (1 / 2 - 0.75) ** 2) / 2
-    assert abs(float(ratio_loss(predictor).detach()) - expected) < 1e-6
+    assert abs(float(take_losses(predictor).detach()) - expected) < 1e-6
     assert (image.bias[0, 0, 0] > -1).tolist() == [True, False, False, False]
 
 
@@ -100,10 +101,10 @@ def test_both_pictures_of_a_pair_pay(backbone):
     model = pumer.patch(case.build(head), fitted(backbone)).train()
     for _ in range(3):  # a loop that never asks does not hoard
         answer(model, case.batch(GRIDS, head))
-    owed = [list(predictor.ratio_losses) for predictor in predictors(model)]
+    owed = [list(predictor.losses) for predictor in predictors(model)]
     assert [len(losses) for losses in owed] == [2, 2]
     expected = sum(loss.item() for losses in owed for loss in losses) / 4
-    assert ratio_loss(model).item() == pytest.approx(expected)
+    assert take_losses(model).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -115,7 +116,7 @@ def test_every_forward_of_training_draws_anew(compiled):
     owed = []
     for _ in range(3):
         answer(run, inputs)
-        owed.append(ratio_loss(model).item())
+        owed.append(take_losses(model).item())
     assert len(set(owed)) == 3
 
 
@@ -136,8 +137,8 @@ def test_a_model_is_copied_and_pickled_between_forward_and_backward():
     model, inputs = pumer.patch(case.build(), fitted("vilt")).train(), case.batch(GRIDS)
     answer(model, inputs)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert ratio_loss(twin) is None
-    assert ratio_loss(model) is not None
+        assert take_losses(twin) is None
+    assert take_losses(model) is not None
 
 
 def test_what_was_learned_stays_with_another_ratio():

@@ -5,7 +5,7 @@ import re
 from pumer.world import scenes
 from pumer.world.descriptions import Description, describe_scene, misdescribe, mistaken
 from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES
-from pumer.world.sentences import position, side_of
+from pumer.world.sentences import phrase, position, side_of
 
 SIDES = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
 
@@ -49,6 +49,17 @@ def test_five_different_captions_are_true_and_tell_of_different_objects() -> Non
         assert all(len(caption.targets) in (2, 3) for caption in captions)
         named = [index for caption in captions[:4] for index in caption.targets]  # three of twelve objects each
         assert len(set(named)) == len(named)
+
+
+def test_a_caption_tells_what_each_part_of_it_claims_and_names() -> None:
+    for scene, captions in drawn(30):
+        for caption in (*captions, misdescribe(scene, scenes.generator(0, "val", 0))):
+            for part, claim in zip(caption.parts, caption.claims, strict=True):
+                if " is at the " in part:
+                    assert read(scene, part.removeprefix(", and ")) == claim.true_of(scene)
+            assert caption.true_of(scene) == read(scene, caption.text)
+            for attributes in caption.named:
+                assert phrase(dict(attributes)) in caption.text
 
 
 def test_every_object_of_a_caption_has_three_attributes() -> None:

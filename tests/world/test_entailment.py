@@ -9,7 +9,7 @@ import pytest
 from pumer.world import scenes
 from pumer.world.entailment import LABELS, PICTURES, Hypothesis, hypothesis, hypothesis_with, triples
 from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES
-from pumer.world.sentences import position
+from pumer.world.sentences import matching, position
 
 WORDS = {*SHAPES, *COLOURS, *SIZES, *TEXTURES}
 PLACES = {"top": 0, "left": 0, "center": 1, "bottom": 2, "right": 2}
@@ -51,6 +51,15 @@ def test_labels_are_those_of_an_independent_reader(found) -> None:
     for shown, made in found:
         for sentence, _ in made:
             assert [sentence.label(scene) for scene in shown] == [read(scene, sentence.text) for scene in shown]
+
+
+def test_what_fits_the_claim_is_part_of_the_group(found) -> None:
+    for shown, made in found:
+        for sentence, _ in made:
+            claim = re.split(r" (?:is|are) ", sentence.text.rstrip("."), maxsplit=1)[1]
+            for scene in shown:
+                fitting = [i for i in matching(scene, sentence.group) if fits(scene, scene.objects[i], claim)]
+                assert list(sentence.fitting(scene)) == fitting
 
 
 def test_a_sentence_has_every_label_and_a_picture_most(found) -> None:

@@ -85,3 +85,31 @@ def test_neighbours_share_a_statement_about_both() -> None:
 def test_every_sentence_of_every_data_set_fits() -> None:
     longest = max((len(_SOURCE.tokenizer.encode(text).ids), text) for text in corpus(seed=11, scenes=400))
     assert 24 < longest[0] <= TEXT_LENGTH <= MAX_LENGTH, longest
+
+
+def test_words_that_name_objects_tell_where_these_are() -> None:
+    source = replace(_SOURCE, tasks=1.0, captions=0.0)
+    batch, said = source.batch(0, 60), set()
+    for row in range(len(batch.ids)):
+        labelled = (batch.places[row] >= 0).all(1)
+        if not labelled.any():
+            continue
+        position = batch.dense[row][:, list(DENSE).index("position")] - 1
+        shown = {int(place) for place in position[position >= 0]}
+        told = {int(place) for places in batch.places[row][labelled] for place in places.nonzero()[:, 0]}
+        assert told <= shown, "nothing stands there"
+        said.add("entailment" if batch.labels[row] >= 0 else "description")
+        words = source.tokenizer.decode(batch.ids[row][labelled].tolist()).split()
+        assert not {"[CLS]", "[SEP]", "[MASK]", "[PAD]"} & set(words)
+    assert said == {"entailment", "description"}
+
+
+def test_claims_are_those_of_the_descriptions_and_decide_them() -> None:
+    batch = replace(_SOURCE, tasks=1.0, captions=0.0).batch(0, 60)
+    told = batch.claims >= 0
+    rows = told.any(1)
+    assert rows.sum() > 20
+    assert (batch.true[rows] >= 0).all()
+    every_part = torch.where(told, batch.claims, 1).amin(1)
+    assert torch.equal(every_part[rows], batch.true[rows])
+    assert (batch.claims[rows] == 0).any()

@@ -11,7 +11,7 @@ answers for its own ratio; a hidden token does not see itself either, which noth
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,11 @@ from pumer.errors import InputError
 from pumer.reducers.base import STATES, Place, Reducer
 from pumer.reducers.decisions import keep, only
 from pumer.reducers.layered import PruningConfig
+from pumer.reducers.learned import LearnedReducer
 from pumer.tokens import Block, Cues, Decision, attention_bias
 
 _FAINT = 1e-6
 """How much a token that is dropped in training still counts; its logarithm is finite, and so is its gradient."""
-
-_RUNS = 2
-"""Losses that a predictor remembers: a model for pairs of images runs twice in one forward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,7 @@ class DynamicViTConfig(PruningConfig):
         """None without weights."""
 
 
-class TokenPredictor(nn.Module):
+class TokenPredictor(LearnedReducer):
     """Scores the image tokens of one layer, each from its own state and the mean of all (Eq. 2 to 4 of the paper)."""
 
     needs = frozenset({STATES})
@@ -81,11 +79,6 @@ class TokenPredictor(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.own, self.whole = nn.Linear(width, half), nn.Linear(width, half)
         self.mix, self.squeeze, self.score = nn.Linear(2 * half, half), nn.Linear(half, quarter), nn.Linear(quarter, 1)
-        self.ratio_losses: tuple[Tensor, ...] = ()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave out what the last forward owes."""
-        return {**self.__dict__, "ratio_losses": ()}
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Logits of staying.
@@ -126,24 +119,9 @@ class TokenPredictor(nn.Module):
         stays = torch.where(is_first, torch.ones_like(stays), stays)
         share = (stays * here).sum(dim=1) / here.sum(dim=1)
         wanted = 1 - self.config.prune_ratio
-        owed = self.config.ratio_weight * ((share - wanted) ** 2).mean()
-        self.ratio_losses = (*self.ratio_losses, owed)[-_RUNS:]
+        self.owe(self.config.ratio_weight * ((share - wanted) ** 2).mean())
         return Decision.identity(image.mask).with_policy(bias=bias + (stays + _FAINT).log()[:, None, None, :])
 
 
 def _bias(block: Block) -> Tensor:
     return attention_bias(block.mask, block.mask.float(), proportional=False) if block.bias is None else block.bias
-
-
-def ratio_loss(model: nn.Module) -> Tensor | None:
-    """What the predictors of a model owe for keeping too many or too few tokens in the last forward of training.
-
-    Returns:
-        The mean of their losses, which are taken away; None if there are none.
-    """
-    found: list[Tensor] = []
-    for module in model.modules():
-        if isinstance(module, TokenPredictor):
-            found += module.ratio_losses
-            module.ratio_losses = ()
-    return torch.stack(found).mean() if found else None

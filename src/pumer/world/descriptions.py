@@ -55,14 +55,21 @@ class Description:
     """A caption and what it claims.
 
     Args:
-        text: the caption, lower case.
+        parts: what it says, lower case, in as many parts as it makes claims.
         claims: what must hold for it to be true.
         targets: indices of the objects it names.
+        named: the attributes it names objects by, in the order of their phrases.
     """
 
-    text: str
+    parts: tuple[str, ...]
     claims: tuple[Place | Relation, ...]
     targets: tuple[int, ...]
+    named: tuple[Attributes, ...]
+
+    @property
+    def text(self) -> str:
+        """The caption."""
+        return "".join(self.parts)
 
     def true_of(self, scene: Scene) -> bool:
         """Whether the caption fits a scene."""
@@ -113,16 +120,16 @@ def _describe(scene: Scene, rng: np.random.Generator, order: Sequence[int]) -> D
     here = Place(names[0], position(scene, first))
     if side is None or form == 0:
         there = Place(names[1], position(scene, second))
-        text = f"{nouns[0]} is at the {here.place}, and {nouns[1]} is at the {there.place}."
-        return Description(text, (here, there), (i, j))
+        parts = (f"{nouns[0]} is at the {here.place}", f", and {nouns[1]} is at the {there.place}.")
+        return Description(parts, (here, there), (i, j), tuple(names[:2]))
     relation = Relation(names[0], side, names[1])
     where = f"{side} of" if side in ("left", "right") else side
     if form == 1:
-        text = f"{nouns[0]} at the {here.place} is {where} {nouns[1]}."
-        return Description(text, (here, relation), (i, j))
+        parts = (f"{nouns[0]} at the {here.place}", f" is {where} {nouns[1]}.")
+        return Description(parts, (here, relation), (i, j), tuple(names[:2]))
     there = Place(names[2], position(scene, third))
-    text = f"{nouns[0]} is {where} {nouns[1]}, and {nouns[2]} is at the {there.place}."
-    return Description(text, (relation, there), tuple(dict.fromkeys((i, j, k))))
+    parts = (f"{nouns[0]} is {where} {nouns[1]}", f", and {nouns[2]} is at the {there.place}.")
+    return Description(parts, (relation, there), tuple(dict.fromkeys((i, j, k))), tuple(names))
 
 
 def _pick(item: Object, rng: np.random.Generator) -> Attributes:

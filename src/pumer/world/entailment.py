@@ -57,6 +57,11 @@ class Hypothesis:
         """Rule and topic."""
         return f"{self.rule}/{self.topic}"
 
+    def fitting(self, scene: Scene) -> tuple[int, ...]:
+        """Indices of the objects of the group that the claim holds for."""
+        found = matching(scene, self.group)
+        return tuple(index for index in found if _value(scene, scene.objects[index], self.topic) == self.value)
+
     def label(self, scene: Scene) -> str | None:
         """One of LABELS.
 
@@ -66,13 +71,12 @@ class Hypothesis:
         Returns:
             None if the scene has fewer than two objects of the group, so that there is no choice.
         """
-        found = matching(scene, self.group)
-        fitting = sum(_value(scene, scene.objects[index], self.topic) == self.value for index in found)
-        if len(found) < 2:
+        found, fitting = len(matching(scene, self.group)), len(self.fitting(scene))
+        if found < 2:
             return None
         chosen = 1 if self.rule == "one" else 2
         needed = 2 if self.rule == "both" else 1
-        fewest, most = max(0, chosen - (len(found) - fitting)), min(chosen, fitting)  # chosen ones that can fit
+        fewest, most = max(0, chosen - (found - fitting)), min(chosen, fitting)  # chosen ones that can fit
         return "entailment" if fewest >= needed else "contradiction" if most < needed else "neutral"
 
 

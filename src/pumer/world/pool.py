@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 
 from pumer.world import scenes, sentences
-from pumer.world.descriptions import describe_scene, misdescribe
-from pumer.world.entailment import LABELS, hypothesis_with
+from pumer.world.descriptions import Description, describe_scene, misdescribe
+from pumer.world.entailment import LABELS, Hypothesis, hypothesis_with
 from pumer.world.statements import ask_of_both
 
 TEXTS = 2
@@ -40,6 +40,9 @@ class Batch:
         labels: (B,) index into LABELS of an entailment sentence, -100 for all else.
         pairs: (B,) whether a statement is true of this picture and the next one, whose sample stands TEXTS further on;
             -100 for all else.
+        places: (B, T, 9) of a word that names objects, or says something of some of them: whether one of these is at
+            each of POSITIONS; -1 for the other words.
+        claims: (B, T) whether what a word is part of is true of the picture, in descriptions; -100 for all else.
     """
 
     images: torch.Tensor
@@ -52,11 +55,20 @@ class Batch:
     kinds: torch.Tensor
     labels: torch.Tensor
     pairs: torch.Tensor
+    places: torch.Tensor
+    claims: torch.Tensor
+
+
+_Span = tuple[int, int]
 
 
 @dataclass
 class _Text:
-    """One sentence about a scene: its ids and labels as in Batch, the objects it is about and refers to."""
+    """One sentence about a scene: its ids and labels as in Batch, the objects it is about and refers to.
+
+    `named` holds parts of the sentence, from and to which character, with the objects that each names; `claimed` with
+    whether each is true.
+    """
 
     ids: np.ndarray
     targets: tuple[int, ...]
@@ -67,6 +79,9 @@ class _Text:
     kind: int = -1
     label: int = -100
     pair: int = -100
+    text: str = ""
+    named: tuple[tuple[_Span, tuple[int, ...]], ...] = ()
+    claimed: tuple[tuple[_Span, bool], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,19 @@ class Source:
             roles = np.isin(owner, text.targets) + 2 * np.isin(owner, text.anchors)
             words = np.full(TEXT_LENGTH, -100) if text.words is None else text.words
             numbers = (np.array(number) for number in (text.answer, text.true, text.kind, text.label, text.pair))
-            yield image, text.ids, words, dense, roles, *numbers
+            yield image, text.ids, words, dense, roles, *numbers, *self._spans(scene, text)
+
+    def _spans(self, scene: scenes.Scene, text: _Text) -> tuple[np.ndarray, np.ndarray]:
+        """The labels `places` and `claims` of a sentence's words."""
+        places, claims = np.full((TEXT_LENGTH, len(sentences.POSITIONS)), -1), np.full(TEXT_LENGTH, -100)
+        if text.named or text.claimed:
+            offsets = self.tokenizer.encode(text.text).offsets
+            for span, objects in text.named:
+                at = [sentences.POSITIONS.index(sentences.position(scene, scene.objects[index])) for index in objects]
+                places[_tokens(offsets, span)] = np.isin(np.arange(len(sentences.POSITIONS)), at)
+            for span, true in text.claimed:
+                claims[_tokens(offsets, span)] = true
+        return places, claims
 
     def _text(self, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
         if rng.integers(1000) < 1000 * self.tasks:
@@ -136,21 +163,42 @@ class Source:
             label = LABELS[int(rng.integers(len(LABELS)))]
             found = hypothesis_with(label, scene, rng)
             if found is not None:
-                targets = sentences.matching(scene, found.group)
-                return _Text(self._ids(found.text), targets, label=LABELS.index(label))
-        return self._caption(self._description(scene, rng), rng)
+                return self._hypothesis(found, label, scene)
+        return self._described(self._description(scene, rng), scene, rng)
 
-    def _description(self, scene: scenes.Scene, rng: np.random.Generator) -> sentences.Caption:
+    def _hypothesis(self, found: Hypothesis, label: str, scene: scenes.Scene) -> _Text:
+        """Its first words name a group of objects, the last ones say something of some of them."""
+        group, claim = sentences.matching(scene, found.group), max(found.text.rfind(word) for word in (" is ", " are "))
+        named = (((0, claim), group), ((claim, len(found.text)), found.fitting(scene)))
+        return _Text(self._ids(found.text), group, label=LABELS.index(label), text=found.text, named=named)
+
+    def _described(self, found: Description, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
+        """Words masked in a quarter; the others tell what they name and whether it is true."""
+        true = found.true_of(scene)
+        targets = found.targets if true else ()
+        if rng.integers(4) == 0:
+            return self._caption(sentences.Caption(found.text, true, targets), rng)
+        named, claimed, end = [], [], 0
+        for attributes in found.named:
+            phrase = sentences.phrase(dict(attributes))
+            start = found.text.index(phrase, end)
+            end = start + len(phrase)
+            named.append(((start, end), sentences.matching(scene, attributes)))
+        end = 0
+        for part, claim in zip(found.parts, found.claims, strict=True):
+            claimed.append(((end, end + len(part)), claim.true_of(scene)))
+            end += len(part)
+        text, ids = found.text, self._ids(found.text)
+        return _Text(ids, targets, true=int(true), text=text, named=tuple(named), claimed=tuple(claimed))
+
+    def _description(self, scene: scenes.Scene, rng: np.random.Generator) -> Description:
         """A description: of the scene half of the time, else of another, or of this one with two objects swapped."""
         choice = rng.integers(4)
         if choice < 2:
-            described = describe_scene(scene, rng, 1)[0]
-            return sentences.Caption(described.text, True, described.targets)
+            return describe_scene(scene, rng, 1)[0]
         if choice == 2:
-            described = misdescribe(scene, rng)
-            return sentences.Caption(described.text, False, described.targets)
-        other = describe_scene(scenes.make_scene(rng), rng, 1)[0]
-        return sentences.Caption(other.text, other.true_of(scene), ())
+            return misdescribe(scene, rng)
+        return describe_scene(scenes.make_scene(rng), rng, 1)[0]
 
     def _ids(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text).ids
@@ -163,6 +211,11 @@ class Source:
         masked = np.where(chosen, cast(int, self.tokenizer.token_to_id("[MASK]")), ids)
         words = np.where(chosen & caption.true, ids, -100)
         return _Text(masked, caption.targets, caption.anchors, words, true=int(caption.true))
+
+
+def _tokens(offsets: list[_Span], span: _Span) -> list[int]:
+    """The tokens that lie within a part of a sentence."""
+    return [index for index, (start, end) in enumerate(offsets) if span[0] <= start < end <= span[1]]
 
 
 def dense_labels(scene: scenes.Scene, owner: np.ndarray) -> np.ndarray:

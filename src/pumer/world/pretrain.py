@@ -3,9 +3,9 @@
 The schedule follows the clock, so that it fits the machine: first the model sees objects and little background, then
 whole pictures. ViLT starts with half its depth and then gets the rest, each new layer starting as one that adds
 nothing; METER starts with the vision encoder that ViLT's first layers are; either may go on from a finished checkpoint
-instead (`start`). Last, every other batch has its words merged on the way (`text_merge_ratio` at the paper's layers,
-patches left alone): the world's sentences have no word to spare, and a model that never saw two of them in one token
-loses a quarter of its answers.
+instead (`start`). Last, every other batch has its tokens reduced on the way: the world's sentences have no word to
+spare and its pictures few patches an object, and a model that never saw two of them in one token loses a quarter of
+its answers.
 
 The workers train one set of weights in shared memory without waiting for each other (Hogwild), one CPU thread each: on
 tensors this small that is twice as fast as threads that wait. The run's folder holds its state, saved every few
@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerFast, ViltForQuestionAnswering, Vilt
 from pumer.checkpoint import HEADS_FILE
 from pumer.models.meter import MeterProcessor
 from pumer.patching import unpatch
-from pumer.reducers import PuMerConfig, ReductionConfig
+from pumer.reducers import EViTConfig, PuMerConfig, ReductionConfig, ToMeConfig
 from pumer.world.pool import TEXTS, Batch, Source
 from pumer.world.sentences import KINDS
 from pumer.world.small import checkpoint_dir, meter_image_processor, small_image_processor, small_meter, small_vilt
@@ -43,10 +43,23 @@ from pumer.world.trainee import Trainee, choose_patches, losses
 from pumer.world.trainee_meter import MeterTrainee
 from pumer.world.trainee_vilt import ViltTrainee
 
-_MERGING = {
-    model: [PuMerConfig(layers=places, text_merge_ratio=0.2) for places in schedules]
-    for model, schedules in {"vilt": ((2, 5, 8), (2, 4, 6, 8)), "meter": ((0, 2, 4, 6), (2, 4, 6))}.items()
+_PUMER = {"prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
+_MILD, _STRONG = ({"prune_ratio": p, "merge_ratio": m, "text_merge_ratio": 0.2} for p, m in ((0.2, 0.2), (0.3, 0.5)))
+_REDUCTIONS: dict[str, list[ReductionConfig]] = {
+    "vilt": [
+        PuMerConfig(layers=(2, 5, 8), **_PUMER),
+        ToMeConfig(layers=tuple(range(12)), merge_count=13),
+        PuMerConfig(layers=(2, 4, 6, 8), **_PUMER),
+        EViTConfig(layers=(2, 5, 8), prune_ratio=0.45),
+    ],
+    "meter": [
+        PuMerConfig(layers=(0, 2, 4, 6), **_MILD),
+        PuMerConfig(layers=(2, 4, 6), **_STRONG),
+        PuMerConfig(layers=(0, 2, 4, 6), **_STRONG),
+    ],
 }
+"""At work in turn in the last part of pre-training: PuMer's schedules of the paper; for ViLT, of which methods are
+compared, a method that only merges and one that prunes and fuses as often."""
 _WEIGHTS = {
     "dense": 0.5,
     "role": 2.0,
@@ -57,6 +70,8 @@ _WEIGHTS = {
     "place": 0.5,
     "label": 1.0,
     "pair": 1.0,
+    "named": 2.0,
+    "claim": 1.0,
     "ground": 0.3,
 }
 
@@ -82,7 +97,7 @@ class PretrainConfig:
         vilt: folder of the ViLT whose first layers METER's vision encoder starts with; the one that ships by default.
         full_at: fraction of the run after which it sees whole pictures.
         fall_at: fraction of the run after which the learning rate falls.
-        merge_at: fraction of the run after which every other batch has its words merged.
+        reduce_at: fraction of the run after which every other batch has its tokens reduced.
         ground_at: fraction of the run after which METER's words are told which patches to attend to: those that the
             sentence is about.
         patches: patches per picture before that.
@@ -107,9 +122,9 @@ class PretrainConfig:
     vilt: str | None = None
     full_at: float = 0.6
     fall_at: float = 0.45
-    merge_at: float = 0.67
+    reduce_at: float = 0.67
     ground_at: float = 0.67
-    patches: int = 56
+    patches: int = 96
     tasks: float = 0.4
     start: str | None = None
     save_minutes: float = 2.0
@@ -234,10 +249,10 @@ def _losses(
     config: PretrainConfig, trainee: Trainee, forward: Callable[..., Any], batch: Batch, step: int, progress: float
 ) -> dict[str, torch.Tensor]:
     """The losses of one batch, as far along as the run is."""
-    if progress >= config.merge_at and step % 2:
-        keep = choose_patches(batch, config.patches)
-        merging = _MERGING[config.model]
-        return losses(trainee(batch, keep, merging[step // 2 % len(merging)]), batch, keep)
+    if progress >= config.reduce_at and step % 2:
+        keep = choose_patches(batch, config.patches) if progress < config.full_at else None
+        reductions = _REDUCTIONS[config.model]
+        return losses(trainee(batch, keep, reductions[step // 2 % len(reductions)]), batch, keep)
     shown = choose_patches(batch, config.patches) if progress < config.full_at else None
     parts = losses(forward(batch, shown), batch, shown)
     return parts if progress >= config.ground_at else {name: loss for name, loss in parts.items() if name != "ground"}
@@ -276,9 +291,9 @@ class _Watch:
             return
         rate = (self.clock[1].item() - self.steps) * self.config.batch_size / (time.monotonic() - self.told)
         scores = accuracy(self.trainee, self.source, 512)
-        merged = accuracy(self.trainee, self.source, 512, reduction=_MERGING[self.config.model][0])["all"]
+        reduced = accuracy(self.trainee, self.source, 512, reduction=_REDUCTIONS[self.config.model][0])["all"]
         losses_told = " ".join(f"{name} {value:.3f}" for name, value in self.average.items())
-        table = " ".join(f"{name} {value:.1%}" for name, value in scores.items()) + f", words merged {merged:.1%}"
+        table = " ".join(f"{name} {value:.1%}" for name, value in scores.items()) + f", reduced {reduced:.1%}"
         self.console.print(
             f"{self.clock[0] / 60:.1f} of {self.config.minutes:.0f} min, stage {self.stage}, step {self.clock[1]:.0f}, "
             f"{rate:.0f} samples/s: {losses_told}\n    {table}",

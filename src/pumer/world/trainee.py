@@ -66,6 +66,8 @@ class Trainee(nn.Module):
         self.match = nn.Linear(pooled, 2)
         self.place_norm, self.place = nn.LayerNorm(width), nn.Linear(width, 2 * DENSE["position"])
         self.label = nn.Linear(pooled, len(LABELS))
+        self.named = nn.Linear(width, DENSE["position"])
+        self.claim = nn.Linear(width, 2)
         wide = 2 * pooled
         self.pair = nn.Sequential(nn.Linear(wide, wide), nn.LayerNorm(wide), nn.GELU(), nn.Linear(wide, 2))
 
@@ -81,7 +83,7 @@ class Trainee(nn.Module):
 
         Returns:
             logits: answers (B, A), match (B, 2), words (B, T, V), label (B, 3),
-            pair (B, 2): of this picture and the next; without a reduction also dense (B, K,
+            pair (B, 2): of this picture and the next, places (B, T, 9) and claims (B, T, 2) of the words; without a reduction also dense (B, K,
             sum of values), role (B, K, 3), place (B, 18): where the sentence's target and where its anchor is; and
             asked_for, see `Seen`.
         """
@@ -91,6 +93,8 @@ class Trainee(nn.Module):
             "match": self.match(seen.pooled),
             "words": self.words(seen.text),
             "label": self.label(seen.pooled),
+            "places": self.named(seen.text),
+            "claims": self.claim(seen.text),
             "pair": self.pair(torch.cat([seen.pooled, seen.pooled.roll(-TEXTS, 0)], 1)),
         }
         if reduction is not _PLAIN:  # patches are not where they were
@@ -139,6 +143,12 @@ def losses(out: dict[str, Tensor], batch: Batch, keep: Tensor | None) -> dict[st
     result["label"] = F.cross_entropy(out["label"], batch.labels, reduction="sum")
     result["label"] = result["label"] / (batch.labels >= 0).sum().clamp(min=1)
     result["pair"] = F.cross_entropy(out["pair"], batch.pairs, reduction="sum") / (batch.pairs >= 0).sum().clamp(min=1)
+    named = batch.places >= 0
+    result["named"] = F.binary_cross_entropy_with_logits(
+        out["places"], batch.places.clamp(min=0).float(), weight=named.float(), reduction="sum"
+    ) / named.sum().clamp(min=1)
+    result["claim"] = F.cross_entropy(out["claims"].flatten(0, 1), batch.claims.flatten(), reduction="sum")
+    result["claim"] = result["claim"] / (batch.claims >= 0).sum().clamp(min=1)
     return result
 
 

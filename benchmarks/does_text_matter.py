@@ -1,0 +1,211 @@
+"""Does the text decide which patches are pruned? On the built-in world, which knows where every object is.
+
+Asks several questions about each picture of split "val" and prunes alike in three ways: by the text's attention (PuMer),
+by the image's own [CLS] (text-blind) and by chance; nothing is merged. After every reducing layer it measures how much
+of the objects that the question is about is left, and how alike the patches are that are left for two questions about
+one picture. The weights are the same for all three. Writes `benchmarks/results/text-matters.json` and a picture.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import pumer
+from pumer import drawing
+from pumer.checkpoint import load, load_processor, write_json
+from pumer.provenance import collect
+from pumer.reducers import ClsPruningConfig, PuMerConfig, RandomPruningConfig, ReductionConfig
+from pumer.tasks.statistics import bootstrap
+from pumer.world import checkpoint_dir
+from pumer.world.scenes import Scene, generator, make_scene, patch_objects, render
+from pumer.world.sentences import Question, ask
+
+RESULTS = Path(__file__).parent / "results"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+METHODS: dict[str, type[PuMerConfig | ClsPruningConfig | RandomPruningConfig]] = {
+    "text": PuMerConfig,
+    "[CLS]": ClsPruningConfig,
+    "chance": RandomPruningConfig,
+}
+LAYERS = {"vilt": (2, 5, 8), "meter": (0, 2, 4, 6)}
+RATIOS = (0.1, 0.3)
+QUESTIONS = 4
+"""About each picture."""
+_NEXT = {"text": "[CLS]", "[CLS]": "chance"}
+"""What each must beat."""
+Asked = tuple[Scene, list[Question]]
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=16, help="pictures per forward")
+    parser.add_argument("--out", type=Path, default=RESULTS / "text-matters.json")
+    parser.add_argument("--picture", type=Path, default=IMAGES / "text-matters.png")
+    arguments = parser.parse_args()
+    asked = [draw_questions(index) for index in range(arguments.pictures)]
+    rows = []
+    for backbone in LAYERS:
+        for ratio in RATIOS:
+            title = f"{backbone}, {ratio:g} pruned in each of layers {', '.join(map(str, LAYERS[backbone]))}"
+            measured = {
+                method: measure(backbone, reduction(backbone, method, ratio), asked, arguments.batch, f"{title}, {method}")
+                for method in METHODS
+            }
+            rows += [{"backbone": backbone, "prune_ratio": ratio, **row} for row in compare(measured, LAYERS[backbone])]
+            Console().print(shown(rows, backbone, ratio, title))
+    told = {"pictures": arguments.pictures, "questions": QUESTIONS, "split": "val"}
+    write_json(arguments.out, {"rows": rows, "provenance": collect(told)})
+    picture("vilt", 0.3, asked[0]).save(arguments.picture)
+
+
+def draw_questions(index: int) -> Asked:
+    """A scene with different questions, each about some of its objects."""
+    rng = generator(0, "val", index)
+    scene = make_scene(rng)
+    found: dict[str, Question] = {}
+    while len(found) < QUESTIONS:
+        question = ask(scene, rng)
+        if question.targets:
+            found[question.text] = question
+    return scene, list(found.values())
+
+
+def reduction(backbone: str, method: str, ratio: float) -> ReductionConfig:
+    """Pruning alone, at the paper's layers."""
+    return METHODS[method](layers=LAYERS[backbone], prune_ratio=ratio)
+
+
+@torch.inference_mode()
+def measure(
+    backbone: str, config: ReductionConfig, asked: Sequence[Asked], batch: int, title: str
+) -> list[list[dict[str, float]]]:
+    """What is left after each layer, per picture: shares of all patches and of the named objects', likeness."""
+    found = []
+    left = Pruner(backbone, config)
+    for start in track(range(0, len(asked), batch), title, transient=True):
+        part = asked[start : start + batch]
+        for (scene, questions), kept in zip(part, left(part), strict=True):
+            owner = patch_objects(scene).reshape(-1)
+            named = [np.isin(owner, (*question.targets, *question.anchors)) for question in questions]
+            found.append([_after_layer(kept[:, layer], named) for layer in range(kept.shape[1])])
+    return found
+
+
+def _after_layer(kept: np.ndarray, named: Sequence[np.ndarray]) -> dict[str, float]:
+    """Means over the questions about a picture; kept is (questions, patches)."""
+    return {
+        "patches": float(kept.mean()),
+        "named": float(np.mean([row[about].mean() for row, about in zip(kept, named, strict=True)])),
+        "likeness": float(np.mean([(a & b).sum() / (a | b).sum() for a, b in combinations(kept, 2)])),
+    }
+
+
+class Pruner:
+    """A small model that tells which patches are left for a question.
+
+    Args:
+        backbone: "vilt" or "meter", whose shipped checkpoint is taken.
+        config: what prunes.
+    """
+
+    def __init__(self, backbone: str, config: ReductionConfig) -> None:
+        checkpoint = str(checkpoint_dir(f"{backbone}-small"))
+        self.model, self.processor = pumer.patch(load(checkpoint), config).eval(), load_processor(checkpoint)
+
+    @torch.inference_mode()
+    def __call__(self, asked: Sequence[Asked]) -> np.ndarray:
+        """Bool (pictures, questions, layers, patches)."""
+        images = [Image.fromarray(render(scene)) for scene, questions in asked for _ in questions]
+        texts = [question.text for _, questions in asked for question in questions]
+        with pumer.trace(self.model) as trace:
+            self.model(**self.processor(images, texts, padding=True, return_tensors="pt"))
+        (told,) = trace.forwards
+        pruned, cell = told.pruned_at[:, told.text_tokens :], told.patch_cell
+        order = cell.masked_fill(cell < 0, cell.shape[1]).argsort(dim=1)[:, : int((cell[0] >= 0).sum())]
+        pruned = pruned.gather(1, order)
+        left = torch.stack([(pruned < 0) | (pruned > place) for place in range(len(told.places))], dim=1)
+        return left.unflatten(0, (len(asked), QUESTIONS)).numpy()
+
+
+def compare(measured: Mapping[str, list[list[dict[str, float]]]], layers: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows per layer and method; intervals by bootstrap over pictures, differences paired."""
+    rows = []
+    for number, layer in enumerate(layers):
+        values: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+        for method, pictures in measured.items():
+            for name in pictures[0][number]:
+                values[method][name] = np.array([picture[number][name] for picture in pictures])
+        for method, columns in values.items():
+            row: dict[str, Any] = {"layer": layer, "method": method, "pictures": len(columns["named"])}
+            row |= {name: asdict(bootstrap(column.tolist())) for name, column in columns.items()}
+            if method in _NEXT:
+                more = columns["named"] - values[_NEXT[method]]["named"]
+                row |= {"against": _NEXT[method], "more": asdict(bootstrap(more.tolist()))}
+            rows.append(row)
+    return rows
+
+
+def shown(rows: Sequence[Mapping[str, Any]], backbone: str, ratio: float, title: str) -> Table:
+    """The rows of one model and ratio."""
+    made = Table(title=title, title_justify="left")
+    for name in ("layer", "pruned by", "patches left", "of named objects", "more than the next", "likeness"):
+        made.add_column(name, justify="right")
+    for row in rows:
+        if (row["backbone"], row["prune_ratio"]) == (backbone, ratio):
+            more = _percent(row["more"], sign="+") if "more" in row else ""
+            numbers = [_percent(row[name]) for name in ("patches", "named")]
+            made.add_row(str(row["layer"]), row["method"], *numbers, more, _percent(row["likeness"]))
+    return made
+
+
+def _percent(interval: Mapping[str, float], sign: str = "") -> str:
+    mean, low, high = (format(100 * interval[key], f"{sign}.1f") for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def picture(backbone: str, ratio: float, asked: Asked) -> Image.Image:
+    """One picture: a row per question, a column per method; pruned patches are faint, named objects framed."""
+    scene, questions = asked
+    rows = []
+    left = {method: Pruner(backbone, reduction(backbone, method, ratio))([asked])[0][:, -1] for method in METHODS}
+    for number, question in enumerate(questions):
+        panels = [
+            drawing.panel(_drawn(scene, question, kept[number]), f"by {method}", [(None, f"{kept[number].sum()} patches")])
+            for method, kept in left.items()
+        ]
+        rows += [_line(question.text, 1100), drawing.beside(tuple(panels))]
+    return drawing.stacked(tuple(rows))
+
+
+def _drawn(scene: Scene, question: Question, kept: np.ndarray) -> Image.Image:
+    cell, side = 28, round(len(kept) ** 0.5)
+    made = Image.fromarray(render(scene)).resize((side * cell, side * cell), Image.Resampling.BICUBIC)
+    for patch in np.flatnonzero(~kept):
+        drawing.tint(made, drawing.patch_box(int(patch), side, cell), drawing.PAPER, 0.85)
+    pen, scale = ImageDraw.Draw(made), side * cell / scene.config.image_size
+    for index in (*question.targets, *question.anchors):
+        pen.rectangle([scale * edge for edge in scene.objects[index].box], outline=drawing.INK, width=3)
+    return made
+
+
+def _line(text: str, width: int) -> Image.Image:
+    made = Image.new("RGB", (width, 36), drawing.PAPER)
+    ImageDraw.Draw(made).text((drawing.MARGIN, 8), text, drawing.INK, drawing.font(20))
+    return made
+
+
+if __name__ == "__main__":
+    main()
