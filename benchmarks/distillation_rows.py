@@ -26,7 +26,6 @@ from rich.table import Table
 
 from pumer.checkpoint import read_json, write_json
 from pumer.config import to_dict
-from pumer.distill import DistillationConfig
 from pumer.evaluate import EvaluateConfig, EvaluationData
 from pumer.evaluate import run as evaluate
 from pumer.provenance import collect
@@ -35,7 +34,8 @@ from pumer.stages import Stage, run_stages
 from pumer.tasks.statistics import Interval, bootstrap
 from pumer.train import TrainConfig
 from pumer.train import run as train
-from pumer.train_config import OptimizerConfig, TrainingData
+from pumer.training.config import OptimizerConfig, TrainingData
+from pumer.training.distill import DistillationConfig
 from pumer.world import QuestionsConfig, checkpoint_dir, write_vqav2
 
 RESULTS = Path(__file__).parent / "results" / "distillation-rows.json"

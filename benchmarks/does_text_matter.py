@@ -1,9 +1,10 @@
 """Does the text decide which patches are pruned? On the built-in world, which knows where every object is.
 
-Asks several questions about each picture of split "val" and prunes alike in three ways: by the text's attention (PuMer),
-by the image's own [CLS] (text-blind) and by chance; nothing is merged. After every reducing layer it measures how much
-of the objects that the question is about is left, and how alike the patches are that are left for two questions about
-one picture. The weights are the same for all three. Writes `benchmarks/results/text-matters.json` and a picture.
+Asks several questions about each picture of split "val" and prunes alike in three ways: by the text's attention
+(PuMer), by the image's own [CLS] (text-blind) and by chance; nothing is merged. After every reducing layer it measures
+how much of the objects that the question is about is left, and how alike the patches are that are left for two
+questions about one picture. The weights are the same for all three. Writes `benchmarks/results/text-matters.json` and a
+picture.
 """
 
 import argparse
@@ -61,8 +62,8 @@ def main() -> None:
         for ratio in RATIOS:
             title = f"{backbone}, {ratio:g} pruned in each of layers {', '.join(map(str, LAYERS[backbone]))}"
             measured = {
-                method: measure(backbone, reduction(backbone, method, ratio), asked, arguments.batch, f"{title}, {method}")
-                for method in METHODS
+                name: measure(Pruner(backbone, reduction(backbone, name, ratio)), asked, arguments.batch, title)
+                for name in METHODS
             }
             rows += [{"backbone": backbone, "prune_ratio": ratio, **row} for row in compare(measured, LAYERS[backbone])]
             Console().print(shown(rows, backbone, ratio, title))
@@ -88,13 +89,9 @@ def reduction(backbone: str, method: str, ratio: float) -> ReductionConfig:
     return METHODS[method](layers=LAYERS[backbone], prune_ratio=ratio)
 
 
-@torch.inference_mode()
-def measure(
-    backbone: str, config: ReductionConfig, asked: Sequence[Asked], batch: int, title: str
-) -> list[list[dict[str, float]]]:
+def measure(left: "Pruner", asked: Sequence[Asked], batch: int, title: str) -> list[list[dict[str, float]]]:
     """What is left after each layer, per picture: shares of all patches and of the named objects', likeness."""
     found = []
-    left = Pruner(backbone, config)
     for start in track(range(0, len(asked), batch), title, transient=True):
         part = asked[start : start + batch]
         for (scene, questions), kept in zip(part, left(part), strict=True):
@@ -183,8 +180,8 @@ def picture(backbone: str, ratio: float, asked: Asked) -> Image.Image:
     left = {method: Pruner(backbone, reduction(backbone, method, ratio))([asked])[0][:, -1] for method in METHODS}
     for number, question in enumerate(questions):
         panels = [
-            drawing.panel(_drawn(scene, question, kept[number]), f"by {method}", [(None, f"{kept[number].sum()} patches")])
-            for method, kept in left.items()
+            drawing.panel(_drawn(scene, question, kept), f"by {method}", [(None, f"{kept.sum()} patches left")])
+            for method, kept in ((method, found[number]) for method, found in left.items())
         ]
         rows += [_line(question.text, 1100), drawing.beside(tuple(panels))]
     return drawing.stacked(tuple(rows))

@@ -18,13 +18,13 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from pumer.augment import AugmentConfig
 from pumer.checkpoint import read_json, write_json
-from pumer.checkpoints import STATE_FILE, last_checkpoint
 from pumer.config import to_dict
-from pumer.optimizer import OptimizerConfig
 from pumer.provenance import collect
 from pumer.train import TrainConfig, TrainingData
+from pumer.training.augment import AugmentConfig
+from pumer.training.checkpoints import STATE_FILE, last_checkpoint
+from pumer.training.optimizer import OptimizerConfig
 from pumer.world import WorldConfig, checkpoint_dir, write_world
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,7 +33,7 @@ SAVING = ("_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state", "_
 CHILD = """
 import sys
 from pumer.cli import main
-from pumer.trainer import DistillingTrainer
+from pumer.training.trainer import DistillingTrainer
 
 method, step = sys.argv.pop(1), int(sys.argv.pop(1))
 original = getattr(DistillingTrainer, method)

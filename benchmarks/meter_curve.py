@@ -23,7 +23,7 @@ from pumer.checkpoint import write_json
 from pumer.config import to_dict
 from pumer.evaluate import EvaluateConfig, EvaluationData
 from pumer.evaluate import run as evaluate
-from pumer.named_models import skeleton
+from pumer.measuring.named_models import skeleton
 from pumer.patching import patch
 from pumer.planning import plan
 from pumer.provenance import collect
@@ -31,7 +31,7 @@ from pumer.reducers import PuMerConfig, Step, config_to_dict
 from pumer.stages import Stage, run_stages
 from pumer.train import TrainConfig
 from pumer.train import run as train
-from pumer.train_config import OptimizerConfig, TrainingData
+from pumer.training.config import OptimizerConfig, TrainingData
 from pumer.world import QuestionsConfig, checkpoint_dir, write_vqav2
 
 ROOT = Path(__file__).parent.parent

@@ -18,9 +18,9 @@ from rich.console import Console
 from pumer import check, prepare, train
 from pumer.checkpoint import read_json, write_json
 from pumer.jobs import best_device
-from pumer.optimizer import OptimizerConfig
 from pumer.provenance import collect
-from pumer.train_config import TrainConfig, TrainingData
+from pumer.training.config import TrainConfig, TrainingData
+from pumer.training.optimizer import OptimizerConfig
 from pumer.world import checkpoint_dir
 
 RESULTS = Path(__file__).parent / "results"

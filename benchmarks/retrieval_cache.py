@@ -17,9 +17,9 @@ from torch import Tensor
 import pumer
 from pumer.checkpoint import write_json
 from pumer.jobs import best_device
+from pumer.measuring.timing import synchronise
 from pumer.models.meter import MeterConfig, MeterForImageAndTextRetrieval
 from pumer.provenance import collect
-from pumer.timing import synchronise
 from pumer.world import checkpoint_dir
 
 RESULTS = Path(__file__).parent / "results"

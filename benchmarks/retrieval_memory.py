@@ -21,7 +21,7 @@ from rich.console import Console
 
 from pumer.checkpoint import ensure_patched, load_processor, write_json
 from pumer.jobs import best_device, make_inputs, text_length_of
-from pumer.peak_memory import peak_since, resident
+from pumer.measuring.peak_memory import peak_since, resident
 from pumer.provenance import collect
 from pumer.ranking import rank
 from pumer.tasks import Flickr30k

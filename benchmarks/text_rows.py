@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from pumer.checkpoint import write_json
 from pumer.functional import attention, attention_probabilities
+from pumer.measuring.timing import compare
 from pumer.provenance import collect
-from pumer.timing import compare
 
 RESULTS = Path(__file__).parent / "results"
 HEADS, WIDTH = 12, 64

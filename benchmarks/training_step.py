@@ -27,14 +27,14 @@ from torch import Tensor, nn
 
 from pumer import NoReduction, PuMerConfig
 from pumer.checkpoint import write_json
-from pumer.distill import distillation_loss
 from pumer.jobs import best_device
-from pumer.named_models import bytes_of, default_text_length, model_from, variant
-from pumer.peak_memory import inputs_for, measured_apart, peak_since, resident
+from pumer.measuring.named_models import bytes_of, default_text_length, model_from, variant
+from pumer.measuring.peak_memory import inputs_for, measured_apart, peak_since, resident
+from pumer.measuring.timing import compare
 from pumer.provenance import collect
 from pumer.reducers import config_from_dict, config_to_dict
 from pumer.tasks import VQAv2
-from pumer.timing import compare
+from pumer.training.distill import distillation_loss
 
 RESULTS = Path(__file__).parent / "results"
 UNREDUCED = "unreduced"
@@ -46,7 +46,7 @@ class Case:
     """A model and its reductions.
 
     Attributes:
-        model: As for `pumer.named_models.model_from`; a question-answering model.
+        model: As for `pumer.measuring.named_models.model_from`; a question-answering model.
         reductions: Name of the row to the reduction, as in ``reduction.json``.
     """
 
@@ -134,7 +134,7 @@ def batches(case: Case, model: Any) -> Callable[[int], dict[str, Tensor]]:
 
 
 def times(case: Case, batch: int, rounds: int, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Seconds of a step and speed-ups, by group and row; see `pumer.timing.compare`. The rows share their weights."""
+    """Seconds of a step and speed-ups, by group and row, which share their weights; see `measuring.timing.compare`."""
     base = model_from(case.model).to(best_device())
     teacher = variant(base, NoReduction())
     optimizer, make = optimizer_of(base), batches(case, base)

@@ -9,14 +9,15 @@ from rich.console import Console
 from transformers import ViltConfig, ViltForQuestionAnswering
 
 import pumer
-from pumer import NoReduction, PuMerConfig, benchmark, named_models, peak_memory, timing
+from pumer import NoReduction, PuMerConfig, benchmark
 from pumer.benchmark import BenchmarkConfig
-from pumer.benchmark_tables import times
 from pumer.errors import InputError
-from pumer.peak_memory import Job, inputs_for
+from pumer.measuring import named_models, peak_memory, timing
+from pumer.measuring.benchmark_tables import times
+from pumer.measuring.peak_memory import Job, inputs_for
+from pumer.measuring.time_split import time_split
 from pumer.planning import PlanConfig
 from pumer.planning import run as run_plan
-from pumer.time_split import time_split
 
 REDUCTION = PuMerConfig(layers=(1,), prune_ratio=0.1, merge_ratio=0.3, text_merge_ratio=0.2)
 

@@ -15,11 +15,11 @@ from accelerate.utils.deepspeed import HfDeepSpeedConfig
 
 import pumer
 from pumer.checkpoint import read_json
-from pumer.checkpoints import checkpoints
 from pumer.config import to_dict
-from pumer.optimizer import OptimizerConfig
 from pumer.train import TrainConfig, TrainingData, run
-from pumer.trainer import layer_classes
+from pumer.training.checkpoints import checkpoints
+from pumer.training.optimizer import OptimizerConfig
+from pumer.training.trainer import layer_classes
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PUMER = {"method": "pumer", "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
@@ -30,7 +30,7 @@ ACCELERATE = ("accelerate.commands.launch", *FSDP2)
 KILLED = """
 import os, signal
 from pumer.cli import main
-from pumer.trainer import DistillingTrainer
+from pumer.training.trainer import DistillingTrainer
 
 original = DistillingTrainer.training_step
 
@@ -52,7 +52,7 @@ from torch.distributed.tensor import DTensor
 
 import pumer.train
 from pumer.cli import main
-from pumer.trainer import DistillingTrainer
+from pumer.training.trainer import DistillingTrainer
 
 arguments, original = pumer.train._arguments, DistillingTrainer.training_step
 

@@ -16,8 +16,8 @@ from pumer.errors import InputError
 from pumer.evaluate import EvaluateConfig, EvaluationData
 from pumer.image_size import set_image_size
 from pumer.jobs import make_inputs
+from pumer.measuring.named_models import default_image_size
 from pumer.models.meter.positions_meter import resize_positions
-from pumer.named_models import default_image_size
 from pumer.planning import PlanConfig
 from pumer.planning import run as run_plan
 from pumer.predict import Predictor

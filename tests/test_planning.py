@@ -14,8 +14,8 @@ import pumer
 from pumer import NoReduction, PuMerConfig
 from pumer.backbones.base import LayerCues
 from pumer.errors import InputError
-from pumer.macs import MacCounter
-from pumer.meta import meta_inputs, on_meta
+from pumer.measuring.macs import MacCounter
+from pumer.measuring.meta import meta_inputs, on_meta
 from pumer.planning import plan
 
 PAPER = {"prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}

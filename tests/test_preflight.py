@@ -10,7 +10,7 @@ from pumer.config import load
 from pumer.errors import InputError
 from pumer.preflight import check
 from pumer.train import run
-from pumer.train_config import TrainConfig
+from pumer.training.config import TrainConfig
 
 REDUCTION = {"method": "pumer", "layers": [0], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
 

@@ -9,7 +9,7 @@ import torch
 from pumer import NoReduction, PuMerConfig, patch, reduction
 from pumer.config import load, to_dict
 from pumer.jobs import reduction_from
-from pumer.named_models import skeleton
+from pumer.measuring.named_models import skeleton
 from pumer.tasks import TASKS
 from pumer.train import TrainConfig
 

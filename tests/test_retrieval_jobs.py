@@ -15,7 +15,7 @@ from pumer import ranking
 from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.tasks import Flickr30k
-from pumer.trainer import DistillingTrainer
+from pumer.training.trainer import DistillingTrainer
 
 RECIPE = """
 model: {model}

@@ -12,17 +12,17 @@ import torch
 import yaml
 
 import pumer
-from pumer.checkpoints import checkpoints, last_checkpoint
 from pumer.config import to_dict
 from pumer.errors import InputError
-from pumer.optimizer import OptimizerConfig
-from pumer.order import EpochOrder
 from pumer.train import TrainConfig, TrainingData, run
-from pumer.trainer import DistillingTrainer
+from pumer.training.checkpoints import checkpoints, last_checkpoint
+from pumer.training.optimizer import OptimizerConfig
+from pumer.training.order import EpochOrder
+from pumer.training.trainer import DistillingTrainer
 
 CHILD = """
 import sys
-from pumer.trainer import DistillingTrainer
+from pumer.training.trainer import DistillingTrainer
 from pumer.cli import main
 
 method, step = sys.argv.pop(1), int(sys.argv.pop(1))

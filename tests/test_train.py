@@ -10,18 +10,18 @@ import torch
 
 import pumer
 from pumer import evaluate
-from pumer.augment import AugmentConfig
 from pumer.checkpoint import read_json
-from pumer.distill import DistillationConfig
 from pumer.errors import InputError
 from pumer.evaluate import EvaluateConfig, labels_of
 from pumer.jobs import Collator, Examples, make_inputs
 from pumer.reducers import DynamicViTConfig
-from pumer.stopping import last_checkpoint
 from pumer.tasks import VQAv2
-from pumer.teacher import Teacher
 from pumer.train import OptimizerConfig, TrainingData, run
-from pumer.trainer import DistillingTrainer
+from pumer.training.augment import AugmentConfig
+from pumer.training.distill import DistillationConfig
+from pumer.training.stopping import last_checkpoint
+from pumer.training.teacher import Teacher
+from pumer.training.trainer import DistillingTrainer
 
 REDUCTION = {"method": "pumer", "layers": [2, 5, 8], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
 
@@ -52,7 +52,7 @@ def same(left, right):
 
 def test_waiting_for_examples_is_counted_step_by_step(config, monkeypatch):
     ticks = itertools.count()
-    monkeypatch.setattr("pumer.trainer.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr("pumer.training.trainer.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     result = train(config)
     assert result["input_seconds"] == read_json(config.output / "run.json")["input_seconds"] == result["steps"] == 6
 

@@ -10,19 +10,19 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from pumer.benchmark_tables import UNREDUCED, tables
 from pumer.checkpoint import write_json
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
 from pumer.jobs import best_device, progress_bar
-from pumer.named_models import default_image_size, default_text_length, model_from, reduction_from, variant
+from pumer.measuring.benchmark_tables import UNREDUCED, tables
+from pumer.measuring.named_models import default_image_size, default_text_length, model_from, reduction_from, variant
+from pumer.measuring.peak_memory import Job, inputs_for, peak_memory
+from pumer.measuring.time_split import time_split
+from pumer.measuring.timing import compare, fastest_batch
 from pumer.patching import reduction
-from pumer.peak_memory import Job, inputs_for, peak_memory
 from pumer.planning import Plan, plan
 from pumer.provenance import collect, device_name
 from pumer.reducers import NoReduction, ReductionConfig, config_to_dict
-from pumer.time_split import time_split
-from pumer.timing import compare, fastest_batch
 
 __all__ = ["BenchmarkConfig", "compare", "run"]
 
@@ -90,7 +90,7 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
         console: Where the table goes; stdout by default.
 
     Returns:
-        ``speed`` (see `pumer.timing.compare`), ``fastest`` (see `fastest_batch`), ``memory``, ``split`` (see
+        ``speed`` (see `pumer.measuring.timing.compare`), ``fastest`` (see `fastest_batch`), ``memory``, ``split`` (see
         `time_split`; seconds at the largest batch size), ``plan`` (MACs and tokens), each by model name; ``rows`` as
         `pumer.report` takes them; and where it all comes from.
 

@@ -19,16 +19,16 @@ from pumer.config import to_dict
 from pumer.evaluate import EvaluateConfig, EvaluationData, labels_of
 from pumer.evaluate import run as evaluate
 from pumer.jobs import best_device, make_inputs, text_length_of
-from pumer.named_models import variant
-from pumer.peak_memory import inputs_for
+from pumer.measuring.named_models import variant
+from pumer.measuring.peak_memory import inputs_for
+from pumer.measuring.timing import fastest_batch
 from pumer.provenance import collect
 from pumer.reducers import NoReduction
 from pumer.scoring import compare, constant_per_template, summarise
 from pumer.stages import Stage, run_stages
 from pumer.tasks import TASKS, Example
-from pumer.timing import fastest_batch
 from pumer.train import run as train
-from pumer.train_config import OptimizerConfig, TrainConfig, TrainingData
+from pumer.training.config import OptimizerConfig, TrainConfig, TrainingData
 from pumer.visualize import ask
 from pumer.world import QuestionsConfig, checkpoint_dir, write_vqav2
 

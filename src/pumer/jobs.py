@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from pumer.augment import AugmentConfig, rand_augment
 from pumer.errors import InputError
-from pumer.named_models import reduction_from
+from pumer.measuring.named_models import reduction_from
 from pumer.processes import is_main_process
 from pumer.tasks import TASKS, Example, Inputs, Pixels, Task
 from pumer.tasks.images import Resize
+from pumer.training.augment import AugmentConfig, rand_augment
 
 __all__ = [
     "Blank",

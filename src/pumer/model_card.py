@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from pumer.jobs import reduction_from
 from pumer.reducers import config_to_dict
-from pumer.train_config import TrainConfig
+from pumer.training.config import TrainConfig
 
 FILE = "README.md"
 _TAGS = ["pumer", "token-pruning", "token-merging"]

@@ -1,7 +1,7 @@
 """Tokens per layer and multiply-accumulates (MACs) of a model before any run.
 
-What is counted: see `pumer.macs`; the reduction's own small products are included. The model runs on torch's meta
-device: shapes only, no arithmetic.
+What is counted: see `pumer.measuring.macs`; the reduction's own small products are included. The model runs on torch's
+meta device: shapes only, no arithmetic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pumer import named_models
 from pumer.backbones import BACKBONES
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
-from pumer.macs import MacCounter
-from pumer.meta import meta_inputs, on_meta
+from pumer.measuring import named_models
+from pumer.measuring.macs import MacCounter
+from pumer.measuring.meta import meta_inputs, on_meta
 from pumer.models.meter import MeterModel
 from pumer.patching import disabled, patch, reductions
 from pumer.reducers.base import Place

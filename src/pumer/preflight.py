@@ -14,7 +14,7 @@ from pumer.image_size import set_image_size
 from pumer.jobs import make_inputs, reduction_from, task_class, text_length_of
 from pumer.patching import patch
 from pumer.tasks import Inputs, Task
-from pumer.train_config import TrainConfig
+from pumer.training.config import TrainConfig
 
 SELF = "self"
 

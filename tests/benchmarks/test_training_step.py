@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pumer import NoReduction, PuMerConfig, load, patch
-from pumer.distill import divergence
 from pumer.reducers import config_to_dict
+from pumer.training.distill import divergence
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training_step.py"
 REDUCTION = PuMerConfig(layers=(0, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.2)

@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pumer import benchmark, peak_memory
+from pumer import benchmark
 from pumer.cli import app
 from pumer.errors import InputError
+from pumer.measuring import peak_memory
 from pumer.reproduce.run import ReproduceConfig, Reproduction
 from pumer.reproduce.setup import Setup
 from pumer.world import write_vqav2

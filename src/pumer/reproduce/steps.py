@@ -13,7 +13,7 @@ from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.evaluate import trained_with
 from pumer.jobs import text_length_of
-from pumer.named_models import PAPER_TEXT_LENGTH, PREFIX
+from pumer.measuring.named_models import PAPER_TEXT_LENGTH, PREFIX
 from pumer.planning import PlanConfig
 from pumer.planning import run as run_plan
 from pumer.reducers import PuMerConfig, config_to_dict

@@ -43,19 +43,22 @@ from pumer.world.trainee import Trainee, choose_patches, losses
 from pumer.world.trainee_meter import MeterTrainee
 from pumer.world.trainee_vilt import ViltTrainee
 
-_PUMER = {"prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
-_MILD, _STRONG = ({"prune_ratio": p, "merge_ratio": m, "text_merge_ratio": 0.2} for p, m in ((0.2, 0.2), (0.3, 0.5)))
+
+def _pumer(layers: tuple[int, ...], prune: float, merge: float) -> PuMerConfig:
+    return PuMerConfig(layers=layers, prune_ratio=prune, merge_ratio=merge, text_merge_ratio=0.2)
+
+
 _REDUCTIONS: dict[str, list[ReductionConfig]] = {
     "vilt": [
-        PuMerConfig(layers=(2, 5, 8), **_PUMER),
+        _pumer((2, 5, 8), 0.1, 0.3),
         ToMeConfig(layers=tuple(range(12)), merge_count=13),
-        PuMerConfig(layers=(2, 4, 6, 8), **_PUMER),
+        _pumer((2, 4, 6, 8), 0.1, 0.3),
         EViTConfig(layers=(2, 5, 8), prune_ratio=0.45),
     ],
     "meter": [
-        PuMerConfig(layers=(0, 2, 4, 6), **_MILD),
-        PuMerConfig(layers=(2, 4, 6), **_STRONG),
-        PuMerConfig(layers=(0, 2, 4, 6), **_STRONG),
+        _pumer((0, 2, 4, 6), 0.2, 0.2),
+        _pumer((2, 4, 6), 0.3, 0.5),
+        _pumer((0, 2, 4, 6), 0.3, 0.5),
     ],
 }
 """At work in turn in the last part of pre-training: PuMer's schedules of the paper; for ViLT, of which methods are
@@ -98,8 +101,8 @@ class PretrainConfig:
         full_at: fraction of the run after which it sees whole pictures.
         fall_at: fraction of the run after which the learning rate falls.
         reduce_at: fraction of the run after which every other batch has its tokens reduced.
-        ground_at: fraction of the run after which METER's words are told which patches to attend to: those that the
-            sentence is about.
+        ground_at: fraction of the run after which words are told which patches to attend to in the layers that reduce:
+            those that the sentence is about.
         patches: patches per picture before that.
         tasks: fraction of the sentences that are those of the data sets other than questions.
         start: folder of a finished checkpoint to go on from, at full depth; words it does not know start afresh.

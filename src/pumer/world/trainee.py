@@ -83,9 +83,9 @@ class Trainee(nn.Module):
 
         Returns:
             logits: answers (B, A), match (B, 2), words (B, T, V), label (B, 3),
-            pair (B, 2): of this picture and the next, places (B, T, 9) and claims (B, T, 2) of the words; without a reduction also dense (B, K,
-            sum of values), role (B, K, 3), place (B, 18): where the sentence's target and where its anchor is; and
-            asked_for, see `Seen`.
+            pair (B, 2): of this picture and the next, places (B, T, 9) and claims (B, T, 2) of the words; without a
+            reduction also dense (B, K, sum of values), role (B, K, 3), place (B, 18): where the sentence's target and
+            where its anchor is; and asked_for, see `Seen`.
         """
         seen = self.look(batch, keep, Reduction(reduction))
         out = {

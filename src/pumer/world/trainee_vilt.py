@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,9 +11,13 @@ from transformers import ViltConfig, ViltForQuestionAnswering
 
 from pumer.backbones import Reduction
 from pumer.backbones.streams import expand_text
+from pumer.functional import attention_probabilities, text_saliency
 from pumer.tokens import Tokens, attention_bias
 from pumer.world.pool import Batch
 from pumer.world.trainee import Seen, Trainee
+
+REDUCING = (2, 4, 5, 6, 8)
+"""Layers in which the paper's schedules reduce."""
 
 
 class ViltTrainee(Trainee):
@@ -37,7 +43,24 @@ class ViltTrainee(Trainee):
         tokens, states = vilt.encoder(self._embed(batch, keep), reduction, output_hidden_states=True)
         shown, asked, found = (states[max(1, self.depth * part // 6)] for part in (2, 4, 5))
         words = expand_text(vilt.layernorm(tokens.states), tokens, text)[:, :text]
-        return Seen(shown[:, text + 1 :], asked[:, text + 1 :], found[:, 0], words, vilt.pooler(words))
+        asked_for = None if reduction.reducers else self._asked_for(states, tokens)
+        return Seen(shown[:, text + 1 :], asked[:, text + 1 :], found[:, 0], words, vilt.pooler(words), asked_for)
+
+    def _asked_for(self, states: Sequence[Tensor], tokens: Tokens) -> Tensor | None:
+        """What a reducer would call saliency, with a gradient, in the layers that reduce; see `Seen`."""
+        shares, text = [], tokens.text_length
+        for index in (index for index in REDUCING if index < self.depth):
+            layer, state = self.model.vilt.encoder.layer[index], states[index]
+            attention, x = layer.attention.attention, layer.layernorm_before(state)
+            heads = (attention.num_attention_heads, attention.attention_head_size)
+            query, key = (
+                linear(part).unflatten(2, heads).transpose(1, 2)
+                for linear, part in ((attention.query, x[:, :text]), (attention.key, x))
+            )
+            rows = attention_probabilities(query, key, tokens.bias)[..., text:]
+            saliency = text_saliency(rows, tokens.mask[:, :text])[:, 1:]
+            shares.append(saliency / saliency.sum(1, keepdim=True))
+        return torch.stack(shares, 1) if shares else None
 
     def _embed(self, batch: Batch, keep: Tensor | None) -> Tokens:
         embeddings = self.model.vilt.embeddings

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pumer.errors import InputError
-from pumer.optimizer import OptimizerConfig, parameter_groups
 from pumer.tasks import VQAv2
+from pumer.training.optimizer import OptimizerConfig, parameter_groups
 
 
 def rates(folder, **settings):

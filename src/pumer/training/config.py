@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pumer.augment import AugmentConfig
-from pumer.distill import DistillationConfig
 from pumer.errors import InputError
 from pumer.jobs import Blank, reduction_from, task_class
-from pumer.optimizer import OptimizerConfig
 from pumer.tasks import Task
 from pumer.tasks.images import Resize
+from pumer.training.augment import AugmentConfig
+from pumer.training.distill import DistillationConfig
+from pumer.training.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,19 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer
 
 from pumer.checkpoint import write_reduction
-from pumer.checkpoints import STATE_FILE, checkpoint_folder, put, rotate
-from pumer.distill import DistillationConfig, distillation_loss
 from pumer.errors import InputError
-from pumer.hidden import final_tokens, hidden_divergence
-from pumer.optimizer import OptimizerConfig, parameter_groups
-from pumer.order import EpochOrder
 from pumer.reducers.learned import take_losses
-from pumer.stopping import full_disk_stops, where_to_go_on
 from pumer.tasks import Task
-from pumer.teacher import Teacher
-from pumer.teacher_cache import RememberedTeacher
 from pumer.tokens import Tokens
-from pumer.training_callbacks import SetEpoch
+from pumer.training.callbacks import SetEpoch
+from pumer.training.checkpoints import STATE_FILE, checkpoint_folder, put, rotate
+from pumer.training.distill import DistillationConfig, distillation_loss
+from pumer.training.hidden import final_tokens, hidden_divergence
+from pumer.training.optimizer import OptimizerConfig, parameter_groups
+from pumer.training.order import EpochOrder
+from pumer.training.stopping import full_disk_stops, where_to_go_on
+from pumer.training.teacher import Teacher
+from pumer.training.teacher_cache import RememberedTeacher
 
 _ASIDE = ".saving"
 

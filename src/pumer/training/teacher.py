@@ -11,14 +11,14 @@ from transformers import PreTrainedModel, set_seed
 from pumer.checkpoint import load
 from pumer.errors import InputError
 from pumer.evaluate import check_class, labels_of
-from pumer.hidden import final_tokens
 from pumer.image_size import set_image_size
 from pumer.patching import patch
 from pumer.preflight import SELF
 from pumer.reducers import NoReduction
 from pumer.tasks import Task
 from pumer.tokens import Tokens
-from pumer.train_config import TrainConfig
+from pumer.training.config import TrainConfig
+from pumer.training.hidden import final_tokens
 
 Batch = Mapping[str, Any]
 

@@ -7,8 +7,8 @@ import torch
 from tiny import GRIDS, TINY
 
 import pumer
-from pumer.hidden import final_tokens, hidden_divergence
-from pumer.named_models import variant
+from pumer.measuring.named_models import variant
+from pumer.training.hidden import final_tokens, hidden_divergence
 
 BACKBONES = list(TINY)
 

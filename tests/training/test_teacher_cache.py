@@ -6,17 +6,17 @@ import pytest
 import torch
 
 import pumer
-from pumer import teacher_cache
-from pumer.augment import AugmentConfig
 from pumer.checkpoint import load_processor
-from pumer.distill import DistillationConfig
 from pumer.errors import InputError
-from pumer.fingerprint import data_fingerprint
 from pumer.jobs import Collator, Examples, make_inputs, progress_bar
 from pumer.tasks import VQAv2
-from pumer.teacher import Teacher
-from pumer.teacher_cache import remember
 from pumer.train import run
+from pumer.training import teacher_cache
+from pumer.training.augment import AugmentConfig
+from pumer.training.distill import DistillationConfig
+from pumer.training.fingerprint import data_fingerprint
+from pumer.training.teacher import Teacher
+from pumer.training.teacher_cache import remember
 
 
 @pytest.fixture

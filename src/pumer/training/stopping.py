@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from pumer.checkpoints import checkpoint_folder, last_checkpoint
 from pumer.errors import InputError
+from pumer.training.checkpoints import checkpoint_folder, last_checkpoint
 
 logger = logging.getLogger(__name__)
 

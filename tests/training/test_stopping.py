@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 import pumer
-from pumer import trainer as trainer_module
 from pumer.cli import app
 from pumer.config import to_dict
 from pumer.errors import InputError
-from pumer.stopping import Interrupted
 from pumer.tasks import VQAv2
 from pumer.train import run
-from pumer.trainer import DistillingTrainer
+from pumer.training import trainer as trainer_module
+from pumer.training.stopping import Interrupted
+from pumer.training.trainer import DistillingTrainer
 
 
 def train(config, **changes):

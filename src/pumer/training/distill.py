@@ -18,7 +18,7 @@ class DistillationConfig:
         task_weight: factor of the task's own loss.
         weight: factor of the divergence from the teacher's logits.
         hidden_weight: factor of the difference from the teacher's final hidden states, see
-            `pumer.hidden.hidden_divergence`; 0, as in the paper, leaves it out.
+            `pumer.training.hidden.hidden_divergence`; 0, as in the paper, leaves it out.
     """
 
     temperature: float = 1.0

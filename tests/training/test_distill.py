@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pumer.distill import DistillationConfig, distillation_loss, divergence
 from pumer.errors import InputError
+from pumer.training.distill import DistillationConfig, distillation_loss, divergence
 
 
 def softmax(row, temperature):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pumer.backbones import BACKBONES
+from pumer.measuring.timing import synchronise, timed
 from pumer.patching import reductions
 from pumer.reducers.base import Place
-from pumer.timing import synchronise, timed
 from pumer.tokens import Cues, Decision, Tokens
 
 EMBEDDING, REDUCE, REST = "embedding", "reduce", "rest"

@@ -1,4 +1,4 @@
-"""Peak memory of one forward, in a process of its own (`python -m pumer.peak_memory`), weights apart.
+"""Peak memory of one forward, in a process of its own (`python -m pumer.measuring.peak_memory`), weights apart.
 
 On a CPU: peak resident memory during the forward minus resident memory just before it, after a forward of one example
 that loads libraries and starts threads. The C library is told to give large blocks back at once, so that this is what
@@ -19,8 +19,8 @@ import psutil
 import torch
 
 from pumer.image_size import set_image_size
-from pumer.meta import meta_inputs
-from pumer.named_models import bytes_of, default_image_size, default_text_length, model_from, variant
+from pumer.measuring.meta import meta_inputs
+from pumer.measuring.named_models import bytes_of, default_image_size, default_text_length, model_from, variant
 from pumer.reducers import config_from_dict
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -31,7 +31,7 @@ class Job:
     """What is measured.
 
     Attributes:
-        model: As for `pumer.named_models.model_from`.
+        model: As for `pumer.measuring.named_models.model_from`.
         reduction: As in ``reduction.json``; None for transformers' own forward.
         batch: Examples.
         autograd: Whether the forward keeps what a backward would need.

@@ -1,0 +1,1 @@
+"""What speed, memory and arithmetic are measured with."""

@@ -1,0 +1,1 @@
+"""What a training is made of: the loss and the teacher, rates, the order of examples, checkpoints, how it stops."""
