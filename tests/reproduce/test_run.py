@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pumer.checkpoint import read_json
 from pumer.cli import app
 from pumer.errors import InputError
-from pumer.reproduce.run import ReproduceConfig, Reproduction, estimate
+from pumer.reproduce.run import ReproduceConfig, Reproduction, alone, estimate
 
 
 def names(reproduction, *kinds):
@@ -99,6 +99,23 @@ def test_the_report_pools_seeds_and_names_no_folder_of_this_machine(reproduced, 
     assert (config.out / "report.md").read_text() == (tmp_path / "results" / "report.md").read_text()
 
 
+def test_a_report_keeps_what_earlier_runs_were_asked_for(config, tmp_path, run_nothing):
+    earlier = Reproduction(dataclasses.replace(config, out=tmp_path, only=("table7",), cells=()), run_nothing)
+    earlier.remember()
+    later = Reproduction(dataclasses.replace(config, out=tmp_path, only=("table1",)), run_nothing)
+    assert [table.name for table in later.shown()] == ["table1", "table7"]
+    assert later.shown()[0].pairs == {"vilt/vqav2"}
+    later.remember()
+    assert [table.name for table in earlier.shown()] == ["table1", "table7"]
+
+
+def test_two_runs_in_one_folder_are_refused(config):
+    with alone(config.out), pytest.raises(InputError, match="another `pumer reproduce` is running"), alone(config.out):
+        pass
+    with alone(config.out):
+        pass
+
+
 def test_a_step_that_fails_is_told_and_others_go_on(config, tmp_path):
     def failing(command, log, threads):
         raise InputError("no such thing")
@@ -129,7 +146,7 @@ def test_the_list_and_the_report_need_no_run(config, tmp_path):
     collected = CliRunner().invoke(app, ["reproduce", *given, "--collect"])
     assert collected.exit_code == 0, collected.output
     report = (tmp_path / "report.md").read_text()
-    assert "| vilt/vqav2 | PuMer | 0 of 1 | not run | not run | not run |" in report
+    assert "| vilt/vqav2 | PuMer | 0 of 1 | – | not run |" in report
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,18 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from pumer.arguments import at_least, writable
+from pumer.checkpoint import read_json, write_json
 from pumer.errors import InputError
 from pumer.provenance import collect
 from pumer.ranking import gallery_sizes
@@ -26,6 +29,7 @@ from pumer.stages import Record, Stage, Watch, finished, run_at_once
 from pumer.world.small import checkpoint_dir
 
 SMOKE_STEPS = "max_steps=2"
+_ASKED = "asked.json"
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,9 @@ class Reproduction:
         """
         self.commands = Commands()
         self.config, self.setup = config, config.setup(runner or self.commands.run)
-        known = tables(self.setup, config.seeds)
-        _known("table", config.only, known)
-        self.tables: list[Table] = chosen(known, config.only, config.cells)
+        self.known = tables(self.setup, config.seeds)
+        _known("table", config.only, self.known)
+        self.tables: list[Table] = chosen(self.known, config.only, config.cells)
         if not any(table.rows for table in self.tables):
             raise InputError(f"{', '.join(config.only)}: no row of these tables is about {', '.join(config.cells)}")
         self.steps: list[Stage] = steps(self.tables, self.setup)
@@ -148,14 +152,29 @@ class Reproduction:
             watch = Watch(progress.started, progress.ended, self.commands.stop)
             return run_at_once(self.steps, self.records, self.config.jobs, watch)
 
+    def shown(self) -> list[Table]:
+        """The tables of the report: what was asked for, now and in earlier runs in this folder."""
+        asked = {name: set(pairs) for name, pairs in _remembered(self.config.out).items() if name in self.known}
+        for table in self.tables:
+            asked.setdefault(table.name, set()).update(table.pairs)
+        return [table.of(asked[name]) for name, table in self.known.items() if name in asked]
+
+    def remember(self) -> None:
+        """Note what was asked for."""
+        pairs = {table.name: sorted(table.pairs) for table in self.shown()}
+        self.config.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.config.out / _ASKED, pairs)
+
     def report(self) -> dict[str, Any]:
         """Write the report of what is finished; returns the results."""
-        done = self.done()
+        shown = self.shown()
+        stages = steps(shown, self.setup)
+        done = finished(stages, self.records)
         results = {
             "title": f"The paper's tables, {'on the built-in world' if self.config.scale == 'world' else 'full size'}",
             "scale": self.config.scale,
-            "steps": {"done": len(done), "all": len(self.steps)},
-            "tables": [collect_table(table, done, self.setup) for table in self.tables],
+            "steps": {"done": len(done), "all": len(stages)},
+            "tables": [collect_table(table, done, self.setup) for table in shown],
             "machines": {
                 "Tested on": _machines(done, "test/"),
                 "Timed on": _machines(done, "benchmark/"),
@@ -175,6 +194,21 @@ class Reproduction:
         return places | ({config.results: "results"} if config.results else {})
 
 
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep a second run out of a folder; what is killed keeps no lock.
+
+    Raises:
+        InputError: when there is one.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(f"another `pumer reproduce` is running in {out}; wait for it, or give another --out") from None
+
+
 def run(config: ReproduceConfig, console: Console, collect_only: bool = False, list_only: bool = False) -> None:
     """Run, or list, or only report.
 
@@ -185,7 +219,12 @@ def run(config: ReproduceConfig, console: Console, collect_only: bool = False, l
     if list_only:
         reproduction.show(console)
         return
-    failures = {} if collect_only else reproduction.run(console)
+    if collect_only:
+        failures: dict[str, Exception] = {}
+    else:
+        with alone(config.out):
+            reproduction.remember()
+            failures = reproduction.run(console)
     results = reproduction.report()
     for sentence in goals(results):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
@@ -193,6 +232,12 @@ def run(config: ReproduceConfig, console: Console, collect_only: bool = False, l
     if failures:
         name, reason = next(iter(failures.items()))
         raise InputError(f"{len(failures)} steps failed; {name}: {reason}")
+
+
+def _remembered(out: Path) -> dict[str, list[str]]:
+    """Tables and their pairs of backbone and task that were asked for before."""
+    file = out / _ASKED
+    return dict(read_json(file)) if file.is_file() else {}
 
 
 def estimate(stages: Sequence[Stage], done: Mapping[str, Record]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Which cells each table has, in which rows, and what the paper prints there."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -66,9 +66,14 @@ class Row:
     series: str = ""
 
     @property
-    def where(self) -> str:
+    def pair(self) -> str:
         """Backbone and task."""
-        return f"{self.cell.backbone}/{self.cell.task} {self.direction}".rstrip()
+        return f"{self.cell.backbone}/{self.cell.task}"
+
+    @property
+    def where(self) -> str:
+        """The same, with the direction of retrieval."""
+        return f"{self.pair} {self.direction}".rstrip()
 
     @property
     def changed(self) -> bool:
@@ -103,6 +108,15 @@ class Table:
     note: str
     rows: tuple[Row, ...] = ()
     kind: Literal["cells", "macs", "training"] = "cells"
+
+    @property
+    def pairs(self) -> set[str]:
+        """Backbones and tasks that it is about, such as "vilt/nlvr2"."""
+        return {row.pair for row in self.rows}
+
+    def of(self, pairs: Collection[str]) -> "Table":
+        """The rows of some of them."""
+        return replace(self, rows=tuple(row for row in self.rows if row.pair in pairs))
 
     @property
     def cells(self) -> list[Cell]:
@@ -288,8 +302,4 @@ def chosen(all_tables: Mapping[str, Table], only: Sequence[str], pairs: Sequence
     found = [table for name, table in all_tables.items() if not only or name in only]
     if not pairs:
         return found
-    kept = [
-        replace(table, rows=tuple(row for row in table.rows if f"{row.cell.backbone}/{row.cell.task}" in pairs))
-        for table in found
-    ]
-    return [table for table in kept if table.rows]
+    return [table.of(pairs) for table in found if table.pairs & set(pairs)]

@@ -57,12 +57,12 @@ _REDUCTIONS: dict[str, list[ReductionConfig]] = {
     ],
     "meter": [
         _pumer((0, 2, 4, 6), 0.2, 0.2),
+        _pumer((2, 4, 6), 0.2, 0.2),
         _pumer((2, 4, 6), 0.3, 0.5),
-        _pumer((0, 2, 4, 6), 0.3, 0.5),
     ],
 }
-"""At work in turn in the last part of pre-training: PuMer's schedules of the paper; for ViLT, of which methods are
-compared, a method that only merges and one that prunes and fuses as often."""
+"""At work in turn in the last part of pre-training: PuMer's schedules; for ViLT, on which methods are compared, one
+that only merges and one that prunes and fuses as well."""
 _WEIGHTS = {
     "dense": 0.5,
     "role": 2.0,
