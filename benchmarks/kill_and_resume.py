@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from pumer.checkpoint import read_json, write_json
 from pumer.config import to_dict
 from pumer.provenance import collect
+from pumer.tasks.augment import AugmentConfig
 from pumer.train import TrainConfig, TrainingData
-from pumer.training.augment import AugmentConfig
 from pumer.training.checkpoints import STATE_FILE, last_checkpoint
 from pumer.training.optimizer import OptimizerConfig
 from pumer.world import WorldConfig, checkpoint_dir, write_world

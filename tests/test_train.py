@@ -16,8 +16,8 @@ from pumer.evaluate import EvaluateConfig, labels_of
 from pumer.jobs import Collator, Examples, make_inputs
 from pumer.reducers import DynamicViTConfig
 from pumer.tasks import VQAv2
+from pumer.tasks.augment import AugmentConfig
 from pumer.train import OptimizerConfig, TrainingData, run
-from pumer.training.augment import AugmentConfig
 from pumer.training.distill import DistillationConfig
 from pumer.training.stopping import last_checkpoint
 from pumer.training.teacher import Teacher

@@ -16,8 +16,8 @@ from pumer.errors import InputError
 from pumer.measuring.named_models import reduction_from
 from pumer.processes import is_main_process
 from pumer.tasks import TASKS, Example, Inputs, Pixels, Task
+from pumer.tasks.augment import AugmentConfig, rand_augment
 from pumer.tasks.images import Resize
-from pumer.training.augment import AugmentConfig, rand_augment
 
 __all__ = [
     "Blank",

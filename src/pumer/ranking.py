@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from pumer.checkpoint import read_json, write_json
 from pumer.errors import InputError
+from pumer.fingerprint import weights_fingerprint
 from pumer.jobs import progress_bar
 from pumer.models.meter import MeterForImageAndTextRetrieval
 from pumer.patching import reduction
@@ -26,7 +27,6 @@ from pumer.tasks.base import words
 from pumer.tasks.karpathy import Picture
 from pumer.tasks.recall import best_of_columns, best_of_rows
 from pumer.tasks.retrieval import Retrieval, pictures_of
-from pumer.training.fingerprint import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from pumer.checkpoint import load_processor, read_json, restore_learned, save, w
 from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.evaluate import TRAINING_RECORD
+from pumer.fingerprint import data_fingerprint
 from pumer.image_size import set_image_size
 from pumer.jobs import Collator, Examples, best_device, progress_bar, reduction_from, task_class
 from pumer.model_card import FILE as CARD
 from pumer.model_card import model_card
 from pumer.patching import patch
-from pumer.preflight import check
 from pumer.processes import is_main_process
 from pumer.provenance import collect
 from pumer.tasks import Inputs
@@ -34,8 +34,8 @@ from pumer.tasks.statistics import bootstrap
 from pumer.training.callbacks import ShowProgress
 from pumer.training.checkpoints import last_checkpoint
 from pumer.training.config import TrainConfig, TrainingData
-from pumer.training.fingerprint import data_fingerprint
 from pumer.training.optimizer import OptimizerConfig
+from pumer.training.preflight import check
 from pumer.training.stopping import StopOnSignal, full_disk_stops
 from pumer.training.teacher import Teacher, teacher_of
 from pumer.training.teacher_cache import RememberedTeacher, remember

@@ -8,13 +8,13 @@ import torch
 import pumer
 from pumer.checkpoint import load_processor
 from pumer.errors import InputError
+from pumer.fingerprint import data_fingerprint
 from pumer.jobs import Collator, Examples, make_inputs, progress_bar
 from pumer.tasks import VQAv2
+from pumer.tasks.augment import AugmentConfig
 from pumer.train import run
 from pumer.training import teacher_cache
-from pumer.training.augment import AugmentConfig
 from pumer.training.distill import DistillationConfig
-from pumer.training.fingerprint import data_fingerprint
 from pumer.training.teacher import Teacher
 from pumer.training.teacher_cache import remember
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pumer.errors import InputError
 from pumer.jobs import Blank, reduction_from, task_class
 from pumer.tasks import Task
+from pumer.tasks.augment import AugmentConfig
 from pumer.tasks.images import Resize
-from pumer.training.augment import AugmentConfig
 from pumer.training.distill import DistillationConfig
 from pumer.training.optimizer import OptimizerConfig
 

@@ -13,12 +13,12 @@ from pumer.errors import InputError
 from pumer.evaluate import check_class, labels_of
 from pumer.image_size import set_image_size
 from pumer.patching import patch
-from pumer.preflight import SELF
 from pumer.reducers import NoReduction
 from pumer.tasks import Task
 from pumer.tokens import Tokens
 from pumer.training.config import TrainConfig
 from pumer.training.hidden import final_tokens
+from pumer.training.preflight import SELF
 
 Batch = Mapping[str, Any]
 

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Subset
 
 from pumer.config import to_dict
 from pumer.errors import InputError
+from pumer.fingerprint import weights_fingerprint
 from pumer.jobs import Collator, Examples
 from pumer.training.config import TrainConfig
-from pumer.training.fingerprint import weights_fingerprint
 from pumer.training.stopping import full_disk_stops
 from pumer.training.teacher import Batch, Taught, Teacher
 

@@ -8,9 +8,9 @@ import yaml
 
 from pumer.config import load
 from pumer.errors import InputError
-from pumer.preflight import check
 from pumer.train import run
 from pumer.training.config import TrainConfig
+from pumer.training.preflight import check
 
 REDUCTION = {"method": "pumer", "layers": [0], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
 
