@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from pumer.errors import InputError
-from pumer.scoring import compare, constant_per_template, summarise
+from pumer.scoring import compare, constant_per_template, per_example, summarise
 from pumer.tasks import Example, VQAv2
 
 TASK = VQAv2(("blue", "no", "red", "yes"))
@@ -45,6 +47,23 @@ def test_comparison_is_paired():
     assert result["difference"]["mean"] == pytest.approx((0 + 0 + 0.9 - 1) / 4)
     assert result["difference"]["low"] < 0 < result["difference"]["high"]
     assert result["agreement"] == 0.5
+
+
+def test_questions_about_one_image_count_once_for_the_interval():
+    """Half of the images right, half wrong: the interval is that of four images, however many questions."""
+    shared = [
+        Example(4 * image + number, (), "", ("yes",) * 10, {"question_type": "is", "answer_type": "any"}, f"{image}")
+        for image in range(4)
+        for number in range(4)
+    ]
+    answers = ["yes" if example.source in "01" else "no" for example in shared]
+    few = summarise(TASK, shared, answers)
+    apart = summarise(TASK, [replace(example, source="") for example in shared], answers)
+    assert few["accuracy"]["low"] == 0 < apart["accuracy"]["low"]
+    assert few["question_type"]["is"]["low"] == 0
+    scores = {example.id: float(answer == "yes") for example, answer in zip(shared, answers, strict=True)}
+    entries = per_example(shared, answers, [1.0] * 16)
+    assert compare(scores, dict(enumerate(answers)), {"model": "x", "examples": entries})["difference"]["low"] == -1
 
 
 def test_a_run_agrees_with_itself():

@@ -31,7 +31,7 @@ from pumer.patching import patch, reduction
 from pumer.provenance import collect
 from pumer.ranking import rank
 from pumer.reducers import NoReduction, config_to_dict
-from pumer.scoring import compare, constant_per_template, mean_score, summarise, table
+from pumer.scoring import compare, constant_per_template, mean_score, per_example, sources_of, summarise, table
 from pumer.tasks import TASKS, Example, Inputs, Retrieval, Task
 from pumer.tasks.images import Resize
 
@@ -220,14 +220,14 @@ def _scored(
     scores = task.scores(examples, answers).tolist()
     constants = _constants(config, task, root, examples)
     if constants is not None:
-        result["constant_per_template"] = mean_score(task.scores(examples, constants).tolist())
+        known = task.scores(examples, constants).tolist()
+        result["constant_per_template"] = mean_score(known, sources_of(examples))
     ids = [example.id for example in examples]
     if against is not None:
         by_id = dict(zip(ids, scores, strict=True)), dict(zip(ids, answers, strict=True))
         result["difference"] = compare(*by_id, against)
     if config.per_example is not None:
-        rows = zip(ids, answers, scores, strict=True)
-        entries = [{"id": number, "answer": answer, "score": score} for number, answer, score in rows]
+        entries = per_example(examples, answers, scores)
         write_json(config.per_example, {"model": config.model, "split": config.split, "examples": entries})
     return result
 

@@ -14,7 +14,7 @@ from pumer.checkpoint import write_json
 from pumer.errors import InputError
 from pumer.jobs import task_class
 from pumer.ranking import SCORES, best_candidates, in_galleries, shape_of
-from pumer.scoring import summarise, table
+from pumer.scoring import per_example, summarise, table
 from pumer.tasks import Example, Retrieval, Task, VQAv2
 from pumer.tasks.karpathy import Picture
 from pumer.tasks.recall import CUTOFFS
@@ -82,9 +82,7 @@ def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
     task = task_type(getattr(task_type, "fixed_labels", ()))  # a vocabulary is needed for training only
     result = summarise(task, examples, answers)
     if config.per_example is not None:
-        scores = task.scores(examples, answers).tolist()
-        rows = zip(examples, answers, scores, strict=True)
-        entries = [{"id": example.id, "answer": answer, "score": score} for example, answer, score in rows]
+        entries = per_example(examples, answers, task.scores(examples, answers).tolist())
         about = {"model": str(config.predictions), "split": str(config.annotations)}
         write_json(config.per_example, {**about, "examples": entries})
     if console is not None:

@@ -13,22 +13,39 @@ from pumer.tasks.statistics import bootstrap
 
 
 def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
-    """Official accuracy with 95% intervals over questions.
+    """Official accuracy with 95% intervals over images.
 
     Returns:
         `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]), for every group that the task breaks
         scores down by, such as `question_type`, the same by value, and `figures`, what the task reports beside
         accuracy, such as `consistency`; their `questions` are how many values the figure is the mean of.
     """
-    scores = task.scores(examples, answers).tolist()
-    groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for example, score in zip(examples, scores, strict=True):
+    scores, sources = task.scores(examples, answers).tolist(), sources_of(examples)
+    groups: dict[str, dict[str, list[tuple[float, str]]]] = defaultdict(lambda: defaultdict(list))
+    for example, score, source in zip(examples, scores, sources, strict=True):
         for name, value in example.groups.items():
-            groups[name][value].append(score)
-    by_group = {name: {value: mean_score(part) for value, part in sorted(by.items())} for name, by in groups.items()}
-    figures = {name: mean_score(values) for name, values in task.figures(examples, answers).items()}
-    result = {"questions": len(scores), "accuracy": asdict(bootstrap(scores)), **by_group}
+            groups[name][value].append((score, source))
+    by_group = {
+        name: {value: mean_score(*zip(*part, strict=True)) for value, part in sorted(by.items())}
+        for name, by in groups.items()
+    }
+    figures = {name: mean_score(*zip(*part, strict=True)) for name, part in task.figures(examples, answers).items()}
+    result = {"questions": len(scores), "accuracy": asdict(bootstrap(scores, sources)), **by_group}
     return result | {"figures": figures} if figures else result
+
+
+def sources_of(examples: Iterable[Example]) -> list[str]:
+    """What each example shares with others; its id where it shares nothing."""
+    return [example.source or str(example.id) for example in examples]
+
+
+def per_example(examples: Sequence[Example], answers: Sequence[str], scores: Sequence[float]) -> list[dict[str, Any]]:
+    """What a `per_example` file holds, for other runs to be compared with."""
+    rows = zip(examples, sources_of(examples), answers, scores, strict=True)
+    return [
+        {"id": example.id, "source": source, "answer": answer, "score": score}
+        for example, source, answer, score in rows
+    ]
 
 
 def compare(
@@ -57,10 +74,11 @@ def compare(
             "evaluate both on the same split and limit"
         )
     differences = [score - theirs[number]["score"] for number, score in scores.items()]
+    sources = [theirs[number].get("source", str(number)) for number in scores]
     same = [answers[number] == theirs[number]["answer"] for number in scores]
     return {
         "model": other["model"],
-        "difference": asdict(bootstrap(differences)),
+        "difference": asdict(bootstrap(differences, sources)),
         "agreement": sum(same) / len(same),
     }
 
@@ -115,9 +133,9 @@ def table(result: Mapping[str, Any], task: type[Task] | Task, title: str) -> Tab
     return shown
 
 
-def mean_score(scores: Sequence[float]) -> dict[str, Any]:
+def mean_score(scores: Sequence[float], sources: Sequence[str] | None = None) -> dict[str, Any]:
     """`questions`, and `mean`, `low`, `high` of their scores, in [0, 1]."""
-    return {"questions": len(scores), **asdict(bootstrap(scores))}
+    return {"questions": len(scores), **asdict(bootstrap(scores, sources))}
 
 
 def _percent(part: Mapping[str, float]) -> str:

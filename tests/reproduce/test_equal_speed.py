@@ -2,19 +2,25 @@ import pytest
 
 from pumer.reproduce.equal_speed import Point, beside, compared
 
-SLOW = Point(1.0, {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0})
-FAST = Point(2.0, {1: 0.0, 2: 1.0, 3: 0.0, 4: 1.0})
+
+def scores(*values):
+    """Of examples that share nothing."""
+    return {number: (str(number), value) for number, value in enumerate(values)}
+
+
+SLOW = Point(1.0, scores(1.0, 1.0, 1.0, 1.0))
+FAST = Point(2.0, scores(0.0, 1.0, 0.0, 1.0))
 
 
 def test_at_a_point_of_the_line_it_is_the_paired_difference():
-    method = Point(2.0, {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0})
+    method = Point(2.0, scores(1.0, 1.0, 1.0, 1.0))
     assert beside(method, [FAST, SLOW])["mean"] == 0.5
     same = beside(Point(1.0, SLOW.scores), [SLOW, FAST])
     assert same == {"mean": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_between_two_points_each_example_is_interpolated():
-    quarter = beside(Point(1.25, {1: 0.0, 2: 1.0, 3: 0.75, 4: 1.0}), [SLOW, FAST])
+    quarter = beside(Point(1.25, scores(0.0, 1.0, 0.75, 1.0)), [SLOW, FAST])
     assert quarter["mean"] == pytest.approx((-0.75 + 0 + 0 + 0) / 4)
     assert quarter["low"] <= quarter["mean"] <= quarter["high"]
 
@@ -24,9 +30,9 @@ def test_beyond_the_line_nothing_is_said(throughput):
     assert beside(Point(throughput, SLOW.scores), [SLOW, FAST]) is None
 
 
-def row(series, throughput, scores):
+def row(series, throughput, found):
     cost = None if throughput is None else {"throughput": {"median": throughput}}
-    return {"series": series, "changed": bool(series), "cost": cost, "tuned": scores and {}, "scores": scores}
+    return {"series": series, "changed": bool(series), "cost": cost, "tuned": found and {}, "scores": found}
 
 
 def test_only_other_methods_that_were_run_and_timed_are_compared():

@@ -23,6 +23,21 @@ def test_interval_agrees_with_a_bootstrap_that_draws_questions():
     assert [interval.low, interval.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.005)
 
 
+def test_values_of_one_source_are_drawn_together():
+    """Against a bootstrap that draws whole sources, of different size."""
+    generator = np.random.default_rng(1)
+    sources = np.repeat(np.arange(80), generator.integers(1, 8, 80))
+    values = np.clip(generator.normal(0.5, 0.3, 80)[sources] + generator.normal(0, 0.05, len(sources)), 0, 1).round(3)
+    parts = [values[sources == source] for source in range(80)]
+    drawn = [np.concatenate([parts[index] for index in generator.integers(0, 80, 80)]).mean() for _ in range(4000)]
+    interval = bootstrap(values, sources.tolist())
+    assert interval.mean == pytest.approx(values.mean())
+    assert [interval.low, interval.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
+    alone = bootstrap(values)
+    assert interval.high - interval.low > 1.5 * (alone.high - alone.low)
+    assert bootstrap(values, range(len(values))) == alone
+
+
 def test_interval_of_equal_values_is_a_point():
     interval = bootstrap([0.5] * 7)
     assert (interval.low, interval.mean, interval.high) == (0.5, 0.5, 0.5)

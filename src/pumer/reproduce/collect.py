@@ -92,9 +92,10 @@ def _tested(cells: Sequence[Cell], direction: str, done: Mapping[str, Record], s
         pairs = [(run[number], other[number]) for run, other in zip(ours, theirs, strict=True)]
         differences.append(_mean(mine["score"] - other["score"] for mine, other in pairs))
         same.append(_mean(mine["answer"] == other["answer"] for mine, other in pairs))
-    found = {"seeds": len(ready), "questions": len(ids), "accuracy": asdict(bootstrap(accuracy))}
+    sources = [ours[0][number]["source"] for number in ids]
+    found = {"seeds": len(ready), "questions": len(ids), "accuracy": asdict(bootstrap(accuracy, sources))}
     if ready[0] != ready[0].original:
-        found |= {"difference": asdict(bootstrap(differences)), "agreement": _mean(same)}
+        found |= {"difference": asdict(bootstrap(differences, sources)), "agreement": _mean(same)}
     found["commands"] = [done[test_step(cell)]["result"]["command"] for cell in ready]
     return found
 
@@ -104,9 +105,9 @@ def _ready(cells: Sequence[Cell], done: Mapping[str, Record]) -> list[Cell]:
 
 
 def _scores(row: Row, done: Mapping[str, Record], setup: Setup) -> Scores:
-    """Per test example, the mean over the seeds."""
+    """Per test example, its source and the mean over the seeds."""
     runs = [_answers(cell, row.direction, setup) for cell in _ready(row.tuned, done)]
-    return {number: _mean(run[number]["score"] for run in runs) for number in runs[0]}
+    return {number: (entry["source"], _mean(run[number]["score"] for run in runs)) for number, entry in runs[0].items()}
 
 
 def _answers(cell: Cell, direction: str, setup: Setup) -> dict[str, Any]:

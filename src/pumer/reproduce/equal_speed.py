@@ -7,8 +7,8 @@ from typing import Any
 
 from pumer.tasks.statistics import bootstrap
 
-Scores = Mapping[int | str, float]
-"""Per test example, the mean over seeds."""
+Scores = Mapping[int | str, tuple[str, float]]
+"""Per test example, its source, see `pumer.tasks.Example`, and its score, the mean over seeds."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def beside(method: Point, line: Sequence[Point]) -> dict[str, float] | None:
         if slower.throughput <= method.throughput <= faster.throughput:
             share = _share(slower.throughput, method.throughput, faster.throughput)
             differences = [
-                score - (1 - share) * slower.scores[number] - share * faster.scores[number]
-                for number, score in method.scores.items()
+                score - (1 - share) * slower.scores[number][1] - share * faster.scores[number][1]
+                for number, (_, score) in method.scores.items()
             ]
-            return asdict(bootstrap(differences))
+            return asdict(bootstrap(differences, [source for source, _ in method.scores.values()]))
     return None
 
 

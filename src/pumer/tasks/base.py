@@ -32,6 +32,8 @@ class Example:
         answers: ground truth (VQAv2: ten normalised answers, else one label); empty where the split has no public
             answers.
         groups: what scores are broken down by, for instance `{"question_type": "what color"}`.
+        source: what it has in common with other examples, such as the number of its image: scores of one source may
+            rise and fall together, which intervals allow for.
     """
 
     id: int | str
@@ -39,6 +41,7 @@ class Example:
     text: str
     answers: tuple[str, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -295,8 +298,8 @@ class Task(ABC):
                 raise InputError(f"{path}: '{number}' of entry {index} must be a number or text, not {entry[number]!r}")
         return [(entry[number], entry[answered]) for entry in entries]
 
-    def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:
-        """Official figures beside the mean score, by name: values in [0, 1] whose mean is the figure."""
+    def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
+        """Official figures beside the mean score, by name: values in [0, 1] whose mean is the figure, with sources."""
         return {}
 
     def choose(self, logits: Tensor) -> Tensor:

@@ -80,15 +80,18 @@ class NLVR2(SingleLabel):
     @classmethod
     def truth(cls, annotations: Path, questions: Path | None = None, split: str = "test") -> list[Example]:
         """Sentences and labels from one annotation file; see `Task.truth`."""
-        return [Example(entry["identifier"], (), entry["sentence"], _label(entry)) for entry in _entries(annotations)]
+        entries = _entries(annotations)
+        return [
+            Example(entry["identifier"], (), entry["sentence"], _label(entry), source=_set(entry)) for entry in entries
+        ]
 
-    def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:
+    def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
         """`consistency`: per sentence, 1 if it was judged right for all pairs of images it is asked about."""
         right: dict[str, list[float]] = defaultdict(list)
         for example, answer in zip(examples, answers, strict=True):
             split, pair_set, _, sentence = str(example.id).rsplit("-", 3)
             right[f"{split}-{pair_set}-{sentence}"].append(self.score(example, answer))
-        return {"consistency": [min(scores) for scores in right.values()]}
+        return {"consistency": [(min(scores), sentence.rpartition("-")[0]) for sentence, scores in right.items()]}
 
     def write_submission(self, path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
         """Write the official result file: a line `identifier,prediction` per pair, without a heading."""
@@ -138,7 +141,12 @@ def _example(entry: Mapping[str, Any], root: Path, name: str, subset: Mapping[st
     pair = identifier.rpartition("-")[0]
     images = tuple(folder / f"{pair}-img{number}.png" for number in range(2))
     groups = {"subset": subset.get(identifier, "neither")} if subset else {}
-    return Example(identifier, images, entry["sentence"], _label(entry), groups)
+    return Example(identifier, images, entry["sentence"], _label(entry), groups, _set(entry))
+
+
+def _set(entry: Mapping[str, Any]) -> str:
+    """The set of pairs that share pictures and sentences: "dev-850" of "dev-850-0-1"."""
+    return str(entry["identifier"]).rsplit("-", 2)[0]
 
 
 def _label(entry: Mapping[str, Any]) -> tuple[str, ...]:

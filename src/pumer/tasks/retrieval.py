@@ -171,7 +171,8 @@ class Retrieval(Task):
         """
         texts = [Example(f"image {shown.id}", (shown.path,), "", _numbers(shown)) for shown in pictures_of(pairs)]
         return texts + [
-            Example(f"caption {pair.id}", (), pair.text, (str(pair.image_id),)) for pair in map(_pair, pairs)
+            Example(f"caption {pair.id}", (), pair.text, (str(pair.image_id),), source=str(pair.image_id))
+            for pair in map(_pair, pairs)
         ]
 
     def score(self, example: Example, answer: str) -> float:
@@ -185,12 +186,14 @@ class Retrieval(Task):
             return float(answer == OWN)
         return _found(example, answer, 1)
 
-    def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[float]]:
+    def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
         """Recall@1, 5 and 10 of the queries that are images (text retrieval, TR), and of those that are texts (IR)."""
         queries = list(zip(examples, answers, strict=True))
         return {
             f"{direction} retrieval, recall@{k}": [
-                _found(example, answer, k) for example, answer in queries if bool(example.images) == from_image
+                (_found(example, answer, k), example.source or str(example.id))
+                for example, answer in queries
+                if bool(example.images) == from_image
             ]
             for direction, from_image in (("text", True), ("image", False))
             for k in CUTOFFS

@@ -49,7 +49,7 @@ class SNLIVE(SingleLabel):
             number = entry["Flickr30K_ID"]
             suffix = ".png" if f"{number}.png" in there else ".jpg"
             image = folder / f"{number}{suffix}"
-            examples.append(Example(entry["pairID"], (image,), entry["sentence2"], (entry["gold_label"],)))
+            examples.append(_example(entry, (image,)))
         return examples
 
     @classmethod
@@ -64,8 +64,7 @@ class SNLIVE(SingleLabel):
     @classmethod
     def truth(cls, annotations: Path, questions: Path | None = None, split: str = "test") -> list[Example]:
         """Sentences and labels from one annotation file; see `Task.truth`."""
-        entries = _entries(annotations)
-        return [Example(entry["pairID"], (), entry["sentence2"], (entry["gold_label"],)) for entry in entries]
+        return [_example(entry, ()) for entry in _entries(annotations)]
 
     @classmethod
     def known(cls, annotations: Path) -> set[int | str]:
@@ -81,6 +80,11 @@ class SNLIVE(SingleLabel):
                 allowed = ", ".join(cls.fixed_labels)
                 raise InputError(f"{path}: {cls.result_keys[1]} of {number} must be {allowed}, not '{label}'")
         return entries
+
+
+def _example(entry: Mapping[str, Any], images: tuple[Path, ...]) -> Example:
+    label, picture = (entry["gold_label"],), str(entry["Flickr30K_ID"])
+    return Example(entry["pairID"], images, entry["sentence2"], label, source=picture)
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """How sure a mean score is: percentile bootstrap intervals, also for the difference of two runs."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,22 +19,30 @@ class Interval:
         return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-def bootstrap(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Mean of per-question values and its 95% interval over resampled questions.
+def bootstrap(
+    values: Sequence[float], sources: Sequence[Hashable] | None = None, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean of per-question values and its 95% interval over resampled sources, such as images.
 
-    For the difference of two runs on the same questions, give the per-question differences (paired bootstrap).
+    Questions about one image are no independent evidence: where they share a source they are drawn together. For the
+    difference of two runs on the same questions, give the per-question differences (paired bootstrap).
 
     Args:
         values: one value per question, such as scores in [0, 1] or differences of scores.
+        sources: of each; without, every question is its own.
         resamples: number of bootstrap samples.
         seed: of the resampling; the same values give the same interval.
     """
-    # Scores take few distinct values: a bootstrap sample is a multinomial draw of their frequencies.
-    distinct, counts = np.unique(np.asarray(values, dtype=np.float64).round(9), return_counts=True)
-    total = int(counts.sum())
-    if not total:
+    if not len(values):
         raise ValueError("a mean needs at least one value")
+    numbers = {source: number for number, source in enumerate(dict.fromkeys(sources or ()))}
+    index = np.array([numbers[source] for source in sources]) if sources else np.arange(len(values))
+    given = np.asarray(values, dtype=np.float64)
+    sums, sizes = np.bincount(index, given).round(9), np.bincount(index)
+    # Few sources differ in sum and size: a bootstrap sample is a multinomial draw of how often each kind occurs.
+    kinds, counts = np.unique(np.stack([sums, sizes], 1), axis=0, return_counts=True)
+    total = int(counts.sum())
     draws = np.random.default_rng(seed).multinomial(total, counts / total, size=resamples)
-    means = draws @ distinct / total
+    means = (draws @ kinds[:, 0]) / (draws @ kinds[:, 1])
     low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(counts @ distinct / total), float(low), float(high))
+    return Interval(float(given.mean()), float(low), float(high))

@@ -141,7 +141,7 @@ class VQAv2(Task):
         answered = {entry["question_id"]: entry for entry in _entries(annotations, "annotations", _ANNOTATION)}
         asked = answered.values() if questions is None else _entries(questions, "questions", _QUESTION)
         numbers = (entry["question_id"] for entry in asked)
-        return [Example(number, (), "", *_truth(number, answered, annotations)) for number in numbers]
+        return [Example(number, (), "", **_truth(number, answered, annotations)) for number in numbers]
 
 
 def _example(
@@ -157,11 +157,11 @@ def _example(
     if split in _WITHOUT_ANSWERS:
         return Example(number, (image,), question["question"])
     truth = _truth(number, answered, root / _annotation_name(split))
-    return Example(number, (image,), question["question"], *truth)
+    return Example(number, (image,), question["question"], **truth)
 
 
-def _truth(number: int, answered: Mapping[int, Any], path: Path) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The ten answers to a question, and its groups."""
+def _truth(number: int, answered: Mapping[int, Any], path: Path) -> dict[str, Any]:
+    """The ten answers to a question, its groups and its image."""
     if number not in answered:
         raise InputError(f"question {number} has no entry in {path}")
     entry = answered[number]
@@ -169,7 +169,8 @@ def _truth(number: int, answered: Mapping[int, Any], path: Path) -> tuple[tuple[
     if len(given) != _ANNOTATORS or not all(isinstance(answer, str) for answer in given):
         count = sum(isinstance(answer, str) for answer in given)
         raise InputError(f"question {number} has {count} answers in {path}; official files give ten")
-    return tuple(map(normalise, given)), {name: entry[name] for name in VQAv2.groups}
+    groups = {name: entry[name] for name in VQAv2.groups}
+    return {"answers": tuple(map(normalise, given)), "groups": groups, "source": str(entry.get("image_id", ""))}
 
 
 def _questions(root: Path, split: str) -> list[dict[str, Any]]:

@@ -186,7 +186,7 @@ class DistillingTrainer(Trainer):
         return None, (self.task.choose(logits), torch.stack(losses)), inputs["index"]
 
     def final_scores(self) -> list[float]:
-        """Scores of the evaluation examples by the model as it is now, evaluated anew where needed."""
+        """Scores of the evaluation examples (`answered`) by the model as it is now, evaluated anew where needed."""
         if self.args.load_best_model_at_end or self._scored_step != self.state.global_step:
             self.evaluate()
         return self.scores
@@ -201,10 +201,10 @@ class DistillingTrainer(Trainer):
 
     def _score(self, predicted: EvalPrediction) -> dict[str, float]:
         examples = self.eval_dataset.examples
-        answered = [examples[index] for index in predicted.label_ids]
+        self.answered = [examples[index] for index in predicted.label_ids]
         columns, losses = predicted.predictions
         answers = [self.task.labels[column] for column in columns]
-        self.scores = self.task.scores(answered, answers).tolist()
+        self.scores = self.task.scores(self.answered, answers).tolist()
         self._scored_step = self.state.global_step
         return {"accuracy": sum(self.scores) / len(self.scores), "loss": float(losses.mean())}
 
