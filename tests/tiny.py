@@ -127,6 +127,26 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
 }
 
 
+def moved(config: ReductionConfig, where: Callable[[str, int], int], vision: bool = True) -> ReductionConfig:
+    """The config with its layers elsewhere, and without the steps of a vision encoder where there is none.
+
+    Args:
+        config: any.
+        where: from stack and layer to another layer of the stack; what meets in one layer is done there once.
+        vision: keep the steps of a vision encoder.
+    """
+    settings = {field.name for field in fields(config)}
+    if "layers" in settings:
+        stack = getattr(config, "stack", "fusion")
+        return replace(config, layers=tuple(dict.fromkeys(where(stack, layer) for layer in config.layers)))
+    if "schedule" not in settings:
+        return config
+    kept = [step for step in config.schedule if vision or step.stack == "fusion"]
+    steps = {(step.stack, where(step.stack, step.layer)): step for step in reversed(kept)}
+    schedule = tuple(replace(step, layer=layer) for (_, layer), step in sorted(steps.items()))
+    return type(config)(**{name: getattr(config, name) for name in settings} | {"schedule": schedule})
+
+
 @dataclass(frozen=True)
 class Sample:
     """One example: word ids ``(T,)`` and images ``(C, height, width)``."""
@@ -174,18 +194,7 @@ class Tiny:
         Args:
             config: Reduces in layers 0 to 2 at most.
         """
-        settings = {field.name for field in fields(config)}
-        if "layers" in settings:
-            stride = self.stride if getattr(config, "stack", "fusion") == "fusion" else 1
-            return replace(config, layers=tuple(layer * stride for layer in config.layers))
-        if "schedule" not in settings:
-            return config
-        steps = [
-            step if step.stack == "vision" else replace(step, layer=step.layer * self.stride)
-            for step in config.schedule
-            if self.vision or step.stack == "fusion"
-        ]
-        return type(config)(**{name: getattr(config, name) for name in settings} | {"schedule": tuple(steps)})
+        return moved(config, lambda stack, layer: layer if stack == "vision" else layer * self.stride, self.vision)
 
     def takes(self, config: ReductionConfig) -> bool:
         """Whether the backbone has all stacks of layers that the config names."""

@@ -32,10 +32,11 @@ COLUMNS = (
 REPORT = "report.md"
 MACS = ("model and task", "original", "PuMer", "fewer", "paper: original", "paper: PuMer")
 EXPLAINED = (
-    "Accuracy in percent with its 95% interval over the test examples; difference and agreement: to the original of "
-    "the same seed, paired, in percentage points. Rows with several seeds show means over them. Throughput, memory "
-    "(peak of a forward, weights included; the paper's was measured with autograd on) and MACs: against the original; "
-    "in brackets the quartiles of paired ratios. The paper's figures are of full-size models on the real data."
+    "Accuracy in percent with its 95% interval (bootstrap over the test pictures, examples of one picture together); "
+    "difference and agreement: to the original of the same seed, paired, in percentage points. Rows with several seeds "
+    "show means over them. Throughput, memory (peak of a forward, weights included; the paper's was measured with "
+    "autograd on) and MACs: against the original; in brackets the quartiles of paired ratios. The paper's figures are "
+    "of full-size models on the real data."
 )
 AT_EQUAL = "against PuMer at equal throughput"
 TRAINING = ("task", "model", "seeds", "steps", "minutes", "examples per second", "against the original")
