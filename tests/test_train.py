@@ -196,7 +196,7 @@ def test_the_best_checkpoint_is_kept_and_loaded(config, monkeypatch):
     """The second of four evaluations is the best: its weights are saved, and it outlives newer checkpoints."""
     accuracies = iter([0.2, 0.9, 0.5, 0.5])
     monkeypatch.setattr(DistillingTrainer, "_score", lambda self, predicted: {"accuracy": next(accuracies, 0.9)})
-    monkeypatch.setattr(DistillingTrainer, "final_scores", lambda self: [1.0])
+    monkeypatch.setattr(DistillingTrainer, "final_scores", lambda self: ([1.0], ["image"]))
     train(config, max_steps=8, eval_steps=2, patience=3)
     assert {path.name for path in config.output.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
     assert same(weights(config.output), weights(config.output / "checkpoint-4"))

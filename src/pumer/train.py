@@ -29,7 +29,6 @@ from pumer.model_card import model_card
 from pumer.patching import patch
 from pumer.processes import is_main_process
 from pumer.provenance import collect
-from pumer.scoring import sources_of
 from pumer.tasks import Inputs
 from pumer.tasks.statistics import bootstrap
 from pumer.training.callbacks import ShowProgress
@@ -114,8 +113,8 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
             "history": trainer.state.log_history,
         }
         if config.data.eval is not None:
-            scores = trainer.final_scores()
-            result |= {"questions": len(scores), "accuracy": asdict(bootstrap(scores, sources_of(trainer.answered)))}
+            scores, sources = trainer.final_scores()
+            result |= {"questions": len(scores), "accuracy": asdict(bootstrap(scores, sources))}
         weights = trainer.gathered_weights()
         if main:
             save(trainer.model, config.output, weights)

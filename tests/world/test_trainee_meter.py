@@ -34,7 +34,7 @@ def test_words_are_merged_where_it_says() -> None:
     with torch.no_grad():
         plain = model(batch, keep)
         merged = model(batch, keep, PuMerConfig(layers=(0, 2), text_merge_ratio=0.3))
-    assert set(merged) == {"answers", "match", "words", "label", "pair"} < set(plain)
+    assert set(merged) == {"answers", "match", "words", "label", "pair", "places", "claims"} < set(plain)
     assert merged["words"].shape == plain["words"].shape
     assert (merged["answers"] - plain["answers"]).abs().max() > 1e-3
 

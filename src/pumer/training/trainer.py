@@ -14,6 +14,7 @@ from transformers import EvalPrediction, Trainer
 from pumer.checkpoint import write_reduction
 from pumer.errors import InputError
 from pumer.reducers.learned import take_losses
+from pumer.scoring import sources_of
 from pumer.tasks import Task
 from pumer.tokens import Tokens
 from pumer.training.callbacks import SetEpoch
@@ -71,6 +72,7 @@ class DistillingTrainer(Trainer):
         self.compute_metrics = self._score
         self.model_accepts_loss_kwargs = False  # losses are batch means; accumulated ones are averaged
         self.scores: list[float] = []
+        self.sources: list[str] = []
         self.input_seconds = 0.0
         self._scored_step = -1
         self.keep = keep
@@ -185,11 +187,11 @@ class DistillingTrainer(Trainer):
             losses = [self.task.loss(logits[row : row + 1], alone) for row, alone in enumerate(rows)]
         return None, (self.task.choose(logits), torch.stack(losses)), inputs["index"]
 
-    def final_scores(self) -> list[float]:
-        """Scores of the evaluation examples (`answered`) by the model as it is now, evaluated anew where needed."""
+    def final_scores(self) -> tuple[list[float], list[str]]:
+        """Scores of the evaluation examples by the model as it is now, evaluated anew where needed; their sources."""
         if self.args.load_best_model_at_end or self._scored_step != self.state.global_step:
             self.evaluate()
-        return self.scores
+        return self.scores, self.sources
 
     def gathered_weights(self) -> dict[str, Tensor] | None:
         """The whole state dict where the weights are sharded, else None; every process must ask, the first is told."""
@@ -201,10 +203,11 @@ class DistillingTrainer(Trainer):
 
     def _score(self, predicted: EvalPrediction) -> dict[str, float]:
         examples = self.eval_dataset.examples
-        self.answered = [examples[index] for index in predicted.label_ids]
+        answered = [examples[index] for index in predicted.label_ids]
         columns, losses = predicted.predictions
         answers = [self.task.labels[column] for column in columns]
-        self.scores = self.task.scores(self.answered, answers).tolist()
+        self.scores = self.task.scores(answered, answers).tolist()
+        self.sources = sources_of(answered)
         self._scored_step = self.state.global_step
         return {"accuracy": sum(self.scores) / len(self.scores), "loss": float(losses.mean())}
 
