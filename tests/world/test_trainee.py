@@ -5,6 +5,8 @@ from unittest import mock
 
 import torch
 
+from pumer.functional import text_saliency
+from pumer.reducers import PuMerConfig
 from pumer.world.pool import Source
 from pumer.world.small import small_vilt
 from pumer.world.tokenizer import train_tokenizer
@@ -74,3 +76,19 @@ def test_a_batch_without_a_kind_of_sentence_has_finite_losses() -> None:
         batch = replace(_SOURCE, captions=captions, tasks=tasks).batch(0, 4)
         parts = losses(trainee(1)(batch), batch, None)
         assert all(loss.isfinite() for loss in parts.values()), parts
+
+
+def test_words_are_told_to_attend_by_what_a_reducer_prunes_by() -> None:
+    model, batch, seen = trainee(3), _SOURCE.batch(0, 4), []
+
+    def noted(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        seen.append(text_saliency(rows, mask)[:, 1:])
+        return text_saliency(rows, mask)
+
+    with torch.no_grad():
+        told = model(batch)["asked_for"]
+        with mock.patch("pumer.reducers.pumer.text_saliency", noted):
+            model(batch, None, PuMerConfig(layers=(2,), prune_ratio=0.1))
+    (saliency,) = seen
+    torch.testing.assert_close(told[:, 0], saliency / saliency.sum(1, keepdim=True))
+    assert told.shape[1] == 1, "of layers 2, 4, 5, 6 and 8 only the first is there"
