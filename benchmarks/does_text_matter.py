@@ -69,7 +69,7 @@ def main() -> None:
             Console().print(shown(rows, backbone, ratio, title))
     told = {"pictures": arguments.pictures, "questions": QUESTIONS, "split": "val"}
     write_json(arguments.out, {"rows": rows, "provenance": collect(told)})
-    picture("vilt", 0.3, asked[0]).save(arguments.picture)
+    picture("vilt", 0.3, asked[0]).quantize(256).save(arguments.picture, optimize=True)
 
 
 def draw_questions(index: int) -> Asked:
@@ -200,7 +200,7 @@ def _drawn(scene: Scene, question: Question, kept: np.ndarray) -> Image.Image:
 
 def _line(text: str, width: int) -> Image.Image:
     made = Image.new("RGB", (width, 36), drawing.PAPER)
-    ImageDraw.Draw(made).text((drawing.MARGIN, 8), text, drawing.INK, drawing.font(20))
+    ImageDraw.Draw(made).text((0, 8), text, drawing.INK, drawing.font(20))
     return made
 
 
