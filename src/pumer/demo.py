@@ -45,9 +45,10 @@ class DemoConfig:
         model: checkpoint to start from; by default the small ViLT that ships with the package.
         world: the questions.
         reduction: how the model is reduced.
-        optimizer: learning rates of all fine-tunings.
-        questions: how many training questions the original and the baselines see; the reduced model, which starts
-            from the fine-tuned original and imitates it, sees all of them.
+        optimizer: learning rates of original and reduced model: small steps, for they know the questions already.
+        blind_optimizer: of the models that see one input alone, which must forget.
+        questions: how many training questions the original and those two see; the reduced model, which imitates the
+            original, sees all of them.
         batch_size: questions per step.
         pairs: timed pairs of original and reduced model at batch 1 and at the original's best batch.
         largest_batch: where the search for the best batch ends.
@@ -56,7 +57,7 @@ class DemoConfig:
 
     output: Path = Path("out/demo")
     model: Path | None = None
-    world: QuestionsConfig = field(default_factory=lambda: QuestionsConfig(train=4000, val=5100, heldout=1200))
+    world: QuestionsConfig = field(default_factory=lambda: QuestionsConfig(train=3000, val=5100, heldout=1200))
     reduction: dict[str, Any] = field(
         default_factory=lambda: {
             "method": "pumer",
@@ -66,8 +67,9 @@ class DemoConfig:
             "text_merge_ratio": 0.2,
         }
     )
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-5, head_factor=1.0))
-    questions: int = 2000
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5, head_factor=1.0))
+    blind_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-4, head_factor=1.0))
+    questions: int = 1500
     batch_size: int = 32
     pairs: int = 20
     largest_batch: int = 64
@@ -126,12 +128,12 @@ def _models(config: DemoConfig) -> list[_Model]:
     original, reduced = folder / "original", folder / "reduced"
     text, image = folder / "text-only", folder / "image-only"
     distilled = {
-        "model": str(original),
         "teacher": str(original),
         "reduction": config.reduction,
         "data": TrainingData(_data(config), eval=None),
     }
-    note = f"from the original, with it as teacher; {config.world.train:,} questions"
+    note = f"from the same start, with the original as teacher; {config.world.train:,} questions"
+    blind = {"optimizer": config.blind_optimizer}
     return [
         _Model("original", "original", f"fine-tuned on {config.questions:,} questions", original, {}, unseen=True),
         _Model("untuned", "reduced, not fine-tuned", "the original's weights", original, None, config.reduction, True),
@@ -143,8 +145,10 @@ def _models(config: DemoConfig) -> list[_Model]:
             distilled,
             unseen=True,
         ),
-        _Model("text-only", "text only", "fine-tuned and tested with a grey image", text, {"blank": "image"}),
-        _Model("image-only", "image only", "fine-tuned and tested with empty questions", image, {"blank": "text"}),
+        _Model("text-only", "text only", "fine-tuned and tested with a grey image", text, blind | {"blank": "image"}),
+        _Model(
+            "image-only", "image only", "fine-tuned and tested with empty questions", image, blind | {"blank": "text"}
+        ),
         _Model("pretrained", "before fine-tuning", "what every fine-tuning starts from", start),
     ]
 
