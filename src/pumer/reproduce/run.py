@@ -160,8 +160,14 @@ class Reproduction:
         return [table.of(asked[name]) for name, table in self.known.items() if name in asked]
 
     def remember(self) -> None:
-        """Note what was asked for."""
-        pairs = {table.name: sorted(table.pairs) for table in self.shown()}
+        """Note what was asked for.
+
+        Raises:
+            InputError: when the report could not be written for want of an earlier run's data.
+        """
+        shown = self.shown()
+        steps(shown, self.setup)
+        pairs = {table.name: sorted(table.pairs) for table in shown}
         self.config.out.mkdir(parents=True, exist_ok=True)
         write_json(self.config.out / _ASKED, pairs)
 
