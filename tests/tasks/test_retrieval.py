@@ -95,6 +95,7 @@ def test_queries_and_their_scores(tiny_flickr):
     assert [query.id for query in queries[:3]] == ["image 6", "image 8", "caption 30"]
     assert queries[0].answers == ("30", "31", "32", "33", "34")
     assert queries[2].answers == ("6",)
+    assert queries[0].source == queries[2].source == "6", "a picture and its captions"
     answers = ["40 34 1", "1 2 3 4 5 6 42", "8 6", "6 8"] + ["8"] * 8
     assert TASK.scores(queries, answers).tolist() == [0, 0, 0, 1] + [0] * 3 + [1] * 5
     figures = {name: sum(value for value, _ in found) for name, found in TASK.figures(queries, answers).items()}

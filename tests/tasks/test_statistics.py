@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pumer.tasks import statistics
 from pumer.tasks.statistics import bootstrap
 
 
@@ -36,6 +37,13 @@ def test_values_of_one_source_are_drawn_together():
     alone = bootstrap(values)
     assert interval.high - interval.low > 1.5 * (alone.high - alone.low)
     assert bootstrap(values, range(len(values))) == alone
+
+
+def test_what_is_held_at_once_changes_nothing(monkeypatch):
+    values = np.random.default_rng(2).random(50)
+    whole = bootstrap(values, resamples=300)
+    monkeypatch.setattr(statistics, "_CELLS", 50 * 7)
+    assert bootstrap(values, resamples=300) == whole
 
 
 def test_interval_of_equal_values_is_a_point():

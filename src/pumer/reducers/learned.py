@@ -22,7 +22,7 @@ class LearnedReducer(nn.Module):
         return {**self.__dict__, "losses": ()}
 
     def owe(self, loss: Tensor) -> None:
-        """Add a loss to those of this forward."""
+        """Add a loss, a scalar, to those of this forward."""
         self.losses = (*self.losses, loss)[-_RUNS:]
 
 

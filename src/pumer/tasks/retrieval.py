@@ -169,7 +169,10 @@ class Retrieval(Task):
         Returns:
             Per query an example whose `answers` are the numbers of the true candidates.
         """
-        texts = [Example(f"image {shown.id}", (shown.path,), "", _numbers(shown)) for shown in pictures_of(pairs)]
+        texts = [
+            Example(f"image {shown.id}", (shown.path,), "", _numbers(shown), source=str(shown.id))
+            for shown in pictures_of(pairs)
+        ]
         return texts + [
             Example(f"caption {pair.id}", (), pair.text, (str(pair.image_id),), source=str(pair.image_id))
             for pair in map(_pair, pairs)
@@ -191,7 +194,7 @@ class Retrieval(Task):
         queries = list(zip(examples, answers, strict=True))
         return {
             f"{direction} retrieval, recall@{k}": [
-                (_found(example, answer, k), example.source or str(example.id))
+                (_found(example, answer, k), example.source)
                 for example, answer in queries
                 if bool(example.images) == from_image
             ]
