@@ -57,7 +57,7 @@ class DemoConfig:
 
     output: Path = Path("out/demo")
     model: Path | None = None
-    world: QuestionsConfig = field(default_factory=lambda: QuestionsConfig(train=3000, val=5100, heldout=1200))
+    world: QuestionsConfig = field(default_factory=lambda: QuestionsConfig(train=2400, val=2700, heldout=600))
     reduction: dict[str, Any] = field(
         default_factory=lambda: {
             "method": "pumer",
@@ -69,7 +69,7 @@ class DemoConfig:
     )
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5, head_factor=1.0))
     blind_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-4, head_factor=1.0))
-    questions: int = 1500
+    questions: int = 1200
     batch_size: int = 32
     pairs: int = 20
     largest_batch: int = 64

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from pumer.jobs import reduction_from
 from pumer.reducers import config_to_dict
+from pumer.tasks.statistics import Interval
 from pumer.training.config import TrainConfig
 
 FILE = "README.md"
@@ -66,7 +67,8 @@ def _measured(config: TrainConfig, record: Mapping[str, Any]) -> list[str]:
     rows = [(config.data.eval, "this training", record["accuracy"], record)] if "accuracy" in record else []
     rows += [(result["split"], name, result["accuracy"], result) for name, result in results if "accuracy" in result]
     accuracy = [
-        [str(split), _percent(score), str(result.get("questions", "")), source] for split, source, score, result in rows
+        [str(split), str(Interval.of(score)), str(result.get("questions", "")), source]
+        for split, source, score, result in rows
     ]
     tables = [_table(["split", "accuracy, % [95% interval]", "examples", "from"], accuracy)] if accuracy else []
     for name, result in results:
@@ -113,10 +115,6 @@ def _origin(config: TrainConfig, record: Mapping[str, Any]) -> list[list[str]]:
         ["commit", str(record["commit"])],
         ["date", str(record["date"])],
     ]
-
-
-def _percent(score: Mapping[str, float]) -> str:
-    return f"{100 * score['mean']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:

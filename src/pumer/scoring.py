@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pumer.errors import InputError
 from pumer.tasks import Example, Task
-from pumer.tasks.statistics import bootstrap
+from pumer.tasks.statistics import Interval, bootstrap
 
 
 def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
@@ -118,17 +118,17 @@ def table(result: Mapping[str, Any], task: type[Task] | Task, title: str) -> Tab
         shown.add_column(heading, justify="left" if heading == "questions of" else "right")
     for group in task.groups:
         for value, part in result.get(group, {}).items():
-            shown.add_row(f"{group.replace('_', ' ')} {value}", str(part["questions"]), _percent(part))
+            shown.add_row(f"{group.replace('_', ' ')} {value}", str(part["questions"]), str(Interval.of(part)))
     shown.add_section()
-    shown.add_row("all", str(result["questions"]), _percent(result["accuracy"]), style="bold")
+    shown.add_row("all", str(result["questions"]), str(Interval.of(result["accuracy"])), style="bold")
     for name, part in result.get("figures", {}).items():
-        shown.add_row(name, str(part["questions"]), _percent(part))
+        shown.add_row(name, str(part["questions"]), str(Interval.of(part)))
     if "constant_per_template" in result:
         name = "best constant answer" if task.template is None else "best constant per template"
-        shown.add_row(name, "", _percent(result["constant_per_template"]))
+        shown.add_row(name, "", str(Interval.of(result["constant_per_template"])))
     if "difference" in result:
         other = result["difference"]
-        shown.add_row(f"difference to {other['model']}", "", _percent(other["difference"]))
+        shown.add_row(f"difference to {other['model']}", "", str(Interval.of(other["difference"])))
         shown.add_row(f"agreement with {other['model']}", "", f"{100 * other['agreement']:.1f}")
     return shown
 
@@ -136,7 +136,3 @@ def table(result: Mapping[str, Any], task: type[Task] | Task, title: str) -> Tab
 def mean_score(scores: Sequence[float], sources: Sequence[str] | None = None) -> dict[str, Any]:
     """`questions`, and `mean`, `low`, `high` of their scores, in [0, 1]."""
     return {"questions": len(scores), **asdict(bootstrap(scores, sources))}
-
-
-def _percent(part: Mapping[str, float]) -> str:
-    return f"{100 * part['mean']:.1f} [{100 * part['low']:.1f}, {100 * part['high']:.1f}]"

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from pumer.errors import InputError
+from pumer.patching import patch
+from pumer.reducers import DynamicViTConfig
 from pumer.tasks import VQAv2
 from pumer.training.optimizer import OptimizerConfig, parameter_groups
 
@@ -43,6 +45,15 @@ def test_parts_that_learn_alike_share_a_group(tiny_meter):
     assert len(rates(tiny_meter)[1]) == 4
 
 
+def test_a_reductions_own_weights_learn_apart(tiny_vilt):
+    model = patch(VQAv2.model(str(tiny_vilt), ("red", "blue")), DynamicViTConfig(layers=(1,), prune_ratio=0.3))
+    config = OptimizerConfig(lr=1.0, end_lr=0.0, head_factor=2.0, reduction_factor=30.0)
+    groups = parameter_groups(model, "vilt", VQAv2.head, set(), config)
+    found = {id(member): group["lr"] for group in groups for member in group["params"]}
+    apart = {name for name, parameter in model.named_parameters() if found[id(parameter)] == 30.0}
+    assert apart == {name for name, _ in model.named_parameters() if ".reducer." in name} != set()
+
+
 def test_frozen_parameters_are_left_out(tiny_vilt):
     model = VQAv2.model(str(tiny_vilt), ("red", "blue"))
     model.vilt.requires_grad_(False)
@@ -60,6 +71,7 @@ def test_frozen_parameters_are_left_out(tiny_vilt):
         {"betas": (0.9, 1.0)},
         {"encoder_factor": -1.0},
         {"head_factor": -1.0},
+        {"reduction_factor": -1.0},
         {"weight_decay": -0.1},
         {"power": 0.0},
         {"max_grad_norm": 0.0},

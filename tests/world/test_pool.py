@@ -113,3 +113,23 @@ def test_claims_are_those_of_the_descriptions_and_decide_them() -> None:
     every_part = torch.where(told, batch.claims, 1).amin(1)
     assert torch.equal(every_part[rows], batch.true[rows])
     assert (batch.claims[rows] == 0).any()
+
+
+def test_phrases_are_what_a_reducer_may_merge_without_harm() -> None:
+    def phrases(text: str) -> list[str]:
+        ids = _SOURCE._ids(text)
+        parts = _SOURCE._phrases(ids)
+        assert (parts[ids == 0] == -1).all()
+        said = _SOURCE.tokenizer.encode(text).tokens
+        assert parts[0] == -1, "[CLS] is no part of any"
+        return [" ".join(np.array(said)[parts[: len(said)] == part]) for part in dict.fromkeys(parts[1 : len(said)])]
+
+    assert phrases("on which side of the dotted ring is the striped circle?") == [
+        "on which side",
+        "of",
+        "the dotted ring",
+        "is",
+        "the striped circle",
+        "? [SEP]",
+    ]
+    assert phrases("how many small squares are there?") == ["how many small squares", "are there ? [SEP]"]

@@ -1,16 +1,20 @@
 """The training forward pass equals transformers' own; growing changes nothing; every head learns."""
 
+import math
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
+import pytest
 import torch
+import torch.nn.functional as F
 
-from pumer.functional import text_saliency
+from pumer.functional import match, text_saliency
 from pumer.reducers import PuMerConfig
 from pumer.world.pool import Source
 from pumer.world.small import small_vilt
 from pumer.world.tokenizer import train_tokenizer
-from pumer.world.trainee import choose_patches, losses
+from pumer.world.trainee import _phrasing, choose_patches, losses
 from pumer.world.trainee_vilt import ViltTrainee
 
 _SOURCE = Source(train_tokenizer(), seed=7)
@@ -92,3 +96,36 @@ def test_words_are_told_to_attend_by_what_a_reducer_prunes_by() -> None:
     (saliency,) = seen
     torch.testing.assert_close(told[:, 0], saliency / saliency.sum(1, keepdim=True))
     assert told.shape[1] == 1, "of layers 2, 4, 5, 6 and 8 only the first is there"
+
+
+def test_words_are_told_apart_by_what_a_reducer_merges_by() -> None:
+    model, batch, seen = trainee(3), _SOURCE.batch(0, 4), []
+
+    def noted(features: torch.Tensor, mask: torch.Tensor, *counts: Any) -> tuple[torch.Tensor, ...]:
+        if features.shape[1] == batch.ids.shape[1]:
+            seen.append(F.normalize(features, dim=-1))
+        return match(features, mask, *counts)
+
+    with torch.no_grad():
+        told = model(batch)["alike"]
+        with mock.patch("pumer.reducers.decisions.match", noted):
+            model(batch, None, PuMerConfig(layers=(2,), text_merge_ratio=0.2))
+    (features,) = seen
+    real = batch.ids != 0
+    pairs = real[:, :, None] & real[:, None]
+    torch.testing.assert_close(told[:, 0][pairs], (features @ features.transpose(1, 2))[pairs])
+
+
+def test_the_phrase_loss_is_how_surprising_neighbours_of_the_own_phrase_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    phrases = torch.tensor([[-1, 0, 0, 1, 1, 1, 2, -1], [-1, 0, 0, 0, 1, 2, 2, 3]])
+    alike = 2 * torch.rand(2, 3, 8, 8, generator=generator) - 1
+    surprises = []
+    for sample, of in enumerate(phrases.tolist()):
+        for layer in range(3):
+            for i, part in enumerate(of):
+                weights = {j: math.exp(alike[sample, layer, i, j] / 0.1) for j in range(8) if j != i and of[j] >= 0}
+                own = sum(weight for j, weight in weights.items() if of[j] == part)
+                if part >= 0 and own:
+                    surprises.append(-math.log(own / sum(weights.values())))
+    assert _phrasing(alike, phrases).item() == pytest.approx(sum(surprises) / len(surprises), rel=1e-4)

@@ -1,7 +1,8 @@
 """How sure a mean score is: percentile bootstrap intervals, also for the difference of two runs."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,11 @@ class Interval:
     mean: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, part: Mapping[str, Any]) -> "Interval":
+        """The one that a part of a result file holds beside other figures."""
+        return cls(part["mean"], part["low"], part["high"])
 
     def __str__(self) -> str:
         """In percent, as tables print it: `81.2 [80.1, 82.3]`."""

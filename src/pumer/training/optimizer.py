@@ -25,7 +25,8 @@ class OptimizerConfig:
         lr: peak learning rate of the cross-modal layers, and of all that the factors do not name.
         encoder_factor: what runs before the cross-modal layers (METER's two encoders and its modality embedding, ViLT's
             embeddings) learns with `lr` times this.
-        head_factor: the task's head, and the weights of a reduction that has some, learn with `lr` times this.
+        head_factor: the task's head learns with `lr` times this.
+        reduction_factor: the weights of a reduction that has some, which always start at random, likewise.
         end_lr: what `lr` has become after the last step; the factors apply to it too.
         betas: of AdamW.
         weight_decay: of all weights but biases and LayerNorms.
@@ -38,6 +39,7 @@ class OptimizerConfig:
     lr: float = 1e-4
     encoder_factor: float = 1.0
     head_factor: float = 10.0
+    reduction_factor: float = 10.0
     end_lr: float = 1e-7
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
@@ -50,7 +52,7 @@ class OptimizerConfig:
         """Refuse values without a meaning."""
         if not self.lr > self.end_lr >= 0:
             raise InputError(f"optimizer.lr must be above end_lr={self.end_lr}, not {self.lr}")
-        for name in ("encoder_factor", "head_factor"):
+        for name in ("encoder_factor", "head_factor", "reduction_factor"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"optimizer.{name} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
@@ -93,6 +95,8 @@ def parameter_groups(
 
 
 def _factor(name: str, model_type: str, head: Sequence[str], config: OptimizerConfig) -> float:
-    if name.startswith(tuple(head)) or f".{LEARNED}." in name:  # both start at random
+    if f".{LEARNED}." in name:
+        return config.reduction_factor
+    if name.startswith(tuple(head)):
         return config.head_factor
     return config.encoder_factor if name.startswith(ENCODERS.get(model_type, ())) else 1.0

@@ -43,6 +43,8 @@ class Batch:
         places: (B, T, 9) of a word that names objects, or says something of some of them: whether one of these is at
             each of POSITIONS; -1 for the other words.
         claims: (B, T) whether what a word is part of is true of the picture, in descriptions; -100 for all else.
+        phrases: (B, T) which phrase of the sentence a token is in, such as "the striped ring"; -1 for [CLS] and
+            padding.
     """
 
     images: torch.Tensor
@@ -57,6 +59,7 @@ class Batch:
     pairs: torch.Tensor
     places: torch.Tensor
     claims: torch.Tensor
+    phrases: torch.Tensor
 
 
 _Span = tuple[int, int]
@@ -131,7 +134,7 @@ class Source:
             roles = np.isin(owner, text.targets) + 2 * np.isin(owner, text.anchors)
             words = np.full(TEXT_LENGTH, -100) if text.words is None else text.words
             numbers = (np.array(number) for number in (text.answer, text.true, text.kind, text.label, text.pair))
-            yield image, text.ids, words, dense, roles, *numbers, *self._spans(scene, text)
+            yield image, text.ids, words, dense, roles, *numbers, *self._spans(scene, text), self._phrases(text.ids)
 
     def _spans(self, scene: scenes.Scene, text: _Text) -> tuple[np.ndarray, np.ndarray]:
         """The labels `places` and `claims` of a sentence's words."""
@@ -144,6 +147,15 @@ class Source:
             for span, true in text.claimed:
                 claims[_tokens(offsets, span)] = true
         return places, claims
+
+    def _phrases(self, ids: np.ndarray) -> np.ndarray:
+        """The label `phrases` of a sentence's tokens."""
+        ends, starts = (
+            np.isin(ids, [self.tokenizer.token_to_id(word) for word in words])
+            for words in (sentences.NOUNS, sentences.OPENERS.split())
+        )
+        starts[1:] |= ends[:-1]
+        return np.where((ids == 0) | (np.arange(TEXT_LENGTH) == 0), -1, starts.cumsum())
 
     def _text(self, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
         if rng.integers(1000) < 1000 * self.tasks:

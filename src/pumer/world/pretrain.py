@@ -76,6 +76,7 @@ _WEIGHTS = {
     "named": 2.0,
     "claim": 1.0,
     "ground": 0.3,
+    "phrase": 0.5,
 }
 
 

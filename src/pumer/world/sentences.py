@@ -30,6 +30,10 @@ Attributes = tuple[tuple[str, int], ...]
 
 VALUES = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
+NOUNS = (*PLURALS, *PLURALS.values(), "object", "objects", "one")
+"""What a phrase that names objects ends with."""
+OPENERS = "a an the another is are was at in of than or and , above below has have shows show sees"
+"""Words, one of which the next part of a sentence starts with."""
 _SHORT = (
     ("shape",),
     ("colour",),

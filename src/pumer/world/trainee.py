@@ -22,6 +22,7 @@ from pumer.world.pool import DENSE, TEXTS, Batch
 
 _DENSE_WIDTHS = [count + 1 for count in DENSE.values()]
 _PLAIN = NoReduction()
+_TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Seen:
         pooled: (B, P) what the answer is read from.
         asked_for: (B, L, K) how much of the words' attention each patch gets in L layers, of 1 in all; None if the
             model does not tell, or a reduction is at work.
+        alike: (B, L, T, T) how alike two words are to a reducer that merges, in L layers, as a cosine; likewise.
     """
 
     shown: Tensor
@@ -44,6 +46,7 @@ class Seen:
     text: Tensor
     pooled: Tensor
     asked_for: Tensor | None = None
+    alike: Tensor | None = None
 
 
 class Trainee(nn.Module):
@@ -85,7 +88,7 @@ class Trainee(nn.Module):
             logits: answers (B, A), match (B, 2), words (B, T, V), label (B, 3),
             pair (B, 2): of this picture and the next, places (B, T, 9) and claims (B, T, 2) of the words; without a
             reduction also dense (B, K, sum of values), role (B, K, 3), place (B, 18): where the sentence's target and
-            where its anchor is; and asked_for, see `Seen`.
+            where its anchor is; and asked_for and alike, see `Seen`.
         """
         seen = self.look(batch, keep, Reduction(reduction))
         out = {
@@ -101,6 +104,8 @@ class Trainee(nn.Module):
             return out
         if seen.asked_for is not None:
             out["asked_for"] = seen.asked_for
+        if seen.alike is not None:
+            out["alike"] = seen.alike
         return out | {
             "dense": self.dense(self.dense_norm(seen.shown)),
             "role": self.role(self.role_norm(seen.asked)),
@@ -131,6 +136,8 @@ def losses(out: dict[str, Tensor], batch: Batch, keep: Tensor | None) -> dict[st
     result = _patch_losses(out, batch, keep) if "dense" in out else {}
     if "asked_for" in out:
         result["ground"] = _grounding(out["asked_for"], batch.roles if keep is None else batch.roles.gather(1, keep))
+    if "alike" in out:
+        result["phrase"] = _phrasing(out["alike"], batch.phrases)
     asked = batch.answers >= 0
     captions = batch.true >= 0
     logits, answers = out["answers"][asked], batch.answers[asked]
@@ -168,6 +175,16 @@ def _grounding(asked_for: Tensor, roles: Tensor) -> Tensor:
     about = roles > 0
     share = (asked_for * about[:, None]).sum(2)[about.any(1)]
     return -share.clamp(min=1e-6).log().mean() if len(share) else asked_for.sum() * 0
+
+
+def _phrasing(alike: Tensor, phrases: Tensor) -> Tensor:
+    """How surprising it is that a token's nearest are of its own part of the sentence."""
+    real = phrases >= 0
+    others = real[:, None] & real[:, :, None] & ~torch.eye(real.shape[1], dtype=torch.bool)
+    own = others & (phrases[:, None] == phrases[:, :, None])
+    logits = (alike / _TEMPERATURE).masked_fill(~others[:, None], -torch.inf)
+    log_share = logits.masked_fill(~own[:, None], -torch.inf).logsumexp(3) - logits.logsumexp(3)
+    return -log_share.transpose(1, 2)[own.any(2)].mean()
 
 
 def _place_loss(logits: Tensor, batch: Batch) -> Tensor:

@@ -43,12 +43,13 @@ class ViltTrainee(Trainee):
         tokens, states = vilt.encoder(self._embed(batch, keep), reduction, output_hidden_states=True)
         shown, asked, found = (states[max(1, self.depth * part // 6)] for part in (2, 4, 5))
         words = expand_text(vilt.layernorm(tokens.states), tokens, text)[:, :text]
-        asked_for = None if reduction.reducers else self._asked_for(states, tokens)
-        return Seen(shown[:, text + 1 :], asked[:, text + 1 :], found[:, 0], words, vilt.pooler(words), asked_for)
+        asked_for, alike = (None, None) if reduction.reducers else self._to_reducers(states, tokens)
+        pooled = vilt.pooler(words)
+        return Seen(shown[:, text + 1 :], asked[:, text + 1 :], found[:, 0], words, pooled, asked_for, alike)
 
-    def _asked_for(self, states: Sequence[Tensor], tokens: Tokens) -> Tensor | None:
-        """What a reducer would call saliency, with a gradient, in the layers that reduce; see `Seen`."""
-        shares, text = [], tokens.text_length
+    def _to_reducers(self, states: Sequence[Tensor], tokens: Tokens) -> tuple[Tensor | None, Tensor | None]:
+        """What the layers that reduce go by, with a gradient: saliency and the words' likeness; see `Seen`."""
+        shares, alike, text = [], [], tokens.text_length
         for index in (index for index in REDUCING if index < self.depth):
             layer, state = self.model.vilt.encoder.layer[index], states[index]
             attention, x = layer.attention.attention, layer.layernorm_before(state)
@@ -60,7 +61,9 @@ class ViltTrainee(Trainee):
             rows = attention_probabilities(query, key, tokens.bias)[..., text:]
             saliency = text_saliency(rows, tokens.mask[:, :text])[:, 1:]
             shares.append(saliency / saliency.sum(1, keepdim=True))
-        return torch.stack(shares, 1) if shares else None
+            features = F.normalize(key[:, :, :text].mean(1), dim=-1)
+            alike.append(features @ features.transpose(1, 2))
+        return (torch.stack(shares, 1), torch.stack(alike, 1)) if shares else (None, None)
 
     def _embed(self, batch: Batch, keep: Tensor | None) -> Tokens:
         embeddings = self.model.vilt.embeddings
