@@ -117,6 +117,12 @@ class Trainee(nn.Module):
         """Run the model's layers."""
 
 
+def likeness(keys: Tensor) -> Tensor:
+    """How alike tokens are to a reducer that merges: cosines (B, T, T) of attention keys (B, H, T, Dh)."""
+    features = F.normalize(keys.mean(1), dim=-1)
+    return features @ features.transpose(1, 2)
+
+
 def choose_patches(batch: Batch, count: int) -> Tensor:
     """Patches to show: those of objects first, then background at random.
 

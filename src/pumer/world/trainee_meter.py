@@ -17,7 +17,7 @@ from pumer.functional import attention_probabilities, text_saliency
 from pumer.models.meter import MeterConfig, MeterForQuestionAnswering
 from pumer.reducers import NoReduction
 from pumer.world.pool import Batch
-from pumer.world.trainee import Seen, Trainee
+from pumer.world.trainee import Seen, Trainee, likeness
 
 _SAME = {
     "layer_norm1": "layernorm_before",
@@ -85,15 +85,15 @@ class MeterTrainee(Trainee):
         text, image, texts, images = meter.encoder(text, image, reduction, output_hidden_states=True)
         pooled = torch.cat([meter.text_pooler(text.states), meter.image_pooler(image.states)], -1)
         asked, found = images[len(images) * 4 // 6][:, 1:], texts[len(texts) * 5 // 6][:, 0]
-        asked_for = None if reduction.reducers else self._asked_for(texts, images, words.mask, text.bias)
-        return Seen(shown[:, 1:], asked, found, expand_text(text.states, text, T), pooled, asked_for)
+        told = (None, None) if reduction.reducers else self._to_reducers(texts, images, words.mask, text.bias)
+        return Seen(shown[:, 1:], asked, found, expand_text(text.states, text, T), pooled, *told)
 
-    def _asked_for(
+    def _to_reducers(
         self, texts: Sequence[Tensor], images: Sequence[Tensor], mask: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        """What a reducer would call saliency, with a gradient, in the text layers that reduce; see `Seen`."""
+    ) -> tuple[Tensor, Tensor]:
+        """What the text layers that reduce go by, with a gradient: saliency and the words' likeness; see `Seen`."""
         layers, plain = self.model.meter.encoder.text_layers[: max(1, len(images) * 4 // 6)], LayerCues(NoReduction())
-        shares = []
+        shares, alike = [], []
         for layer, text, image in zip(layers, texts, images, strict=False):
             states, cross = layer.attention(text, None, bias, plain)[0], layer.cross_attention
             heads = (cross.num_attention_heads, cross.attention_head_size)
@@ -102,8 +102,9 @@ class MeterTrainee(Trainee):
                 for linear, x in ((cross.query, states), (cross.key, image))
             )
             saliency = text_saliency(attention_probabilities(query, key, None), mask)[:, 1:]
+            alike.append(likeness(layer.attention.key(text).unflatten(2, heads).transpose(1, 2)))
             shares.append(saliency / saliency.sum(1, keepdim=True))
-        return torch.stack(shares, 1)
+        return torch.stack(shares, 1), torch.stack(alike, 1)
 
     def _encode(self, batch: Batch, keep: Tensor | None) -> Tensor:
         """The vision encoder on some of the patches: (B, 1 + K, D)."""

@@ -14,7 +14,7 @@ from pumer.backbones.streams import expand_text
 from pumer.functional import attention_probabilities, text_saliency
 from pumer.tokens import Tokens, attention_bias
 from pumer.world.pool import Batch
-from pumer.world.trainee import Seen, Trainee
+from pumer.world.trainee import Seen, Trainee, likeness
 
 REDUCING = (2, 4, 5, 6, 8)
 """Layers in which the paper's schedules reduce."""
@@ -61,8 +61,7 @@ class ViltTrainee(Trainee):
             rows = attention_probabilities(query, key, tokens.bias)[..., text:]
             saliency = text_saliency(rows, tokens.mask[:, :text])[:, 1:]
             shares.append(saliency / saliency.sum(1, keepdim=True))
-            features = F.normalize(key[:, :, :text].mean(1), dim=-1)
-            alike.append(features @ features.transpose(1, 2))
+            alike.append(likeness(key[:, :, :text]))
         return (torch.stack(shares, 1), torch.stack(alike, 1)) if shares else (None, None)
 
     def _embed(self, batch: Batch, keep: Tensor | None) -> Tokens:
