@@ -151,7 +151,7 @@ class Source:
     def _phrases(self, ids: np.ndarray) -> np.ndarray:
         """The label `phrases` of a sentence's tokens."""
         ends, starts = (
-            np.isin(ids, [self.tokenizer.token_to_id(word) for word in words])
+            np.isin(ids, [cast(int, self.tokenizer.token_to_id(word)) for word in words])
             for words in (sentences.NOUNS, sentences.OPENERS.split())
         )
         starts[1:] |= ends[:-1]
