@@ -136,7 +136,7 @@ def test_what_a_reduction_learned_is_where_the_next_training_starts(config, tmp_
     train(config, reduction=LEARNING)
     before, fresh = learned(config.output), DynamicViTConfig(layers=(2, 5), prune_ratio=0.4).learned({"fusion": 16})
     assert not torch.equal(before["vilt.reducer.fusion_2.own.weight"], fresh["fusion", 2].own.weight), "it learned"
-    still = change(config.optimizer, head_factor=0.0)
+    still = change(config.optimizer, reduction_factor=0.0)
     other = LEARNING | {"prune_ratio": 0.6}
     train(config, model=str(config.output), output=tmp_path / "more", optimizer=still, reduction=other)
     assert same(before, learned(tmp_path / "more"))
