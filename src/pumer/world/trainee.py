@@ -23,6 +23,7 @@ from pumer.world.pool import DENSE, TEXTS, Batch
 _DENSE_WIDTHS = [count + 1 for count in DENSE.values()]
 _PLAIN = NoReduction()
 _TEMPERATURE = 0.1
+"""Of the softmax over cosines that tells phrases apart."""
 
 
 @dataclass(frozen=True)
