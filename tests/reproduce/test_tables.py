@@ -5,7 +5,7 @@ import pytest
 from pumer.reducers import METHODS, config_from_dict
 from pumer.reproduce import paper
 from pumer.reproduce.cells import BACKBONES, PAIRS
-from pumer.reproduce.tables import RESOLUTION, STRENGTHS, chosen, tables
+from pumer.reproduce.tables import RESOLUTION, STRENGTHS, VISION_RATIOS, chosen, tables
 from pumer.tasks import TASKS
 
 
@@ -83,6 +83,17 @@ def test_some_of_them_can_be_chosen(known):
     assert table.name == "table1"
     assert {row.where for row in table.rows} == {"meter/coco TR", "meter/coco IR"}
     assert set(PAIRS) >= {row.where for row in known["table7"].rows}
+
+
+def test_the_vision_encoder_merges_more_and_more_beside_pumers_own_schedule(known):
+    original, pumer, *others = (row.cell for row in known["vision"].rows)
+    assert pumer.original == original
+    own = config_from_dict(pumer.settings).schedule
+    for cell, ratio in zip(others, VISION_RATIOS, strict=True):
+        schedule = config_from_dict(cell.settings).schedule
+        seeing = [step for step in schedule if step.stack == "vision"]
+        assert [(step.layer, step.merge_ratio) for step in seeing] == [(layer, ratio) for layer in (1, 2, 3)]
+        assert tuple(step for step in schedule if step.stack == "fusion") == own
 
 
 def test_the_small_models_see_pictures_in_the_papers_proportions(known):

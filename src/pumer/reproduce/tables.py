@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pumer.reducers import config_from_dict, config_to_dict
 from pumer.reproduce.cells import BACKBONES, PAIRS, RETRIEVAL, TASKS, Cell, reduced
 from pumer.reproduce.paper import (
     FIGURE_5_SPEEDUP,
@@ -43,6 +44,9 @@ for the small ViLT and 18 words. Pooling has no third: it averages at most every
 RESOLUTION = "smaller pictures"
 SIZES = (320, 288, 256)
 """Pixels where the model's own are 384: 1.5, 1.8 and 2.3 times fewer multiply-accumulates."""
+VISION_LAYERS = {"world": (1, 2, 3), "full": (2, 5, 8)}
+"""Where METER's vision encoder merges, by scale: the small one has 4 layers, the full-size one 11."""
+VISION_RATIOS = (0.1, 0.2, 0.3)
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,20 @@ def _pair(setup: Setup, backbone: str, task: str, seeds: int) -> Iterator[Row]:
         before, after = TABLE_1.get(f"{backbone}/{task} {direction}".rstrip(), (None, None))
         yield Row("original", original, seeds, direction, before)
         yield Row("PuMer", pumer, seeds, direction, after)
+
+
+def _vision(setup: Setup, seeds: int | None) -> Table:
+    """What the paper has not: fewer tokens before the cross-modal layers, where most of METER's arithmetic is."""
+    pumer = pumer_cell(setup, "meter", "vqav2")
+    rows = [Row("original", pumer.original, seeds or 1), Row("PuMer", pumer, seeds or 1)]
+    fusion = config_to_dict(config_from_dict(pumer.settings or {}))
+    for ratio in VISION_RATIOS:
+        seeing = [{"stack": "vision", "layer": layer, "merge_ratio": ratio} for layer in VISION_LAYERS[setup.scale]]
+        cell = _changed(pumer, fusion | {"schedule": [*seeing, *fusion["schedule"]]})
+        rows.append(Row(f"and {ratio} merged in vision layers", cell, seeds or 1))
+    layers = ", ".join(map(str, VISION_LAYERS[setup.scale]))
+    note = f"Image tokens are also merged in layers {layers} of the vision encoder; the ratio is of those that enter."
+    return Table("vision", "Beyond the paper: merging in METER's vision encoder too", note, tuple(rows))
 
 
 def _twins(setup: Setup, seeds: int | None) -> Table:
@@ -286,6 +304,7 @@ _MAKERS: Sequence[Callable[[Setup, int | None], Table]] = (
     _table_4,
     _table_7,
     _figure_5,
+    _vision,
     _training,
     _twins,
 )
