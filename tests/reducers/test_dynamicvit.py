@@ -50,17 +50,43 @@ def test_hidden_tokens_count_for_nothing(backbone):
     """A training forward whose samples are forced to the best tokens computes what inference computes."""
     case = TINY[backbone]
     model, inputs = pumer.patch(case.build(), fitted(backbone)), case.batch([(6, 6, 6)])
+    for predictor in predictors(model):  # in order: what a later one sees follows from the earlier
+        force_the_best(predictor, lambda: answer(model, inputs))
+    with torch.no_grad(), pumer.trace(model) as trace:
+        expected = answer(model, inputs)
+    assert (trace.forwards[0].pruned_at >= 0).any()
+    for predictor in predictors(model):
+        predictor.train()  # alone: nothing else is left to chance
+    torch.testing.assert_close(answer(model, inputs), expected, atol=1e-3, rtol=1e-3)
     for predictor in predictors(model):
         with torch.no_grad():
-            predictor.score.weight.mul_(1e4)  # no noise matters, nearly all scores say yes or no
-    with torch.no_grad(), pumer.trace(model) as trace:
-        answer(model, inputs)
-    assert (trace.forwards[0].pruned_at >= 0).any()
-    model.train()
-    torch.manual_seed(1)
-    first = answer(model, inputs)
-    torch.manual_seed(2)
-    torch.testing.assert_close(answer(model, inputs), first, atol=1e-3, rtol=1e-3)
+            predictor.score.bias.fill_(1e6)  # nothing is hidden: another answer, so that the one above could fail
+    assert (answer(model, inputs) - expected).abs().max() > 1e-2
+
+
+def force_the_best(predictor, forward):
+    """Shift and stretch the scores so that only the tokens that inference keeps are above zero, and far."""
+    seen = []
+    handle = predictor.register_forward_hook(lambda module, arguments, logits: seen.append((arguments[1], logits)))
+    with torch.no_grad():
+        forward()
+        handle.remove()
+        ((mask, logits),) = seen
+        ranked = logits[0, 1:][mask[0, 1:]].sort(descending=True).values  # without [CLS], which stays anyway
+        stays = predictor.config.kept(int(mask.sum())) - 1
+        predictor.score.bias.sub_((ranked[stays - 1] + ranked[stays]) / 2)
+        for parameter in (predictor.score.weight, predictor.score.bias):
+            parameter.mul_(1e7)
+
+
+def test_samples_start_at_the_ratio():
+    predictor = DynamicViTConfig(layers=(0,), prune_ratio=0.4).learned({"fusion": 8})["fusion", 0]
+    with torch.no_grad():
+        predictor.score.weight.zero_()
+    mask = torch.ones(1, 4001, dtype=torch.bool)
+    torch.manual_seed(0)
+    _, image = predictor.train().decide(Cues(Block(mask, None, None), Block(mask, None, None, torch.randn(1, 4001, 8))))
+    assert abs((image.bias > -1).float().mean().item() - 0.6) < 0.03
 
 
 def test_the_ratio_loss_is_the_squared_miss():

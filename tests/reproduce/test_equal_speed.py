@@ -16,7 +16,7 @@ def test_at_a_point_of_the_line_it_is_the_paired_difference():
     method = Point(2.0, scores(1.0, 1.0, 1.0, 1.0))
     assert beside(method, [FAST, SLOW])["mean"] == 0.5
     same = beside(Point(1.0, SLOW.scores), [SLOW, FAST])
-    assert same == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert same == {"mean": 0.0, "low": 0.0, "high": 0.0, "beyond": False}
 
 
 def test_between_two_points_each_example_is_interpolated():
@@ -25,21 +25,22 @@ def test_between_two_points_each_example_is_interpolated():
     assert quarter["low"] <= quarter["mean"] <= quarter["high"]
 
 
-@pytest.mark.parametrize("throughput", [0.9, 2.1])
-def test_beyond_the_line_nothing_is_said(throughput):
-    assert beside(Point(throughput, SLOW.scores), [SLOW, FAST]) is None
+def test_what_is_faster_than_the_line_stands_beside_its_fastest_point():
+    beyond = beside(Point(2.1, SLOW.scores), [SLOW, FAST])
+    assert beyond["beyond"] and beyond["mean"] == 0.5
+    assert beside(Point(0.9, SLOW.scores), [SLOW, FAST]) is None
 
 
 def row(series, throughput, found):
-    cost = None if throughput is None else {"throughput": {"median": throughput}}
-    return {"series": series, "changed": bool(series), "cost": cost, "tuned": found and {}, "scores": found}
+    cost = None if throughput is None else {"throughput": {"median": throughput}, "macs_fewer": throughput**2}
+    tuned = {"seeds": 1} if found else None
+    return {"series": series, "changed": bool(series), "cost": cost, "tuned": tuned, "scores": found}
 
 
 def test_only_other_methods_that_were_run_and_timed_are_compared():
     rows = [row("", None, SLOW.scores), row("pumer", 2.0, FAST.scores), row("tome", 1.5, SLOW.scores)]
     rows += [row("tome", 1.5, None), row("cls", None, SLOW.scores)]
-    for each in rows:
-        each["tuned"] = {"seeds": 1} if each["scores"] else None
     compared(rows, lambda number: rows[number]["scores"], "pumer")
     assert rows[2]["at_equal_throughput"]["mean"] == pytest.approx(0.25)
+    assert rows[2]["at_equal_macs"]["mean"] == pytest.approx(0.5 * 1.25 / 3)
     assert [number for number, each in enumerate(rows) if "at_equal_throughput" in each] == [2]

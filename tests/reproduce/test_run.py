@@ -161,6 +161,7 @@ def test_the_list_and_the_report_need_no_run(config, tmp_path):
         ({"galleries": "foo"}, "galleries must be of the form 50x20"),
         ({"only": ("figure5",), "cells": ("meter/coco",)}, "figure5: no row of these tables is about meter/coco"),
         ({"out": Path(__file__)}, "cannot be written"),
+        ({"trained": {"vilt/nlvr2": "/nowhere"}}, "checkpoint /nowhere is not a folder"),
         ({"data": Path("/nowhere")}, "/nowhere/vqav2 does not exist"),
     ],
 )

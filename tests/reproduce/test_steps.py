@@ -4,7 +4,7 @@ import json
 import pytest
 
 from pumer.errors import InputError
-from pumer.reproduce.cells import Cell
+from pumer.reproduce.cells import Cell, reduced
 from pumer.reproduce.setup import pumer_cell, read_recipe
 from pumer.reproduce.steps import digest_of_weights, macs_step, steps
 from pumer.reproduce.tables import Row, Table, tables
@@ -55,6 +55,13 @@ def test_smaller_pictures_and_their_pumer(plans):
     assert "teacher=null" not in found[chain[2]].settings["given"]
     (benchmark,) = [step for step in found.values() if step.alone]
     assert json.loads(benchmark.settings["given"][0].removeprefix("reductions="))["reduced"]["image_size"] == 80
+
+
+def test_dynamicvit_has_the_losses_of_its_paper(plans):
+    for method, expected in (("dynamicvit", True), ("random", False)):
+        cell = reduced("vilt", "vqav2", {"method": method, "layers": [2], "prune_ratio": 0.5})
+        given = planned(plans, cell)[f"train/{cell.name}"].settings["given"]
+        assert ("distillation.hidden_weight=0.5" in given) == expected
 
 
 def test_twins_keep_their_input_from_the_model(plans):

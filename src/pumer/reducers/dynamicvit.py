@@ -5,7 +5,8 @@ through as if it were soft. Otherwise the tokens with the highest scores are gat
 
 Differs from the paper: a predictor gives one logit instead of two that a softmax compares (the same model, with fewer
 weights); its loss is about the tokens that reach its layer instead of all that entered the model, so that each one
-answers for its own ratio; a hidden token does not see itself either, which nothing that stays can notice.
+answers for its own ratio; a hidden token does not see itself either, which nothing that stays can notice; and it starts
+with samples that keep as many tokens as it shall, where the paper's keep half of them.
 """
 
 from collections.abc import Mapping
@@ -79,6 +80,7 @@ class TokenPredictor(LearnedReducer):
         self.norm = nn.LayerNorm(width)
         self.own, self.whole = nn.Linear(width, half), nn.Linear(width, half)
         self.mix, self.squeeze, self.score = nn.Linear(2 * half, half), nn.Linear(half, quarter), nn.Linear(quarter, 1)
+        nn.init.constant_(self.score.bias, log((1 - config.prune_ratio) / config.prune_ratio))
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Logits of staying.

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pumer.backbones import BACKBONES
 from pumer.jobs import Blank
+from pumer.tasks import TASKS, Retrieval
 
-BACKBONES = ("vilt", "meter")
-RETRIEVAL = ("flickr30k", "coco")
-TASKS = ("vqav2", "nlvr2", "snli_ve", *RETRIEVAL)
+RETRIEVAL = tuple(name for name, task in TASKS.items() if issubclass(task, Retrieval))
 PAIRS = tuple(f"{backbone}/{task}" for backbone in BACKBONES for task in TASKS)
 
 
@@ -19,7 +19,7 @@ class Cell:
     """One model on one task.
 
     Attributes:
-        backbone: "vilt" or "meter".
+        backbone: name in `pumer.backbones.BACKBONES`.
         task: name in `pumer.tasks.TASKS`.
         reduction: its method and settings as JSON text with sorted keys; None for the unreduced model.
         tuned: whether it was fine-tuned like this; if not, it is the fine-tuned original that is changed.

@@ -12,7 +12,7 @@ matplotlib.rcParams["svg.hashsalt"] = "pumer"  # the same figures make the same 
 matplotlib.rcParams["svg.fonttype"] = "none"
 _MARKERS = "osD^vP*Xph<>"
 _LEADING = "pumer"
-_TITLES = {"tuned": "fine-tuned alike", "untuned": "not fine-tuned"}
+_TITLES = {"tuned": "fine-tuned", "untuned": "not fine-tuned"}
 
 
 def draw(rows: Sequence[Mapping[str, Any]], kind: str = "svg") -> bytes | None:

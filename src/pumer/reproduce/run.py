@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from pumer.arguments import at_least, writable
-from pumer.checkpoint import read_json, write_json
+from pumer.backbones import BACKBONES
+from pumer.checkpoint import model_class, read_json, write_json
 from pumer.errors import InputError
 from pumer.provenance import collect
 from pumer.ranking import gallery_sizes
-from pumer.reproduce.cells import BACKBONES, PAIRS
+from pumer.reproduce.cells import PAIRS
 from pumer.reproduce.collect import collect_table
 from pumer.reproduce.commands import Commands, Runner, cores
 from pumer.reproduce.places import without_places
@@ -123,6 +124,8 @@ class Reproduction:
         self.tables: list[Table] = chosen(self.known, config.only, config.cells)
         if not any(table.rows for table in self.tables):
             raise InputError(f"{', '.join(config.only)}: no row of these tables is about {', '.join(config.cells)}")
+        for checkpoint in {*config.starts.values(), *config.trained.values()}:
+            model_class(checkpoint)  # refused now, not when its turn comes
         self.steps: list[Stage] = steps(self.tables, self.setup)
         self.records = config.out / "steps"
 

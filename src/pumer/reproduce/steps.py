@@ -4,7 +4,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ ANNOTATIONS = {
     "coco": "dataset_coco.json",
 }
 _WHERE = ("date", "device", "threads", "dtype", "versions", "commit")
+_OWN_LOSSES = {"dynamicvit": ["distillation.hidden_weight=0.5"]}
+"""What a method's own paper trains with beside the recipe: DynamicViT's tokens imitate its teacher's."""
 _MADE_HERE = ("model", "output", "teacher")
 
 
@@ -137,7 +139,8 @@ def _training(cell: Cell, setup: Setup) -> Stage:
     """A recipe, and what the cell changes in it; nothing to do for a model that was given."""
     given_model = setup.given(cell)
     if given_model is not None:
-        return Stage(train_step(cell), f"take {cell.name}", digest_of_weights(given_model), lambda: {})
+        digest, after = digest_of_weights(given_model), _after_world(cell.task, setup)
+        return Stage(train_step(cell), f"take {cell.name}", digest, lambda: {}, after)
     kind = ORIGINAL if cell.reduction is None and cell.image_size is None else PUMER
     path = setup.recipe(cell.backbone, cell.task, kind)
     recipe, output, teacher = read_recipe(path), Path(setup.weights(cell)), setup.weights(cell.base)
@@ -146,7 +149,7 @@ def _training(cell: Cell, setup: Setup) -> Stage:
     given += [] if "patience" in recipe else ["data.eval=null"]
     if kind == PUMER:
         given += [f"reduction={cell.reduction or 'none'}"]
-        given += [] if cell.teacher else ["teacher=null"]
+        given += _OWN_LOSSES.get((cell.settings or {}).get("method", ""), []) if cell.teacher else ["teacher=null"]
     given += [f"image_size={cell.image_size}"] * (cell.image_size is not None)
     given += [f"blank={cell.blank}"] * (cell.blank != "none")
     given += setup.settings
@@ -295,8 +298,15 @@ def _digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\n".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest.update(_digest_of_file(file, file.stat().st_size, file.stat().st_mtime_ns))
     return digest.hexdigest()[:16]
+
+
+@cache
+def _digest_of_file(file: Path, size: int, changed: int) -> bytes:
+    """Of what it holds; read once as long as size and time of change stay."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def line(command: Sequence[str]) -> str:
