@@ -149,12 +149,17 @@ def test_random_pruning_differs_between_pictures_layers_and_seeds_only():
     assert keys[1] is cues.image.keys
 
 
-def test_random_pruning_is_uniform():
-    cues, _, _ = make_cues([(1, 41)] * 2000, seed=3)
+def test_random_pruning_is_uniform_and_knows_no_neighbours():
+    samples, n = 4000, 40
+    cues, _, _ = make_cues([(1, n + 1)] * samples, seed=3)
     _, image = RandomPruningConfig(layers=(0,), prune_ratio=0.5).reducers()["fusion", 0].decide(cues)
-    counts = torch.bincount(image.index[image.mask], minlength=41)[1:41].double()
-    share = (image.mask.sum() - 2000) / 40
-    assert (counts / share - 1).abs().max() < 0.4, counts
+    stays = torch.zeros(samples, n + 1, dtype=torch.float64).scatter_(1, image.index, image.mask.double())[:, 1:]
+    k = int(stays[0].sum())
+    assert (stays.mean(dim=0) / (k / n) - 1).abs().max() < 0.1
+    both = k * (k - 1) / (n * (n - 1))  # of two tokens, if each draw of k is as likely as any other
+    for distance in range(1, 13):
+        together = (stays[:, distance:] * stays[:, :-distance]).mean()
+        assert abs(together / both - 1) < 0.03, distance
 
 
 @pytest.mark.parametrize(("backbone", "tokens"), [("vilt", 77), ("meter", 37)])

@@ -63,6 +63,8 @@ class RandomPruner:
 
 
 def _scramble(x: Tensor) -> Tensor:
-    """A hash of non-negative integers, below 2 ** 31."""
-    x = (x % _PRIME * 48_271 + 12_820_163) % _PRIME
-    return ((x ^ (x >> 15)) * 69_621) % _PRIME
+    """A hash of non-negative integers, below 2 ** 31; two rounds, for after one neighbours are spread evenly."""
+    for _ in range(2):
+        x = (x % _PRIME * 48_271 + 12_820_163) % _PRIME
+        x = ((x ^ (x >> 15)) * 69_621) % _PRIME
+    return x
