@@ -1,6 +1,7 @@
 """METHODS x BACKBONES x TASKS: every method learns every task in every backbone, and goes through every job."""
 
 import dataclasses
+from collections import defaultdict
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pumer.jobs import Collator, Examples, make_inputs
 from pumer.planning import PlanConfig
 from pumer.planning import run as run_plan
 from pumer.reducers import METHODS, config_to_dict
+from pumer.reducers.learned import LearnedReducer
 from pumer.tasks import TASKS
 
 backbones = pytest.mark.parametrize("backbone", TINY)
@@ -49,8 +51,9 @@ def test_every_method_learns_every_task(name, backbone, request):
         assert all(torch.isfinite(gradient).all() for gradient in gradients.values()), config
         learning = {n.partition(".")[0] for n, gradient in gradients.items() if gradient.any()}
         assert {prefix.partition(".")[0] for prefix in task.head} <= learning, config
-        for name_ in (n for n, _ in model.named_parameters() if ".reducer." in n and n.endswith("score.weight")):
-            assert gradients[name_].any(), f"{name_} of {config}"
+        learners = [module for module in model.modules() if isinstance(module, LearnedReducer)]
+        assert len(learners) == len(config.learned(defaultdict(lambda: 8)))
+        assert all(any(p.grad.any() for p in learner.parameters()) for learner in learners), config
         model.zero_grad(set_to_none=True)
         model.eval()
 

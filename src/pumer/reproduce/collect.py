@@ -54,7 +54,7 @@ def _trained(row: Row, done: Mapping[str, Record]) -> dict[str, Any]:
     ours, theirs = _training(row, done), _training(replace(row, cell=row.cell.original), done)
     faster = None
     if ours and theirs and row.cell != row.cell.original:
-        faster = ours[0]["samples_per_second"] / theirs[0]["samples_per_second"]
+        faster = _mean(run["samples_per_second"] for run in ours) / _mean(run["samples_per_second"] for run in theirs)
     return {"where": row.where, "model": row.model, "training": ours, "faster": faster}
 
 

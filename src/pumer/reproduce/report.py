@@ -4,6 +4,7 @@ import base64
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pumer.checkpoint import write_json, write_text
@@ -194,13 +195,9 @@ def _macs(row: Mapping[str, Any]) -> list[str]:
 def _training(row: Mapping[str, Any]) -> list[str]:
     if row["training"] is None:
         return [row["where"], row["model"], "0", *[NOT_RUN] * 4]
-    first, faster = row["training"][0], row["faster"]
-    told = [
-        str(len(row["training"])),
-        str(first["steps"]),
-        f"{first['seconds'] / 60:.1f}",
-        f"{first['samples_per_second']:.1f}",
-    ]
+    runs, faster = row["training"], row["faster"]
+    steps, seconds, rate = (fmean(run[name] for run in runs) for name in ("steps", "seconds", "samples_per_second"))
+    told = [str(len(runs)), f"{steps:.0f}", f"{seconds / 60:.1f}", f"{rate:.1f}"]
     return [row["where"], row["model"], *told, NONE if faster is None else f"{faster:.2f}x"]
 
 
