@@ -1,6 +1,6 @@
 import pytest
 
-from pumer.reproduce.equal_speed import Point, beside, compared
+from pumer.reproduce.equal_speed import Point, beside, compared, front
 
 
 def scores(*values):
@@ -14,7 +14,7 @@ FAST = Point(2.0, scores(0.0, 1.0, 0.0, 1.0))
 
 def test_at_a_point_of_the_line_it_is_the_paired_difference():
     method = Point(2.0, scores(1.0, 1.0, 1.0, 1.0))
-    assert beside(method, [FAST, SLOW])["mean"] == 0.5
+    assert beside(method, [SLOW, FAST])["mean"] == 0.5
     same = beside(Point(1.0, SLOW.scores), [SLOW, FAST])
     assert same == {"mean": 0.0, "low": 0.0, "high": 0.0, "beyond": False}
 
@@ -29,6 +29,12 @@ def test_what_is_faster_than_the_line_stands_beside_its_fastest_point():
     beyond = beside(Point(2.1, SLOW.scores), [SLOW, FAST])
     assert beyond["beyond"] and beyond["mean"] == 0.5
     assert beside(Point(0.9, SLOW.scores), [SLOW, FAST]) is None
+
+
+def test_the_front_leaves_out_what_another_point_beats_in_both():
+    beaten, equal = Point(1.5, scores(0.0, 0.0, 0.0, 1.0)), Point(1.0, scores(1.0, 1.0, 1.0, 0.0))
+    assert front([FAST, beaten, SLOW, equal], lambda point: point.place) == [SLOW, FAST]
+    assert front([beaten], lambda point: point.place) == [beaten]
 
 
 def row(series, throughput, found):

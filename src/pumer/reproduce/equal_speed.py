@@ -1,12 +1,14 @@
-"""At equal speed: a method beside PuMer, whose accuracy is interpolated between two of its strengths."""
+"""At equal speed: a method beside PuMer, whose accuracy is interpolated between two of its best settings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from statistics import fmean
+from typing import Any, TypeVar
 
 from pumer.tasks.statistics import bootstrap
 
+T = TypeVar("T")
 Scores = Mapping[int | str, tuple[str, float]]
 """Per test example, its source, see `pumer.tasks.Example`, and its score, the mean over seeds."""
 SPEEDS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
@@ -28,6 +30,27 @@ class Point:
     speed: float
     scores: Scores
 
+    @property
+    def place(self) -> tuple[float, float]:
+        """Speed and mean score."""
+        return self.speed, fmean(score for _, score in self.scores.values())
+
+
+def front(items: Iterable[T], place: Callable[[T], tuple[float, float]]) -> list[T]:
+    """What no other one is both faster and more accurate than, the slowest first.
+
+    Who wants a speed takes the best setting for it; how bad another one is, is no argument for a rival.
+
+    Args:
+        items: in any order.
+        place: speed and accuracy of an item.
+    """
+    found: list[T] = []
+    for item in sorted(items, key=place, reverse=True):
+        if not found or place(item)[1] > place(found[-1])[1]:
+            found.append(item)
+    return found[::-1]
+
 
 def beside(method: Point, line: Sequence[Point]) -> dict[str, Any] | None:
     """How much more accurate a method is than a line of points at its own speed.
@@ -37,19 +60,17 @@ def beside(method: Point, line: Sequence[Point]) -> dict[str, Any] | None:
 
     Args:
         method: what is compared.
-        line: of at least two points, in any order.
+        line: of at least two points, the slowest first.
 
     Returns:
         `mean`, `low` and `high` (95%, bootstrap over the examples), positive where the method is better; and `beyond`:
         whether it is faster than the whole line, whose fastest point then stands in. None where it is slower than all.
     """
-    ordered = sorted(line, key=lambda point: point.speed)
-    if method.speed < ordered[0].speed:
+    if method.speed < line[0].speed:
         return None
-    beyond = method.speed > ordered[-1].speed
-    slower, faster = next(
-        (pair for pair in pairwise(ordered) if pair[0].speed <= method.speed <= pair[1].speed), ordered[-1:] * 2
-    )
+    beyond = method.speed > line[-1].speed
+    between = (pair for pair in pairwise(line) if pair[0].speed <= method.speed <= pair[1].speed)
+    slower, faster = next(between, (line[-1], line[-1]))
     share = _share(slower.speed, method.speed, faster.speed)
     differences = [
         score - (1 - share) * slower.scores[number][1] - share * faster.scores[number][1]
@@ -68,7 +89,7 @@ def compared(rows: Sequence[dict[str, Any]], scores: Callable[[int], Scores], se
     Args:
         rows: of the table, as collected; the original, which has no series, is the slow end of the line.
         scores: of the row at a position.
-        series: the line that the others are compared with.
+        series: whose `front` is the line that the others are compared with.
     """
     known = {
         number: scores(number)
@@ -80,7 +101,8 @@ def compared(rows: Sequence[dict[str, Any]], scores: Callable[[int], Scores], se
             number: Point(speed(rows[number]["cost"]) if rows[number]["cost"] else 1.0, found)
             for number, found in known.items()
         }
-        line = [point for number, point in points.items() if rows[number]["series"] in ("", series)]
+        ours = (point for number, point in points.items() if rows[number]["series"] in ("", series))
+        line = front(ours, lambda point: point.place)
         for number, point in points.items():
             if rows[number]["series"] not in ("", series):
                 rows[number][name] = beside(point, line)

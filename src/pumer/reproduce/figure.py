@@ -8,6 +8,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pumer.reproduce.equal_speed import front
+
 matplotlib.rcParams["svg.hashsalt"] = "pumer"  # the same figures make the same file
 matplotlib.rcParams["svg.fonttype"] = "none"
 _MARKERS = "osD^vP*Xph<>"
@@ -55,10 +57,16 @@ def draw(rows: Sequence[Mapping[str, Any]], kind: str = "svg") -> bytes | None:
 
 
 def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], part: str, name: str, place: int) -> None:
-    """One method; bars are 95% intervals of accuracy, and quartiles of throughput."""
+    """One method: a line through its best settings, bare points where another setting is faster and more accurate."""
+    best = front(rows, lambda row: (row["cost"]["throughput"]["median"], row[part]["accuracy"]["mean"]))
+    _points(axes, [row for row in rows if row not in best], part, name, place, linestyle="none")
+    _points(axes, best, part, name, place, label=name)
+
+
+def _points(axes: Axes, rows: Sequence[Mapping[str, Any]], part: str, name: str, place: int, **more: Any) -> None:
+    """Bars are 95% intervals of accuracy, and quartiles of throughput."""
     if not rows:
         return
-    rows = sorted(rows, key=lambda row: float(row["cost"]["throughput"]["median"]))
     speeds = [row["cost"]["throughput"] for row in rows]
     accuracies = [{key: 100 * value for key, value in row[part]["accuracy"].items()} for row in rows]
     leading = name == _LEADING
@@ -67,13 +75,13 @@ def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], part: str, name: str, p
         [accuracy["mean"] for accuracy in accuracies],
         xerr=_bars(speeds, "median"),
         yerr=_bars(accuracies, "mean"),
-        label=name,
         marker=_MARKERS[place % len(_MARKERS)],
         color="black" if leading else f"C{place}",
         linewidth=2.2 if leading else 1.2,
         markersize=7 if leading else 5,
         elinewidth=0.8,
         zorder=3 if leading else 2,
+        **more,
     )
 
 
