@@ -283,7 +283,7 @@ def _figure_5(setup: Setup, seeds: int | None) -> Table:
         "All start from the same checkpoint and are fine-tuned for as many steps at the same rates, with the original "
         "as teacher; smaller pictures without one. Small models: PuMer, ToMe and EViT were part of the checkpoint's "
         "pre-training, the others were not, and the rates were chosen, among three, on the questions of this table. "
-        "What PuMer has at a method's speed is interpolated between its settings next to it, without those that another "
+        "What PuMer has at a method's speed is interpolated between its settings next to it, but those that another "
         "of its settings beats in speed and accuracy; more settings of PuMer were tried than of any other. "
         f"The paper has PuMer above DynamicViT and ToMe at {FIGURE_5_SPEEDUP}x, and prints no numbers."
     )
