@@ -6,7 +6,7 @@ from typing import Any
 
 from pumer.checkpoint import read_json
 from pumer.reproduce.cells import RETRIEVAL, Cell
-from pumer.reproduce.equal_speed import Scores, compared
+from pumer.reproduce.equal_speed import LEADING, Scores, compared
 from pumer.reproduce.paper import TABLE_7
 from pumer.reproduce.setup import Setup
 from pumer.reproduce.steps import benchmark_step, macs_step, test_step, train_step
@@ -14,8 +14,6 @@ from pumer.reproduce.tables import Row, Table
 from pumer.stages import Record
 from pumer.tasks.statistics import bootstrap
 
-LEADING = "pumer"
-"""The method that the others are compared with."""
 _QUERIES = {"TR": "image ", "IR": "caption "}
 
 

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from pumer.tasks.statistics import bootstrap
 
+LEADING = "pumer"
+"""The method that the others are compared with."""
 T = TypeVar("T")
 Scores = Mapping[int | str, tuple[str, float]]
 """Per test example, its source, see `pumer.tasks.Example`, and its score, the mean over seeds."""

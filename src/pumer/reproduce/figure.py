@@ -8,12 +8,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pumer.reproduce.equal_speed import front
+from pumer.reproduce.equal_speed import LEADING, front
 
 matplotlib.rcParams["svg.hashsalt"] = "pumer"  # the same figures make the same file
 matplotlib.rcParams["svg.fonttype"] = "none"
 _MARKERS = "osD^vP*Xph<>"
-_LEADING = "pumer"
 _TITLES = {"tuned": "fine-tuned", "untuned": "not fine-tuned"}
 
 
@@ -69,7 +68,7 @@ def _points(axes: Axes, rows: Sequence[Mapping[str, Any]], part: str, name: str,
         return
     speeds = [row["cost"]["throughput"] for row in rows]
     accuracies = [{key: 100 * value for key, value in row[part]["accuracy"].items()} for row in rows]
-    leading = name == _LEADING
+    leading = name == LEADING
     axes.errorbar(
         [speed["median"] for speed in speeds],
         [accuracy["mean"] for accuracy in accuracies],

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from pumer.checkpoint import write_json, write_text
+from pumer.reducers import ReleasedPuMerConfig
 from pumer.report import html_table, page, provenance_section, with_small_print
 from pumer.reproduce.figure import draw
 
@@ -16,7 +17,6 @@ Results = Mapping[str, Any]
 NOT_RUN, NONE = "not run", "–"
 POINT = 0.01 + 1e-9
 """A drop of exactly one point is one point."""
-PUMERS = ("pumer", "pumer-released")
 COLUMNS = (
     "task",
     "model",
@@ -118,7 +118,7 @@ def goals(results: Results) -> list[str]:
     """How many of the figures that are there meet the goals, and a sentence for every one that misses its goal."""
     rows = [(table["name"], row) for table in results["tables"] if table["kind"] == "cells" for row in table["rows"]]
     first = [row for name, row in rows if name == "table1" and row["changed"] and row["tuned"]]
-    others = [row for _, row in rows if row.get("at_equal_throughput") and row["series"] not in PUMERS]
+    others = [row for _, row in rows if row.get("at_equal_throughput") and row["series"] != ReleasedPuMerConfig.method]
     return [*_drops(first), *_better(others)]
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pumer.backbones import BACKBONES
 from pumer.reducers import PuMerConfig, config_from_dict, config_to_dict
+from pumer.reducers.pumer import VISION_PRESETS
 from pumer.reproduce.cells import PAIRS, RETRIEVAL, Cell, reduced
 from pumer.reproduce.paper import (
     FIGURE_5_SPEEDUP,
@@ -54,7 +55,7 @@ loss weighs ten times what its paper has, or a hundred steps end in training wit
 RESOLUTION = "smaller pictures"
 SIZES = (320, 288, 256)
 """Pixels where the model's own are 384: 1.5, 1.8 and 2.3 times fewer multiply-accumulates."""
-VISION_LAYERS = {"world": (1, 2, 3), "full": (2, 5, 8)}
+VISION_LAYERS = {"world": (1, 2, 3), "full": VISION_PRESETS["meter"][0]}
 """Where METER's vision encoder merges, by scale: the small one has 4 layers, the full-size one 11."""
 VISION_RATIOS = (0.1, 0.2, 0.3)
 
@@ -198,7 +199,8 @@ def _pumer_name(cell: Cell) -> str:
     papers = PuMerConfig.preset(cell.backbone, "retrieval" if cell.task in RETRIEVAL else cell.task)
     if config_from_dict(settings) == papers:
         return "PuMer"
-    return f"PuMer, {' / '.join(str(settings[name]) for name in RATIOS)}"
+    ratios = [str(settings[name]) for name in RATIOS if name in settings]
+    return f"PuMer, {' / '.join(ratios) or 'another schedule'}"
 
 
 def _twins(setup: Setup, seeds: int | None) -> Table:
