@@ -1,7 +1,9 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from pumer.backbones import BACKBONES
 from pumer.reducers import METHODS, config_from_dict
@@ -33,6 +35,16 @@ def test_other_ratios_than_the_papers_are_told(known):
     told = {row.where: row.model for row in known["table1"].rows if row.changed}
     assert told["vilt/snli_ve"] == told["meter/vqav2"] == "PuMer"
     assert told["meter/snli_ve"] == "PuMer, 0.2 / 0.2 / 0.2"
+
+
+def test_a_recipe_may_give_each_layer_its_own_ratios(plans, tmp_path):
+    recipes = shutil.copytree(plans.recipes, tmp_path / "recipes")
+    path = recipes / "vilt" / "world-nlvr2-pumer.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["reduction"] = {"method": "pumer", "schedule": [{"layer": 2, "merge_ratio": 0.5}]}
+    path.write_text(yaml.safe_dump(settings))
+    rows = tables(replace(plans, recipes=recipes))["table1"].rows
+    assert [row.model for row in rows if row.pair == "vilt/nlvr2" and row.changed] == ["PuMer, another schedule"]
 
 
 def test_the_other_tables_have_all_of_the_papers_figures(known):
