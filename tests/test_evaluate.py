@@ -106,6 +106,8 @@ def test_settings_of_the_training_are_the_defaults(config, tmp_path):
     result = run(EvaluateConfig(model=str(tmp_path)))
     blind = run(EvaluateConfig(**vars(config) | {"blank": "image", "text_length": 5}))
     assert result["accuracy"] == blind["accuracy"]
+    with pytest.raises(InputError, match="checkpoint out/of/sight is not a folder"):
+        run(EvaluateConfig("out/of/sight"))
 
 
 def test_split_without_train_files_has_no_constants(config, tiny_vqa):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from pumer.arguments import at_least, writable
-from pumer.checkpoint import ensure_patched, learned_names, load, load_processor, read_json, write_json
+from pumer.checkpoint import ensure_patched, learned_names, load, load_processor, model_class, read_json, write_json
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
 from pumer.jobs import (
@@ -280,6 +280,7 @@ def _with_training_settings(config: EvaluateConfig) -> dict[str, Any]:
     trained = trained_with(config.model)
     root = config.data.root or trained.get("data", {}).get("root")
     if root is None:
+        model_class(config.model)  # says so, if it is not there at all
         raise InputError(f"{config.model} does not say what it was trained on; give data.root=FOLDER")
     return {
         "task": config.task or trained.get("task", "vqav2"),
