@@ -1,5 +1,6 @@
 """One decision, applied to every per-token tensor: against a plain Python loop over one example."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +81,13 @@ def test_join_is_the_two_decisions_side_by_side(left, right):
     moved = torch.where(second.destination < 0, -1, second.destination + K)
     assert torch.equal(joined.destination, torch.cat([first.destination, moved], dim=1))
     assert torch.equal(joined.total(torch.cat([a, b], 1)), torch.cat([first.total(a), second.total(b)], 1))
+
+
+@pytest.mark.parametrize("policy", [{"proportional": False}, {"weighted": False}])
+def test_join_refuses_two_rules_for_one_stream(policy):
+    decision = Decision.identity(torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="must agree"):
+        Decision.join(decision, decision.with_policy(**policy))
 
 
 def test_several_sources_into_one_target_weigh_by_size():

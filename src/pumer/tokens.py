@@ -77,7 +77,14 @@ class Decision:
 
     @classmethod
     def join(cls, first: "Decision", second: "Decision") -> "Decision":
-        """One decision for two neighbouring blocks of a stream, from the decision of each block."""
+        """One decision for two neighbouring blocks of a stream, from the decision of each block.
+
+        Raises:
+            ValueError: when one counts a merged token by its size and the other does not: attention over a stream has
+                one rule.
+        """
+        if (first.weighted, first.proportional) != (second.weighted, second.proportional):
+            raise ValueError("the decisions of one stream must agree on `weighted` and `proportional`")
         tokens, kept = first.destination.shape[1], first.index.shape[1]
         moved = torch.where(second.destination < 0, -1, second.destination + kept)
         bias = None

@@ -1,5 +1,7 @@
 """The other methods' decisions against plain loops over one example; what their settings refuse."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +11,15 @@ from torch.nn.functional import cosine_similarity
 
 import pumer
 from pumer import InputError
-from pumer.reducers import ClsPruningConfig, EViTConfig, PoolingConfig, RandomPruningConfig, ToMeConfig
-from pumer.tokens import Block, Cues
+from pumer.reducers import (
+    ClsPruningConfig,
+    EViTConfig,
+    PoolingConfig,
+    RandomPruningConfig,
+    ReleasedPuMerConfig,
+    ToMeConfig,
+)
+from pumer.tokens import Block, Cues, Decision
 
 RATIOS = st.one_of(st.just(0.1), st.just(0.5), st.floats(0.01, 0.99))
 LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 16)), min_size=1, max_size=3)
@@ -111,6 +120,23 @@ def test_evit_fuses_what_it_prunes(ratio, lengths, seed):
         torch.testing.assert_close(
             averaged[b][image.mask[b]], torch.stack([expected[i] for i in sorted(expected)]), atol=1e-12, rtol=1e-12
         )
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.45])
+def test_evit_counts_the_fused_token_once(ratio):
+    cues, _, _ = make_cues([(4, 12), (3, 9)], 0, one_stream=True)
+    joined = Decision.join(*EViTConfig(layers=(1,), prune_ratio=ratio).reducers()["fusion", 1].decide(cues))
+    assert not joined.proportional
+
+
+def test_released_meter_prunes_nothing_when_it_merges_no_patch():
+    random = torch.Generator().manual_seed(0)
+    for one_stream, left in ((True, 6), (False, 9)):
+        cues, _, _ = make_cues([(5, 7)], 0, one_stream)  # in buffers of 7 and 9, which the released code all sees
+        cues = replace(cues, text_rows=torch.rand(1, 2, 7, 9, dtype=torch.float64, generator=random))
+        config = ReleasedPuMerConfig(layers=(0,), prune_ratio=0.3, merge_ratio=0.0, text_merge_ratio=0.3)
+        text, image = config.reducers()["fusion", 0].decide(cues)
+        assert (len(groups(text, 0)), len(groups(image, 0))) == (5, left)
 
 
 @given(RATIOS, LENGTHS, SEEDS)

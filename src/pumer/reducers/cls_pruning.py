@@ -78,10 +78,11 @@ class EViTReducer:
     def decide(self, cues: Cues) -> tuple[Decision, Decision]:
         """Fuse what is not attentive into the slot of its most attentive token; text stays."""
         mask, saliency = cues.image.mask, _saliency(cues)
-        text, lengths, slots = Decision.identity(cues.text.mask), mask.sum(dim=1), mask.shape[1]
+        text = Decision.identity(cues.text.mask).with_policy(proportional=False)
+        lengths, slots = mask.sum(dim=1), mask.shape[1]
         count, most = tabulate(self.config.fused, lengths, slots)
         if most == 0:
-            return text, only(everything(mask), slots)
+            return text, only(everything(mask), slots).with_policy(proportional=False)
         stays, _ = tabulate(self.config.kept, lengths, slots)
         loses = mask & ~prune(saliency, mask, stays)
         order = saliency.masked_fill(~loses, -torch.inf).argsort(dim=1, descending=True, stable=True)

@@ -113,6 +113,8 @@ class ReleasedPuMerReducer:
         kept = max(tokens - pruned, 1)
         order = score.argsort(dim=1, descending=True, stable=True)[:, :kept]
         merges = min(round(self.config.merge_ratio * tokens), (kept - 1) // 2)
+        if merges == 0 and not cues.one_stream:  # released METER loses what it pruned when it merges nothing
+            return self._merge_text(cues.text), _unchanged(cues.image)
         image = self._merge(cues.image, order, merges)
         image = image.with_policy(weighted=False, bias=torch.zeros_like(image.mask, dtype=score.dtype)[:, None, None])
         return self._merge_text(cues.text), image
