@@ -1,6 +1,9 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from pumer.reproduce.equal_speed import Point, beside, compared, front
+from pumer.reproduce.equal_speed import SPEEDS, Point, beside, compared, front
 
 
 def scores(*values):
@@ -37,8 +40,31 @@ def test_the_front_leaves_out_what_another_point_beats_in_both():
     assert front([beaten], lambda point: point.place) == [beaten]
 
 
+def test_what_is_not_sure_of_a_speed_widens_the_interval():
+    method = Point(1.5, scores(0.5, 1.0, 0.5, 1.0))
+    sure, unsure = beside(method, [SLOW, FAST]), beside(replace(method, error=0.1), [SLOW, FAST])
+    assert sure == {"mean": 0.0, "low": 0.0, "high": 0.0, "beyond": False}
+    assert unsure["mean"] == 0.0
+    slope = -0.5  # of the line: points of accuracy per multiple of speed
+    assert unsure["low"] == pytest.approx(1.96 * 0.1 * slope, rel=0.05)
+    assert unsure["high"] == pytest.approx(-unsure["low"], rel=0.05)
+    swapped = beside(method, [SLOW, replace(FAST, error=1.0)])  # a draw may put the fast point before the slow one
+    assert swapped["low"] < 0 < swapped["high"]
+
+
+def test_the_error_of_a_speed_is_that_of_a_median():
+    ratios = np.random.default_rng(0).normal(1.7, 0.1, (4000, 20))
+    low, high = np.quantile(ratios, [0.25, 0.75])
+    quartiles = {"median": 1.7, "low": low, "high": high}
+    _, error = SPEEDS["at_equal_throughput"]({"throughput": quartiles, "rounds": 20})
+    assert error == pytest.approx(np.median(ratios, axis=1).std(), rel=0.1)
+
+
 def row(series, throughput, found):
-    cost = None if throughput is None else {"throughput": {"median": throughput}, "macs_fewer": throughput**2}
+    cost = None
+    if throughput is not None:
+        speed = {"median": throughput, "low": throughput - 0.05, "high": throughput + 0.05}
+        cost = {"throughput": speed, "rounds": 20, "macs_fewer": throughput**2}
     tuned = {"seeds": 1} if found else None
     return {"series": series, "changed": bool(series), "cost": cost, "tuned": tuned, "scores": found}
 

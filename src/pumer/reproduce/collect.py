@@ -127,11 +127,12 @@ def _cost(row: Row, done: Mapping[str, Record], setup: Setup) -> dict[str, Any] 
         return None
     measured = read_json(setup.file(row.cell.architecture, "benchmark"))
     before, after = measured["rows"]
-    (speed,) = after["speed"]
+    (speed,), (point,) = after["speed"], measured["speed"]["points"]
     return {
         "batch": speed["batch"],
         "examples_per_second": speed["images_per_second"],
         "throughput": speed["speedup"],
+        "rounds": point["pairs"],
         "memory": _memory(measured["memory"], "autograd"),
         "memory_inference": _memory(measured["memory"], "inference"),
         "macs": after["macs"],

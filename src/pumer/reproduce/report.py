@@ -41,10 +41,7 @@ EXPLAINED = (
     "autograd on) and MACs: against the original; in brackets the quartiles of paired ratios. The paper's figures are "
     "of full-size models on the real data."
 )
-AT_EQUAL = {
-    "at_equal_throughput": "against PuMer at equal throughput",
-    "at_equal_macs": "against PuMer at equal MACs",
-}
+AT_EQUAL = {"at_equal_throughput": "equal throughput", "at_equal_macs": "equal MACs"}
 TRAINING = ("task", "model", "seeds", "steps", "minutes", "examples per second", "against the original")
 
 
@@ -52,7 +49,8 @@ def write(results: Results, folder: Path) -> None:
     """Write `results.json`, `report.md`, `report.html`, and the figures that there is something to draw for.
 
     Args:
-        results: `title`, `tables` (see `pumer.reproduce.collect.collect_table`), `machines` and `provenance`.
+        results: `title`, `tables` (see `pumer.reproduce.collect.collect_table`), `machines`, `commits` (how many steps
+            each ran) and `provenance`.
         folder: where to.
     """
     figures = {table["name"]: table["rows"] for table in results["tables"] if _is_figure(table)}
@@ -75,7 +73,7 @@ def markdown(results: Results, drawn: Collection[str] = ()) -> str:
     where = results["provenance"]
     versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items())
     made = f"`{where['command']}`; {versions}; commit {where['commit']}. The commands of all steps are in results.json."
-    parts += ["## How these figures were made", made, *_machines(results)]
+    parts += ["## How these figures were made", made, *_machines(results), _code(results)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -92,7 +90,8 @@ def html(results: Results, drawn: Mapping[str, bytes]) -> str:
         if table["name"] in drawn:
             data = base64.b64encode(drawn[table["name"]]).decode("ascii")
             sections.append(f'<img style="max-width: 100%" alt="" src="data:image/svg+xml;base64,{data}">')
-    sections += [f"<p class=note>{escape(sentence)}</p>" for sentence in _machines(results)]
+    told = [*_machines(results), _code(results)]
+    sections += [f"<p class=note>{escape(sentence)}</p>" for sentence in told]
     return page(results["title"], [*sections, provenance_section(results)])
 
 
@@ -105,12 +104,18 @@ def _machines(results: Results) -> list[str]:
     return [f"{what}: {', '.join(where)}." for what, where in results["machines"].items() if where]
 
 
+def _code(results: Results) -> str:
+    """Which code ran: steps that are done stay done when the code changes."""
+    ran = ", ".join(f"{commit} ({steps})" for commit, steps in results["commits"].items())
+    return f"Steps that trained, tested and timed, by commit: {ran or NONE}."
+
+
 def content(table: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
     """Columns and cells of a table, row by row; a cell's second line, if it has one, is its spread."""
     columns, line = {"cells": (COLUMNS, _line), "macs": (MACS, _macs), "training": (TRAINING, _training)}[table["kind"]]
     if _is_figure(table):
         lines = [[*_line(row), *(_at_equal(row, name) for name in AT_EQUAL)] for row in table["rows"]]
-        return (*columns, *AT_EQUAL.values()), lines
+        return (*columns, *(f"against PuMer at {what}" for what in AT_EQUAL.values())), lines
     return columns, [line(row) for row in table["rows"]]
 
 
@@ -118,8 +123,8 @@ def goals(results: Results) -> list[str]:
     """How many of the figures that are there meet the goals, and a sentence for every one that misses its goal."""
     rows = [(table["name"], row) for table in results["tables"] if table["kind"] == "cells" for row in table["rows"]]
     first = [row for name, row in rows if name == "table1" and row["changed"] and row["tuned"]]
-    others = [row for _, row in rows if row.get("at_equal_throughput") and row["series"] != ReleasedPuMerConfig.method]
-    return [*_drops(first), *_better(others)]
+    others = [row for _, row in rows if row.get("series") and row["series"] != ReleasedPuMerConfig.method]
+    return [*_drops(first), *(sentence for name in AT_EQUAL for sentence in _better(others, name))]
 
 
 def _drops(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -128,7 +133,7 @@ def _drops(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     dropped = [row for row in rows if row["tuned"]["difference"]["mean"] < -POINT]
     sure = [row for row in rows if row["tuned"]["difference"]["low"] >= -POINT]
-    fine = f"{len(rows) - len(dropped)} of {len(rows)} reduced models lose one point or less"
+    fine = f"{len(rows) - len(dropped)} of {len(rows)} rows of reduced models lose one point or less"
     told = [f"Table 1: {fine}, {len(sure)} of them with their whole interval."]
     for row in dropped:
         drop = -100 * row["tuned"]["difference"]["mean"]
@@ -136,19 +141,20 @@ def _drops(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return told
 
 
-def _better(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Figure 5: no other method above PuMer."""
-    if not rows:
+def _better(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """Figure 5: no other method above PuMer, at a speed of `AT_EQUAL`."""
+    beside = [(row["model"], row[name]) for row in rows if row.get(name)]
+    if not beside:
         return []
-    better = [row for row in rows if row["at_equal_throughput"]["low"] > 0]
-    beyond = [row for row in rows if row["at_equal_throughput"]["beyond"] and row not in better]
-    fine = len(rows) - len(better) - len(beyond)
-    told = [f"Figure 5: PuMer is not below {fine} of {len(rows)} others at equal throughput."]
+    better = [(model, found) for model, found in beside if found["low"] > 0]
+    beyond = sum(found["beyond"] for _, found in beside if found["low"] <= 0)
+    fine = len(beside) - len(better) - beyond
+    told = [f"Figure 5, at {AT_EQUAL[name]}: {fine} of {len(beside)} others are not surely more accurate than PuMer."]
     if beyond:
-        told[0] += f" {len(beyond)} are faster than the fastest PuMer here, and not more accurate than it."
-    for row in better:
-        points = _in_one_line(_interval(row["at_equal_throughput"]))
-        told.append(f"Missed: at equal throughput, {row['model']} is {points} points more accurate than PuMer.")
+        told[0] += f" {beyond} go further than every PuMer here, and are not surely more accurate than its last."
+    for model, found in better:
+        points = _in_one_line(_interval(found))
+        told.append(f"Missed: at {AT_EQUAL[name]}, {model} is {points} points more accurate than PuMer.")
     return told
 
 

@@ -1,7 +1,7 @@
 """`pumer reproduce`: run what is missing, and report what is there."""
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -188,6 +188,7 @@ class Reproduction:
                 "Tested on": _machines(done, "test/"),
                 "Timed on": _machines(done, "benchmark/"),
             },
+            "commits": _commits(done),
             "provenance": collect(self.config),
         }
         results = without_places(results, self._places())
@@ -273,6 +274,12 @@ def _machines(done: Mapping[str, Record], kind: str) -> list[str]:
     """Where the steps of a kind ran."""
     where = [record["result"]["provenance"] for name, record in done.items() if name.startswith(kind)]
     return sorted({f"{ran['device']}, {ran['threads']} threads, {ran['dtype']}" for ran in where})
+
+
+def _commits(done: Mapping[str, Record]) -> dict[str, int]:
+    """How many steps each version of the code ran, of those that say so."""
+    where = [record["result"]["provenance"]["commit"] for record in done.values() if "provenance" in record["result"]]
+    return dict(Counter(str(commit)[:7] + "+changes" * ("+" in str(commit)) for commit in where).most_common())
 
 
 def _minutes(seconds: float) -> str:

@@ -31,7 +31,15 @@ class Interval:
 def bootstrap(
     values: Sequence[float], sources: Sequence[Hashable] | None = None, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Mean of per-question values and its 95% interval over resampled sources, such as images.
+    """Mean of per-question values and its 95% interval; arguments as of `resampled_means`."""
+    low, high = np.quantile(resampled_means(values, sources, resamples, seed), [0.025, 0.975])
+    return Interval(float(np.asarray(values, dtype=np.float64).mean()), float(low), float(high))
+
+
+def resampled_means(
+    values: Sequence[float], sources: Sequence[Hashable] | None = None, resamples: int = 10_000, seed: int = 0
+) -> np.ndarray:
+    """Means of per-question values, (resamples,), over resampled sources, such as images.
 
     Questions about one image are no independent evidence: where they share a source they are drawn together. For the
     difference of two runs on the same questions, give the per-question differences (paired bootstrap).
@@ -40,7 +48,7 @@ def bootstrap(
         values: one value per question, such as scores in [0, 1] or differences of scores.
         sources: of each; without, every question is its own.
         resamples: number of bootstrap samples.
-        seed: of the resampling; the same values give the same interval.
+        seed: of the resampling; the same values give the same means.
     """
     if not len(values):
         raise ValueError("a mean needs at least one value")
@@ -56,5 +64,4 @@ def bootstrap(
     for start in range(0, resamples, at_once):
         draws = generator.multinomial(total, counts / total, size=min(at_once, resamples - start))
         means[start : start + at_once] = (draws @ kinds[:, 0]) / (draws @ kinds[:, 1])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(given.mean()), float(low), float(high))
+    return means

@@ -5,8 +5,8 @@ whole pictures. ViLT starts with half its depth and then gets the rest, each new
 nothing; METER starts with the vision encoder that ViLT's first layers are; either may go on from a finished checkpoint
 instead (`start`). Last, every other batch has its tokens reduced on the way: the world's sentences have no word to
 spare and its pictures few patches an object, so that a model should have seen two of them in one token before it is
-asked to answer from such tokens. Throughout, the words of a phrase ("the dotted diamond") are told to be alike to a reducer that merges:
-what is merged across phrases can no longer be told apart.
+asked to answer from such tokens. Throughout, the words of a phrase ("the dotted diamond") are told to be alike to a
+reducer that merges: what is merged across phrases can no longer be told apart.
 
 The workers train one set of weights in shared memory without waiting for each other (Hogwild), one CPU thread each: on
 tensors this small that is twice as fast as threads that wait. The run's folder holds its state, saved every few
