@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import pumer
 from pumer import evaluate
-from pumer.checkpoint import read_json
+from pumer.checkpoint import read_json, saved_files
 from pumer.errors import InputError
 from pumer.evaluate import EvaluateConfig, labels_of
 from pumer.jobs import Collator, Examples, make_inputs
@@ -162,6 +163,37 @@ def test_run_with_other_settings_is_not_continued(config):
     train(config, log_steps=3, workers=0)
     assert train(config, max_steps=2, resume=False)["steps"] == 2
     assert last_checkpoint(config.output).name == "checkpoint-2"
+
+
+def test_a_finished_run_is_not_trained_over_with_other_settings(config):
+    train(config)
+    shutil.rmtree(last_checkpoint(config.output))
+    with pytest.raises(InputError, match=r"holds a run with max_steps=6, not 7"):
+        train(config, max_steps=7)
+    (config.output / "run.json").unlink()
+    with pytest.raises(InputError, match="no run here made"):
+        train(config)
+
+
+def test_a_run_begun_anew_leaves_no_weights_of_the_old_one_beside_its_record(config, monkeypatch):
+    train(config)
+
+    def killed(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DistillingTrainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, max_steps=7, resume=False)
+    assert read_json(config.output / "run.json")["config"]["max_steps"] == 7
+    assert saved_files(config.output) == []
+
+
+def test_rates_are_of_the_call_alone(config, monkeypatch):
+    whole = train(config)
+    assert whole["resumed_from"] == 0
+    assert whole["samples_per_second"] == pytest.approx(6 * config.batch_size / whole["seconds"], rel=1e-3)
+    nothing = train(config)
+    assert (nothing["resumed_from"], nothing["samples_per_second"], nothing["loss"]) == (6, 0.0, None)
 
 
 def test_accumulated_steps_equal_one_large_step(config, tmp_path):

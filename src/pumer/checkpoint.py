@@ -59,11 +59,15 @@ def save(model: nn.Module, directory: str | Path, weights: dict[str, Tensor] | N
             save_file(learned, folder / LEARNED_FILE)
         write_reduction(inner, folder)
         written = {file.name for file in folder.iterdir()}
-    for file in Path(directory).iterdir():  # an older save must not be mistaken for a part of this one
-        if file.name not in written and (
-            file.name in (REDUCTION_FILE, LEARNED_FILE) or SAVED_WEIGHTS.fullmatch(file.name)
-        ):
+    for file in saved_files(directory):  # an older save must not be mistaken for a part of this one
+        if file.name not in written:
             file.unlink()
+
+
+def saved_files(directory: str | Path) -> list[Path]:
+    """The files of a folder that `save` keeps weights and reduction in."""
+    names = (REDUCTION_FILE, LEARNED_FILE)
+    return [file for file in Path(directory).glob("*") if file.name in names or SAVED_WEIGHTS.fullmatch(file.name)]
 
 
 def write_reduction(model: nn.Module, directory: str | Path) -> None:

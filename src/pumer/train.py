@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from pumer import hub
-from pumer.checkpoint import load_processor, read_json, restore_learned, save, write_json, write_text
+from pumer.checkpoint import load_processor, read_json, restore_learned, save, saved_files, write_json, write_text
 from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.evaluate import TRAINING_RECORD
@@ -32,7 +32,7 @@ from pumer.provenance import collect
 from pumer.tasks import Inputs
 from pumer.tasks.statistics import bootstrap
 from pumer.training.callbacks import ShowProgress
-from pumer.training.checkpoints import last_checkpoint
+from pumer.training.checkpoints import last_checkpoint, step_of
 from pumer.training.config import TrainConfig, TrainingData
 from pumer.training.optimizer import OptimizerConfig
 from pumer.training.preflight import check
@@ -66,7 +66,7 @@ class _Prepared:
 
     trainer: DistillingTrainer
     processor: Any
-    checkpoint: str | None
+    checkpoint: Path | None
     fingerprint: str
 
 
@@ -78,11 +78,12 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
         progress: show a progress bar on stderr.
 
     Returns:
-        `model` (the folder), `steps`, `seconds`, of which `input_seconds` were spent waiting for examples,
-        `samples_per_second` and `loss` of this call, `accuracy` of the saved model on the evaluation split (`mean`,
-        `low`, `high`) and its number of `questions` (both absent without one), `history` (all logged values),
-        `data_fingerprint`, and the provenance. The same dict is `run.json` in the folder; without results, it is there
-        from the beginning. The folder gets a model card as well.
+        `model` (the folder), `steps`, `resumed_from` (the step that this call went on from), and of this call alone
+        `seconds`, of which `input_seconds` were spent waiting for examples, `samples_per_second` and `loss` (None where
+        nothing was left to train); `accuracy` of the saved model on the evaluation split (`mean`, `low`, `high`) and
+        its number of `questions` (both absent without one), `history` (all logged values), `data_fingerprint`, and the
+        provenance. The same dict is `run.json` in the folder; without results, it is there from the beginning. The
+        folder gets a model card as well.
 
     Raises:
         InputError: for whatever the user can correct; for a loss that is no number; for a full disk.
@@ -100,16 +101,21 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     record |= collect(config, _DTYPES[config.precision])
     with full_disk_stops(config.output):
         if main and prepared.checkpoint is None:
+            for file in saved_files(config.output):  # of an earlier run, whose record this one's takes the place of
+                file.unlink()
             write_json(config.output / TRAINING_RECORD, record)
         with bar, stop.listening():
-            outcome = trainer.train(resume_from_checkpoint=prepared.checkpoint)
+            outcome = trainer.train(resume_from_checkpoint=prepared.checkpoint and str(prepared.checkpoint))
+        steps, before = trainer.state.global_step, step_of(prepared.checkpoint) if prepared.checkpoint else 0
+        seconds, trained = outcome.metrics["train_runtime"], steps - before
         result = {
             **record,
-            "steps": trainer.state.global_step,
-            "seconds": outcome.metrics["train_runtime"],
+            "steps": steps,
+            "resumed_from": before,
+            "seconds": seconds,
             "input_seconds": round(trainer.input_seconds, 4),
-            "samples_per_second": outcome.metrics["train_samples_per_second"],
-            "loss": outcome.training_loss,
+            "samples_per_second": round(trained * trainer.examples_per_step / seconds, 3),
+            "loss": trainer.summed_loss / trained if trained else None,
             "history": trainer.state.log_history,
         }
         if config.data.eval is not None:
@@ -160,7 +166,7 @@ def _prepare(config: TrainConfig, inputs: Inputs, bar: Progress, stop: StopOnSig
         callbacks=_callbacks(config, stop, bar),
     )
     trainer.remove_callback(PrinterCallback)
-    return _Prepared(trainer, processor, str(checkpoint) if checkpoint else None, fingerprint)
+    return _Prepared(trainer, processor, checkpoint, fingerprint)
 
 
 def _arguments(config: TrainConfig) -> TrainingArguments:
@@ -225,14 +231,18 @@ def _checkpoint(config: TrainConfig) -> Path | None:
         for folder in config.output.glob("checkpoint-*"):
             shutil.rmtree(folder, ignore_errors=True)  # another process may be at it
         return None
-    if found is None:
+    if found is None and not saved_files(config.output):
         return None
-    before, now = read_json(config.output / TRAINING_RECORD)["config"], to_dict(config)
+    record = config.output / TRAINING_RECORD
+    if not record.is_file():
+        raise InputError(f"{config.output} holds a model that no run here made; give another output")
+    before, now = read_json(record)["config"], to_dict(config)
     for name in now.keys() - _FREE_TO_CHANGE:
         if before.get(name) != now[name]:
             raise InputError(
                 f"{config.output} holds a run with {name}={before.get(name)}, not {now[name]}; "
                 "give another output, or resume=false to start anew"
             )
-    logger.info("continuing from %s", found)
+    if found is not None:
+        logger.info("continuing from %s", found)
     return found

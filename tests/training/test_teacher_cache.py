@@ -66,6 +66,20 @@ def test_nothing_is_asked_twice(ask):
     assert ask()[1].asked == 0
 
 
+def test_another_run_may_finish_the_shared_file_first(ask, tmp_path, monkeypatch):
+    asked = teacher_cache._ask
+
+    def overtaken(*args):
+        for part in (tmp_path / "cache").glob("*.part"):
+            part.rename(part.with_suffix(".npy"))
+        return asked(*args)
+
+    monkeypatch.setattr(teacher_cache, "_ask", overtaken)
+    told, teacher, examples, collate = ask()
+    batch = collate([examples[3]])
+    assert torch.allclose(told(batch).logits, teacher(batch).logits, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"text_length": 5}, {"blank": "text"}, {"precision": "bf16"}],

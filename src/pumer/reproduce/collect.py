@@ -49,11 +49,16 @@ def _macs(row: Row, done: Mapping[str, Record]) -> dict[str, Any]:
 
 def _trained(row: Row, done: Mapping[str, Record]) -> dict[str, Any]:
     """What fine-tuning took, beside the original's."""
-    ours, theirs = _training(row, done), _training(replace(row, cell=row.cell.original), done)
-    faster = None
-    if ours and theirs and row.cell != row.cell.original:
-        faster = _mean(run["samples_per_second"] for run in ours) / _mean(run["samples_per_second"] for run in theirs)
+    ours, theirs = (_training(each, done) for each in (row, replace(row, cell=row.cell.original)))
+    rate, base = (_rate(runs or ()) for runs in (ours, theirs))
+    faster = rate / base if rate and base and row.cell != row.cell.original else None
     return {"where": row.where, "model": row.model, "training": ours, "faster": faster}
+
+
+def _rate(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Examples per second of the trainings that ran in one go."""
+    rates = [run["samples_per_second"] for run in runs if not run["resumed_from"]]
+    return _mean(rates) if rates else None
 
 
 def _row(row: Row, done: Mapping[str, Record], setup: Setup) -> dict[str, Any]:
@@ -150,10 +155,10 @@ def _memory(measured: Mapping[str, Mapping[str, int]], mode: str) -> float:
 
 
 def _training(row: Row, done: Mapping[str, Record]) -> list[dict[str, Any]] | None:
-    """What each seed's fine-tuning took."""
+    """What each seed's fine-tuning took; one that was interrupted knows the time of its last part alone."""
     steps = [done[name]["result"] for cell in row.tuned if (name := train_step(cell)) in done]
-    told = ("command", "steps", "seconds", "samples_per_second")
-    return [{key: step[key] for key in told} for step in steps if step] or None
+    told = ("command", "steps", "resumed_from", "seconds", "samples_per_second")
+    return [{key: step.get(key, 0) for key in told} for step in steps if step] or None
 
 
 def _mean(values: Any) -> float:

@@ -202,8 +202,13 @@ def _training(row: Mapping[str, Any]) -> list[str]:
     if row["training"] is None:
         return [row["where"], row["model"], "0", *[NOT_RUN] * 4]
     runs, faster = row["training"], row["faster"]
-    steps, seconds, rate = (fmean(run[name] for run in runs) for name in ("steps", "seconds", "samples_per_second"))
-    told = [str(len(runs)), f"{steps:.0f}", f"{seconds / 60:.1f}", f"{rate:.1f}"]
+    told = [str(len(runs)), f"{fmean(run['steps'] for run in runs):.0f}"]
+    in_one_go = [run for run in runs if not run["resumed_from"]]
+    if in_one_go:
+        seconds, rate = (fmean(run[name] for run in in_one_go) for name in ("seconds", "samples_per_second"))
+        told += [f"{seconds / 60:.1f}", f"{rate:.1f}"]
+    else:
+        told += ["interrupted"] * 2
     return [row["where"], row["model"], *told, NONE if faster is None else f"{faster:.2f}x"]
 
 

@@ -184,7 +184,7 @@ def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _train(setup: Setup, name: str, command: Sequence[str], output: Path) -> dict[str, Any]:
     setup.run(name, command)
     record = read_json(output / "run.json")
-    told = {key: record[key] for key in ("steps", "seconds", "samples_per_second", "loss")}
+    told = {key: record[key] for key in ("steps", "resumed_from", "seconds", "samples_per_second", "loss")}
     return {"command": line(command), **told, "provenance": {key: record[key] for key in _WHERE}}
 
 

@@ -15,9 +15,14 @@ def checkpoint_folder(output: Path, step: int) -> Path:
     return output / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was made."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def checkpoints(output: Path) -> list[Path]:
     """The checkpoints in a run's folder, oldest first."""
-    return sorted(output.glob(f"{PREFIX_CHECKPOINT_DIR}-*[0-9]"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(output.glob(f"{PREFIX_CHECKPOINT_DIR}-*[0-9]"), key=step_of)
 
 
 def last_checkpoint(output: Path) -> Path | None:

@@ -91,7 +91,11 @@ def remember(
         table.flush()
     state.wait_for_everyone()
     if state.is_main_process:
-        part.replace(final)
+        try:
+            part.replace(final)
+        except FileNotFoundError:  # a run that shares the folder was done first
+            if not final.is_file():
+                raise
     state.wait_for_everyone()
     return RememberedTeacher(final)
 

@@ -79,6 +79,17 @@ class DistillingTrainer(Trainer):
         self._aside: Path | None = None
         self.add_callback(SetEpoch(self.train_dataset))
 
+    @property
+    def examples_per_step(self) -> int:
+        """Examples that a step learns from, those of all processes together."""
+        arguments = self.args
+        return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
+
+    @property
+    def summed_loss(self) -> float:
+        """Of the steps of this call; transformers' own mean is over other steps in some versions."""
+        return float(self._total_loss_scalar)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that the arguments name, with a group per learning rate and weight decay."""
         if self.optimizer is None:  # type: ignore[has-type]
