@@ -42,7 +42,7 @@ def main() -> None:
     result = {}
     for name, reduction in {
         "unreduced": pumer.NoReduction(),
-        "2,4,6; 0.2/0.5/0.2": pumer.PuMerConfig.preset("meter", "retrieval"),
+        "2,4,6; 0.2/0.5/0.2": pumer.PuMerConfig.preset("meter", "flickr30k"),
     }.items():
         pumer.patch(model, reduction)
         pair_scores, pair_seconds = timed(model, pixels, words, mask, arguments.batch, cached=False)

@@ -54,8 +54,7 @@ def test_full_size_recipe(path):
     model = f"preset:{PRESETS[backbone]}" + ("-nlvr2" if task == "nlvr2" else "")
     with torch.device("meta"):
         patched = patch(skeleton(model), reduction_from(config.reduction))
-    family = "retrieval" if task in ("flickr30k", "coco") else task
-    assert reduction(patched) == (PuMerConfig.preset(backbone, family) if kind == "pumer" else NoReduction())
+    assert reduction(patched) == (PuMerConfig.preset(backbone, task) if kind == "pumer" else NoReduction())
 
 
 @pytest.mark.parametrize("path", [path for path in FULL_SIZE if path.stem.endswith("-pumer")], ids=str)

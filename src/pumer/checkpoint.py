@@ -165,7 +165,8 @@ def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
     try:
         config = AutoConfig.from_pretrained(str(name), **hub)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"checkpoint {name} cannot be read: {first_line(error)}") from error
+        where = "cannot be read" if Path(name).is_dir() else "is neither a folder nor on the hub"
+        raise InputError(f"checkpoint {name} {where}: {first_line(error)}") from error
     architecture = (config.architectures or [""])[0]
     cls = getattr(transformers, architecture, getattr(meter, architecture, None)) if architecture else None
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):

@@ -139,7 +139,7 @@ class PuMerConfig(ReductionConfig):
 
         Args:
             backbone: "vilt" or "meter".
-            task: "vqav2", "nlvr2", "snli_ve" or "retrieval".
+            task: a name in `pumer.tasks.TASKS`: "vqav2", "nlvr2", "snli_ve", "flickr30k" or "coco".
             vision: Also merge a fifth of the image tokens in each of layers 2, 5 and 8 of METER's vision encoder, which
                 the paper leaves open (section 8): half the MACs of METER instead of two thirds.
 
@@ -176,11 +176,13 @@ PRESETS: dict[tuple[str, str], tuple[tuple[int, ...], float, float, float]] = {
     ("vilt", "vqav2"): ((2, 5, 8), 0.1, 0.3, 0.2),
     ("vilt", "nlvr2"): ((2, 5, 8), 0.1, 0.3, 0.2),
     ("vilt", "snli_ve"): ((2, 4, 6, 8), 0.1, 0.3, 0.2),
-    ("vilt", "retrieval"): ((2, 5, 8), 0.1, 0.3, 0.2),
+    ("vilt", "flickr30k"): ((2, 5, 8), 0.1, 0.3, 0.2),
+    ("vilt", "coco"): ((2, 5, 8), 0.1, 0.3, 0.2),
     ("meter", "vqav2"): ((0, 2, 4, 6), 0.2, 0.2, 0.2),
     ("meter", "nlvr2"): ((2, 4, 6), 0.3, 0.5, 0.2),
     ("meter", "snli_ve"): ((0, 2, 4, 6), 0.3, 0.5, 0.2),
-    ("meter", "retrieval"): ((2, 4, 6), 0.2, 0.5, 0.2),
+    ("meter", "flickr30k"): ((2, 4, 6), 0.2, 0.5, 0.2),
+    ("meter", "coco"): ((2, 4, 6), 0.2, 0.5, 0.2),
 }
 """Backbone and task to layers, prune, merge and text-merge ratio (Table 6 and the released commands)."""
 

@@ -196,7 +196,7 @@ def _vision(setup: Setup, seeds: int | None) -> Table:
 def _pumer_name(cell: Cell) -> str:
     """PuMer; with its ratios, where they are not the paper's for the task."""
     settings = cell.settings or {}
-    papers = PuMerConfig.preset(cell.backbone, "retrieval" if cell.task in RETRIEVAL else cell.task)
+    papers = PuMerConfig.preset(cell.backbone, cell.task)
     if config_from_dict(settings) == papers:
         return "PuMer"
     ratios = [str(settings[name]) for name in RATIOS if name in settings]
