@@ -61,6 +61,15 @@ def test_what_was_not_run_has_no_figure_of_ours():
     assert shown["the paper's accuracy %, throughput, memory"] == "74.9, 1.74x, -45%"
     assert cells_of(row(paper=None))["the paper's accuracy %, throughput, memory"] == "–"
     assert cells_of(row(tuned=outcome(0, 2)))["seeds"] == "2 of 3"
+    spread = outcome(-0.01, 3) | {"by_seed": [-0.012, -0.004, -0.014]}
+    assert cells_of(row(tuned=spread))["seeds"] == "3\n(-1.4 to -0.4)"
+
+
+@pytest.mark.parametrize(("resumed_from", "shown"), [(0, ["1.5", "40.0"]), (100, ["interrupted"] * 2)])
+def test_what_was_interrupted_tells_no_time(resumed_from, shown):
+    run = {"steps": 188, "resumed_from": resumed_from, "seconds": 90.0, "samples_per_second": 40.0}
+    table = {"kind": "training", "rows": [{"where": "a", "model": "b", "training": [run], "faster": None}]}
+    assert content(table)[1][0][3:6] == ["188", *shown]
 
 
 def test_a_whole_plan_that_was_not_run_says_so_in_every_row(plans):

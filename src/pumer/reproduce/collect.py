@@ -81,7 +81,8 @@ def _row(row: Row, done: Mapping[str, Record], setup: Setup) -> dict[str, Any]:
 def _tested(cells: Sequence[Cell], direction: str, done: Mapping[str, Record], setup: Setup) -> dict[str, Any] | None:
     """Accuracy, and the difference to the original of the same seed, of values that are averaged over the seeds.
 
-    The interval is over test examples: whole examples are drawn, with the mean of their values over the seeds.
+    The interval is over test examples: whole examples are drawn, with the mean of their values over the seeds. How much
+    the seeds differ, it does not know: `by_seed` has the difference of each.
     """
     ready = _ready(cells, done)
     if not ready:
@@ -90,15 +91,15 @@ def _tested(cells: Sequence[Cell], direction: str, done: Mapping[str, Record], s
     theirs = [_answers(cell.original, direction, setup) for cell in ready]
     ids = list(ours[0])
     accuracy = [_mean(run[number]["score"] for run in ours) for number in ids]
-    differences, same = [], []
-    for number in ids:
-        pairs = [(run[number], other[number]) for run, other in zip(ours, theirs, strict=True)]
-        differences.append(_mean(mine["score"] - other["score"] for mine, other in pairs))
-        same.append(_mean(mine["answer"] == other["answer"] for mine, other in pairs))
+    beside = list(zip(ours, theirs, strict=True))
+    gained = [[run[number]["score"] - other[number]["score"] for number in ids] for run, other in beside]
+    differences = [_mean(each) for each in zip(*gained, strict=True)]
+    same = [run[number]["answer"] == other[number]["answer"] for run, other in beside for number in ids]
     sources = [ours[0][number]["source"] for number in ids]
     found = {"seeds": len(ready), "questions": len(ids), "accuracy": asdict(bootstrap(accuracy, sources))}
     if ready[0] != ready[0].original:
         found |= {"difference": asdict(bootstrap(differences, sources)), "agreement": _mean(same)}
+        found["by_seed"] = [_mean(each) for each in gained]
     found["commands"] = [done[test_step(cell)]["result"]["command"] for cell in ready]
     return found
 

@@ -36,10 +36,11 @@ REPORT = "report.md"
 MACS = ("model and task", "original", "PuMer", "fewer", "paper: original", "paper: PuMer")
 EXPLAINED = (
     "Accuracy in percent with its 95% interval (bootstrap over the test pictures, examples of one picture together); "
-    "difference and agreement: to the original of the same seed, paired, in percentage points. Rows with several seeds "
-    "show means over them. Throughput, memory (peak of a forward, weights included; the paper's was measured with "
-    "autograd on) and MACs: against the original; in brackets the quartiles of paired ratios. The paper's figures are "
-    "of full-size models on the real data."
+    "difference and agreement: to the original of the same seed, paired, in percentage points. Rows with several "
+    "seeds show means over them; the intervals are of the pictures and know nothing of the spread of seeds, whose "
+    "smallest and largest difference stand beside their number. Throughput, memory (peak of a forward, weights "
+    "included; the paper's was measured with autograd on) and MACs: against the original; in brackets the quartiles "
+    "of paired ratios. The paper's figures are of full-size models on the real data."
 )
 AT_EQUAL = {"at_equal_throughput": "equal throughput", "at_equal_macs": "equal MACs"}
 TRAINING = ("task", "model", "seeds", "steps", "minutes", "examples per second", "against the original")
@@ -214,7 +215,10 @@ def _training(row: Mapping[str, Any]) -> list[str]:
 
 def _seeds(row: Mapping[str, Any]) -> str:
     run = row["tuned"]["seeds"] if row["tuned"] else 0
-    return str(run) if run == row["seeds_wanted"] else f"{run} of {row['seeds_wanted']}"
+    told = str(run) if run == row["seeds_wanted"] else f"{run} of {row['seeds_wanted']}"
+    if run > 1 and "by_seed" in row["tuned"]:
+        told += "\n({:+.1f} to {:+.1f})".format(*(100 * end(row["tuned"]["by_seed"]) for end in (min, max)))
+    return told
 
 
 def _cost(cost: Mapping[str, Any]) -> list[str]:
