@@ -1,0 +1,237 @@
+"""Write the README's tables of accuracy from the result files: what stands between two markers is made here.
+
+    python benchmarks/readme_tables.py           # after new results were committed
+    python benchmarks/readme_tables.py --check   # ends with 1 where README and result files differ
+
+A marker is `<!-- table NAME, made by benchmarks/readme_tables.py -->`, the table ends at `<!-- end -->`. Every cell of
+these tables must have been run.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pumer.checkpoint import read_json, write_text
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKED = re.compile(r"(<!-- table ([\w-]+), made by [^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
+NAMES = {
+    "vilt": "ViLT",
+    "meter": "METER",
+    "vqav2": "VQAv2",
+    "nlvr2": "NLVR2",
+    "snli_ve": "SNLI-VE",
+    "flickr30k": "Flickr30k",
+    "coco": "COCO",
+    "TR": "text recall@1",
+    "IR": "image recall@1",
+}
+FULL_SIZE = {"vilt": "vilt-b32-cpu.json", "meter": "meter-b16-cpu.json"}
+METER = "0,2,4,6; 0.2/0.2/0.2"
+METHODS = ("text", "[CLS]", "chance")
+"""Of the table of kept objects, in its order of columns."""
+
+
+def main() -> None:
+    """Rewrite, or compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where they differ")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    arguments = parser.parse_args()
+    before = arguments.readme.read_text(encoding="utf-8")
+    after = rewritten(before)
+    if arguments.check:
+        sys.exit(int(before != after))
+    write_text(arguments.readme, after)
+
+
+def rewritten(text: str) -> str:
+    """A text with all marked tables as the result files have them."""
+    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
+
+
+def first() -> str:
+    """What reduction costs at full size, beside the accuracy of the small models on VQAv2."""
+    rows = {(row["where"], row["changed"]): row for row in _reproduced("table1")}
+    vilt, reduced_vilt, meter, reduced_meter = (
+        rows[f"{name}/vqav2", yes] for name in FULL_SIZE for yes in (False, True)
+    )
+    seeing = next(row for row in _reproduced("vision") if "0.2 merged" in row["model"])
+    lines = [
+        ("ViLT-B/32 unreduced, on our fast path", "vilt", "unreduced", vilt["tuned"]),
+        ("reduced (layers 2, 5, 8; 0.1 / 0.3 / 0.2), distilled", "vilt", "2,5,8", reduced_vilt["tuned"]),
+        ("the same without any fine-tuning", "vilt", "2,5,8", reduced_vilt["untuned"]),
+        ("METER unreduced, on our fast path", "meter", "unreduced", meter["tuned"]),
+        ("reduced (layers 0, 2, 4, 6; 0.2 / 0.2 / 0.2), distilled", "meter", METER, reduced_meter["tuned"]),
+        (
+            "and 0.2 merged in three layers of its vision encoder (2, 5, 8 of 11; in the small model 1, 2, 3 of 4)",
+            "meter",
+            f"{METER} + vision",
+            seeing["tuned"],
+        ),
+    ]
+    cells = []
+    for label, backbone, name, tested in lines:
+        measured = read_json(RESULTS / FULL_SIZE[backbone])["float32"]
+        speed = "1" if name == "unreduced" else f"{_speed_ups(measured, name)[-1]['median']:.2f}x"
+        cost = [f"{measured['plan'][name]['macs'] / 1e9:.2f} G", speed, _mebibytes(measured, name, "autograd")]
+        cells.append([label, *cost, f"{100 * tested['accuracy']['mean']:.1f}"])
+    return table(("", "MACs", "speed-up", "activations", "VQA of the built-in world"), cells)
+
+
+def vilt_full_size() -> str:
+    """ViLT-B/32 with random weights."""
+    measured = read_json(RESULTS / FULL_SIZE["vilt"])["float32"]
+    labels = {
+        "unreduced": "`NoReduction` (our fast path)",
+        "2,5,8": "`PuMerConfig`, layers 2, 5, 8",
+        "2,4,6,8": "`PuMerConfig`, layers 2, 4, 6, 8",
+        "transformers": "transformers' own forward",
+    }
+    lines = []
+    for name, label in labels.items():
+        plan = measured["plan"][name]
+        speed = [f"{up['median']:.2f}x ({up['low']:.2f}–{up['high']:.2f})" for up in _speed_ups(measured, name)[::-1]]
+        ideal = "1" if plan["ideal_speedup"] == 1 else f"{plan['ideal_speedup']:.2f}x"
+        speed = ["1", "1"] if name == "unreduced" else speed
+        memory = [_mebibytes(measured, name, mode) for mode in ("autograd", "inference")]
+        lines.append([label, f"{plan['macs'] / 1e9:.2f} G", ideal, *speed, *memory])
+    columns = ("ViLT-B/32, 384 px, 32 words", "MACs", "ideal", "measured, batch 8", "measured, batch 1")
+    return table([*columns, "activations, training", "activations, inference"], lines)
+
+
+def five_tasks() -> str:
+    """Table 1."""
+    pairs: dict[str, list[Mapping[str, Any]]] = {}
+    for row in _reproduced("table1"):
+        pairs.setdefault(row["where"], []).append(row)
+    columns = (
+        "small model, task (test examples)",
+        "seeds",
+        "original",
+        "reduced, distilled",
+        "difference",
+        "agreement",
+    )
+    lines = []
+    for where, (original, reduced) in pairs.items():
+        whole, tuned = original["tuned"], reduced["tuned"]
+        name = ", ".join(NAMES[part] for part in re.split("[/ ]", where))
+        memory = f"{100 * (reduced['cost']['memory'] - 1):+.0f}%"
+        line = [f"{name} ({whole['questions']:,})", str(tuned["seeds"]), points(whole["accuracy"])]
+        line += [points(tuned["accuracy"]), points(tuned["difference"], "+"), f"{100 * tuned['agreement']:.1f}"]
+        lines.append([*line, points(reduced["untuned"]["difference"], "+"), f"{_throughput(reduced)}, {memory}"])
+    return table([*columns, "difference, not fine-tuned", "throughput, memory"], lines)
+
+
+def methods() -> str:
+    """Figure 5: of each method the setting with about half of the original's multiply-accumulates."""
+    series: dict[str, list[Mapping[str, Any]]] = {}
+    for row in _reproduced("figure5"):
+        series.setdefault(row["series"], []).append(row)
+    series.pop("")
+    columns = ("method", "difference to the original", "not fine-tuned", "MACs, fewer", "throughput")
+    lines = []
+    for rows in series.values():
+        row = min(rows, key=lambda row: abs(row["cost"]["macs_fewer"] - 2))
+        beside = [_beside(row.get(f"at_equal_{what}")) for what in ("throughput", "macs")]
+        differences = [points(row[which]["difference"], "+") for which in ("tuned", "untuned")]
+        lines.append([row["model"].replace(": ", ", ", 1), *differences, _macs(row), _throughput(row), *beside])
+    return table([*columns, "against PuMer at equal throughput", "at equal MACs"], lines)
+
+
+def parts(name: str) -> str:
+    """A table of the report whose rows are models."""
+    columns = ("model", "accuracy", "difference", "difference, not fine-tuned", "MACs, fewer", "throughput")
+    lines = []
+    for row in _reproduced(name):
+        cells = [""] * 4
+        if row["changed"]:
+            differences = [points(row[which]["difference"], "+") for which in ("tuned", "untuned")]
+            cells = [*differences, _macs(row), _throughput(row)]
+        lines.append([row["model"], points(row["tuned"]["accuracy"]), *cells])
+    return table(columns, lines)
+
+
+def objects() -> str:
+    """What pruning 30% in each layer leaves of the objects that a question is about."""
+    rows = [row for row in read_json(RESULTS / "text-matters.json")["rows"] if row["prune_ratio"] == 0.3]
+    layers: dict[tuple[str, int], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        layers.setdefault((row["backbone"], row["layer"]), {})[row["method"]] = row
+    lines = []
+    for (backbone, layer), found in layers.items():
+        left = f"{NAMES[backbone]}, {layer} ({100 * found['text']['patches']['mean']:.1f})"
+        alike = ", ".join(f"{100 * found[method]['likeness']['mean']:.0f}" for method in METHODS)
+        lines.append([left, *(points(found[method]["named"]) for method in METHODS), alike])
+    columns = ("model, layer (patches left)", "by text", "by [CLS]", "by chance", "alike: text, [CLS], chance")
+    return table(columns, lines)
+
+
+def demo() -> str:
+    """What `make demo` prints."""
+    lines = []
+    for row in read_json(RESULTS / "demo-world.json")["rows"]:
+        unseen = row.get("splits", {}).get("unseen pairs")
+        beside = [points(row["difference"], "+"), f"{100 * row['agreement']:.1f}"] if "difference" in row else ["", ""]
+        lines.append([row["name"], points(row["accuracy"]), *beside, f"{100 * unseen['mean']:.1f}" if unseen else ""])
+    return table(("small ViLT", "accuracy", "difference to the original", "agreement", "unseen combinations"), lines)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "first": first,
+    "vilt-full-size": vilt_full_size,
+    "five-tasks": five_tasks,
+    "methods": methods,
+    "parts": lambda: parts("table3"),
+    "vision": lambda: parts("vision"),
+    "objects": objects,
+    "demo": demo,
+}
+
+
+def points(part: Mapping[str, float], sign: str = "") -> str:
+    """A figure with its interval, in percent or percentage points."""
+    mean, low, high = (f"{100 * part[name]:{sign}.1f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *lines))
+
+
+def _reproduced(name: str) -> list[Mapping[str, Any]]:
+    tables = read_json(RESULTS / "reproduce" / "results.json")["tables"]
+    return next(list(found["rows"]) for found in tables if found["name"] == name)
+
+
+def _speed_ups(measured: Mapping[str, Any], name: str) -> list[Mapping[str, float]]:
+    """Against the unreduced model, by rising batch size."""
+    points = sorted(measured["speed"]["points"], key=lambda point: point["batch"])
+    return [point["models"][name]["speedup"] for point in points]
+
+
+def _mebibytes(measured: Mapping[str, Any], name: str, mode: str) -> str:
+    return f"{measured['memory'][name][mode] / 2**20:.0f} MiB"
+
+
+def _beside(part: Mapping[str, Any] | None) -> str:
+    return "" if part is None else points(part, "+") + ", to its last" * part["beyond"]
+
+
+def _throughput(row: Mapping[str, Any]) -> str:
+    speed = row["cost"]["throughput"]
+    return f"{speed['median']:.2f}x ({speed['low']:.2f}–{speed['high']:.2f})"
+
+
+def _macs(row: Mapping[str, Any]) -> str:
+    return f"{row['cost']['macs_fewer']:.2f}x"
+
+
+if __name__ == "__main__":
+    main()

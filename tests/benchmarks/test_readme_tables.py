@@ -1,0 +1,37 @@
+"""The README's tables say what the result files say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "readme_tables.py"
+
+
+def test_readme_tells_the_committed_results(script):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {found[2] for found in script.MARKED.finditer(text)} == script.TABLES.keys()
+    assert script.rewritten(text) == text
+
+
+def test_another_result_is_another_readme(script, tmp_path, monkeypatch):
+    shutil.copytree(script.RESULTS, tmp_path / "results")
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
+    file = tmp_path / "results" / "reproduce" / "results.json"
+    results = json.loads(file.read_text(encoding="utf-8"))
+    rows = next(table["rows"] for table in results["tables"] if table["name"] == "table1")
+    rows[1]["tuned"]["difference"] = {"mean": -0.4567, "low": -0.5, "high": -0.4}
+    file.write_text(json.dumps(results), encoding="utf-8")
+    readme = tmp_path / "README.md"
+    shutil.copy(ROOT / "README.md", readme)
+    for given, ended in ((["--check"], 1), ([], None), (["--check"], 0)):
+        monkeypatch.setattr("sys.argv", ["readme_tables.py", "--readme", str(readme), *given])
+        if ended is None:
+            script.main()
+            continue
+        with pytest.raises(SystemExit) as end:
+            script.main()
+        assert end.value.code == ended
+    assert "-45.7 [-50.0, -40.0]" in readme.read_text(encoding="utf-8")
