@@ -110,15 +110,16 @@ def test_a_baseline_that_is_better_at_equal_speed_is_named(name, low, missed):
 
 def test_the_files(tmp_path):
     made = results(row(series="pumer"), row(series="tome", tuned=outcome(-0.02)), name="table1")
-    write(made, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
+    folder = tmp_path / "new"
+    write(made, folder)
+    assert sorted(file.name for file in folder.iterdir()) == [
         "report.html",
         "report.md",
         "results.json",
         "table1.png",
         "table1.svg",
     ]
-    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
     assert "- Missed: vilt/nlvr2 loses 2.00 points" in text
     assert "<li>Missed: vilt/nlvr2 loses 2.00 points" in page
     assert "| -0.5 [-1.5, +0.5] |" in text

@@ -52,8 +52,9 @@ def write(results: Results, folder: Path) -> None:
     Args:
         results: `title`, `tables` (see `pumer.reproduce.collect.collect_table`), `machines`, `commits` (how many steps
             each ran) and `provenance`.
-        folder: where to.
+        folder: where to; made if it does not exist.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     figures = {table["name"]: table["rows"] for table in results["tables"] if _is_figure(table)}
     drawn = {name: picture for name, rows in figures.items() if (picture := draw(rows)) is not None}
     for name, picture in drawn.items():
