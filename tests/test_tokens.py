@@ -84,10 +84,10 @@ def test_join_is_the_two_decisions_side_by_side(left, right):
 
 
 @pytest.mark.parametrize("policy", [{"proportional": False}, {"weighted": False}])
-def test_join_refuses_two_rules_for_one_stream(policy):
+def test_a_stream_refuses_two_rules(policy):
     decision = Decision.identity(torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="must agree"):
-        Decision.join(decision, decision.with_policy(**policy))
+        Decision.of_stream(decision, decision.with_policy(**policy))
 
 
 def test_several_sources_into_one_target_weigh_by_size():

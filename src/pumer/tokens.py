@@ -77,14 +77,7 @@ class Decision:
 
     @classmethod
     def join(cls, first: "Decision", second: "Decision") -> "Decision":
-        """One decision for two neighbouring blocks of a stream, from the decision of each block.
-
-        Raises:
-            ValueError: when one counts a merged token by its size and the other does not: attention over a stream has
-                one rule.
-        """
-        if (first.weighted, first.proportional) != (second.weighted, second.proportional):
-            raise ValueError("the decisions of one stream must agree on `weighted` and `proportional`")
+        """The decisions of two neighbouring blocks as one, for a record; how it averages and weighs is the first's."""
         tokens, kept = first.destination.shape[1], first.index.shape[1]
         moved = torch.where(second.destination < 0, -1, second.destination + kept)
         bias = None
@@ -106,6 +99,18 @@ class Decision:
             proportional=first.proportional,
             split=(kept, first.source.shape[1]),
         )
+
+    @classmethod
+    def of_stream(cls, text: "Decision", image: "Decision") -> "Decision":
+        """One decision for a stream of two blocks, from the decision of each block.
+
+        Raises:
+            ValueError: when one counts a merged token by its size and the other does not: attention over a stream has
+                one rule.
+        """
+        if (text.weighted, text.proportional) != (image.weighted, image.proportional):
+            raise ValueError("the decisions of one stream must agree on `weighted` and `proportional`")
+        return cls.join(text, image)
 
     def blind(self) -> "Decision":
         """The same decision, made without regard to modality: afterwards the stream counts as image."""

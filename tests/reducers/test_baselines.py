@@ -125,7 +125,7 @@ def test_evit_fuses_what_it_prunes(ratio, lengths, seed):
 @pytest.mark.parametrize("ratio", [0.01, 0.45])
 def test_evit_counts_the_fused_token_once(ratio):
     cues, _, _ = make_cues([(4, 12), (3, 9)], 0, one_stream=True)
-    joined = Decision.join(*EViTConfig(layers=(1,), prune_ratio=ratio).reducers()["fusion", 1].decide(cues))
+    joined = Decision.of_stream(*EViTConfig(layers=(1,), prune_ratio=ratio).reducers()["fusion", 1].decide(cues))
     assert not joined.proportional
 
 

@@ -212,7 +212,7 @@ class ReducedViltEncoder(ViltEncoder):
             text, image = (_block(tokens, slots, shown.keys, reducer.needs) for slots in (wanted.text, wanted.image))
             cues = Cues(text, image, shown.text_rows, shown.cls_row, one_stream=True)
             decided = reduction.decide(reducer, cues)
-            decision = decided if isinstance(decided, Decision) else Decision.join(*decided)
+            decision = decided if isinstance(decided, Decision) else Decision.of_stream(*decided)
             tokens = tokens.reduce(decision)
         reduction.record(("fusion", index), decision, tokens)
         return tokens
