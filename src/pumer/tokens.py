@@ -77,7 +77,14 @@ class Decision:
 
     @classmethod
     def join(cls, first: "Decision", second: "Decision") -> "Decision":
-        """The decisions of two neighbouring blocks as one, for a record; how it averages and weighs is the first's."""
+        """The decisions of two neighbouring blocks as one; how tokens are averaged and weighed is the first's.
+
+        That suits a record of two streams; tokens of one stream are reduced by `of_stream`.
+
+        Args:
+            first: of ``N1`` tokens, which leaves ``K1`` slots.
+            second: of ``N2`` tokens, which leaves ``K2``; the result is of ``N1 + N2`` and leaves ``K1 + K2``.
+        """
         tokens, kept = first.destination.shape[1], first.index.shape[1]
         moved = torch.where(second.destination < 0, -1, second.destination + kept)
         bias = None
@@ -102,7 +109,7 @@ class Decision:
 
     @classmethod
     def of_stream(cls, text: "Decision", image: "Decision") -> "Decision":
-        """One decision for a stream of two blocks, from the decision of each block.
+        """One decision for a stream of two blocks, from the decision of each block; shapes as of `join`.
 
         Raises:
             ValueError: when one counts a merged token by its size and the other does not: attention over a stream has

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import pi, sqrt
 from statistics import fmean
 from typing import Any, TypeVar
 
@@ -101,8 +102,9 @@ def _moved(method: Point, line: Sequence[Point], count: int) -> np.ndarray:
 
 
 def _error(quartiles: Mapping[str, float], rounds: int) -> float:
-    """Standard error of a median of normal values, from their quartiles."""
-    return float(1.2533 * (quartiles["high"] - quartiles["low"]) / 1.349 / rounds**0.5)
+    """Standard error of a median of normal values, from their quartiles, which lie 1.349 deviations apart."""
+    deviation = (quartiles["high"] - quartiles["low"]) / 1.349
+    return float(sqrt(pi / 2 / rounds) * deviation)
 
 
 def _share(low: float, value: float, high: float) -> float:
