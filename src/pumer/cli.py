@@ -245,7 +245,10 @@ def reproduce(
     recipes: Annotated[Path, typer.Option(help="Folder of the recipes.")] = Path("recipes"),
     galleries: Annotated[str | None, typer.Option(help="Of retrieval's test: 50x20, or all.")] = None,
     batch: Annotated[int, typer.Option(help="Examples per forward when speed and memory are measured.")] = 32,
-    results: Annotated[Path | None, typer.Option(help="Folder that report and results are written to as well.")] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report and results; rows of other runs stay."),
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="Show every step, done or missing.")] = False,
     collect: Annotated[bool, typer.Option("--collect", help="Run nothing; report what is finished.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="Two training steps on a tiny world.")] = False,

@@ -5,6 +5,7 @@ from pumer.reproduce.report import content, goals, html, markdown, write
 from pumer.reproduce.tables import tables
 
 PROVENANCE = {"versions": {"torch": "2"}, "command": "pumer reproduce", "commit": "c0ffee", "device": "d"}
+PROVENANCE["date"] = "2026-01-02T03:04:05+00:00"
 
 
 def interval(value):
@@ -26,8 +27,8 @@ def row(**changes):
 
 def results(*rows, name="table1"):
     table = {"name": name, "title": "A <table>", "note": "A note.", "kind": "cells", "rows": list(rows)}
-    about = {"machines": {"Tested on": ["cpu"]}, "commits": {"abcdef0": 3}, "provenance": PROVENANCE}
-    return {"title": "Tables", "tables": [table], **about}
+    run = {"machines": {"Tested on": ["cpu"]}, "commits": {"abcdef0": 3}, "provenance": PROVENANCE}
+    return {"title": "Tables", "tables": [table], "runs": [run | {"of": {name: ["vilt/nlvr2"]}}]}
 
 
 def cells_of(each, name="table1"):
@@ -133,3 +134,16 @@ def test_without_a_figure_there_is_none():
     made = results(row(cost=None, series="pumer"))
     assert "![" not in markdown(made)
     assert "<img" not in html(made, {})
+
+
+def test_how_the_figures_were_made_is_told_of_every_run():
+    made = results(row())
+    alone = markdown(made)
+    assert "`pumer reproduce`; 2026-01-02; torch 2; commit c0ffee. Tested on: cpu." in alone
+    assert "by commit: abcdef0 (3)." in alone
+    assert "Of it are" not in alone
+    (run,) = made["runs"]
+    other = run | {"of": {"table7": ["meter/vqav2"], "table1": ["vilt/coco", "vilt/vqav2"]}, "commits": {}}
+    several = markdown(made | {"runs": [run, other]})
+    assert "Of it are table1: vilt/nlvr2. " in several
+    assert "Of it are table7: meter/vqav2; table1: vilt/coco, vilt/vqav2. " in several

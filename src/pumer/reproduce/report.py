@@ -11,6 +11,7 @@ from pumer.checkpoint import write_json, write_text
 from pumer.reducers import ReleasedPuMerConfig
 from pumer.report import html_table, page, provenance_section, with_small_print
 from pumer.reproduce.figure import draw
+from pumer.reproduce.update import RESULTS
 
 Results = Mapping[str, Any]
 
@@ -50,8 +51,8 @@ def write(results: Results, folder: Path) -> None:
     """Write `results.json`, `report.md`, `report.html`, and the figures that there is something to draw for.
 
     Args:
-        results: `title`, `tables` (see `pumer.reproduce.collect.collect_table`), `machines`, `commits` (how many steps
-            each ran) and `provenance`.
+        results: `title`, `scale`, `tables` (see `pumer.reproduce.collect.collect_table`), and `runs`: for each `of`
+            (backbones and tasks by table), `steps`, `machines`, `commits` (how many steps each ran) and `provenance`.
         folder: where to; made if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ def write(results: Results, folder: Path) -> None:
     for name, picture in drawn.items():
         (folder / f"{name}.svg").write_bytes(picture)
         (folder / f"{name}.png").write_bytes(draw(figures[name], "png") or b"")
-    write_json(folder / "results.json", results)
+    write_json(folder / RESULTS, results)
     write_text(folder / REPORT, markdown(results, drawn))
     write_text(folder / "report.html", html(results, drawn))
 
@@ -72,10 +73,7 @@ def markdown(results: Results, drawn: Collection[str] = ()) -> str:
         parts += [f"## {table['title']}", _markdown_table(*content(table)), table["note"]]
         if table["name"] in drawn:
             parts.append(f"![{table['title']}]({table['name']}.svg)")
-    where = results["provenance"]
-    versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items())
-    made = f"`{where['command']}`; {versions}; commit {where['commit']}. The commands of all steps are in results.json."
-    parts += ["## How these figures were made", made, *_machines(results), _code(results)]
+    parts += ["## How these figures were made", "The commands of all steps are in results.json.", *_runs(results)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -92,24 +90,27 @@ def html(results: Results, drawn: Mapping[str, bytes]) -> str:
         if table["name"] in drawn:
             data = base64.b64encode(drawn[table["name"]]).decode("ascii")
             sections.append(f'<img style="max-width: 100%" alt="" src="data:image/svg+xml;base64,{data}">')
-    told = [*_machines(results), _code(results)]
-    sections += [f"<p class=note>{escape(sentence)}</p>" for sentence in told]
-    return page(results["title"], [*sections, provenance_section(results)])
+    sections += [f"<p class=note>{escape(sentence)}</p>" for sentence in _runs(results)]
+    return page(results["title"], [*sections, provenance_section({"provenance": results["runs"]})])
 
 
 def _is_figure(table: Mapping[str, Any]) -> bool:
     return any(row.get("series") for row in table["rows"])
 
 
-def _machines(results: Results) -> list[str]:
-    """On what was measured what; speed is no other machine's speed."""
-    return [f"{what}: {', '.join(where)}." for what, where in results["machines"].items() if where]
-
-
-def _code(results: Results) -> str:
-    """Which code ran: steps that are done stay done when the code changes."""
-    ran = ", ".join(f"{commit} ({steps})" for commit, steps in results["commits"].items())
-    return f"Steps that trained, tested and timed, by commit: {ran or NONE}."
+def _runs(results: Results) -> list[str]:
+    """What was run when, where and by which code: steps that are done stay done when the code changes."""
+    told = []
+    for run in results["runs"]:
+        where = run["provenance"]
+        versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items())
+        parts = [f"`{where['command']}`; {where['date'][:10]}; {versions}; commit {where['commit']}."]
+        if len(results["runs"]) > 1:
+            parts.append(f"Of it are {'; '.join(f'{name}: ' + ', '.join(run['of'][name]) for name in run['of'])}.")
+        parts += [f"{what}: {', '.join(machines)}." for what, machines in run["machines"].items() if machines]
+        ran = ", ".join(f"{commit} ({steps})" for commit, steps in run["commits"].items())
+        told.append(" ".join([*parts, f"Steps that trained, tested and timed, by commit: {ran or NONE}."]))
+    return told
 
 
 def content(table: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:

@@ -26,6 +26,7 @@ from pumer.reproduce.report import REPORT, goals, write
 from pumer.reproduce.setup import Setup
 from pumer.reproduce.steps import steps
 from pumer.reproduce.tables import Table, chosen, tables
+from pumer.reproduce.update import measured_pairs, read_results, updated
 from pumer.stages import Record, Stage, Watch, finished, run_at_once
 from pumer.world.small import checkpoint_dir
 
@@ -52,7 +53,8 @@ class ReproduceConfig:
         batch: examples per forward when speed and memory are measured.
         settings: of every training, for trials.
         smoke: two training steps on a tiny world: does everything run?
-        results: folder that report and results are copied to.
+        results: folder that report and results are copied to; what it has of tables and tasks that were not run here
+            stays there.
     """
 
     out: Path = Path("out/reproduce")
@@ -175,25 +177,31 @@ class Reproduction:
         write_json(self.config.out / _ASKED, pairs)
 
     def report(self) -> dict[str, Any]:
-        """Write the report of what is finished; returns the results."""
+        """Write the report of what is finished; returns the results.
+
+        Raises:
+            InputError: when the folder for results holds something else.
+        """
+        config = self.config
+        before = None if config.results is None else read_results(config.results, config.scale)
         shown = self.shown()
         stages = steps(shown, self.setup)
         done = finished(stages, self.records)
-        results = {
-            "title": f"The paper's tables, {'on the built-in world' if self.config.scale == 'world' else 'full size'}",
-            "scale": self.config.scale,
+        collected = [collect_table(table, done, self.setup) for table in shown]
+        run = {
+            "of": {table["name"]: pairs for table in collected if (pairs := measured_pairs(table))},
             "steps": {"done": len(done), "all": len(stages)},
-            "tables": [collect_table(table, done, self.setup) for table in shown],
-            "machines": {
-                "Tested on": _machines(done, "test/"),
-                "Timed on": _machines(done, "benchmark/"),
-            },
+            "machines": {"Tested on": _machines(done, "test/"), "Timed on": _machines(done, "benchmark/")},
             "commits": _commits(done),
-            "provenance": collect(self.config),
+            "provenance": collect(config),
         }
+        title = f"The paper's tables, {'on the built-in world' if config.scale == 'world' else 'full size'}"
+        results = {"title": title, "scale": config.scale, "tables": collected, "runs": [run]}
         results = without_places(results, self._places())
-        for folder in filter(None, (self.config.out, self.config.results)):
-            write(results, folder)
+        write(results, config.out)
+        if config.results is not None:
+            order = {name: list(dict.fromkeys(row.pair for row in table.rows)) for name, table in self.known.items()}
+            write(updated(before, results, order) if before else results, config.results)
         return results
 
     def _places(self) -> dict[Path, str]:

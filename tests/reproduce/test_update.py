@@ -1,0 +1,68 @@
+import pytest
+
+from pumer.checkpoint import write_json
+from pumer.errors import InputError
+from pumer.reproduce.update import measured_pairs, read_results, updated
+
+ORDER = {"table1": ["vilt/vqav2", "vilt/coco", "meter/coco"], "table7": ["meter/coco", "vilt/vqav2"]}
+
+
+def row(where, figure):
+    return {"where": where, "tuned": figure}
+
+
+def results(date, **tables):
+    made = [{"name": name, "note": date, "rows": rows} for name, rows in tables.items()]
+    run = {"of": {table["name"]: measured_pairs(table) for table in made}, "date": date}
+    return {"title": date, "scale": "world", "tables": made, "runs": [run]}
+
+
+def rows_of(found):
+    return {table["name"]: [(row["where"], row["tuned"]) for row in table["rows"]] for table in found["tables"]}
+
+
+def test_a_new_run_takes_the_place_of_what_it_measured_and_of_nothing_else():
+    before = results(
+        "May",
+        table7=[row("meter/coco", 1), row("vilt/vqav2", 2)],
+        table1=[row("vilt/vqav2", 3), row("vilt/coco TR", 4), row("vilt/coco IR", 5), row("meter/coco TR", None)],
+    )
+    now = results(
+        "June",
+        table1=[row("meter/coco TR", None), row("vilt/coco TR", 6), row("vilt/coco IR", None), row("vilt/vqav2", None)],
+    )
+    found = updated(before, now, ORDER)
+    assert rows_of(found) == {
+        "table1": [("vilt/vqav2", 3), ("vilt/coco TR", 6), ("vilt/coco IR", None), ("meter/coco TR", None)],
+        "table7": [("meter/coco", 1), ("vilt/vqav2", 2)],
+    }
+    assert [(run["date"], run["of"]) for run in found["runs"]] == [
+        ("June", {"table1": ["vilt/coco"]}),
+        ("May", {"table7": ["meter/coco", "vilt/vqav2"], "table1": ["vilt/vqav2"]}),
+    ]
+    assert [table["note"] for table in found["tables"]] == ["June", "May"]
+    assert updated(found, now, ORDER)["tables"] == found["tables"]
+
+
+def test_a_run_of_which_nothing_is_left_is_not_told():
+    before, now = (results(date, table1=[row("vilt/vqav2", 2), row("vilt/coco TR", 1)]) for date in ("May", "June"))
+    assert updated(before, now, ORDER) == now
+
+
+def test_tables_and_tasks_that_are_no_more_are_dropped():
+    before = results("May", table9=[row("vilt/vqav2", 1)], table1=[row("vilt/gqa", 2), row("vilt/vqav2", 3)])
+    found = updated(before, results("June", table7=[row("vilt/vqav2", 4)]), ORDER)
+    assert rows_of(found) == {"table1": [("vilt/vqav2", 3)], "table7": [("vilt/vqav2", 4)]}
+    assert found["runs"][1]["of"] == {"table1": ["vilt/vqav2"]}
+
+
+def test_results_of_something_else_are_refused(tmp_path):
+    assert read_results(tmp_path, "world") is None
+    write_json(tmp_path / "results.json", results("May"))
+    assert read_results(tmp_path, "world")["title"] == "May"
+    with pytest.raises(InputError, match="is of scale world, this run of full; give another --results"):
+        read_results(tmp_path, "full")
+    for other in ([], {"scale": "world", "tables": []}):
+        write_json(tmp_path / "results.json", other)
+        with pytest.raises(InputError, match="holds no results of `pumer reproduce`; move it away"):
+            read_results(tmp_path, "world")
