@@ -109,6 +109,22 @@ def test_a_report_keeps_what_earlier_runs_were_asked_for(config, tmp_path, run_n
     assert [table.name for table in earlier.shown()] == ["table1", "table7"]
 
 
+def test_the_results_of_other_runs_stay(reproduced, config, tmp_path, run_nothing):
+    places = {"out": tmp_path / "out", "results": tmp_path / "results"}
+    counting = Reproduction(dataclasses.replace(config, only=("table7",), cells=(), **places), run_nothing)
+    assert counting.run(Console(file=io.StringIO())) == {}
+    counting.report()
+    Reproduction(dataclasses.replace(config, results=places["results"]), run_nothing).report()
+    together = read_json(places["results"] / "results.json")
+    assert [table["name"] for table in together["tables"]] == ["table1", "table7"]
+    assert together["tables"][0] == read_json(config.out / "results.json")["tables"][0]
+    assert together["tables"][1]["rows"][0]["macs"]["original"] > 10**10
+    assert [list(run["of"]) for run in together["runs"]] == [["table1"], ["table7"]]
+    (places["results"] / "results.json").write_text("{}")
+    with pytest.raises(InputError, match="holds no results of `pumer reproduce`"):
+        Reproduction(dataclasses.replace(config, **places), run_nothing)
+
+
 def test_two_runs_in_one_folder_are_refused(config):
     with alone(config.out), pytest.raises(InputError, match="another `pumer reproduce` is running"), alone(config.out):
         pass

@@ -117,7 +117,8 @@ class Reproduction:
             runner: runs commands; by default as processes of their own.
 
         Raises:
-            InputError: for names of tables and cells that do not exist, and for folders that are not there.
+            InputError: for names of tables and cells that do not exist, for folders that are not there, and for a
+                folder for results that holds something else.
         """
         self.commands = Commands()
         self.config, self.setup = config, config.setup(runner or self.commands.run)
@@ -128,6 +129,7 @@ class Reproduction:
             raise InputError(f"{', '.join(config.only)}: no row of these tables is about {', '.join(config.cells)}")
         for checkpoint in {*config.starts.values(), *config.trained.values()}:
             model_class(checkpoint)  # refused now, not when its turn comes
+        self.before()
         self.steps: list[Stage] = steps(self.tables, self.setup)
         self.records = config.out / "steps"
 
@@ -176,14 +178,17 @@ class Reproduction:
         self.config.out.mkdir(parents=True, exist_ok=True)
         write_json(self.config.out / _ASKED, pairs)
 
-    def report(self) -> dict[str, Any]:
-        """Write the report of what is finished; returns the results.
+    def before(self) -> Mapping[str, Any] | None:
+        """What the folder for results has of earlier runs.
 
         Raises:
-            InputError: when the folder for results holds something else.
+            InputError: when it holds something else.
         """
-        config = self.config
-        before = None if config.results is None else read_results(config.results, config.scale)
+        return None if self.config.results is None else read_results(self.config.results, self.config.scale)
+
+    def report(self) -> dict[str, Any]:
+        """Write the report of what is finished; returns the results."""
+        config, before = self.config, self.before()
         shown = self.shown()
         stages = steps(shown, self.setup)
         done = finished(stages, self.records)
