@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, Literal
 
 from pumer.backbones import BACKBONES
@@ -135,10 +136,10 @@ class Table:
 
     @property
     def cells(self) -> list[Cell]:
-        """What must be tested; original models first."""
-        if self.kind != "cells":
-            return [cell for row in self.rows for cell in row.tuned]
-        return [cell for row in self.rows for cell in (*row.tuned, *row.untuned)]
+        """What must be tested: the first seed of all rows before the second of any; what was not fine-tuned last."""
+        tuned = [cell for row in self.rows for cell in row.tuned]
+        untuned = [cell for row in self.rows for cell in row.untuned if self.kind == "cells"]
+        return sorted(tuned, key=attrgetter("seed")) + sorted(untuned, key=attrgetter("seed"))
 
 
 def tables(setup: Setup, seeds: int | None = None) -> dict[str, Table]:
