@@ -189,8 +189,14 @@ def test_settings_that_do_not_fit(tmp_path):
         BenchmarkConfig(batch_sizes=())
     with pytest.raises(InputError, match="pairs is 0"):
         BenchmarkConfig(pairs=0)
-    with pytest.raises(InputError, match="threads is 0"):
+    with pytest.raises(InputError, match="threads must be at least 1, not 0"):
         BenchmarkConfig(threads=0)
+    with pytest.raises(InputError, match="memory_batch is -1"):
+        BenchmarkConfig(memory_batch=-1)
+    with pytest.raises(InputError, match=r"seconds is -1\.0"):
+        BenchmarkConfig(seconds=-1.0)
+    with pytest.raises(InputError, match="is a folder; give the name of a file"):
+        benchmark.run(BenchmarkConfig(output=tmp_path))
     with pytest.raises(InputError, match="preset 'large' is unknown; there are: vilt-b32"):
         benchmark.run(BenchmarkConfig("preset:large"))
     pumer.save(tiny(), tmp_path / "plain")

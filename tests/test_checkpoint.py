@@ -245,7 +245,10 @@ def test_a_reduction_beside_another_type_of_model(folder):
 
 
 def test_missing_processor(folder):
-    with pytest.raises(InputError, match="processor of"):
+    with pytest.raises(InputError, match=r"holds no processor; add one: processor\.save_pretrained"):
+        load_processor(folder)
+    (folder / "preprocessor_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"processor of .* cannot be read"):
         load_processor(folder)
 
 

@@ -1,5 +1,6 @@
 """What a user can do wrong, through the real command line: one clear line and exit code 2."""
 
+import inspect
 import json
 
 import pytest
@@ -161,6 +162,37 @@ def test_help_names_every_command():
     assert commands >= {"train", "evaluate", "predict", "score", "benchmark", "visualize", "plan", "convert", "demo"}
     for command in (*commands, "data", "world"):
         assert f"{command} " in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["evaluate"], ["galleries\n    for retrieval", "data.root\n", "[default: 64]"]),
+        (["train"], ["distillation.temperature\n", "optimizer.lr\n", "[default: 0.0001]"]),
+        (["data", "world"], ["[default: [vqav2, nlvr2, snli_ve, flickr30k, coco]]"]),
+    ],
+)
+def test_help_tells_the_settings(command, shown):
+    help_text = invoke(*command, "--help").stdout
+    for part in shown:
+        assert part in help_text
+
+
+def test_every_command_with_settings_tells_all_of_them_with_their_meaning():
+    groups = [app, *(group.typer_instance for group in app.registered_groups)]
+    for command in (command for group in groups for command in group.registered_commands):
+        name = command.name or command.callback.__name__
+        if "settings" in inspect.signature(command.callback).parameters or name == "visualize":
+            told = command.cls.settings()
+            assert told, name
+            assert all(len(meaning.partition("[default")[0]) > 5 for meaning in told.values()), told
+
+
+def test_any_character_is_a_question(tiny_vilt, tiny_vqa, tmp_path):
+    picture = tiny_vqa / "val2014" / "COCO_val2014_000000000000.jpg"
+    result = invoke("visualize", tiny_vilt, picture, "what is \U0001f600?", "--out", tmp_path / "tokens.png")
+    assert result.exit_code == 0, result.output
+    refused(invoke("visualize", tiny_vilt, picture, "what?", "--out", tmp_path / "tokens.jpg"), "must end in .png")
 
 
 def test_visualize_writes_the_picture(tiny_vilt, tiny_vqa, tmp_path):

@@ -146,6 +146,39 @@ def test_a_file_that_is_no_other_run_is_refused(config, tmp_path):
         run(EvaluateConfig(**vars(config) | {"against": tmp_path / "other.json"}))
 
 
+@pytest.mark.parametrize("content", ["[]", "null", '{"config": "x"}', '{"config": {"data": "x"}}'])
+def test_a_broken_record_of_the_training_is_named(config, tmp_path, content):
+    folder = shutil.copytree(config.model, tmp_path / "model")
+    (folder / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"run\.json is no record of a training; remove it"):
+        run(EvaluateConfig(str(folder)))
+
+
+def test_another_run_is_looked_at_before_anything_is_answered(config, tmp_path, monkeypatch):
+    run(EvaluateConfig(**vars(config) | {"per_example": tmp_path / "a.json"}))
+    monkeypatch.setattr("pumer.evaluate.predict", None)
+    with pytest.raises(InputError, match="same split and limit"):
+        run(EvaluateConfig(**vars(config) | {"against": tmp_path / "a.json", "limit": 3}))
+    (tmp_path / "a.json").write_text('{"model": "m", "examples": [{"answer": "red"}]}')
+    with pytest.raises(InputError, match="no per_example file"):
+        run(EvaluateConfig(**vars(config) | {"against": tmp_path / "a.json"}))
+
+
+def test_logits_that_are_no_numbers_are_no_answers(config, tmp_path):
+    model = pumer.load(config.model)
+    model.classifier[-1].bias.data.fill_(float("nan"))
+    pumer.save(model, tmp_path)
+    load_processor(config.model).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="logits that are not numbers"):
+        run(EvaluateConfig(**vars(config) | {"model": str(tmp_path)}))
+
+
+def test_the_number_format_is_told_as_it_was(config, tmp_path):
+    pumer.save(pumer.load(config.model).to(torch.bfloat16), tmp_path)
+    load_processor(config.model).save_pretrained(tmp_path)
+    assert run(EvaluateConfig(**vars(config) | {"model": str(tmp_path)}))["dtype"] == "bfloat16"
+
+
 def test_model_of_another_kind_is_refused(config, tmp_path):
     ViltForMaskedLM.from_pretrained(config.model).save_pretrained(tmp_path)
     load_processor(config.model).save_pretrained(tmp_path)

@@ -82,7 +82,7 @@ def test_later_measurements_enter_the_card_when_the_command_runs_again(config, h
     measured = evaluate(EvaluateConfig(str(config.output), output=config.output / "evaluation.json"))
     speed = [{"batch": 1, "images_per_second": 2.0, "speedup": {"median": 1.5, "low": 1.0, "high": 2.0}}]
     row = {"name": "reduced", "speed": speed, "macs": 2.5e9, "ideal_speedup": 2.0, "memory": 3 * 2**20}
-    where = {"device": "a machine", "dtype": "float32"}
+    where = {"device": "a machine", "dtype": "float32", "date": measured["date"]}
     write_json(config.output / "benchmark.json", {"what": "it", "rows": [row], "provenance": where})
     again = dataclasses.replace(config, push_to_hub=True)
     run(again, progress=False)
@@ -92,6 +92,15 @@ def test_later_measurements_enter_the_card_when_the_command_runs_again(config, h
     assert ["val", figure, str(measured["questions"]), "evaluation.json"] in rows
     assert ["reduced", "2.50 G", "1.50x at batch 1", "3 MiB"] in rows
     assert read_json(hub / "me" / "out" / "run.json")["steps"] == 2
+
+
+def test_what_was_measured_of_an_earlier_model_does_not_enter_the_card(config):
+    run(config, progress=False)
+    evaluate(EvaluateConfig(str(config.output), output=config.output / "evaluation.json"))
+    result = json.loads((config.output / "evaluation.json").read_text())
+    write_json(config.output / "evaluation.json", result | {"date": "2020-01-01T00:00:00+00:00"})
+    run(config, progress=False)
+    assert "evaluation.json" not in (config.output / "README.md").read_text()
 
 
 def test_without_a_login_nothing_is_trained(config, monkeypatch):

@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+from PIL import Image
 from tiny import FOLDERS
 from typer.testing import CliRunner
 
@@ -119,6 +120,18 @@ def test_lists_that_cannot_be_answered(tiny_vilt, tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         run(PredictConfig(str(tiny_vilt), tmp_path / "out.csv", questions=tmp_path / "q.csv", images=tmp_path))
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_list_and_a_split_do_not_go_together(tiny_vilt, tmp_path):
+    from pumer.predict import PredictConfig, run
+
+    with pytest.raises(InputError, match="limit would be of a split, whose place questions take"):
+        run(PredictConfig(str(tiny_vilt), tmp_path / "out.csv", questions=tmp_path / "q.csv", limit=3))
+
+
+def test_pictures_are_given_as_files(tiny_vilt):
+    with pytest.raises(InputError, match="images must be the names of image files, not Image"):
+        Predictor(tiny_vilt)(Image.new("RGB", (8, 8)), "what?")
 
 
 def test_the_number_of_images_must_fit(tiny_vilt):

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +135,15 @@ def test_scores_that_are_no_numbers_are_refused(folder, pairs):
     model.rank_output.bias.data.fill_(float("nan"))
     with pytest.raises(InputError, match="not numbers"):
         rank(model, pairs, inputs)
+
+
+@pytest.mark.parametrize("folder_of_scores", [None, "scores"])
+def test_a_small_disk_is_refused(folder, pairs, tmp_path, monkeypatch, folder_of_scores):
+    model, inputs = build(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    place = folder_of_scores and tmp_path / folder_of_scores
+    with pytest.raises(InputError, match=r"needs 0\.0 GiB in .*; give scores=FOLDER on another disk"):
+        rank(model, pairs, inputs, folder=place)
 
 
 def test_galleries_are_checked(pairs):

@@ -165,6 +165,24 @@ def test_run_with_other_settings_is_not_continued(config):
     assert last_checkpoint(config.output).name == "checkpoint-2"
 
 
+def test_a_run_is_not_continued_on_other_data(config, tiny_vqa, tmp_path):
+    root = shutil.copytree(tiny_vqa, tmp_path / "data")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+    train(config)
+    annotations = root / "v2_mscoco_train2014_annotations.json"
+    annotations.write_text(annotations.read_text() + "\n")
+    with pytest.raises(InputError, match=r"data is not what the run in .* began with; .*resume=false"):
+        train(config)
+    assert train(config, resume=False)["steps"] == 6
+
+
+def test_an_output_that_is_a_file_is_refused_before_any_work(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("pumer.train._prepare", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is no folder to write to"):
+        train(config, output=tmp_path / "file")
+
+
 def test_a_finished_run_is_not_trained_over_with_other_settings(config):
     train(config)
     shutil.rmtree(last_checkpoint(config.output))

@@ -1,5 +1,6 @@
 """Checks of settings that several jobs share, made before anything takes long."""
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -39,6 +40,25 @@ def writable_folders(*folders: Path) -> None:
     """
     for folder in folders:
         _try_to_write(folder, folder.absolute())
+
+
+def room_for(needed: int, folder: Path, name: str, remedy: str) -> None:
+    """Refuse to make a file that a disk cannot hold: writing to a mapped one would end the process without a word.
+
+    Args:
+        needed: bytes.
+        folder: where the file is going to lie; it is there.
+        name: of what needs them.
+        remedy: what to do.
+
+    Raises:
+        InputError: with both figures.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{name} needs {needed / 2**30:.1f} GiB in {folder}, which has {free / 2**30:.1f} left; {remedy}"
+        )
 
 
 def _try_to_write(name: Path, place: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from pumer.arguments import at_least, writable
 from pumer.checkpoint import write_json
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
@@ -76,8 +77,11 @@ class BenchmarkConfig:
             raise InputError(f"batch_sizes is {list(self.batch_sizes)}; give at least one integer above 0")
         if self.pairs < 1:
             raise InputError(f"pairs is {self.pairs}; give an integer above 0 (20 or more for figures to publish)")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}; give an integer above 0")
+        at_least(1, threads=self.threads, image_size=self.image_size, text_length=self.text_length)
+        if self.seconds < 0:
+            raise InputError(f"seconds is {self.seconds}; give a number of 0 or more")
+        if self.memory_batch < 0:
+            raise InputError(f"memory_batch is {self.memory_batch}; give an integer above 0, or 0 to leave memory out")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("device is 'cuda' but torch sees no GPU; give device=cpu")
 
@@ -97,6 +101,7 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     Raises:
         InputError: If there is no such model, or a setting does not fit it.
     """
+    writable(config.output)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = best_device() if config.device == "auto" else torch.device(config.device)

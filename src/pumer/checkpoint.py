@@ -211,6 +211,8 @@ def load_processor(name: str | Path) -> ViltProcessor | MeterProcessor:
         kind = MeterImageProcessorPil if of_meter else ViltImageProcessorPil
         images, tokenizer = kind.from_pretrained(str(name)), AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError, KeyError) as error:
+        if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file():
+            raise InputError(f"{name} holds no processor; add one: processor.save_pretrained('{name}')") from error
         raise InputError(f"the processor of {name} cannot be read: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up from the model type when there are no files
         raise InputError(f"{name} holds no tokenizer; put the tokenizer files that belong to the model into it")

@@ -3,15 +3,17 @@
 import json
 import logging
 import re
+from importlib import import_module
 from pathlib import Path
+from textwrap import fill, indent
 from typing import Annotated, Any, TypeVar
 
 import typer
 import yaml
 from rich.console import Console
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from pumer.config import load, to_dict
+from pumer.config import described, load, to_dict
 from pumer.errors import InputError
 from pumer.processes import is_main_process
 
@@ -38,6 +40,22 @@ class _Commands(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
 
 
+def _with_settings(module: str, name: str) -> type[TyperCommand]:
+    """A command whose help tells the settings that a config has; it is imported when it is asked for."""
+
+    class WithSettings(TyperCommand):
+        @staticmethod
+        def settings() -> dict[str, str]:
+            return described(getattr(import_module(module), name))
+
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            super().format_help(ctx, formatter)
+            lines = [f"{key}\n{indent(fill(text, 90), ' ' * 4)}" for key, text in self.settings().items()]
+            typer.echo("\n".join(["Settings, as KEY=VALUE:\n", *lines]))
+
+    return WithSettings
+
+
 def _group(help_text: str, **settings: Any) -> typer.Typer:
     return typer.Typer(help=help_text, no_args_is_help=True, add_completion=False, **settings)
 
@@ -58,7 +76,7 @@ Model = Annotated[str, typer.Argument(metavar="DIR", help="Folder of a model, or
 Task = Annotated[str, typer.Argument(help="vqav2, nlvr2, snli_ve, flickr30k or coco.")]
 
 
-@app.command()
+@app.command(cls=_with_settings("pumer.training.config", "TrainConfig"))
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file, such as recipes/vilt/vqav2-pumer.yaml.")],
     settings: Settings = None,
@@ -73,7 +91,7 @@ def train(
     _console().print(f"model and run.json are in {config.output}", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=_with_settings("pumer.evaluate", "EvaluateConfig"))
 def evaluate(model: Model, settings: Settings = None) -> None:
     """Official accuracy of a trained model, with its uncertainty."""
     from pumer.evaluate import EvaluateConfig, run
@@ -81,7 +99,7 @@ def evaluate(model: Model, settings: Settings = None) -> None:
     run(_resolve(EvaluateConfig, None, settings, model=model), _console())
 
 
-@app.command()
+@app.command(cls=_with_settings("pumer.predict", "PredictConfig"))
 def predict(
     model: Model,
     settings: Settings = None,
@@ -95,8 +113,8 @@ def predict(
     given = {"model": model, "out": str(out), "images": str(images)}
     if questions is not None:
         given["questions"] = str(questions)
-    count = run(_resolve(PredictConfig, None, settings, **given))
-    _console().print(f"{count} answers are in {out}", highlight=False, soft_wrap=True)
+    config = _resolve(PredictConfig, None, settings, **given)
+    _console().print(f"{run(config)} answers are in {config.out}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -121,7 +139,7 @@ def score(
         typer.echo(json.dumps(result, indent=2))
 
 
-@app.command()
+@app.command(cls=_with_settings("pumer.benchmark", "BenchmarkConfig"))
 def benchmark(model: Model, settings: Settings = None) -> None:
     """Speed and memory of a model beside its unreduced self."""
     from pumer.benchmark import BenchmarkConfig, run
@@ -129,7 +147,7 @@ def benchmark(model: Model, settings: Settings = None) -> None:
     run(_resolve(BenchmarkConfig, None, settings, model=model))
 
 
-@app.command()
+@app.command(cls=_with_settings("pumer.visualize", "VisualizeConfig"))
 def visualize(
     model: Model,
     image: Annotated[str, typer.Argument(help="Picture file.")],
@@ -142,11 +160,11 @@ def visualize(
     pair = len(rest) > 1 and not re.match(r"[\w.]+=", rest[1])
     images, (question, *settings) = [image, *rest[:pair]], rest[pair:]
     given = {"checkpoint": model, "images": images, "question": question, "out": str(out)}
-    answer = run(_resolve(VisualizeConfig, None, settings, **given))
-    _console().print(f"{answer} ({out})", highlight=False, markup=False, soft_wrap=True)
+    config = _resolve(VisualizeConfig, None, settings, **given)
+    _console().print(f"{run(config)} ({config.out})", highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=_with_settings("pumer.planning", "PlanConfig"))
 def plan(settings: Settings = None) -> None:
     """Tokens per layer, MACs and ideal speed-up of a reduction, before any run."""
     from pumer.planning import PlanConfig, run
@@ -169,7 +187,7 @@ def convert(
     _console().print_json(data=run(_resolved(ConvertConfig(source, out, answers, task, image_size))))
 
 
-@data.command("world")
+@data.command("world", cls=_with_settings("pumer.world", "WorldConfig"))
 def data_world(out: Annotated[Path, typer.Argument(help="Folder to write.")], settings: Settings = None) -> None:
     """Write the built-in world in the official formats of the tasks."""
     from pumer.arguments import writable_folders
@@ -181,7 +199,7 @@ def data_world(out: Annotated[Path, typer.Argument(help="Folder to write.")], se
         _console().print(f"wrote {folder}", highlight=False, soft_wrap=True)
 
 
-@data.command("prepare")
+@data.command("prepare", cls=_with_settings("pumer.prepare", "PrepareConfig"))
 def data_prepare(
     task: Task,
     root: Annotated[Path, typer.Argument(help="Folder with the official files.")],
@@ -197,7 +215,7 @@ def data_prepare(
     _console().print(summary(run(config), config.out), highlight=False, markup=False, soft_wrap=True)
 
 
-@data.command("check")
+@data.command("check", cls=_with_settings("pumer.check", "CheckConfig"))
 def data_check(
     task: Task,
     root: Annotated[Path, typer.Argument(help="Folder with the official files, or a prepared folder.")],
@@ -214,7 +232,7 @@ def data_check(
         raise InputError(f"{len(problems)} images are missing or broken; `pumer data prepare` leaves them out")
 
 
-@world.command("pretrain")
+@world.command("pretrain", cls=_with_settings("pumer.world.pretrain", "PretrainConfig"))
 def world_pretrain(settings: Settings = None) -> None:
     """Make the small checkpoint that ships with the package anew."""
     from pumer.world.pretrain import PretrainConfig, run
@@ -222,7 +240,7 @@ def world_pretrain(settings: Settings = None) -> None:
     run(_resolve(PretrainConfig, None, settings))
 
 
-@app.command()
+@app.command(cls=_with_settings("pumer.demo", "DemoConfig"))
 def demo(settings: Settings = None) -> None:
     """Fine-tune, reduce, compare and report on the built-in world; no download."""
     from pumer.demo import DemoConfig, run
@@ -230,7 +248,7 @@ def demo(settings: Settings = None) -> None:
     run(_resolve(DemoConfig, None, settings))
 
 
-@app.command()
+@app.command(cls=_with_settings("pumer.training.config", "TrainConfig"))
 def reproduce(
     settings: Settings = None,
     scale: Annotated[str, typer.Option(help="world: small models, hours on a CPU. full: the official data.")] = "world",
@@ -238,7 +256,9 @@ def reproduce(
     cells: Annotated[list[str] | None, typer.Option(help="Such as vilt/nlvr2,meter/coco; all by default.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Of every row; by default 3 for ViLT in Table 1, else 1.")] = None,
     jobs: Annotated[int, typer.Option(help="Steps at once, each with its share of the cores.")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder of models, answers and report.")] = Path("out/reproduce"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of models, answers and report; out/reproduce, or out/reproduce-smoke.")
+    ] = None,
     data_root: Annotated[Path | None, typer.Option("--data", help="Folder with one data folder per task.")] = None,
     start: Annotated[list[str] | None, typer.Option(help="Checkpoint to start from, as vilt=FOLDER.")] = None,
     trained: Annotated[list[str] | None, typer.Option(help="Unreduced model to take, as vilt/nlvr2=FOLDER.")] = None,
@@ -260,7 +280,7 @@ def reproduce(
     from pumer.reproduce.run import ReproduceConfig, run
 
     config = ReproduceConfig(
-        out=out,
+        out=out or Path("out/reproduce-smoke" if smoke else "out/reproduce"),
         scale=scale,
         data=data_root,
         starts=_pairs(start),
@@ -287,7 +307,7 @@ def main() -> None:
 
 def _resolve(cls: type[Config], recipe: Path | None, settings: list[str] | None, **given: Any) -> Config:
     """The config of a job, from a recipe, arguments and settings; shown on stderr."""
-    arguments = [f"{name}={json.dumps(value)}" for name, value in given.items()]  # JSON text is YAML
+    arguments = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()]
     return _resolved(load(cls, recipe, [*arguments, *(settings or [])]))
 
 

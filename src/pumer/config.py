@@ -7,6 +7,7 @@ One parser serves recipes, `key=value` overrides and `reduction.json`. A wrong k
 import dataclasses
 import difflib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pumer.errors import InputError
 
 Config = TypeVar("Config")
+_ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 def from_dict(cls: type[Config], mapping: Mapping[str, Any], where: str = "") -> Config:
@@ -61,6 +63,34 @@ def to_dict(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [to_dict(value) for value in config]
     return str(config) if isinstance(config, Path) else config
+
+
+def described(cls: type[Any], prefix: str = "") -> dict[str, str]:
+    """What the settings of a config are, from its docstring, with their defaults; `data.root` is one of them.
+
+    Args:
+        cls: the dataclass; its docstring has a section "Attributes:" or "Args:".
+        prefix: of the names.
+    """
+    section = re.split(r"^(?:Attributes|Args):\n", inspect.getdoc(cls) or "", flags=re.MULTILINE)[-1].split("\n\n")[0]
+    meanings = {name: " ".join(text.split()) for name, text in _ENTRY.findall(section)}
+    hints = typing.get_type_hints(cls)
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(cls):
+        kinds = get_args(hints[field.name]) or (hints[field.name],)
+        inner = next((kind for kind in kinds if dataclasses.is_dataclass(kind) and isinstance(kind, type)), None)
+        if inner is not None:
+            found |= described(inner, f"{prefix}{field.name}.")
+        else:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            shown = "" if default is dataclasses.MISSING else f" [default: {_yaml(default)}]"
+            found[prefix + field.name] = meanings.get(field.name, "") + shown
+    return found
+
+
+def _yaml(value: Any) -> str:
+    """A value as it is typed."""
+    return str(yaml.safe_dump(to_dict(value), default_flow_style=True, width=1000)).splitlines()[0]
 
 
 def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:

@@ -29,9 +29,18 @@ from pumer.jobs import (
 )
 from pumer.patching import patch, reduction
 from pumer.provenance import collect
-from pumer.ranking import rank
+from pumer.ranking import in_galleries, rank
 from pumer.reducers import NoReduction, config_to_dict
-from pumer.scoring import compare, constant_per_template, mean_score, per_example, sources_of, summarise, table
+from pumer.scoring import (
+    compare,
+    constant_per_template,
+    entries_for,
+    mean_score,
+    per_example,
+    sources_of,
+    summarise,
+    table,
+)
 from pumer.tasks import TASKS, Example, Inputs, Retrieval, Task
 from pumer.tasks.images import Resize
 
@@ -102,7 +111,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
-        at_least(1, batch_size=self.batch_size, image_size=self.image_size)
+        at_least(1, batch_size=self.batch_size, image_size=self.image_size, text_length=self.text_length)
         at_least(0, workers=self.workers)
 
 
@@ -141,6 +150,11 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     public = bool(examples[0].answers) or isinstance(task, Retrieval)
     if not public and (config.submission is None or config.per_example or config.against):
         raise InputError(f"split {config.split} has no public answers; give submission=FILE alone, for the server")
+    if against is not None:
+        asked = examples
+        if isinstance(task, Retrieval):
+            asked = Retrieval.queries(in_galleries(examples, config.galleries)[0])
+        entries_for([example.id for example in asked], against)  # refused now, not after the last forward
     text_length = text_length_of(model, settings["text_length"])
     inputs = make_inputs(processor, text_length, settings["resize"], settings["blank"])
     in_place = reduction(model) or NoReduction()
@@ -158,7 +172,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     result |= {"answered": len(answers), "left_out": left_out}
     if public:
         result |= _scored(config, task, settings["root"], examples, answers, against)
-    result |= collect(config)
+    result |= collect(config, str(model.dtype).removeprefix("torch."))
     if config.output is not None:
         write_json(config.output, result)
     if console is not None and public:
@@ -186,6 +200,9 @@ def predict(
         batch_size: examples per forward pass.
         workers: processes that read images.
         progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: for logits that are not numbers.
     """
     device = next(model.parameters()).device
     loader = DataLoader(Examples(examples), batch_size, collate_fn=Collator(task, inputs), num_workers=workers)
@@ -195,7 +212,10 @@ def predict(
         shown = bar.add_task("evaluate", total=len(examples), note="")
         for batch in loader:
             on_device = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
-            columns = task.choose(model(**on_device).logits).tolist()
+            logits = model(**on_device).logits
+            if logits.isnan().any():
+                raise InputError("the model gives logits that are not numbers; its weights are broken, or their format")
+            columns = task.choose(logits).tolist()
             answers += [task.labels[column] for column in columns]
             bar.advance(shown, len(columns))
     return answers
@@ -258,7 +278,10 @@ def _reduce(model: PreTrainedModel, config: EvaluateConfig) -> None:
 def trained_with(model: str | Path) -> dict[str, Any]:
     """The settings that a model was trained with; none where its folder does not say."""
     record = Path(model) / TRAINING_RECORD
-    settings: dict[str, Any] = read_json(record).get("config", {}) if record.is_file() else {}
+    content = read_json(record) if record.is_file() else {}
+    settings: Any = content.get("config", {}) if isinstance(content, dict) else None
+    if not isinstance(settings, dict) or not isinstance(settings.get("data", {}), dict):
+        raise InputError(f"{record} is no record of a training; remove it")
     return settings
 
 

@@ -21,8 +21,9 @@ _PIPELINES = {"vqav2": "visual-question-answering"}
 def model_card(config: TrainConfig, record: Mapping[str, Any]) -> ModelCard:
     """The card of a model, from its training and from the result files in its folder.
 
-    Accuracy comes from the training itself and from every file that `pumer evaluate ... output=` wrote into the folder,
-    speed and memory from every one of `pumer benchmark ... output=`. Nothing is said that is in none of them.
+    Accuracy comes from the training itself and from every file that `pumer evaluate ... output=` wrote into the folder
+    since the run began, speed and memory from every one of `pumer benchmark ... output=`. Nothing is said that is in
+    none of them.
 
     Args:
         config: of the training.
@@ -63,7 +64,7 @@ def _introduction(config: TrainConfig, method: str) -> str:
 
 def _measured(config: TrainConfig, record: Mapping[str, Any]) -> list[str]:
     """Tables of accuracy and of speed, each only where there is something in it."""
-    results = list(_results(config.output))
+    results = list(_results(config.output, record["began"]))
     rows = [(config.data.eval, "this training", record["accuracy"], record)] if "accuracy" in record else []
     rows += [(result["split"], name, result["accuracy"], result) for name, result in results if "accuracy" in result]
     accuracy = [
@@ -77,8 +78,8 @@ def _measured(config: TrainConfig, record: Mapping[str, Any]) -> list[str]:
     return tables or ["Nothing yet."]
 
 
-def _results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The JSON files of a folder that hold an object, by name."""
+def _results(folder: Path, began: str) -> list[tuple[str, dict[str, Any]]]:
+    """The result files of a folder by name, but for those of a model that was there before."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -86,7 +87,8 @@ def _results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         except ValueError:
             continue
         if isinstance(content, dict) and ("rows" in content or {"split", "accuracy"} <= content.keys()):
-            found.append((path.name, content))
+            date = content.get("provenance", content).get("date", "")
+            found += [(path.name, content)] if date >= began else []
     return found
 
 

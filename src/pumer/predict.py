@@ -128,6 +128,8 @@ class Predictor:
             InputError: for another number of images, and images that cannot be read.
         """
         files = (images,) if isinstance(images, str | Path) else images
+        if not isinstance(files, Sequence) or not all(isinstance(file, str | Path) for file in files):
+            raise InputError(f"images must be the names of image files, not {type(images).__name__}")
         return self.answers([Example(0, tuple(Path(file) for file in files), text)])[0]
 
     def answers(
@@ -185,6 +187,10 @@ def run(config: PredictConfig) -> int:
     at_least(0, workers=config.workers)
     writable(config.out)
     if config.questions is not None:
+        of_a_split = {"data.root": config.data.root, "limit": config.limit, "galleries": config.galleries}
+        given = [name for name, value in (of_a_split | {"scores": config.scores}).items() if value is not None]
+        if given:
+            raise InputError(f"{', '.join(given)} would be of a split, whose place questions take; leave one out")
         return _answer_list(config, config.questions)
     data = EvaluationData(config.data.root, train=None)
     result = evaluate.run(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pumer.arguments import room_for
 from pumer.checkpoint import read_json, write_json
 from pumer.errors import InputError
 from pumer.fingerprint import weights_fingerprint
@@ -232,7 +233,9 @@ def _captions(model: PreTrainedModel, texts: Sequence[str], inputs: Inputs) -> A
 @contextmanager
 def _score_file(folder: Path | None, shape: tuple[int, int], about: dict[str, Any]) -> Iterator[np.ndarray]:
     """A float32 array in a file, NaN where nothing was computed yet."""
+    needed = 4 * shape[0] * shape[1]
     if folder is None:
+        room_for(needed, Path(tempfile.gettempdir()), "ranking", "give scores=FOLDER on another disk")
         with tempfile.TemporaryFile() as file:
             scores = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
             scores[:] = np.nan
@@ -244,6 +247,7 @@ def _score_file(folder: Path | None, shape: tuple[int, int], about: dict[str, An
         raise InputError(f"{folder} cannot be a folder for scores ({error.strerror}); give another name") from error
     path, note = folder / SCORES, folder / _ABOUT
     if not note.is_file():  # written last: without it the array may be incomplete
+        room_for(needed, folder, "scores", "give scores=FOLDER on another disk")
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)[:] = np.nan
         write_json(note, about)
     elif (other := read_json(note)) != about:

@@ -1,7 +1,7 @@
 """From answers to figures: accuracy with its uncertainty, by group, and compared with other runs."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -65,14 +65,7 @@ def compare(
     Raises:
         InputError: when the other run answered other questions.
     """
-    if not isinstance(other, Mapping) or not isinstance(other.get("examples"), list):
-        raise InputError("the file to compare with is no per_example file of `pumer evaluate`; make one with it")
-    theirs = {entry["id"]: entry for entry in other["examples"]}
-    if theirs.keys() != scores.keys():
-        raise InputError(
-            f"the run to compare with answered {len(theirs)} other questions, this one {len(scores)}; "
-            "evaluate both on the same split and limit"
-        )
+    theirs = entries_for(scores, other)
     differences = [score - theirs[number]["score"] for number, score in scores.items()]
     sources = [theirs[number].get("source", str(number)) for number in scores]
     same = [answers[number] == theirs[number]["answer"] for number in scores]
@@ -81,6 +74,26 @@ def compare(
         "difference": asdict(bootstrap(differences, sources)),
         "agreement": sum(same) / len(same),
     }
+
+
+def entries_for(numbers: Collection[int | str], other: Any) -> dict[int | str, Mapping[str, Any]]:
+    """What another run's `per_example` file holds about some questions, by question id.
+
+    Raises:
+        InputError: for a file of something else, and when the other run answered other questions.
+    """
+    entries = other.get("examples") if isinstance(other, Mapping) and "model" in other else None
+    listed: list[Any] = entries if isinstance(entries, list) else [None]
+    needed = {"id", "answer", "score"}
+    if not all(isinstance(entry, Mapping) and needed <= entry.keys() for entry in listed):
+        raise InputError("the file to compare with is no per_example file of `pumer evaluate`; make one with it")
+    theirs = {entry["id"]: entry for entry in listed}
+    if theirs.keys() != set(numbers):
+        raise InputError(
+            f"the run to compare with answered {len(theirs)} other questions, this one {len(numbers)}; "
+            "evaluate both on the same split and limit"
+        )
+    return theirs
 
 
 def constant_per_template(task: Task, train: Iterable[Example], test: Sequence[Example]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,9 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
         `model` (the folder), `steps`, `resumed_from` (the step that this call went on from), and of this call alone
         `seconds`, of which `input_seconds` were spent waiting for examples, `samples_per_second` and `loss` (None where
         nothing was left to train); `accuracy` of the saved model on the evaluation split (`mean`, `low`, `high`) and
-        its number of `questions` (both absent without one), `history` (all logged values), `data_fingerprint`, and the
-        provenance. The same dict is `run.json` in the folder; without results, it is there from the beginning. The
-        folder gets a model card as well.
+        its number of `questions` (both absent without one), `history` (all logged values), `data_fingerprint`, the
+        provenance, and `began`, the `date` of the first call. The same dict is `run.json` in the folder; without
+        results, it is there from the beginning. The folder gets a model card as well.
 
     Raises:
         InputError: for whatever the user can correct; for a loss that is no number; for a full disk.
@@ -99,6 +100,7 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     main = trainer.is_world_process_zero()
     record = {"model": str(config.output), "data_fingerprint": prepared.fingerprint}
     record |= collect(config, _DTYPES[config.precision])
+    record["began"] = (_record(config) if prepared.checkpoint else record).get("began", record["date"])
     with full_disk_stops(config.output):
         if main and prepared.checkpoint is None:
             for file in saved_files(config.output):  # of an earlier run, whose record this one's takes the place of
@@ -141,6 +143,11 @@ def _prepare(config: TrainConfig, inputs: Inputs, bar: Progress, stop: StopOnSig
     held_out = task.read(data.root, data.eval, data.eval_limit) if data.eval else None
     splits = [split for split in (data.train, data.eval) if split is not None]
     fingerprint = data_fingerprint(task_type, data.root, splits, [*train, *(held_out or [])])
+    if checkpoint is not None and _record(config)["data_fingerprint"] != fingerprint:
+        raise InputError(
+            f"{data.root} is not what the run in {config.output} began with; "
+            "give another output, or resume=false to start anew"
+        )
     set_seed(config.seed)
     model, processor = task.model(config.model, task.labels), load_processor(config.model)
     set_image_size(config.image_size, model, processor)
@@ -233,10 +240,7 @@ def _checkpoint(config: TrainConfig) -> Path | None:
         return None
     if found is None and not saved_files(config.output):
         return None
-    record = config.output / TRAINING_RECORD
-    if not record.is_file():
-        raise InputError(f"{config.output} holds a model that no run here made; give another output")
-    before, now = read_json(record)["config"], to_dict(config)
+    before, now = _record(config)["config"], to_dict(config)
     for name in now.keys() - _FREE_TO_CHANGE:
         if before.get(name) != now[name]:
             raise InputError(
@@ -245,4 +249,14 @@ def _checkpoint(config: TrainConfig) -> Path | None:
             )
     if found is not None:
         logger.info("continuing from %s", found)
+    return found
+
+
+def _record(config: TrainConfig) -> Mapping[str, Any]:
+    """What the run that is in the folder said when it began."""
+    record = config.output / TRAINING_RECORD
+    content = read_json(record) if record.is_file() else {}
+    if not {"config", "data_fingerprint"} <= content.keys():
+        raise InputError(f"{config.output} holds a model that no run here made; give another output")
+    found: Mapping[str, Any] = content
     return found

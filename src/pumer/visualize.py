@@ -112,6 +112,8 @@ def run(config: VisualizeConfig) -> str:
         InputError: when the checkpoint or the image cannot be read, or the reduction does not fit the model.
     """
     writable(config.out)
+    if config.out.suffix.lower() != ".png":
+        raise InputError(f"{config.out} must end in .png, for a PNG file is written")
     for image in config.images:
         read_image(image)  # the cheap check first
     predictor = Predictor(config.checkpoint, config.task, config.text_length, config.resize, config.image_size)

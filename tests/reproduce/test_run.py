@@ -125,6 +125,14 @@ def test_the_results_of_other_runs_stay(reproduced, config, tmp_path, run_nothin
         Reproduction(dataclasses.replace(config, **places), run_nothing)
 
 
+def test_a_trial_keeps_out_of_the_folder_of_another_run(config, tmp_path, run_nothing):
+    Reproduction(dataclasses.replace(config, out=tmp_path), run_nothing).remember()
+    for trial in ({"settings": ("max_steps=3",)}, {"smoke": True, "settings": config.settings}):
+        other = Reproduction(dataclasses.replace(config, out=tmp_path, **trial), run_nothing)
+        with pytest.raises(InputError, match=r"holds a run with (settings|smoke)=.*; give another --out"):
+            other.remember()
+
+
 def test_two_runs_in_one_folder_are_refused(config):
     with alone(config.out), pytest.raises(InputError, match="another `pumer reproduce` is running"), alone(config.out):
         pass
@@ -178,6 +186,9 @@ def test_the_list_and_the_report_need_no_run(config, tmp_path):
         ({"only": ("figure5",), "cells": ("meter/coco",)}, "figure5: no row of these tables is about meter/coco"),
         ({"out": Path(__file__)}, "cannot be written"),
         ({"trained": {"vilt/nlvr2": "/nowhere"}}, "checkpoint /nowhere is not a folder"),
+        ({"settings": ("foo=3",)}, "key 'foo' is unknown in train config"),
+        ({"smoke": True, "results": Path("results")}, "leave out --results"),
+        ({"seeds": 3, "trained": {"vilt/nlvr2": "m"}}, "leave out --trained, or --seeds 3"),
         ({"data": Path("/nowhere")}, "/nowhere/vqav2 does not exist"),
     ],
 )

@@ -91,6 +91,10 @@ def test_full_scale_takes_the_papers_recipes_and_no_world(plans, tmp_path):
     assert "data.eval=null" not in found[f"train/{pumer.name}"].settings["given"]  # it stops early
     with pytest.raises(InputError, match="vqav2 does not exist"):
         planned(full, pumer_cell(full, "vilt", "vqav2"))
+    (tmp_path / "vqav2").mkdir()
+    pumer = pumer_cell(full, "vilt", "vqav2")
+    given = planned(full, pumer)[f"train/{pumer.name}"].settings["given"]
+    assert {"data.eval=null", "patience=null"} <= set(given)  # it is tested on the split that would stop it
 
 
 def test_a_given_original_is_taken_and_not_trained(plans):

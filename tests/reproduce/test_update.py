@@ -7,8 +7,8 @@ from pumer.reproduce.update import measured_pairs, read_results, updated
 ORDER = {"table1": ["vilt/vqav2", "vilt/coco", "meter/coco"], "table7": ["meter/coco", "vilt/vqav2"]}
 
 
-def row(where, figure):
-    return {"where": where, "tuned": figure}
+def row(where, figure, **other):
+    return {"where": where, "tuned": figure and {"figure": figure, "seeds": 1}, **other}
 
 
 def results(date, **tables):
@@ -18,7 +18,10 @@ def results(date, **tables):
 
 
 def rows_of(found):
-    return {table["name"]: [(row["where"], row["tuned"]) for row in table["rows"]] for table in found["tables"]}
+    return {
+        table["name"]: [(row["where"], row["tuned"] and row["tuned"]["figure"]) for row in table["rows"]]
+        for table in found["tables"]
+    }
 
 
 def test_a_new_run_takes_the_place_of_what_it_measured_and_of_nothing_else():
@@ -29,11 +32,11 @@ def test_a_new_run_takes_the_place_of_what_it_measured_and_of_nothing_else():
     )
     now = results(
         "June",
-        table1=[row("meter/coco TR", None), row("vilt/coco TR", 6), row("vilt/coco IR", None), row("vilt/vqav2", None)],
+        table1=[row("meter/coco TR", None), row("vilt/coco TR", 6), row("vilt/coco IR", 7), row("vilt/vqav2", None)],
     )
     found = updated(before, now, ORDER)
     assert rows_of(found) == {
-        "table1": [("vilt/vqav2", 3), ("vilt/coco TR", 6), ("vilt/coco IR", None), ("meter/coco TR", None)],
+        "table1": [("vilt/vqav2", 3), ("vilt/coco TR", 6), ("vilt/coco IR", 7), ("meter/coco TR", None)],
         "table7": [("meter/coco", 1), ("vilt/vqav2", 2)],
     }
     assert [(run["date"], run["of"]) for run in found["runs"]] == [
@@ -42,6 +45,25 @@ def test_a_new_run_takes_the_place_of_what_it_measured_and_of_nothing_else():
     ]
     assert [table["note"] for table in found["tables"]] == ["June", "May"]
     assert updated(found, now, ORDER)["tables"] == found["tables"]
+
+
+@pytest.mark.parametrize(
+    "fewer",
+    [
+        [row("vilt/coco TR", 3), row("vilt/coco IR", None)],
+        [row("vilt/coco TR", 3, cost=None), row("vilt/coco IR", 4)],
+        [row("vilt/coco TR", None, training=[{}]), row("vilt/coco IR", None)],
+    ],
+)
+def test_what_has_fewer_figures_takes_no_place(fewer, caplog):
+    before = results("May", table1=[row("vilt/coco TR", 1, cost={"throughput": 2}), row("vilt/coco IR", 2)])
+    found = updated(before, results("June", table1=fewer), ORDER)
+    assert rows_of(found) == {"table1": [("vilt/coco TR", 1), ("vilt/coco IR", 2)]}
+    assert [run["date"] for run in found["runs"]] == ["May"]
+    assert caplog.messages == ["table1 of vilt/coco stays as it was: this run has fewer figures"]
+    three = results("July", table1=[row("vilt/coco TR", 1, cost={"throughput": 2}), row("vilt/coco IR", 2)])
+    three["tables"][0]["rows"][0]["tuned"]["seeds"] = 3
+    assert updated(three, before, ORDER)["runs"][0]["date"] == "July"
 
 
 def test_a_run_of_which_nothing_is_left_is_not_told():

@@ -1,6 +1,7 @@
 """A teacher that is asked once: the same training, fewer questions."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_no_numbers_are_refused(ask):
 
 
 def test_a_small_disk_is_refused(ask, monkeypatch):
-    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
     with pytest.raises(InputError, match=r"teacher_cache needs 0\.0 GiB in .*; give teacher_cache=FOLDER"):
         ask()
 
@@ -162,8 +163,6 @@ def test_hidden_states_need_a_teacher_that_is_looked_into(config):
 
 
 def test_fingerprint_of_data(tiny_vqa, tmp_path):
-    import shutil
-
     def fingerprint(root):
         return data_fingerprint(VQAv2, root, ("train", "val"), VQAv2.read(root, "train"))
 

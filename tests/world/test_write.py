@@ -141,6 +141,8 @@ def test_wrong_settings_are_refused() -> None:
         WorldConfig(tasks=("vqav2", "gqa"))
     with pytest.raises(InputError, match="val must be at least 0, not -1"):
         WorldConfig(val=-1)
+    with pytest.raises(InputError, match="questions_per_image must be at least 1, not 0"):
+        WorldConfig(questions_per_image=0)
 
 
 def test_it_tells_how_many_captions_fit_another_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,7 +27,7 @@ class LayeredConfig(ReductionConfig):
         super().__post_init__()
         check_layers(self.layers, "the reduction")
         if not self.layers:
-            raise InputError("no layer reduces; give layers=(2, 5, 8), or method 'none'")
+            raise InputError("no layer reduces; give layers=[2, 5, 8], or method 'none'")
         if self.stack not in ("fusion", "vision"):
             raise InputError(f"stack {self.stack!r} is unknown; give 'fusion' or 'vision'")
         object.__setattr__(self, "layers", tuple(sorted(self.layers)))

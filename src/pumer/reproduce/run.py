@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from pumer.arguments import at_least, writable
 from pumer.backbones import BACKBONES
 from pumer.checkpoint import model_class, read_json, write_json
+from pumer.config import load
 from pumer.errors import InputError
 from pumer.provenance import collect
 from pumer.ranking import gallery_sizes
@@ -23,11 +24,12 @@ from pumer.reproduce.collect import collect_table
 from pumer.reproduce.commands import Commands, Runner, cores
 from pumer.reproduce.places import without_places
 from pumer.reproduce.report import REPORT, goals, write
-from pumer.reproduce.setup import Setup
+from pumer.reproduce.setup import PUMER, Setup
 from pumer.reproduce.steps import steps
 from pumer.reproduce.tables import Table, chosen, tables
 from pumer.reproduce.update import measured_pairs, read_results, updated
 from pumer.stages import Record, Stage, Watch, finished, run_at_once
+from pumer.training.config import TrainConfig
 from pumer.world.small import checkpoint_dir
 
 SMOKE_STEPS = "max_steps=2"
@@ -79,6 +81,10 @@ class ReproduceConfig:
         _known("scale", [self.scale], ("world", "full"))
         if self.scale == "full" and self.data is None:
             raise InputError("--scale full needs --data FOLDER, with one data folder per task (vqav2, nlvr2, ...)")
+        if self.smoke and self.results:
+            raise InputError("--smoke gives figures of a handful of examples; leave out --results")
+        if self.trained and (self.seeds or 1) > 1:
+            raise InputError(f"a model that is given has no other seeds; leave out --trained, or --seeds {self.seeds}")
         _known("cell", (*self.cells, *self.trained), PAIRS)
         _known("backbone", self.starts, BACKBONES)
         if self.galleries not in (None, "all"):
@@ -117,8 +123,8 @@ class Reproduction:
             runner: runs commands; by default as processes of their own.
 
         Raises:
-            InputError: for names of tables and cells that do not exist, for folders that are not there, and for a
-                folder for results that holds something else.
+            InputError: for names of tables and cells that do not exist, for folders that are not there, for settings
+                that no training has, and for a folder for results that holds something else.
         """
         self.commands = Commands()
         self.config, self.setup = config, config.setup(runner or self.commands.run)
@@ -127,6 +133,8 @@ class Reproduction:
         self.tables: list[Table] = chosen(self.known, config.only, config.cells)
         if not any(table.rows for table in self.tables):
             raise InputError(f"{', '.join(config.only)}: no row of these tables is about {', '.join(config.cells)}")
+        first = self.tables[0].rows[0].cell
+        load(TrainConfig, self.setup.recipe(first.backbone, first.task, PUMER), list(config.settings))
         for checkpoint in {*config.starts.values(), *config.trained.values()}:
             model_class(checkpoint)  # refused now, not when its turn comes
         self.before()
@@ -161,7 +169,8 @@ class Reproduction:
 
     def shown(self) -> list[Table]:
         """The tables of the report: what was asked for, now and in earlier runs in this folder."""
-        asked = {name: set(pairs) for name, pairs in _remembered(self.config.out).items() if name in self.known}
+        before = _asked(self.config.out).get("tables", {})
+        asked = {name: set(pairs) for name, pairs in before.items() if name in self.known}
         for table in self.tables:
             asked.setdefault(table.name, set()).update(table.pairs)
         return [table.of(asked[name]) for name, table in self.known.items() if name in asked]
@@ -170,13 +179,19 @@ class Reproduction:
         """Note what was asked for.
 
         Raises:
-            InputError: when the report could not be written for want of an earlier run's data.
+            InputError: when the report could not be written for want of an earlier run's data; and in the folder of a
+                run with other settings of all trainings, whose models this one would remove.
         """
-        shown = self.shown()
+        config, shown = self.config, self.shown()
+        trial = {"smoke": config.smoke, "settings": list(config.settings)}
+        other = {name: value for name, value in _asked(config.out).items() if trial.get(name, value) != value}
+        if other:
+            told = ", ".join(f"{name}={value}, not {trial[name]}" for name, value in other.items())
+            raise InputError(f"{config.out} holds a run with {told}; give another --out")
         steps(shown, self.setup)
+        config.out.mkdir(parents=True, exist_ok=True)
         pairs = {table.name: sorted(table.pairs) for table in shown}
-        self.config.out.mkdir(parents=True, exist_ok=True)
-        write_json(self.config.out / _ASKED, pairs)
+        write_json(config.out / _ASKED, {"tables": pairs, **trial})
 
     def before(self) -> Mapping[str, Any] | None:
         """What the folder for results has of earlier runs.
@@ -257,8 +272,8 @@ def run(config: ReproduceConfig, console: Console, collect_only: bool = False, l
         raise InputError(f"{len(failures)} steps failed; {name}: {reason}")
 
 
-def _remembered(out: Path) -> dict[str, list[str]]:
-    """Tables and their pairs of backbone and task that were asked for before."""
+def _asked(out: Path) -> dict[str, Any]:
+    """What was asked for before: `tables` with their pairs of backbone and task, `smoke` and `settings`."""
     file = out / _ASKED
     return dict(read_json(file)) if file.is_file() else {}
 

@@ -33,13 +33,6 @@ WORLD = {
 }
 """What the world's defaults lack of 5,000 test examples, or have beyond need."""
 SMOKE = ("train=60", "val=40", "test=40", "heldout=6")
-ANNOTATIONS = {
-    "vqav2": "v2_mscoco_val2014_annotations.json",
-    "nlvr2": "test1.json",
-    "snli_ve": "snli_ve_test.jsonl",
-    "flickr30k": "dataset_flickr30k.json",
-    "coco": "dataset_coco.json",
-}
 _WHERE = ("date", "device", "threads", "dtype", "versions", "commit")
 _OWN_LOSSES = {"dynamicvit": ["distillation.hidden_weight=0.5"]}
 """What a method's own paper trains with beside the recipe: DynamicViT's tokens imitate its teacher's."""
@@ -146,7 +139,8 @@ def _training(cell: Cell, setup: Setup) -> Stage:
     recipe, output, teacher = read_recipe(path), Path(setup.weights(cell)), setup.weights(cell.base)
     start = _start(cell, setup, recipe)
     given = [f"seed={cell.seed}", "report_to=[]"]
-    given += [] if "patience" in recipe else ["data.eval=null"]
+    stops_early = "patience" in recipe and recipe["data"]["eval"] != _split(cell.task)  # which it must not be tested on
+    given += [] if stops_early else ["data.eval=null"] + ["patience=null"] * ("patience" in recipe)
     if kind == PUMER:
         given += [f"reduction={cell.reduction or 'none'}"]
         given += _OWN_LOSSES.get((cell.settings or {}).get("method", ""), []) if cell.teacher else ["teacher=null"]
@@ -216,12 +210,14 @@ def _evaluate(setup: Setup, name: str, command: Sequence[str], result: Path) -> 
 def _score(cell: Cell, setup: Setup) -> Stage:
     """`pumer score` of what was written; it must find the accuracy of `pumer evaluate`."""
     task, name = cell.task, f"score/{cell.name}"
-    annotations, file = setup.data_of(task) / ANNOTATIONS[task], setup.file(cell, "submission")
-    command = ["score", task, "--annotations", str(annotations), "--predictions", str(file), "--json"]
-    if task in RETRIEVAL and setup.galleries:
-        command += ["--galleries", setup.galleries]
 
     def work() -> dict[str, Any]:
+        files = TASKS[task].annotation_files(setup.data_of(task), _split(task))
+        annotations = files[task == "vqav2"]  # its first file has the questions alone
+        command = ["score", task, "--annotations", str(annotations), "--json"]
+        command += ["--predictions", str(setup.file(cell, "submission"))]
+        if task in RETRIEVAL and setup.galleries:
+            command += ["--galleries", setup.galleries]
         scored, expected = json.loads(setup.run(name, command)), read_json(setup.file(cell, "result"))
         if scored["accuracy"] != expected["accuracy"]:
             raise InputError(f"`pumer score` finds {scored['accuracy']}, `pumer evaluate` {expected['accuracy']}")

@@ -320,8 +320,9 @@ def _training(setup: Setup, seeds: int | None) -> Table:
                 )
             )
     note = (
-        "From the runs themselves, which may have shared the machine; a step alone is timed by "
-        "benchmarks/training_step.py. The paper sees 15 to 20% faster training than with learned pruning (DynamicViT)."
+        "From the runs themselves, which may have shared the machine, evaluations that stop them included; a step "
+        "alone is timed by benchmarks/training_step.py. The paper sees 15 to 20% faster training than with learned "
+        "pruning (DynamicViT)."
     )
     return Table("training", "Training time", note, tuple(rows), "training")
 

@@ -1,11 +1,15 @@
 """Results of several runs as one: what a new run has measured takes the place of what was there before."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pumer.checkpoint import read_json
 from pumer.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 Results = Mapping[str, Any]
 RESULTS = "results.json"
@@ -34,7 +38,7 @@ def updated(before: Results, now: Results, order: Mapping[str, Sequence[str]]) -
     """Results with what a new run measured.
 
     Rows stand and fall together: those of one table about one model on one task are of one run, for they are compared
-    with each other.
+    with each other. A run that has fewer figures of them than were there before leaves them as they were.
 
     Args:
         before: results of earlier runs, as `pumer.reproduce.run.Reproduction.report` makes them.
@@ -45,29 +49,46 @@ def updated(before: Results, now: Results, order: Mapping[str, Sequence[str]]) -
         The same, with one entry in `runs` for every run that rows are left of.
     """
     earlier, latest = ({table["name"]: table for table in results["tables"]} for results in (before, now))
-    fresh = {name: measured_pairs(table) for name, table in latest.items()}
-    tables, kept = [], {}
+    tables, taken = [], {}
     for name, pairs in order.items():
-        staying = [pair for pair in pairs if pair not in fresh.get(name, ())]
-        old = [row for row in earlier.get(name, {}).get("rows", ()) if pair_of(row) in staying]
-        kept[name] = {pair_of(row) for row in old}
-        new = [row for row in latest.get(name, {}).get("rows", ()) if pair_of(row) not in kept[name]]
-        rows = [row for pair in pairs for row in (*old, *new) if pair_of(row) == pair]
+        old, new = (_by_pair(found.get(name, {"rows": ()})) for found in (earlier, latest))
+        taken[name] = {pair for pair in new if _figures(new[pair]) >= _figures(old.get(pair, ()))}
+        for pair in new:
+            if pair not in taken[name] and _figures(new[pair]):
+                logger.warning("%s of %s stays as it was: this run has fewer figures", name, pair)
+        rows = [row for pair in pairs for row in (new if pair in taken[name] else old).get(pair, ())]
         if rows:
             tables.append({**earlier.get(name, {}), **latest.get(name, {}), "rows": rows})
-    runs = [*now["runs"]]
-    for run in before["runs"]:
-        left = {name: [pair for pair in pairs if pair in kept.get(name, ())] for name, pairs in run["of"].items()}
-        left = {name: pairs for name, pairs in left.items() if pairs}
-        runs += [{**run, "of": left}] if left else []
-    return {**now, "tables": tables, "runs": runs}
+    runs = [_left_of(run, taken) for run in now["runs"]]
+    staying = {name: set(pairs) - taken[name] for name, pairs in order.items()}
+    runs += [_left_of(run, staying) for run in before["runs"]]
+    return {**now, "tables": tables, "runs": [run for run in runs if run["of"]]}
 
 
 def measured_pairs(table: Mapping[str, Any]) -> list[str]:
     """Backbones and tasks, such as "vilt/nlvr2", of which a table has a figure."""
-    return list(dict.fromkeys(pair_of(row) for row in table["rows"] if any(row.get(name) for name in _MEASURED)))
+    return [pair for pair, rows in _by_pair(table).items() if _figures(rows)]
 
 
-def pair_of(row: Mapping[str, Any]) -> str:
-    """Backbone and task of a row, without the direction of retrieval."""
-    return str(row["where"]).split()[0]
+def _by_pair(table: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows by backbone and task, whatever the direction of retrieval."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in table["rows"]:
+        found.setdefault(str(row["where"]).split()[0], []).append(row)
+    return found
+
+
+def _figures(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """How many figures of each kind there are; of what was tested, one per seed."""
+    count: Counter[str] = Counter()
+    for row in rows:
+        for name in _MEASURED:
+            if row.get(name):
+                count[name] += row[name].get("seeds", 1) if isinstance(row[name], Mapping) else 1
+    return count
+
+
+def _left_of(run: Mapping[str, Any], pairs: Mapping[str, Collection[str]]) -> dict[str, Any]:
+    """A run with those of its backbones and tasks that a report still has from it."""
+    of = {name: [pair for pair in run["of"][name] if pair in pairs.get(name, ())] for name in run["of"]}
+    return {**run, "of": {name: left for name, left in of.items() if left}}

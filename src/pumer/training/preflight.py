@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from pumer.arguments import writable_folders
 from pumer.checkpoint import load_processor, model_class
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
@@ -32,6 +33,7 @@ def check(config: TrainConfig) -> Inputs:
         InputError: for the first setting that does not fit.
     """
     _check_machine(config)
+    writable_folders(config.output)
     task = task_class(config.task)
     model, processor = outline(config.model, task), load_processor(config.model)
     set_image_size(config.image_size, model, processor)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from pumer.arguments import room_for
 from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.fingerprint import weights_fingerprint
@@ -120,12 +120,8 @@ def _key(teacher: Teacher, config: TrainConfig, examples: Examples, collate: Col
 def _make(part: Path, rows: int, columns: int) -> None:
     """A table of which no row is known: its first column is no number."""
     part.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = 4 * rows * columns, shutil.disk_usage(part.parent).free
-    if needed > free:  # writing to a mapped file on a full disk would end the process without a word
-        raise InputError(
-            f"teacher_cache needs {needed / 2**30:.1f} GiB in {part.parent}, which has {free / 2**30:.1f} left; give "
-            "teacher_cache=FOLDER on another disk, or teacher_cache=false"
-        )
+    remedy = "give teacher_cache=FOLDER on another disk, or teacher_cache=false"
+    room_for(4 * rows * columns, part.parent, "teacher_cache", remedy)
     aside = part.with_suffix(".new")
     table = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(rows, columns))
     table[:, 0] = np.nan
