@@ -256,7 +256,7 @@ def _record(config: TrainConfig) -> Mapping[str, Any]:
     """What the run that is in the folder said when it began."""
     record = config.output / TRAINING_RECORD
     content = read_json(record) if record.is_file() else {}
-    if not {"config", "data_fingerprint"} <= content.keys():
+    if not isinstance(content, dict) or not {"config", "data_fingerprint"} <= content.keys():
         raise InputError(f"{config.output} holds a model that no run here made; give another output")
     found: Mapping[str, Any] = content
     return found
