@@ -133,7 +133,7 @@ def test_constructor_settings_read_back_as_none_rather_than_as_wrong_values():
         ({"layers": (2.0,)}, ["2.0"]),
         ({"layers": ("2",)}, ["'2'"]),
         ({"layers": 5}, ["5", "sequence"]),
-        ({}, ["no layer", "layers=(2, 5, 8)"]),
+        ({}, ["no layer", "layers=[2, 5, 8]"]),
         ({"prune_ratio": 0.1}, ["no layer"]),
         ({"layers": (2,), "schedule": (Step(layer=1),)}, ["both schedule and layers"]),
         ({"merge_ratio": 0.1, "schedule": (Step(layer=1),)}, ["both schedule and layers"]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pumer.arguments import at_least
 from pumer.errors import InputError
 from pumer.world.scenes import DATA_SETS
 from pumer.world.writer import QUESTIONS_PER_IMAGE, QuestionsConfig, write_vqav2
@@ -51,10 +50,10 @@ class WorldConfig:
         unknown = [name for name in self.tasks if name not in DATA_SETS]
         if unknown or not self.tasks:
             raise InputError(f"tasks must be some of {', '.join(DATA_SETS)}, not {', '.join(unknown) or 'none'}")
-        at_least(1, questions_per_image=self.questions_per_image)
-        for name in ("train", "val", "test", "heldout"):
-            if (getattr(self, name) or 0) < 0:
-                raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name, least in (("train", 0), ("val", 0), ("test", 0), ("heldout", 0), ("questions_per_image", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, not {value}")
 
     def sizes(self, task: str) -> dict[str, int]:
         """Sentences of a data set by split: "train", "val" and "test"."""

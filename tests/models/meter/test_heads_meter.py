@@ -27,8 +27,12 @@ def test_saved_and_loaded(head, tmp_path):
     pumer.save(model, tmp_path)
     again = pumer.load(tmp_path)
     assert type(again) is type(model)
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # Where a weight lies in memory decides how some processors add up a product with one column.
     with torch.no_grad():
-        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+        assert torch.allclose(again(**inputs).logits, model(**inputs).logits, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
