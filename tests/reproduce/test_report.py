@@ -45,7 +45,7 @@ def test_a_row_tells_ours_and_the_papers():
         "accuracy %": "90.0\n[89.0, 91.0]",
         "difference": "-0.5\n[-1.5, +0.5]",
         "agreement %": "95.0",
-        "difference, not fine-tuned": "-10.0\n[-11.0, -9.0]",
+        "difference, not fine-tuned": "-10.0\n[-11.0, -9.0], seeds: 1",
         "throughput": "1.80x\n[1.70, 1.90]",
         "memory, autograd on": "-40%",
         "memory, inference": "-2%",
@@ -78,6 +78,11 @@ def test_a_whole_plan_that_was_not_run_says_so_in_every_row(plans):
         collected = collect_table(table, {}, plans)
         for line in content(collected)[1]:
             assert "not run" in line
+
+
+def test_seeds_of_what_was_not_fine_tuned_are_told_where_they_differ():
+    alike = row(untuned=outcome(-0.1, 3))
+    assert cells_of(alike)["difference, not fine-tuned"] == "-10.0\n[-11.0, -9.0]"
 
 
 def test_a_slow_down_is_called_one():

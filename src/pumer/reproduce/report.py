@@ -172,9 +172,16 @@ def _line(row: Mapping[str, Any]) -> list[str]:
     if not row["changed"]:
         cells += [NONE] * 5
     else:
-        cells += [NOT_RUN if row["untuned"] is None else _interval(row["untuned"]["difference"], "+")]
+        cells += [NOT_RUN if row["untuned"] is None else _untuned(row)]
         cells += [NOT_RUN] * 4 if cost is None else _cost(cost)
     return [*cells, _paper(row["paper"])]
+
+
+def _untuned(row: Mapping[str, Any]) -> str:
+    """The difference without fine-tuning; with its seeds, where they are other ones than the row's."""
+    seeds = row["untuned"]["seeds"]
+    other = row["tuned"] is None or row["tuned"]["seeds"] != seeds
+    return _interval(row["untuned"]["difference"], "+") + f", seeds: {seeds}" * other
 
 
 def _paper(figures: Mapping[str, float | None] | None) -> str:
