@@ -163,7 +163,7 @@ def _table_1(setup: Setup, seeds: int | None) -> Table:
     note = (
         "Retrieval: recall@1 of text retrieval (TR: the text for an image) and of image retrieval (IR). Where PuMer's "
         "ratios are told, they are other ones than the paper has for the task. Small models: VQAv2's rates were chosen "
-        "on the questions of this table, those of ViLT's retrieval on COCO's restval pictures, which none is tested on."
+        "on the questions of this table, those of retrieval on COCO's restval pictures, which none is tested on."
     )
     return Table("table1", "Table 1: five tasks, two models", note, tuple(rows))
 
