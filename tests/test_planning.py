@@ -114,6 +114,7 @@ def test_one_example_of_two_images():
 
 
 def test_other_sizes_and_texts():
+    assert plan(small()).image_size == (SIDE * PATCH, SIDE * PATCH)  # the model's own
     planned = plan(small(), image_size=(64, 120), text_length=3)
     assert planned.image_size == (64, 120)
     assert planned.layers[0].image_tokens == 1 + 8 * 15

@@ -105,7 +105,7 @@ def _change(before: int, after: int) -> str:
     return str(before) if before == after else f"{before} -> {after}"
 
 
-def plan(model: nn.Module, image_size: int | tuple[int, int] = 384, text_length: int = 32) -> Plan:
+def plan(model: nn.Module, image_size: int | tuple[int, int] | None = None, text_length: int = 32) -> Plan:
     """Count tokens and MACs of one example, without running the model and without touching it.
 
     The image fills its buffer and the text has no padding. A model that is not patched counts as if patched with
@@ -113,7 +113,7 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] = 384, text_length:
 
     Args:
         model: A transformers model of a supported family, on any device.
-        image_size: Height and width in pixels, or one number for both.
+        image_size: Height and width in pixels, or one number for both; None for the model's own.
         text_length: Words of the text, special tokens counted.
 
     Returns:
@@ -125,8 +125,9 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] = 384, text_length:
     Example:
         ``print(pumer.plan(model, image_size=384, text_length=32))``
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     meta = on_meta(model)
+    own = image_size or int(meta.config.image_size)  # type: ignore[arg-type, union-attr]
+    size = (own, own) if isinstance(own, int) else own
     for module in list(meta.modules()):
         if isinstance(module, MeterModel) and size[0] == size[1]:  # ViLT takes any size as it is
             module.set_image_size(size[0])

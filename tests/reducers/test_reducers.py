@@ -25,6 +25,13 @@ def test_round_trip_through_json(config):
     assert again == config and type(again) is type(config) and hash(again) == hash(config)
 
 
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+def test_layers_without_an_amount_are_refused(method):
+    with pytest.raises(InputError, match=f"'{method}' names layers but not how much they remove; give .*(ratio|count)"):
+        config_from_dict({"method": method, "layers": [1]})
+    config_from_dict({"method": method, "layers": [1], METHODS[method].amounts[0]: 0})  # said so
+
+
 def test_sugar_in_a_mapping():
     plain = {"method": "pumer", "layers": [2, 5], "prune_ratio": 0.1}
     assert config_from_dict(plain) == METHODS["pumer"](layers=(2, 5), prune_ratio=0.1)

@@ -34,7 +34,8 @@ def config_from_dict(mapping: Mapping[str, Any]) -> ReductionConfig:
         mapping: ``method``, the fields of that method's config, and optionally ``version``.
 
     Raises:
-        InputError: For an unknown method, version, key or value; it names it.
+        InputError: For an unknown method, version, key or value; it names it. For layers without any amount, which
+            would remove nothing.
     """
     if not isinstance(mapping, Mapping):
         raise InputError(f"a reduction must be a mapping with the key 'method', not {mapping!r}")
@@ -48,7 +49,12 @@ def config_from_dict(mapping: Mapping[str, Any]) -> ReductionConfig:
         raise InputError(
             f"version {version!r} of reduction method '{method}' is unknown; this pumer reads version {cls.version}"
         )
-    return from_dict(cls, values, where=f"reduction '{method}'")
+    config = from_dict(cls, values, where=f"reduction '{method}'")
+    if values.get("layers") and not set(cls.amounts) & set(values):
+        raise InputError(
+            f"reduction '{method}' names layers but not how much they remove; give {', '.join(cls.amounts)}"
+        )
+    return config
 
 
 def config_to_dict(config: ReductionConfig) -> dict[str, Any]:

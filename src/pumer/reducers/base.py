@@ -52,6 +52,8 @@ class ReductionConfig:
 
     method: ClassVar[str]
     version: ClassVar[int] = 1
+    amounts: ClassVar[tuple[str, ...]] = ()
+    """The settings that say how much each of its ``layers`` removes."""
 
     def __post_init__(self) -> None:
         """Check what is common to all methods."""

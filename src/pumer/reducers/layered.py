@@ -1,7 +1,7 @@
 """Configs of methods that do the same in each of some layers."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pumer.errors import InputError
 from pumer.reducers.base import Place, Reducer, ReductionConfig, check_distinct, check_layers, check_ratios
@@ -57,6 +57,8 @@ class PruningConfig(LayeredConfig):
     """
 
     prune_ratio: float = 0.0
+
+    amounts: ClassVar[tuple[str, ...]] = ("prune_ratio",)
 
     def kept(self, n: int) -> int:
         """Image tokens left of ``n``."""

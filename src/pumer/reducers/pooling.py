@@ -23,6 +23,7 @@ class PoolingConfig(LayeredConfig):
     merge_ratio: float = 0.0
 
     method: ClassVar[str] = "pooling"
+    amounts: ClassVar[tuple[str, ...]] = ("merge_ratio",)
 
     def merges(self, n: int) -> int:
         """Image tokens merged away of ``n``."""

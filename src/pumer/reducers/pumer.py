@@ -111,6 +111,7 @@ class PuMerConfig(ReductionConfig):
     text_merge_ratio: InitVar[float | None] = None
 
     method: ClassVar[str] = "pumer"
+    amounts: ClassVar[tuple[str, ...]] = ("prune_ratio", "merge_ratio", "text_merge_ratio")
 
     def __post_init__(
         self,

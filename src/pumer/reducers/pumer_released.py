@@ -51,6 +51,7 @@ class ReleasedPuMerConfig(ReductionConfig):
     similarity: Literal["mean_head", "first_head"] = "mean_head"
 
     method: ClassVar[str] = "pumer-released"
+    amounts: ClassVar[tuple[str, ...]] = ("prune_ratio", "merge_ratio", "text_merge_ratio")
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -32,6 +32,7 @@ class ToMeConfig(LayeredConfig):
     proportional_attention: bool = True
 
     method: ClassVar[str] = "tome"
+    amounts: ClassVar[tuple[str, ...]] = ("merge_count",)
 
     def __post_init__(self) -> None:
         """Check the values."""
