@@ -64,7 +64,7 @@ def first() -> str:
     lines = [
         ("ViLT-B/32 unreduced, on our fast path", "vilt", "unreduced", vilt["tuned"]),
         ("reduced (layers 2, 5, 8; 0.1 / 0.3 / 0.2), distilled", "vilt", "2,5,8", reduced_vilt["tuned"]),
-        ("the same without any fine-tuning", "vilt", "2,5,8", reduced_vilt["untuned"]),
+        ("the same on the original's weights, not fine-tuned for it", "vilt", "2,5,8", reduced_vilt["untuned"]),
         ("METER unreduced, on our fast path", "meter", "unreduced", meter["tuned"]),
         ("reduced (layers 0, 2, 4, 6; 0.2 / 0.2 / 0.2), distilled", "meter", METER, reduced_meter["tuned"]),
         (

@@ -98,7 +98,7 @@ def test_a_point_lasts_as_long_as_asked(monkeypatch):
 def test_search_for_the_fastest_batch(monkeypatch, rates, best, stopped):
     def throughput(model, inputs, batch, seconds):
         if rates[batch] is None:
-            raise torch.OutOfMemoryError
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         return rates[batch]
 
     monkeypatch.setattr(timing, "_throughput", throughput)
@@ -166,6 +166,25 @@ def test_a_benchmark_from_end_to_end(folder, tmp_path, monkeypatch):
     assert all(name in text for name in names)
     assert "peak memory" in text
     assert "…" not in text  # fits 80 columns
+
+
+def test_too_large_a_batch_shows_before_anything_is_timed(folder, monkeypatch):
+    def killed(job):
+        raise RuntimeError("measuring memory failed: exit code -9")
+
+    monkeypatch.setattr(benchmark, "peak_memory", killed)
+    monkeypatch.setattr(benchmark, "compare", lambda *args, **kwargs: pytest.fail("it was timed"))
+    with pytest.raises(InputError, match=r"exit code -9 \(unreduced, memory_batch=8\); lower memory_batch"):
+        benchmark.run(BenchmarkConfig(folder, device="cpu", progress=False))
+
+
+def test_words_are_those_of_the_training(tmp_path):
+    model = tiny()
+    assert named_models.default_text_length(str(tmp_path), model) == 12  # its positions
+    model.config.max_position_embeddings = 514
+    assert named_models.default_text_length(str(tmp_path), model) == 32
+    (tmp_path / "run.json").write_text('{"config": {"text_length": 7}}')
+    assert named_models.default_text_length(str(tmp_path), model) == 7
 
 
 def test_a_slow_down_is_called_one():

@@ -4,6 +4,7 @@ import inspect
 import json
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -53,6 +54,26 @@ def test_train_then_evaluate(recipe, tmp_path):
     assert result.exit_code == 0, result.output
     assert "question type what colour" in result.stdout
     assert json.loads((tmp_path / "result.json").read_text())["reduction"]["method"] == "pumer"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_large_a_batch(recipe, monkeypatch, error):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("pumer.train.run", full)
+    refused(invoke("train", recipe), str(error).removesuffix("."), "lower batch_size")
+
+
+def test_a_defect_keeps_its_traceback(recipe, monkeypatch):
+    monkeypatch.setattr("pumer.train.run", lambda *args, **kwargs: torch.zeros(2) @ torch.zeros(3))
+    assert isinstance(invoke("train", recipe).exception, RuntimeError)
 
 
 def test_missing_data_folder(recipe):

@@ -14,9 +14,11 @@ import pumer
 from pumer import NoReduction, PuMerConfig
 from pumer.backbones.base import LayerCues
 from pumer.errors import InputError
+from pumer.measuring import named_models
 from pumer.measuring.macs import MacCounter
 from pumer.measuring.meta import meta_inputs, on_meta
 from pumer.planning import plan
+from pumer.reducers import RandomPruningConfig
 
 PAPER = {"prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
 D, DEPTH, SIDE, PATCH, ANSWERS = 32, 4, 12, 8, 11
@@ -172,6 +174,20 @@ def test_saliency_costs_at_most_one_percent_of_its_layer():
         cues = LayerCues(NoReduction(), frozenset({"text_rows"}), slice(0, text), slice(text, None))
         cues.collect(query, query, None)
     assert 0 < saliency.total <= 0.01 * layer_macs(tokens, heads * width)
+
+
+def test_saliency_costs_at_most_one_percent_of_a_pair_of_meter():
+    """The text layer that prunes has the words' attention to the image for itself; its pair has another layer."""
+    with torch.device("meta"):
+        model = named_models.skeleton("preset:meter-b16")
+    pruned = {"layers": (0,), "prune_ratio": 0.2}
+    by_text, by_chance = (
+        [row.macs for row in plan(pumer.patch(model, config)).layers if row.stack == "fusion"]
+        for config in (PuMerConfig(**pruned), RandomPruningConfig(**pruned))
+    )
+    saliency = by_text[0] - by_chance[0]
+    assert 0 < saliency <= 0.015 * by_text[0]
+    assert saliency <= 0.01 * (by_text[0] + by_text[1])
 
 
 def test_a_reducer_without_saliency_pays_nothing():

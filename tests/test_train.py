@@ -18,7 +18,7 @@ from pumer.jobs import Collator, Examples, make_inputs
 from pumer.reducers import DynamicViTConfig
 from pumer.tasks import VQAv2
 from pumer.tasks.augment import AugmentConfig
-from pumer.train import OptimizerConfig, TrainingData, run
+from pumer.train import OptimizerConfig, TrainingData, _one_device, run
 from pumer.training.distill import DistillationConfig
 from pumer.training.stopping import last_checkpoint
 from pumer.training.teacher import Teacher
@@ -274,6 +274,12 @@ def test_checkpointed_activations_change_nothing(config, tmp_path):
     train(config, max_steps=2, teacher="self", data=data, gradient_checkpointing=True, output=tmp_path / "again")
     ours, theirs = weights(config.output), weights(tmp_path / "again")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+def test_one_of_several_gpus_is_used(caplog):
+    arguments = SimpleNamespace(n_gpu=2, _n_gpu=2)
+    assert _one_device(arguments)._n_gpu == 1
+    assert "one of 2 GPUs is used; `torchrun --nproc-per-node 2" in caplog.text
 
 
 def test_compiled_training(config, tmp_path):

@@ -46,7 +46,8 @@ class BenchmarkConfig:
         search_seconds: Time per batch size of that search.
         memory_batch: Examples in the forward whose peak memory is measured; 0 to leave memory out.
         image_size: Pixels each way, a multiple of the patch size; None for the model's own.
-        text_length: Words, special tokens counted; None for 32 with a preset, else as many as the model has positions.
+        text_length: Words, special tokens counted; None for as many as the checkpoint was trained with, else 32 (or its
+            positions, if fewer).
         dtype: Number format of weights and arithmetic.
         device: "auto" takes a GPU where there is one.
         threads: CPU threads; None for torch's own choice.
@@ -117,8 +118,10 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     result: dict[str, Any] = {
         "what": f"{config.model}, {size} pixels, {length} words, {config.dtype}",
         "plan": {name: _arithmetic(planned, plans[UNREDUCED].macs) for name, planned in plans.items()},
-        "speed": _speed(config, models, make_inputs),
     }
+    if config.memory_batch and device.type in ("cpu", "cuda"):  # first, for here too large a batch shows
+        result["memory"] = _memory(config, rows, device.type, length)
+    result["speed"] = _speed(config, models, make_inputs)
     if config.search:
         result["fastest"] = {
             name: fastest_batch(model, make_inputs[name], max(config.batch_sizes), seconds=config.search_seconds)
@@ -128,8 +131,6 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     result["split"] = {
         name: time_split(model, make_inputs[name](batch)) for name, model in models.items() if name != TRANSFORMERS
     }
-    if config.memory_batch:
-        result["memory"] = _memory(config, rows, device.type, length)
     result["rows"] = [_row(name, result) for name in models]
     where = device_name() if device.type == "cuda" or not torch.cuda.is_available() else "cpu"
     result |= {"provenance": collect(config, config.dtype) | {"device": where}}
@@ -209,7 +210,10 @@ def _memory(config: BenchmarkConfig, rows: Mapping[str, _Row], device: str, leng
                 text_length=length,
                 threads=config.threads,
             )
-            peak = peak_memory(job)
+            try:
+                peak = peak_memory(job)
+            except RuntimeError as error:
+                raise InputError(f"{error} ({name}, memory_batch={job.batch}); lower memory_batch, or 0") from error
             figures |= {"weights": peak["weights"], mode: peak["activations"]}
         measured[name] = figures
     return measured

@@ -27,8 +27,11 @@ from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, confi
 
 REDUCTION_FILE = "reduction.json"
 LEARNED_FILE = "reduction.safetensors"
-HEADS_FILE = "pretraining_heads.safetensors"  # a matching layer that the checkpoint's own model class has no place for
 """Weights of a method that learns; plain transformers does not see them."""
+HEADS_FILE = "pretraining_heads.safetensors"
+"""A matching layer that the checkpoint's own model class has no place for."""
+TRAINING_RECORD = "run.json"
+"""File in a trained model's folder: provenance, config and results of its training."""
 SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -222,6 +225,20 @@ def load_processor(name: str | Path) -> ViltProcessor | MeterProcessor:
 def ensure_patched(model: nn.Module) -> nn.Module:
     """Switch on the fast path, unless a reduction is in place already; returns the same model."""
     return model if reduction(model) is not None else patch(model, NoReduction())
+
+
+def trained_with(model: str | Path) -> dict[str, Any]:
+    """The settings that a model was trained with; none where its folder does not say.
+
+    Raises:
+        InputError: If its record is something else.
+    """
+    record = Path(model) / TRAINING_RECORD
+    content = read_json(record) if record.is_file() else {}
+    settings: Any = content.get("config", {}) if isinstance(content, dict) else None
+    if not isinstance(settings, dict) or not isinstance(settings.get("data", {}), dict):
+        raise InputError(f"{record} is no record of a training; remove it")
+    return settings
 
 
 def read_json(path: str | Path) -> Any:

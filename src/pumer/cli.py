@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from pumer.config import described, load, to_dict
-from pumer.errors import InputError
+from pumer.errors import InputError, out_of_memory
 from pumer.processes import is_main_process
 
 Config = TypeVar("Config")
@@ -34,6 +34,12 @@ class _Commands(TyperGroup):
             # An error from a data-loading process arrives inside that process's traceback; its last line says it.
             message = str(error).strip().splitlines()[-1].removeprefix("pumer.errors.InputError: ")
             typer.echo(f"error: {message}", err=True)
+            raise typer.Exit(UNUSABLE_INPUT) from error
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            said = (str(error).strip() or "out of memory").splitlines()[0].removesuffix(".")
+            typer.echo(f"error: {said}; lower batch_size (of a benchmark: batch_sizes, memory_batch)", err=True)
             raise typer.Exit(UNUSABLE_INPUT) from error
         except KeyboardInterrupt as stop:
             typer.echo(str(stop) or "interrupted", err=True)

@@ -13,7 +13,16 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from pumer.arguments import at_least, writable
-from pumer.checkpoint import ensure_patched, learned_names, load, load_processor, model_class, read_json, write_json
+from pumer.checkpoint import (
+    ensure_patched,
+    learned_names,
+    load,
+    load_processor,
+    model_class,
+    read_json,
+    trained_with,
+    write_json,
+)
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
 from pumer.jobs import (
@@ -45,9 +54,6 @@ from pumer.tasks import TASKS, Example, Inputs, Retrieval, Task
 from pumer.tasks.images import Resize
 
 logger = logging.getLogger(__name__)
-
-TRAINING_RECORD = "run.json"
-"""File in a trained model's folder: provenance, config and results of its training."""
 
 
 @dataclass(frozen=True)
@@ -273,16 +279,6 @@ def _reduce(model: PreTrainedModel, config: EvaluateConfig) -> None:
         logger.warning(
             "reduction '%s' has weights, and %s none for these layers: they are random", after.method, config.model
         )
-
-
-def trained_with(model: str | Path) -> dict[str, Any]:
-    """The settings that a model was trained with; none where its folder does not say."""
-    record = Path(model) / TRAINING_RECORD
-    content = read_json(record) if record.is_file() else {}
-    settings: Any = content.get("config", {}) if isinstance(content, dict) else None
-    if not isinstance(settings, dict) or not isinstance(settings.get("data", {}), dict):
-        raise InputError(f"{record} is no record of a training; remove it")
-    return settings
 
 
 def check_class(name: str, model: PreTrainedModel, task: type[Task]) -> None:

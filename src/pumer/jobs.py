@@ -60,7 +60,9 @@ def text_length_of(model: PreTrainedModel, text_length: int | None) -> int:
     return text_length
 
 
-def make_inputs(processor: Any, text_length: int, resize: Resize = "square", blank: Blank = "none") -> Inputs:
+def make_inputs(
+    processor: Any, text_length: int, resize: Resize = "square", blank: Blank = "none", fixed_length: bool = False
+) -> Inputs:
     """How a job turns examples into tensors.
 
     Args:
@@ -68,9 +70,10 @@ def make_inputs(processor: Any, text_length: int, resize: Resize = "square", bla
         text_length: questions are cut to this many tokens, [CLS] and [SEP] included.
         resize: see `pumer.tasks.Pixels`.
         blank: "image" shows the model a constant grey image (a text-only model), "text" an empty question.
+        fixed_length: pad every text to `text_length`, so that a compiled model sees one shape.
     """
     pixels = Pixels(processor.image_processor, resize, blank=blank == "image")
-    return Inputs(processor.tokenizer, pixels, text_length, blank_text=blank == "text")
+    return Inputs(processor.tokenizer, pixels, text_length, blank == "text", fixed_length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Item:
     Attributes:
         index: its position.
         example: as the task shows it.
-        epoch: of the training; None for an example as read.
+        epoch: of the training; None outside of one.
     """
 
     index: int
@@ -94,12 +97,15 @@ class Examples(Dataset[Item]):
     Attributes:
         examples: as read.
         task: draws what it adds to an example; None: examples as read.
+        training: whether a model learns from them, so that their pictures may be augmented.
         seed: of what is drawn.
         epoch: of what is drawn; data loading processes see the one that is set when they start.
     """
 
-    def __init__(self, examples: Sequence[Example], task: Task | None = None, seed: int = 0) -> None:
-        self.examples, self.task, self.seed, self.epoch = examples, task, seed, 0
+    def __init__(
+        self, examples: Sequence[Example], task: Task | None = None, seed: int = 0, training: bool = True
+    ) -> None:
+        self.examples, self.task, self.seed, self.training, self.epoch = examples, task, seed, training, 0
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -107,7 +113,8 @@ class Examples(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         if self.task is None:
             return Item(index, self.examples[index])
-        return Item(index, self.task.draw(self.examples, index, self.seed, self.epoch), self.epoch)
+        drawn = self.task.draw(self.examples, index, self.seed, self.epoch)
+        return Item(index, drawn, self.epoch if self.training else None)
 
 
 class Collator:

@@ -234,7 +234,8 @@ class PlanConfig:
             and ``reduction.json`` are read.
         reduction: Method and settings; None for what the checkpoint was saved with.
         image_size: Height and width in pixels, a multiple of the patch size; None for the model's own.
-        text_length: Words of the text, special tokens counted; None for as many as the model has positions.
+        text_length: Words of the text, special tokens counted; None for as many as the checkpoint was trained with,
+            else 32 (or its positions, if fewer).
     """
 
     model: str = "preset:vilt-b32"

@@ -11,9 +11,9 @@ import numpy as np
 
 from pumer import evaluate
 from pumer.arguments import at_least, writable
-from pumer.checkpoint import ensure_patched, load, load_processor, write_text
+from pumer.checkpoint import ensure_patched, load, load_processor, trained_with, write_text
 from pumer.errors import InputError
-from pumer.evaluate import EvaluateConfig, EvaluationData, check_class, labels_of, trained_with
+from pumer.evaluate import EvaluateConfig, EvaluationData, check_class, labels_of
 from pumer.image_size import set_image_size
 from pumer.jobs import best_device, make_inputs, task_class, text_length_of
 from pumer.ranking import score_all

@@ -18,10 +18,18 @@ from transformers import (
 )
 
 from pumer import hub
-from pumer.checkpoint import load_processor, read_json, restore_learned, save, saved_files, write_json, write_text
+from pumer.checkpoint import (
+    TRAINING_RECORD,
+    load_processor,
+    read_json,
+    restore_learned,
+    save,
+    saved_files,
+    write_json,
+    write_text,
+)
 from pumer.config import to_dict
 from pumer.errors import InputError
-from pumer.evaluate import TRAINING_RECORD
 from pumer.fingerprint import data_fingerprint
 from pumer.image_size import set_image_size
 from pumer.jobs import Collator, Examples, best_device, progress_bar, reduction_from, task_class
@@ -154,7 +162,7 @@ def _prepare(config: TrainConfig, inputs: Inputs, bar: Progress, stop: StopOnSig
     teacher: Teacher | RememberedTeacher | None = teacher_of(config, task, model)
     patch(model, reduction_from(config.reduction))
     restore_learned(model, config.model)
-    arguments = _arguments(config)
+    arguments = _one_device(_arguments(config))
     examples, collate = Examples(train, task, config.seed), Collator(task, inputs, config.augment, config.seed)
     if config.teacher_cache is not False and isinstance(teacher, Teacher):
         teacher = remember(teacher, config, examples, collate, fingerprint, arguments.device, bar)
@@ -162,7 +170,7 @@ def _prepare(config: TrainConfig, inputs: Inputs, bar: Progress, stop: StopOnSig
         model=model,
         args=arguments,
         train_dataset=examples,
-        eval_dataset=Examples(held_out, task) if held_out is not None else None,
+        eval_dataset=Examples(held_out, task, training=False) if held_out is not None else None,
         data_collator=collate,
         task=task,
         processor=processor,
@@ -220,6 +228,18 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=config.seed,
     )
+
+
+def _one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """A process trains on one device: Trainer would spread a batch over all it sees, without autocast or compile."""
+    if arguments.n_gpu > 1:
+        logger.warning(
+            "one of %d GPUs is used; `torchrun --nproc-per-node %d -m pumer train ...` uses all",
+            arguments.n_gpu,
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _callbacks(config: TrainConfig, stop: StopOnSignal, bar: Progress) -> list[TrainerCallback]:

@@ -199,6 +199,14 @@ def test_hidden_tokens_are_not_distilled():
     torch.testing.assert_close(hidden_divergence(there, taught), hidden_divergence(gone, taught), atol=1e-4, rtol=1e-4)
 
 
+def test_fresh_predictors_leave_every_generator_alone(monkeypatch):
+    model, config = tiny.TINY["vilt"].build(), fitted("vilt")
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPU's generator was seeded"))
+    before = torch.get_rng_state()
+    pumer.patch(model, config)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_moves_and_types_follow_the_model():
     model = pumer.patch(tiny.TINY["vilt"].build().double(), fitted("vilt"))
     assert all(p.dtype == torch.float64 for module in predictors(model) for p in module.parameters())

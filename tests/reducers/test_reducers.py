@@ -32,6 +32,12 @@ def test_layers_without_an_amount_are_refused(method):
     config_from_dict({"method": method, "layers": [1], METHODS[method].amounts[0]: 0})  # said so
 
 
+def test_a_schedule_without_an_amount_is_refused():
+    with pytest.raises(InputError, match="'pumer' names layers but not how much they remove"):
+        config_from_dict({"method": "pumer", "schedule": [{"layer": 1}, {"layer": 2}]})
+    config_from_dict({"method": "pumer", "schedule": [{"layer": 1}, {"layer": 2, "prune_ratio": 0.1}]})
+
+
 def test_sugar_in_a_mapping():
     plain = {"method": "pumer", "layers": [2, 5], "prune_ratio": 0.1}
     assert config_from_dict(plain) == METHODS["pumer"](layers=(2, 5), prune_ratio=0.1)

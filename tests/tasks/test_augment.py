@@ -103,12 +103,14 @@ def test_training_sees_edited_pictures_and_evaluation_does_not(tiny_vilt, tiny_v
     read = task.read(tiny_vqa, "train")
     plain, collate = (Collator(task, make_inputs(load_processor(tiny_vilt), 12), a, 7) for a in (None, AugmentConfig()))
     training, evaluation = Examples(read, task), Examples(read)
+    held_out = Examples(read, task, training=False)  # of the same training, as its evaluations see them
 
     def pixels(collator, examples):
         return collator([examples[index] for index in range(8)])["inputs"]["pixel_values"]
 
     original = pixels(plain, training)
     assert pixels(collate, evaluation).equal(original)
+    assert pixels(collate, held_out).equal(original)
     first = pixels(collate, training)
     assert not first.equal(original)
     assert first.equal(pixels(collate, training))

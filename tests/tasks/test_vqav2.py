@@ -116,6 +116,9 @@ def test_collate(tiny_vqa, tiny_vilt):
     assert batch["targets"].shape == (3, 5)
     cut = VQAv2(LABELS).collate(examples, make_inputs(processor, 4))
     assert cut["inputs"]["input_ids"].shape == (3, 4)
+    fixed = VQAv2(LABELS).collate(examples, make_inputs(processor, 12, fixed_length=True))
+    assert fixed["inputs"]["input_ids"].shape == (3, 12)
+    assert fixed["inputs"]["attention_mask"].sum() == batch["inputs"]["attention_mask"].sum()
 
 
 def test_blank_text_is_the_empty_question(tiny_vqa, tiny_vilt):

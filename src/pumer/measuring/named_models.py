@@ -15,7 +15,7 @@ from transformers import (
     ViltImageProcessorPil,
 )
 
-from pumer.checkpoint import load, model_class, read_reduction
+from pumer.checkpoint import load, model_class, read_reduction, trained_with
 from pumer.errors import InputError
 from pumer.models.meter import MeterConfig, MeterForImagesAndTextClassification, MeterForQuestionAnswering
 from pumer.patching import patch, unpatch
@@ -69,7 +69,7 @@ def model_from(name: str, seed: int = 0) -> PreTrainedModel:
     if not name.startswith(PREFIX):
         return load(name)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, which is what is put back
         return _preset(name).eval()
 
 
@@ -94,8 +94,9 @@ def _preset(name: str) -> PreTrainedModel:
 
 
 def default_text_length(name: str, model: PreTrainedModel) -> int:
-    """32 words for a preset, as in the paper; as many as there are positions for a checkpoint."""
-    return PAPER_TEXT_LENGTH if name.startswith(PREFIX) else int(model.config.max_position_embeddings)
+    """Words that a checkpoint was trained with; where that is not told the paper's 32, or its positions if fewer."""
+    recorded: int | None = None if name.startswith(PREFIX) else trained_with(name).get("text_length")
+    return recorded or min(PAPER_TEXT_LENGTH, int(model.config.max_position_embeddings))
 
 
 def default_image_size(name: str, model: PreTrainedModel) -> int:

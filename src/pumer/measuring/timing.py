@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pumer.errors import out_of_memory
+
 MakeInputs = Callable[[int], dict[str, Tensor]]
 Tick = Callable[[], None]
 
@@ -108,9 +110,9 @@ def timed(model: nn.Module, inputs: dict[str, Tensor], repeats: int = 1) -> floa
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what a GPU still has to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Wait for what an accelerator still has to do."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 @contextmanager
@@ -153,7 +155,9 @@ def fastest_batch(
     while batch <= most:
         try:
             rate = _throughput(model, make_inputs(batch), batch, seconds)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             torch.cuda.empty_cache()
             stopped = "out of memory"
             break

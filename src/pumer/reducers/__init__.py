@@ -50,10 +50,10 @@ def config_from_dict(mapping: Mapping[str, Any]) -> ReductionConfig:
             f"version {version!r} of reduction method '{method}' is unknown; this pumer reads version {cls.version}"
         )
     config = from_dict(cls, values, where=f"reduction '{method}'")
-    if values.get("layers") and not set(cls.amounts) & set(values):
-        raise InputError(
-            f"reduction '{method}' names layers but not how much they remove; give {', '.join(cls.amounts)}"
-        )
+    steps = values.get("schedule") or ([values] if values.get("layers") else [])
+    if steps and not any(set(cls.amounts) & set(step) for step in steps):
+        amounts = ", ".join(cls.amounts)
+        raise InputError(f"reduction '{method}' names layers but not how much they remove; give {amounts}")
     return config
 
 

@@ -55,7 +55,7 @@ class DynamicViTConfig(PruningConfig):
     def learned(self, widths: Mapping[str, int]) -> dict[Place, Reducer]:
         """A predictor per layer; the same ones every time, until they are trained."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # of the CPU alone, which is what is put back
             return {place: TokenPredictor(self, widths[place[0]]) for place in self.places() if self.prune_ratio}
 
     def reducer(self, place: Place) -> None:

@@ -58,7 +58,7 @@ class RandomPruner:
         state = torch.full_like(largest[:, :1], (self.config.seed * 1009 + self.layer) * 1_000_003 % _PRIME)
         for head in largest[:, :, None].unbind(dim=1):
             state = _scramble(state + head)
-        score = _scramble(state + torch.arange(mask.shape[1], device=mask.device)).to(torch.float64)
+        score = (_scramble(state + torch.arange(mask.shape[1], device=mask.device)) >> 7).to(torch.float32)  # exact
         return Decision.identity(cues.text.mask), only(keep(score, mask, self.config.kept), mask.shape[1])
 
 

@@ -73,7 +73,11 @@ def markdown(results: Results, drawn: Collection[str] = ()) -> str:
         parts += [f"## {table['title']}", _markdown_table(*content(table)), table["note"]]
         if table["name"] in drawn:
             parts.append(f"![{table['title']}]({table['name']}.svg)")
-    parts += ["## How these figures were made", "The commands of all steps are in results.json.", *_runs(results)]
+    parts += [
+        "## How these figures were made",
+        "The commands that trained, tested and timed are in results.json.",
+        *_runs(results),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

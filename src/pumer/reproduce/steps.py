@@ -8,10 +8,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from pumer.checkpoint import load, load_processor, read_json
+from pumer.checkpoint import load, load_processor, read_json, trained_with
 from pumer.config import to_dict
 from pumer.errors import InputError
-from pumer.evaluate import trained_with
 from pumer.jobs import text_length_of
 from pumer.measuring.named_models import PAPER_TEXT_LENGTH, PREFIX
 from pumer.planning import PlanConfig

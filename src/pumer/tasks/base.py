@@ -53,6 +53,7 @@ class Inputs:
         pixels: turns image files into pixel tensors.
         text_length: questions are cut to this many tokens, [CLS] and [SEP] included.
         blank_text: replace every question by the empty one ([CLS][SEP]); for an image-only model.
+        fixed_length: pad every text to `text_length`, not to the longest of its batch.
         edit: changes the resized pictures of a batch, see `Pixels`; null for none.
     """
 
@@ -60,6 +61,7 @@ class Inputs:
     pixels: Pixels
     text_length: int
     blank_text: bool = False
+    fixed_length: bool = False
     edit: Edit | None = None
 
 
@@ -77,10 +79,11 @@ def spread(entries: Sequence[Entry], limit: int | None) -> Sequence[Entry]:
 
 
 def words(texts: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
-    """Texts as the tokenizer's tensors, such as `input_ids`: each (number of texts, T), T the longest."""
+    """Texts as the tokenizer's tensors, such as `input_ids`: each (number of texts, T), T the longest, or fixed."""
     shown = ["" if inputs.blank_text else text for text in texts]
+    padding = "max_length" if inputs.fixed_length else "longest"
     return dict(
-        inputs.tokenizer(shown, padding=True, truncation=True, max_length=inputs.text_length, return_tensors="pt")
+        inputs.tokenizer(shown, padding=padding, truncation=True, max_length=inputs.text_length, return_tensors="pt")
     )
 
 

@@ -141,7 +141,7 @@ class Retrieval(Task):
         inputs = dict(batch["inputs"])
         images, texts = len(inputs["pixel_values"]), len(inputs["input_ids"])
         image = torch.arange(images, device=inputs["input_ids"].device).repeat_interleave(texts // images)
-        if isinstance(extract_model_from_parallel(model), MeterForImageAndTextRetrieval):
+        if isinstance(extract_model_from_parallel(model, keep_torch_compile=False), MeterForImageAndTextRetrieval):
             inputs["image_index"] = image
         else:
             inputs |= {name: inputs[name][image] for name in _PIXELS if name in inputs}

@@ -41,7 +41,7 @@ def check(config: TrainConfig) -> Inputs:
     if config.teacher not in (None, SELF):
         outline(str(config.teacher), task)
     length = text_length_of(model, config.text_length)
-    return make_inputs(processor, length, config.resize, config.blank)
+    return make_inputs(processor, length, config.resize, config.blank, fixed_length=bool(config.compile))
 
 
 def outline(checkpoint: str, task: type[Task]) -> nn.Module:
