@@ -45,6 +45,7 @@ main()
 """`pumer`, but the second process is killed in the sixth step."""
 
 SHARDED = """
+import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
@@ -74,7 +75,10 @@ def checked(self, model, *args, **kwargs):
 
 LAYERS = ("ViltLayer", "MeterCrossModalLayer")
 pumer.train._arguments, DistillingTrainer.training_step = as_on_gpus, checked
-main()
+try:
+    main()
+finally:
+    assert not torch.distributed.is_initialized()  # or the process may be aborted as it ends
 """
 """`pumer`, sharded on a CPU; fails if any parameter is whole, or any layer is not sharded by itself."""
 

@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pumer.config import described, load, to_dict
 from pumer.errors import InputError, out_of_memory
-from pumer.processes import is_main_process
+from pumer.processes import is_main_process, leave_group
 
 Config = TypeVar("Config")
 
@@ -92,6 +92,7 @@ def train(
 
     config = _resolve(TrainConfig, recipe, settings)
     result = run(config)
+    leave_group()
     if "accuracy" in result:
         _console().print(f"accuracy {100 * result['accuracy']['mean']:.1f}%", highlight=False)
     _console().print(f"model and run.json are in {config.output}", highlight=False, soft_wrap=True)
