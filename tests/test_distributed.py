@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
+from packaging.version import Version
 
 import pumer
 from pumer.checkpoint import read_json
@@ -160,6 +162,10 @@ def test_same_weights_however_a_step_is_cut(vilt):
     assert done.stderr.count("min_answer_count") == done.stderr.count("step 4 of 7") == 1
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="its Trainer (5.17) reads an optimiser's state to 'cpu:0' on several CPU processes, which torch does not know",
+)
 def test_same_curve_with_teacher_and_adam_also_after_a_kill(meter):
     whole = train(meter, "8x1")
     accumulated = train(meter, "1x8", batch_size=1, accumulate=8)
