@@ -164,7 +164,7 @@ def test_same_weights_however_a_step_is_cut(vilt):
 
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.23"),
-    reason="its Trainer (5.17) reads an optimiser's state to 'cpu:0' on several CPU processes, which torch does not know",
+    reason="its Trainer (5.17) reads an optimiser's state to 'cpu:0' on several CPU processes; torch knows none",
 )
 def test_same_curve_with_teacher_and_adam_also_after_a_kill(meter):
     whole = train(meter, "8x1")
