@@ -5,12 +5,12 @@ Letters: ``B`` batch, ``T`` text tokens, ``V`` image tokens, ``N`` tokens of one
 come first (a *compact* buffer), so a token's rank is its index, and padding never influences a real token.
 """
 
-from collections.abc import Callable
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
+
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
@@ -41,13 +41,26 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
     Returns:
         ``(B, H, Q, N)``, at least float32; each row sums to one.
     """
-    scaled = query * query.shape[-1] ** -0.5
+    if query.dtype in HALF:
+        query, key = query.float(), key.float()
     # One batch of matrices before transposing: the other way round, the keys would be copied transposed, and slowly.
-    logits = torch.bmm(scaled.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).view(*query.shape[:-1], -1)
-    if bias is not None:
-        logits = logits + bias.to(logits.dtype)
-    probabilities: Tensor = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return probabilities
+    logits = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).view(*query.shape[:-1], -1)
+    scale = query.shape[-1] ** -0.5
+    logits = logits * scale if bias is None else torch.add(bias.to(logits.dtype), logits, alpha=scale)
+    return logits.softmax(dim=-1)
+
+
+def asked_for(text_rows: Tensor, padded: Tensor) -> Tensor:
+    """`text_saliency` without its division by the number of words, which no order of tokens depends on.
+
+    Args:
+        text_rows: ``(B, H, T, V)`` text-to-image attention probabilities.
+        padded: ``(B, T)`` bool, True for text slots without a token.
+
+    Returns:
+        ``(B, V)``.
+    """
+    return text_rows.sum(dim=1).masked_fill(padded[:, :, None], 0).sum(dim=1)
 
 
 def text_saliency(text_rows: Tensor, text_mask: Tensor) -> Tensor:
@@ -67,29 +80,6 @@ def text_saliency(text_rows: Tensor, text_mask: Tensor) -> Tensor:
     return summed / weight.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def tabulate(rule: Callable[[int], int], lengths: Tensor, largest: int) -> tuple[Tensor, int]:
-    """Apply an integer rule to each sample's own length, through a table instead of rounding floats.
-
-    Args:
-        rule: From a token count to a token count (Python arithmetic, Python rounding); hashable, and always the same
-            function for the same hash: a method of a frozen dataclass, not a lambda.
-        lengths: ``(B,)`` int64 token counts.
-        largest: The largest length that can occur (static).
-
-    Returns:
-        ``rule(length)`` of each sample, ``(B,)`` int64, and the largest value in the table: the static buffer size.
-        The rules are not monotone for all ratios, so that is not always ``rule(largest)``.
-    """
-    # A compiled graph holds the table as a constant; dynamo would warn about the cache around it.
-    table = (_table.__wrapped__ if torch.compiler.is_compiling() else _table)(rule, largest)
-    return torch.tensor(table, dtype=torch.int64, device=lengths.device)[lengths], max(table)
-
-
-@lru_cache(maxsize=4096)
-def _table(rule: Callable[[int], int], largest: int) -> list[int]:
-    return [rule(n) for n in range(largest + 1)]
-
-
 def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Indices of the chosen tokens, in order, at the front of a buffer of fixed length.
 
@@ -105,61 +95,64 @@ def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return order, slots < keep.sum(dim=1, keepdim=True)
 
 
-def highest(score: Tensor, count: Tensor) -> Tensor:
-    """Flag the tokens with the highest scores; ties go to the lower rank.
+def kept_first(score: Tensor, dropped: Tensor) -> Tensor:
+    """Text-informed pruning: the tokens with the highest scores, in their order, and then the others.
 
     Args:
-        score: ``(B, N)``.
-        count: ``(B,)`` int64, how many to flag.
+        score: ``(B, V)``, not negative, and zero for padding; overwritten at rank 0, which is [CLS] and always stays.
+        dropped: ``(B, V)`` bool, True from the number of tokens to keep on.
 
     Returns:
-        ``(B, N)`` bool.
+        ``(B, V)`` int64, a permutation: the token at each rank after pruning. Ties go to the lower rank.
     """
+    score[:, 0] = torch.inf
     order = score.argsort(dim=1, descending=True, stable=True)
-    return order.argsort(dim=1) < count[:, None]
+    gone = torch.empty_like(dropped).scatter_(1, order, dropped)
+    return gone.to(torch.uint8).argsort(dim=1, stable=True)
 
 
-def prune(saliency: Tensor, mask: Tensor, count: Tensor) -> Tensor:
-    """Text-informed pruning: flag the most salient tokens (Algorithm 1, lines 1 to 3).
+def propose(features: Tensor, outside: Tensor, happens: Tensor) -> tuple[Tensor, Tensor]:
+    """Bipartite soft matching among the tokens of one modality in rank order (Algorithm 1, lines 5 to 9).
 
-    Args:
-        saliency: ``(B, V)``.
-        mask: ``(B, V)`` bool, real tokens; rank 0 is [CLS] and always stays.
-        count: ``(B,)`` int64, tokens to keep, [CLS] counted.
-
-    Returns:
-        ``(B, V)`` bool, True for the tokens that stay; never a padded one.
-    """
-    is_first = torch.arange(mask.shape[1], device=mask.device) == 0
-    score = saliency.masked_fill(~mask, -torch.inf).masked_fill(is_first & mask, torch.inf)
-    return highest(score, count) & mask
-
-
-def match(features: Tensor, mask: Tensor, count: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Bipartite soft matching within one modality (Algorithm 1, lines 5 to 9).
-
-    Tokens of even rank propose, tokens of odd rank receive. Each proposer looks for its most similar receiver
-    (cosine); the ``count`` best pairs are merged. Rank 0, [CLS], never proposes and, being even, never receives.
+    Tokens of even rank propose, tokens of odd rank receive. Each proposer looks for its most similar receiver (cosine);
+    the best pairs are merged. Rank 0, [CLS], never proposes and, being even, never receives.
 
     Args:
-        features: ``(B, N, Dh)``, what similarity is measured on (the attention keys, averaged over heads).
-        mask: ``(B, N)`` bool, real tokens, compact.
-        count: ``(B,)`` int64, pairs to merge.
-        most: The largest possible count: the static length of the result.
+        features: ``(B, W, Dh)``, W even: what similarity is measured on (the attention keys, averaged over heads).
+        outside: ``(B, W)`` bool, True from the number of tokens on.
+        happens: ``(B, W / 2)`` bool, True up to the number of pairs to merge.
 
     Returns:
-        ``source (B, most)``, ``target (B, most)`` int64 ranks; ``valid (B, most)`` bool, True for real pairs.
+        ``merged (B, W / 2)`` bool, the proposers that are merged, and ``receiver (B, W / 2)`` int64, each one's best: i
+        stands for rank ``2 i`` of the former and ``2 i + 1`` of the latter. Ties go to the lower rank.
     """
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features = features.float()
-    features = normalize(features, dim=-1)
-    similarity = features[:, 0::2] @ features[:, 1::2].transpose(1, 2)
-    similarity = similarity.masked_fill(~mask[:, None, 1::2], -torch.inf)
-    best, receiver = similarity.max(dim=-1)
-    proposes = mask[:, 0::2] & (torch.arange(best.shape[1], device=mask.device) > 0)
-    order = best.masked_fill(~proposes, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :most]
-    valid = torch.arange(most, device=mask.device) < count[:, None]
-    return order * 2, receiver.gather(1, order) * 2 + 1, valid
+    similarity = torch.bmm(features[:, 0::2], features[:, 1::2].transpose(1, 2))
+    best, receiver = similarity.masked_fill_(outside[:, None, 1::2], -torch.inf).max(dim=-1)
+    best = best.masked_fill(outside[:, 0::2], -torch.inf)
+    best[:, 0] = -torch.inf
+    order = best.argsort(dim=1, descending=True, stable=True)
+    return torch.empty_like(happens).scatter_(1, order, happens), receiver
+
+
+def after_merging(code: Tensor, merged: Tensor, receiver: Tensor) -> Tensor:
+    """Where tokens stand once pairs are merged: the others move up, a merged token goes into its receiver.
+
+    Args:
+        code: ``(B, W)`` int64, code of each rank before (see `Decision`).
+        merged: As from `propose`.
+        receiver: As from `propose`.
+
+    Returns:
+        ``(B, W)`` int64, the codes after.
+    """
+    even, odd = (code.unflatten(1, (-1, 2)) - 2 * merged.cumsum(dim=1)[:, :, None]).unbind(dim=2)
+    into = odd.gather(1, receiver) + 1
+    return torch.stack([torch.where(merged, into, even), odd], dim=2).flatten(1)
+
+
+def unit(features: Tensor) -> Tensor:
+    """Features ``(..., Dh)`` of length one, at least float32."""
+    return normalize(features.float() if features.dtype in HALF else features, dim=-1)
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:

@@ -1,154 +1,155 @@
-"""What flows through a reduced model: Tokens (one stream), Decision (one reduction), Cues (what it is based on).
+"""What flows through a reduced model: Tokens (text and image), Decision (one reduction), Cues (what it is based on).
 
-Letters: ``B`` batch, ``N`` tokens of one stream, ``N0`` tokens that entered the model, ``K`` tokens after a decision,
-``M`` merges, ``D`` width, ``H`` heads, ``Dh`` head width.
+Letters: ``B`` batch, ``T`` text slots, ``V`` image slots, ``N = T + V``, ``N0`` tokens that entered the model, ``K`` slots
+after a decision, ``D`` width, ``H`` heads, ``Dh`` head width.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from pumer.functional import gather_tokens
+from pumer import kernels
+from pumer.functional import attention_probabilities, gather_tokens
+from pumer.tables import ranks
+
+GONE = 2**30
+"""Code of a token that is pruned, and of padding."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What one reduction does to a stream; decided once, applied to every per-token tensor.
+    """What one reduction does to text and image; decided once, applied to every per-token tensor.
+
+    Text is counted first: its tokens are input slots ``0 .. T - 1`` and output slots ``0 .. Kt - 1``, those of the image
+    come after. Either may be empty.
 
     Attributes:
-        index: ``(B, K)`` int64, the input slot that stands at each output slot (for a merged token: its target).
-        mask: ``(B, K)`` bool, False for free output slots.
-        source: ``(B, M)`` int64, input slots that are merged away.
-        target: ``(B, M)`` int64, the output slot each of them is merged into.
-        valid: ``(B, M)`` bool, False for merges that do not take place.
-        destination: ``(B, N)`` int64, output slot of each input slot, -1 if pruned or padding.
-        bias: ``(B, 1, 1, K)`` attention bias of the output tokens, or None for the one that follows from their sizes.
-        weighted: Whether a merged token is the mean weighted by size, or the plain mean of what is merged.
-        weight: ``(B, N)`` above zero, what the mean is weighted by instead of size, or None.
+        code: ``(B, N)`` integers, where each token goes: twice its output slot, and one more if it is merged away into
+            the token that stands there; `GONE` if it is pruned or padding. None: every token stays in its slot.
+        lengths: ``(B, 2)`` int64, real text and image tokens afterwards.
+        slots: ``Kt`` and ``Kv``, output slots of text and image. A method that knows no modality leaves no text slots:
+            afterwards all tokens count as image.
+        weight: ``(B, N)`` above zero, what the mean of merged tokens is weighted by; None for their sizes.
         proportional: Whether later attention counts a merged token as often as it has parts (``log(size)``).
-        split: Output slots and merges of the first of two joined blocks, or None if there is only one; (0, 0) where
-            text and image are one block from now on.
+        bias: ``(B, 1, 1, K)`` attention bias of the output tokens, or None for the one that follows from their sizes.
     """
 
-    index: Tensor
-    mask: Tensor
-    source: Tensor
-    target: Tensor
-    valid: Tensor
-    destination: Tensor
-    bias: Tensor | None = None
-    weighted: bool = True
+    code: Tensor | None
+    lengths: Tensor
+    slots: tuple[int, int]
     weight: Tensor | None = None
     proportional: bool = True
-    split: tuple[int, int] | None = None
+    bias: Tensor | None = None
 
     @classmethod
     def build(
         cls, index: Tensor, mask: Tensor, source: Tensor, target: Tensor, valid: Tensor, tokens: int
     ) -> "Decision":
-        """Complete a decision from what stays and what is merged.
+        """A decision about one block, counted as image, from what stays and what is merged.
 
         Args:
             index: ``(B, K)`` input slots that stay, in output order.
-            mask: ``(B, K)`` bool.
+            mask: ``(B, K)`` bool, False for free output slots, which are the last ones.
             source: ``(B, M)`` input slots merged away.
-            target: ``(B, M)`` *input* slots that receive them; each must be in ``index``.
-            valid: ``(B, M)`` bool.
+            target: ``(B, M)`` input slots that receive them; each must be in ``index``.
+            valid: ``(B, M)`` bool, False for merges that do not take place.
             tokens: ``N``, the number of input slots.
-
-        Returns:
-            The decision, with targets as output slots and ``destination`` filled in.
         """
-        slots = torch.arange(index.shape[1], device=index.device)
         sink = tokens  # free slots and merges that do not take place write here
-        destination = index.new_full((index.shape[0], tokens + 1), -1)
-        destination = destination.scatter(1, torch.where(mask, index, sink), slots.expand_as(index))
-        target = destination.gather(1, torch.where(valid, target, index[:, :1]))
-        destination = destination.scatter(1, torch.where(valid, source, sink), target)
-        return cls(index, mask, source, target, valid, destination[:, :tokens])
+        code = index.new_full((index.shape[0], tokens + 1), GONE)
+        slots = 2 * torch.arange(index.shape[1], device=index.device)
+        code = code.scatter(1, torch.where(mask, index, sink), slots.expand_as(index))
+        into = code.gather(1, torch.where(valid, target, index[:, :1])) + 1
+        code = code.scatter(1, torch.where(valid, source, sink), into)
+        return cls.of_image(code[:, :tokens], mask.sum(dim=1), index.shape[1])
+
+    @classmethod
+    def of_image(cls, code: Tensor, length: Tensor, slots: int) -> "Decision":
+        """A decision about the image alone.
+
+        Args:
+            code: ``(B, V)``, with output slots from 0 on.
+            length: ``(B,)`` real tokens afterwards.
+            slots: ``Kv``.
+        """
+        return cls(code, torch.stack([torch.zeros_like(length), length], dim=1), (0, slots))
 
     @classmethod
     def identity(cls, mask: Tensor) -> "Decision":
-        """The decision that changes nothing. Args: mask: ``(B, N)`` bool."""
-        slots = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
-        none = slots[:, :0]
-        return cls(slots, mask, none, none, mask[:, :0], torch.where(mask, slots, -1))
+        """The decision about an image that changes nothing. Args: mask: ``(B, V)`` bool."""
+        slots = 2 * torch.arange(mask.shape[1], device=mask.device)
+        return cls.of_image(torch.where(mask, slots, GONE), mask.sum(dim=1), mask.shape[1])
 
     @classmethod
-    def join(cls, first: "Decision", second: "Decision") -> "Decision":
-        """The decisions of two neighbouring blocks as one; how tokens are averaged and weighed is the first's.
-
-        That suits a record of two streams; tokens of one stream are reduced by `of_stream`.
-
-        Args:
-            first: of ``N1`` tokens, which leaves ``K1`` slots.
-            second: of ``N2`` tokens, which leaves ``K2``; the result is of ``N1 + N2`` and leaves ``K1 + K2``.
-        """
-        tokens, kept = first.destination.shape[1], first.index.shape[1]
-        moved = torch.where(second.destination < 0, -1, second.destination + kept)
-        bias = None
-        if first.bias is not None and second.bias is not None:
-            bias = torch.cat([first.bias, second.bias], dim=-1)
-        weights = None
-        if first.weight is not None or second.weight is not None:  # a block that merges nothing needs none
-            weights = torch.cat([_weight(first), _weight(second)], dim=1)
-        return cls(
-            index=torch.cat([first.index, second.index + tokens], dim=1),
-            mask=torch.cat([first.mask, second.mask], dim=1),
-            source=torch.cat([first.source, second.source + tokens], dim=1),
-            target=torch.cat([first.target, second.target + kept], dim=1),
-            valid=torch.cat([first.valid, second.valid], dim=1),
-            destination=torch.cat([first.destination, moved], dim=1),
-            bias=bias,
-            weighted=first.weighted,
-            weight=weights,
-            proportional=first.proportional,
-            split=(kept, first.source.shape[1]),
-        )
-
-    @classmethod
-    def of_stream(cls, text: "Decision", image: "Decision") -> "Decision":
-        """One decision for a stream of two blocks, from the decision of each block; shapes as of `join`.
+    def join(cls, text: "Decision", image: "Decision") -> "Decision":
+        """One decision about text and image from one about each, both made as if about an image.
 
         Raises:
-            ValueError: when one counts a merged token by its size and the other does not: attention over a stream has
-                one rule.
+            ValueError: When one counts a merged token by its size and the other does not.
         """
-        if (text.weighted, text.proportional) != (image.weighted, image.proportional):
-            raise ValueError("the decisions of one stream must agree on `weighted` and `proportional`")
-        return cls.join(text, image)
+        if text.proportional != image.proportional:
+            raise ValueError("the decisions about text and image must agree on `proportional`")
+        kept = text.slots[1]
+        moved = torch.where(image.moves < GONE, image.moves + 2 * kept, GONE)
+        bias = weight = None
+        if text.bias is not None and image.bias is not None:
+            bias = torch.cat([text.bias, image.bias], dim=-1)
+        if text.weight is not None and image.weight is not None:
+            weight = torch.cat([text.weight, image.weight], dim=1)
+        return cls(
+            torch.cat([text.moves, moved], dim=1),
+            torch.stack([text.lengths[:, 1], image.lengths[:, 1]], dim=1),
+            (kept, image.slots[1]),
+            weight,
+            text.proportional,
+            bias,
+        )
 
-    def blind(self) -> "Decision":
-        """The same decision, made without regard to modality: afterwards the stream counts as image."""
-        return replace(self, split=(0, 0))
+    @property
+    def moves(self) -> Tensor:
+        """``(B, N)`` int64: ``code``, written out where every token stays."""
+        if self.code is not None:
+            return self.code.long()
+        slots = 2 * torch.arange(sum(self.slots), device=self.lengths.device)
+        return torch.where(self.mask, slots, GONE)
 
-    def with_policy(
-        self,
-        *,
-        weighted: bool = True,
-        weight: Tensor | None = None,
-        proportional: bool = True,
-        bias: Tensor | None = None,
-    ) -> "Decision":
-        """The same decision with another way of averaging and of weighing later attention."""
-        return replace(self, weighted=weighted, weight=weight, proportional=proportional, bias=bias)
+    @property
+    def destination(self) -> Tensor:
+        """``(B, N)`` int64, output slot of each input slot, -1 if pruned or padding."""
+        return torch.where(self.moves < GONE, self.moves >> 1, -1)
 
-    def _incidence(self, dtype: torch.dtype) -> Tensor:
-        """``(B, K, M)``: one where a merge goes into a slot. A product with it is deterministic, a scatter is not."""
-        slots = torch.arange(self.index.shape[1], device=self.index.device)
-        return ((self.target[:, None, :] == slots[:, None]) & self.valid[:, None, :]).to(dtype)
+    @property
+    def mask(self) -> Tensor:
+        """``(B, K)`` bool, False for free output slots."""
+        parts = [
+            torch.arange(slots, device=self.lengths.device) < self.lengths[:, i, None]
+            for i, slots in enumerate(self.slots)
+        ]
+        return torch.cat(parts, dim=1)
+
+    @property
+    def index(self) -> Tensor:
+        """``(B, K)`` int64, the input slot that stands at each output slot (for a merged token: its receiver)."""
+        code, slots = self.moves, sum(self.slots)
+        stands = (code < GONE) & (code % 2 == 0)
+        tokens = torch.arange(code.shape[1], device=code.device).expand_as(code)
+        index = tokens.new_zeros(len(code), slots + 1)
+        return index.scatter(1, torch.where(stands, code >> 1, slots), tokens)[:, :slots]
 
     def select(self, x: Tensor) -> Tensor:
         """``(B, N[, D])`` to ``(B, K[, D])``: the value of the token that stands in each slot."""
         return gather_tokens(x, self.index)
 
+    def members(self) -> Tensor:
+        """``(B, K, N)`` bool: which tokens each output slot holds."""
+        slots = ranks(sum(self.slots), self.lengths.device)
+        return (self.moves >> 1)[:, None, :] == slots[:, None]
+
     def total(self, x: Tensor) -> Tensor:
         """``(B, N)`` to ``(B, K)``: sums over what is merged (sizes); free slots are zero."""
-        kept = self.select(x) * self.mask
-        if self.source.shape[1] == 0:
-            return kept
-        return kept + (self._incidence(x.dtype) * gather_tokens(x, self.source)[:, None, :]).sum(dim=-1)
+        return (self.members() * x[:, None, :]).sum(dim=-1)
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """Average each merged token; tokens that nothing is merged into are copied bit for bit.
@@ -160,21 +161,7 @@ class Decision:
         Returns:
             ``(B, K, D)``; free slots are zero.
         """
-        kept = self.select(x)
-        if self.source.shape[1] == 0:
-            return kept * self.mask[:, :, None].to(x.dtype)
-        share = self._incidence(weight.dtype) * gather_tokens(weight, self.source)[:, None, :]
-        own = self.select(weight) * self.mask
-        whole = (own + share.sum(dim=-1)).masked_fill(~self.mask, 1.0)
-        share = (share / whole[:, :, None]).to(x.dtype)
-        own_share = (own / whole)[:, :, None].to(x.dtype)
-        merged = gather_tokens(x, self.source)
-        if self.split is None or self.split == (0, 0):
-            return torch.addcmul(share @ merged, kept, own_share)
-        slots, merges = self.split  # nothing merges across blocks: two small products instead of a large one
-        first = torch.addcmul(share[:, :slots, :merges] @ merged[:, :merges], kept[:, :slots], own_share[:, :slots])
-        second = torch.addcmul(share[:, slots:, merges:] @ merged[:, merges:], kept[:, slots:], own_share[:, slots:])
-        return torch.cat([first, second], dim=1)
+        return torch.bmm(_shares(self.members() * weight[:, None, :])[0].to(x.dtype), x)
 
     def trace(self, owner: Tensor) -> Tensor:
         """Carry a source map through: ``owner (B, N0)`` of input slots (-1: gone) to one of output slots."""
@@ -182,102 +169,157 @@ class Decision:
         return torch.where(owner < 0, -1, moved)
 
 
+def _shares(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """From weights of members ``(B, K, N)`` to what part of its slot each one is, and the sum of each slot ``(B, K)``."""
+    whole = weight.sum(dim=-1)
+    return weight / whole.clamp(min=torch.finfo(whole.dtype).tiny)[:, :, None], whole
+
+
 @dataclass(frozen=True)
 class Tokens:
-    """One stream of tokens: text in the first ``text_length`` slots, image after it, each compact; either may be empty.
+    """Text and image on their way through a model, each compact; either may be empty.
 
     Attributes:
-        states: ``(B, N, D)``.
-        mask: ``(B, N)`` bool, real tokens.
+        streams: One tensor of states ``(B, N, D)`` where text and image are one sequence, the text first; else those of
+            the text ``(B, T, D)`` and of the image ``(B, V, D)``.
         size: ``(B, N)`` float32, how many input tokens each one holds; 0 for free slots.
-        bias: ``(B, 1, 1, N)`` added to attention logits, or None if nothing is hidden or weighted.
-        source: ``(B, N0)`` int64, slot that holds each input token now; -1 if pruned or padding.
-        text_length: Slots of the text block (static).
+        biases: For each stream ``(B, 1, 1, its tokens)`` added to attention logits, or None if nothing is hidden or
+            weighted.
+        text_length: ``T``, slots of the text (static).
+        origin: ``(B, N0)`` int64, slot that held each input token at the start; -1 for padding.
+        history: The decisions since then, each with the number of text slots before those it is about.
+        counts: ``(B, 2)`` int64, real text and image tokens, or None if nobody has counted them.
     """
 
-    states: Tensor
-    mask: Tensor
+    streams: tuple[Tensor, ...]
     size: Tensor
-    bias: Tensor | None
-    source: Tensor
+    biases: tuple[Tensor | None, ...]
     text_length: int
+    origin: Tensor
+    history: tuple[tuple[Decision, int], ...] = field(default=(), repr=False)
+    counts: Tensor | None = None
 
-    def with_states(self, states: Tensor) -> "Tokens":
-        """The same tokens with new states ``(B, N, D)``."""
-        return replace(self, states=states)
+    @property
+    def states(self) -> Tensor:
+        """``(B, N, D)``, of text and image."""
+        return self.streams[0] if len(self.streams) == 1 else torch.cat(self.streams, dim=1)
+
+    @property
+    def mask(self) -> Tensor:
+        """``(B, N)`` bool, real tokens."""
+        return self.size > 0
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """``T`` and ``V``."""
+        return self.text_length, self.size.shape[1] - self.text_length
+
+    @property
+    def lengths(self) -> Tensor:
+        """``(B, 2)`` int64, real text and image tokens."""
+        if self.counts is not None:
+            return self.counts
+        mask = self.mask
+        return torch.stack([mask[:, : self.text_length].sum(dim=1), mask[:, self.text_length :].sum(dim=1)], dim=1)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """``(B, 1, 1, N)`` of text and image."""
+        if len(self.streams) == 1:
+            return self.biases[0]
+        masks = self.mask.split(self.slots, dim=1)
+        parts = [attention_bias(mask) if bias is None else bias for mask, bias in zip(masks, self.biases, strict=True)]
+        return torch.cat(parts, dim=-1)
+
+    @property
+    def source(self) -> Tensor:
+        """``(B, N0)`` int64, slot that holds each input token now; -1 if pruned or padding."""
+        owner = self.origin
+        for decision, before in self.history:
+            owner = _traced(owner, decision, before)
+        return owner
+
+    def text_source(self, text_length: int) -> Tensor:
+        """``source`` of the first ``text_length`` input tokens, the text's: ``(B, text_length)``."""
+        return replace(self, origin=self.origin[:, :text_length]).source
+
+    def with_streams(self, *streams: Tensor) -> "Tokens":
+        """The same tokens with new states."""
+        return replace(self, streams=streams)
 
     def reduce(self, decision: Decision) -> "Tokens":
-        """Apply a decision to everything: states, mask, sizes, bias and sources.
+        """Apply a decision about text and image to everything: states, sizes, bias."""
+        history = (*self.history, (decision, 0))
+        if decision.code is None:  # nothing moves
+            biases = self.biases if decision.bias is None else self._split(decision.bias, decision.slots[0])
+            return replace(self, biases=biases, history=history)
+        if kernels.usable(self.streams[0]):
+            streams, size, biases = self._reduce_fused(decision, decision.code)
+        else:
+            streams, size, biases = self._reduce_plain(decision)
+        if decision.bias is not None:
+            biases = self._split(decision.bias, decision.slots[0])
+        return Tokens(streams, size, biases, decision.slots[0], self.origin, history, decision.lengths)
 
-        Args:
-            decision: About all slots; joined from one about the text and one about the image if the stream has both.
-        """
-        size = decision.total(self.size)
-        bias = decision.bias
-        if bias is None:
-            bias = attention_bias(decision.mask, size, decision.proportional)
-        weight = decision.weight if decision.weight is not None else self.size
-        if not decision.weighted:
-            weight = torch.ones_like(weight)
-        states = decision.apply(self.states, weight)
-        slots = decision.index.shape[1] if self.text_length else 0
-        text_length = slots if decision.split is None else decision.split[0]
-        return Tokens(states, decision.mask, size, bias, decision.trace(self.source), text_length)
+    def _reduce_plain(self, decision: Decision) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor | None, ...]]:
+        members = decision.members()
+        share, size = _shares(members * self.size[:, None, :])
+        if decision.weight is not None:
+            share, _ = _shares(members * decision.weight[:, None, :])
+        share = share.to(self.streams[0].dtype)
+        if len(self.streams) == 1:
+            streams: tuple[Tensor, ...] = (torch.bmm(share, self.streams[0]),)
+        else:
+            T, kept = self.text_length, decision.slots[0]
+            text, image = self.streams
+            streams = torch.bmm(share[:, :kept, :T], text), torch.bmm(share[:, kept:, T:], image)
+        bias = size.log() if decision.proportional else attention_bias(size > 0)
+        return streams, size, self._split(bias.view(len(bias), 1, 1, -1).to(self._bias_dtype), decision.slots[0])
 
-    @classmethod
-    def join(cls, text: "Tokens", image: "Tokens") -> "Tokens":
-        """Two streams of the same width seen as one, the text first; for recording, no model runs on it."""
-        slots = text.mask.shape[1]
-        return cls(
-            states=torch.cat([text.states, image.states], dim=1),
-            mask=torch.cat([text.mask, image.mask], dim=1),
-            size=torch.cat([text.size, image.size], dim=1),
-            bias=torch.cat([_explicit_bias(text), _explicit_bias(image)], dim=-1),
-            source=torch.cat([text.source, torch.where(image.source < 0, -1, image.source + slots)], dim=1),
-            text_length=slots,
+    def _reduce_fused(
+        self, decision: Decision, code: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor | None, ...]]:
+        first, second = self.streams if len(self.streams) == 2 else (self.streams[0], None)
+        (T, V), weight = decision.slots, None if decision.weight is None else decision.weight.float()
+        text, image, size, _, bias, image_bias = kernels.apply(
+            first, second, self.size, weight, code, decision.lengths, T, V, decision.proportional, self._bias_dtype
         )
+        if second is None:
+            return (text,), size, (bias[..., : T + V],)
+        return (text, image), size, (bias[..., :T], image_bias[..., :V])
+
+    @property
+    def _bias_dtype(self) -> torch.dtype:
+        """Of the biases so far, which is that of the attention; float32 where there is none."""
+        return next((bias.dtype for bias in self.biases if bias is not None), torch.float32)
+
+    def _split(self, bias: Tensor, text_length: int) -> tuple[Tensor | None, ...]:
+        """``(B, 1, 1, K)`` as a bias of each stream."""
+        if len(self.streams) == 1:
+            return (bias,)
+        return bias[..., :text_length], bias[..., text_length:]
 
 
-def _weight(decision: Decision) -> Tensor:
-    if decision.weight is not None:
-        return decision.weight
-    return torch.ones(decision.destination.shape, device=decision.destination.device)
+def _traced(owner: Tensor, decision: Decision, before: int) -> Tensor:
+    """Carry a source map through a decision that is about what comes after ``before`` slots."""
+    if before == 0:
+        return decision.trace(owner)
+    moved = decision.trace(torch.where(owner < before, -1, owner - before))
+    return torch.where(owner < before, owner, torch.where(moved < 0, -1, moved + before))
 
 
-def _explicit_bias(tokens: Tokens) -> Tensor:
-    return attention_bias(tokens.mask, tokens.size, proportional=False) if tokens.bias is None else tokens.bias
-
-
-def attention_bias(mask: Tensor, size: Tensor, proportional: bool) -> Tensor:
-    """Bias that hides free slots and, if ``proportional``, counts a merged token as often as it has parts.
+def attention_bias(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bias that hides free slots.
 
     Args:
         mask: ``(B, N)`` bool.
-        size: ``(B, N)``.
-        proportional: Whether sizes weigh.
+        dtype: Of the attention.
 
     Returns:
-        ``(B, 1, 1, N)``: ``log(size)`` or 0, minus infinity where masked.
+        ``(B, 1, 1, N)``: 0, and minus infinity where masked.
     """
-    bias = size.log() if proportional else torch.zeros_like(size)
-    return bias.masked_fill(~mask, -torch.inf)[:, None, None, :]
-
-
-@dataclass(frozen=True)
-class Block:
-    """One modality of the stream(s), as a reducer sees it.
-
-    Attributes:
-        mask: ``(B, n)`` bool, real tokens, compact; rank 0 is [CLS].
-        bias: ``(B, 1, 1, n)`` attention bias, or None.
-        keys: ``(B, H, n, Dh)`` attention keys, or None if the reducer does not need them.
-        states: ``(B, n, D)`` after the attention, or None if the reducer does not need them.
-    """
-
-    mask: Tensor
-    bias: Tensor | None
-    keys: Tensor | None
-    states: Tensor | None = None
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill_(~mask, -torch.inf)[:, None, None, :]
 
 
 @dataclass(frozen=True)
@@ -285,15 +327,60 @@ class Cues:
     """What a reducer may look at when it decides; an adapter fills in what the reducer ``needs``.
 
     Attributes:
-        text: The text block.
-        image: The image block.
-        text_rows: ``(B, H, T, V)`` text-to-image attention probabilities, or None.
-        cls_row: ``(B, H, V)`` attention probabilities of the image's [CLS], or None.
-        one_stream: Whether text and image attend to each other as one sequence, so that they have comparable keys.
+        tokens: Text and image after the attention, before the feed-forward part.
+        key: ``(B, H, M, Dh)`` attention keys, the image's last: of the whole stream, or of the image alone where text
+            and image are two streams. None if the reducer needs none.
+        text_key: ``(B, H, T, Dh)`` keys by which words are compared, or None.
+        query: ``(B, H, T, Dh)`` queries of the text, or None.
+        cls_query: ``(B, H, 1, Dh)`` query of the image's [CLS], or None.
+        bias: ``(B, 1, 1, M)`` attention bias of the keys, or None.
+        probabilities: From queries, keys and bias to attention probabilities; see `functional.attention_probabilities`.
     """
 
-    text: Block
-    image: Block
-    text_rows: Tensor | None = None
-    cls_row: Tensor | None = None
-    one_stream: bool = False
+    tokens: Tokens
+    key: Tensor | None = None
+    text_key: Tensor | None = None
+    query: Tensor | None = None
+    cls_query: Tensor | None = None
+    bias: Tensor | None = None
+    probabilities: Callable[[Tensor, Tensor, Tensor | None], Tensor] = attention_probabilities
+
+    @property
+    def one_stream(self) -> bool:
+        """Whether text and image attend to each other as one sequence, so that they have comparable keys."""
+        return len(self.tokens.streams) == 1
+
+    @property
+    def text_mask(self) -> Tensor:
+        """``(B, T)`` bool, real words, compact; rank 0 is [CLS]."""
+        return self.tokens.mask[:, : self.tokens.text_length]
+
+    @property
+    def image_mask(self) -> Tensor:
+        """``(B, V)`` bool, real image tokens, compact; rank 0 is [CLS]."""
+        return self.tokens.mask[:, self.tokens.text_length :]
+
+    @property
+    def image_key(self) -> Tensor:
+        """``(B, H, V, Dh)``."""
+        assert self.key is not None  # for the type checker: what a reducer reads is in its `needs`
+        return self.key[:, :, self.key.shape[2] - self.tokens.slots[1] :]
+
+    @property
+    def image_states(self) -> Tensor:
+        """``(B, V, D)`` after the attention."""
+        return self.tokens.streams[-1][:, -self.tokens.slots[1] :]
+
+    def text_rows(self) -> Tensor:
+        """``(B, H, T, V)`` text-to-image attention probabilities."""
+        assert self.query is not None
+        return self._image_columns(self.query)
+
+    def cls_row(self) -> Tensor:
+        """``(B, H, V)`` attention probabilities of the image's [CLS]."""
+        assert self.cls_query is not None
+        return self._image_columns(self.cls_query)[:, :, 0]
+
+    def _image_columns(self, query: Tensor) -> Tensor:
+        assert self.key is not None
+        return self.probabilities(query, self.key, self.bias)[..., self.key.shape[2] - self.tokens.slots[1] :]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +105,9 @@ class Trace:
             merged_into=blank.clone(),
         )
         self.forwards.append(trace)
+        words = tokens.mask[:, :T]
         for place, decision in history:
-            self._note(place, Decision.join(Decision.identity(tokens.mask[:, :T]), decision), T)
+            self._note(place, Decision.join(replace(Decision.identity(words), proportional=decision.proportional), decision), T)
 
     def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
         """Called by a patched model after each reduction; those of a vision encoder are told at the beginning."""
@@ -123,13 +124,13 @@ class Trace:
         first = moved & (trace.merged_at < 0)
         # the slot a token was merged to is held by the one input token that stays at it
         stays = present & (after >= 0) & ~moved & (trace.merged_at < 0)
-        anchor = torch.full(decision.mask.shape, -1, dtype=torch.int64)
+        mask = _recorded(decision.mask)
+        anchor = torch.full(mask.shape, -1, dtype=torch.int64)
         sample, token = stays.nonzero(as_tuple=True)
         anchor[sample, after[sample, token]] = token
         trace.merged_at[first] = here
         trace.merged_into[first] = anchor.gather(1, after.clamp(min=0))[first]
-        mask = _recorded(decision.mask)
-        trace.owner, trace.size = after, _recorded(decision.total(trace.size.to(decision.mask.device)))
+        trace.owner, trace.size = after, _recorded(decision.total(trace.size.to(decision.lengths.device)))
         trace.places = (*trace.places, place)
         trace.tokens_per_place.append((mask[:, :text_length].sum(dim=1), mask[:, text_length:].sum(dim=1)))
 

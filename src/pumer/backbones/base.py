@@ -61,7 +61,7 @@ class Reduction:
             self._refuse_compiled()
             self.recorder.begin(tokens, cell, history)
 
-    def decide(self, reducer: Reducer, cues: Cues) -> tuple[Decision, Decision] | Decision:
+    def decide(self, reducer: Reducer, cues: Cues) -> Decision:
         """A reducer's decision; no gradient flows into one that has no weights."""
         if isinstance(reducer, nn.Module):
             return reducer.decide(cues)
@@ -83,55 +83,50 @@ class Reduction:
             raise RuntimeError("a trace cannot be taken inside a compiled graph; trace the model before compiling it")
 
 
-class Shown(NamedTuple):
-    """What a layer's attention shows, each only if asked for.
+class AttentionCues(NamedTuple):
+    """What a layer's attention hands out, each only if asked for, and without gradients.
 
     Attributes:
-        keys: ``(B, H, N, Dh)``.
-        text_rows: ``(B, H, T, V)`` text-to-image probabilities.
-        cls_row: ``(B, H, V)`` probabilities of the image's [CLS].
+        query: ``(B, H, Q, Dh)``.
+        key: ``(B, H, M, Dh)``.
+        cls_query: ``(B, H, 1, Dh)``, query of the image's [CLS].
     """
 
-    keys: Tensor | None = None
-    text_rows: Tensor | None = None
-    cls_row: Tensor | None = None
+    query: Tensor | None = None
+    key: Tensor | None = None
+    cls_query: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class LayerCues:
+class CueRequest:
     """What a layer's attention is asked for.
 
     Attributes:
         config: Computes the attention.
         needs: Cues to hand out.
-        text: The queries that are text.
-        image: The keys that are image.
+        text_length: Words at the front of a stream of words and patches; None where all queries are words.
     """
 
     config: ReductionConfig
     needs: frozenset[str] = frozenset()
-    text: slice = field(default_factory=lambda: slice(None))
-    image: slice = field(default_factory=lambda: slice(None))
+    text_length: int | None = None
 
-    def collect(self, query: Tensor, key: Tensor, bias: Tensor | None, cls_query: Tensor | None = None) -> Shown:
-        """What is needed of it, without gradients.
+    def answer(self, query: Tensor, key: Tensor, cls_query: Callable[[], Tensor]) -> AttentionCues:
+        """What is needed of an attention.
 
         Args:
             query: ``(B, H, Q, Dh)``.
-            key: ``(B, H, N, Dh)``.
-            bias: ``(B, 1, 1, N)`` or None.
-            cls_query: ``(B, H, 1, Dh)``, the query of the image's [CLS]; None if it is not needed.
+            key: ``(B, H, M, Dh)``.
+            cls_query: Gives the query ``(B, H, 1, Dh)`` of the image's [CLS].
         """
+        if not self.needs & {KEYS, TEXT_ROWS, CLS_ROW}:
+            return AttentionCues()
         with torch.no_grad():
-            key = key.detach()
-            shown = Shown(key if KEYS in self.needs else None)
-            if TEXT_ROWS in self.needs:
-                rows = self.config.probabilities(query[:, :, self.text].detach(), key, bias)
-                shown = shown._replace(text_rows=rows[..., self.image])
-            if CLS_ROW in self.needs and cls_query is not None:
-                row = self.config.probabilities(cls_query.detach(), key, bias)
-                shown = shown._replace(cls_row=row[:, :, 0, self.image])
-            return shown
+            return AttentionCues(
+                query[:, :, : self.text_length].detach() if TEXT_ROWS in self.needs else None,
+                key.detach(),
+                cls_query().detach() if CLS_ROW in self.needs else None,
+            )
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPVisionModel
 
-from pumer.backbones.base import Backbone, LayerCues, Reduction, Shown
-from pumer.backbones.streams import PatchProjection, autocast_off, expand_text, text_block
+from pumer.backbones.base import AttentionCues, Backbone, CueRequest, Reduction
+from pumer.backbones.streams import PatchProjection, attention_dtype, autocast_off, expand_text, text_block
 from pumer.errors import InputError
 from pumer.functional import attention
 from pumer.models.meter.modeling_meter import (
@@ -31,21 +31,22 @@ from pumer.models.meter.modeling_meter import (
     MeterModelOutput,
 )
 from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, Reducer
-from pumer.tokens import Block, Cues, Decision, Tokens, attention_bias
+from pumer.tables import integers, ranks
+from pumer.tokens import Cues, Decision, Tokens, attention_bias
 
 
 class FastVisionAttention(CLIPAttention):
     """Fused attention over the image that hands out its keys."""
 
     def forward(  # noqa: D102
-        self, hidden_states: Tensor, bias: Tensor | None = None, wanted: LayerCues | None = None
-    ) -> tuple[Tensor, Shown]:
+        self, hidden_states: Tensor, bias: Tensor | None = None, wanted: CueRequest | None = None
+    ) -> tuple[Tensor, AttentionCues]:
         shape = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         context = attention(query, key, value, bias, self.dropout if self.training else 0.0)
-        shown = Shown() if wanted is None else wanted.collect(query, key, bias, query[:, :, :1])
+        shown = AttentionCues() if wanted is None else wanted.answer(query, key, lambda: query[:, :, :1])
         return self.out_proj(context.transpose(1, 2).flatten(2)), shown
 
 
@@ -56,7 +57,7 @@ class ReducedVisionLayer(CLIPEncoderLayer):
         self,
         hidden_states: Tensor,
         bias: Tensor | None = None,
-        wanted: LayerCues | None = None,
+        wanted: CueRequest | None = None,
         part: str = "whole",
     ) -> Any:
         if part == "feed_forward":
@@ -77,51 +78,39 @@ class ReducedVisionModel(CLIPVisionModel):
         tokens, decisions = image_stream(self.pre_layrnorm(self.embeddings(pixel_values))), []
         reducers = reduction.active_reducers("vision")
         for index, layer in enumerate(self.encoder.layers):
-            reducer = reducers.get(index)
+            reducer, bias = reducers.get(index), tokens.biases[0]
             if reducer is None:
-                tokens = tokens.with_states(layer(tokens.states, tokens.bias))
+                tokens = tokens.with_streams(layer(tokens.states, bias))
                 continue
-            wanted = LayerCues(reduction.config, reducer.needs & {KEYS, CLS_ROW})
-            states, shown = layer(tokens.states, tokens.bias, wanted, part="attention")
+            wanted = CueRequest(reduction.config, reducer.needs & {KEYS, CLS_ROW, STATES})
+            states, shown = layer(tokens.states, bias, wanted, part="attention")
             with autocast_off(states.device):
-                tokens = tokens.with_states(states)
-                image = _block(tokens, shown.keys, reducer)
-                cues = Cues(_no_text(image), image, cls_row=shown.cls_row)
-                _, decision = _pair(reduction.decide(reducer, cues))
+                tokens = tokens.with_streams(states)
+                cues = Cues(tokens, shown.key, None, None, shown.cls_query, bias, reduction.config.probabilities)
+                decision = reduction.decide(reducer, cues)
                 tokens = tokens.reduce(decision)
             reduction.record(("vision", index), decision, tokens)
             decisions.append((("vision", index), decision))
-            tokens = tokens.with_states(layer(tokens.states, part="feed_forward"))
+            tokens = tokens.with_streams(layer(tokens.states, part="feed_forward"))
         return tokens, tuple(decisions)
 
 
 def image_stream(states: Tensor) -> Tokens:
     """Image tokens ``(B, 1 + V, D)``, all real, each for itself."""
-    mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-    slot = torch.arange(states.shape[1], device=states.device).expand(mask.shape)
-    return Tokens(states, mask, mask.to(torch.float32), None, slot, 0)
+    return Tokens((states,), torch.ones_like(states[:, :, 0], dtype=torch.float32), (None,), 0, _slots(states))
 
 
-def _block(tokens: Tokens, keys: Tensor | None, reducer: Reducer) -> Block:
-    return Block(tokens.mask, tokens.bias, keys, tokens.states if STATES in reducer.needs else None)
-
-
-def _no_text(image: Block) -> Block:
-    return Block(image.mask[:, :0], None, None if image.keys is None else image.keys[:, :, :0])
-
-
-def _pair(decided: tuple[Decision, Decision] | Decision) -> tuple[Decision, Decision]:
-    """Decisions about text and image; in two streams there is no single one."""
-    assert not isinstance(decided, Decision), "a reducer made one decision about two streams"
-    return decided
+def _slots(states: Tensor) -> Tensor:
+    """``(B, N)``: every token in its own slot."""
+    return ranks(states.shape[1], states.device).expand(states.shape[:2])
 
 
 class FastMeterAttention(MeterAttention):
     """Fused attention that hands out the cues a reducer needs."""
 
     def forward(  # type: ignore[override]  # noqa: D102
-        self, hidden_states: Tensor, context: Tensor | None, bias: Tensor | None, wanted: LayerCues
-    ) -> tuple[Tensor, Shown]:
+        self, hidden_states: Tensor, context: Tensor | None, bias: Tensor | None, wanted: CueRequest
+    ) -> tuple[Tensor, AttentionCues]:
         shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
         query = self.query(hidden_states).view(shape).transpose(1, 2)
         source = hidden_states if context is None else context
@@ -130,15 +119,14 @@ class FastMeterAttention(MeterAttention):
         value = self.value(source).view(shape).transpose(1, 2)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         attended = wanted.config.attend(query, key, value, bias, dropout)
-        shown = wanted.collect(query, key, bias, self._cls_query(source) if CLS_ROW in wanted.needs else None)
+        shown = wanted.answer(query, key, lambda: self._cls_query(source))
         attended = self.dropout(self.dense(attended.transpose(1, 2).flatten(2)))
         return self.layer_norm(attended + hidden_states), shown
 
     def _cls_query(self, source: Tensor) -> Tensor:
         """What the image's [CLS] would ask for in this layer: ``(B, H, 1, Dh)``."""
-        with torch.no_grad():
-            query: Tensor = self.query(source[:, :1])
-            return query.unflatten(2, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
+        query: Tensor = self.query(source[:, :1])
+        return query.unflatten(2, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
 
 
 class ReducedMeterLayer(MeterCrossModalLayer):
@@ -150,13 +138,13 @@ class ReducedMeterLayer(MeterCrossModalLayer):
         context: Tensor | None = None,
         bias: Tensor | None = None,
         context_bias: Tensor | None = None,
-        wanted: LayerCues | None = None,
+        wanted: CueRequest | None = None,
         part: str = "whole",
     ) -> Any:
         if part == "feed_forward":
             return self._feed_forward(hidden_states)
         assert wanted is not None  # for the type checker: only the feed-forward part needs none
-        itself = LayerCues(wanted.config, wanted.needs & {KEYS})
+        itself = CueRequest(wanted.config, wanted.needs & {KEYS})
         hidden_states, own = self.attention(hidden_states, None, bias, itself)
         hidden_states, shown = self.cross_attention(hidden_states, context, context_bias, wanted)
         if part == "attention":
@@ -172,40 +160,43 @@ class ReducedMeterEncoder(MeterCrossModalEncoder):
     """The loop over pairs, with a reduction inside the text layers that have a reducer."""
 
     def forward(  # type: ignore[override]  # noqa: D102
-        self, text: Tokens, image: Tokens, reduction: Reduction, output_hidden_states: bool = False
-    ) -> tuple[Tokens, Tokens, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-        reducers, plain = reduction.active_reducers("fusion"), LayerCues(reduction.config)
-        states = [(text.states, image.states)]
+        self, tokens: Tokens, reduction: Reduction, output_hidden_states: bool = False
+    ) -> tuple[Tokens, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+        reducers, plain = reduction.active_reducers("fusion"), CueRequest(reduction.config)
+        states = [tokens.streams]
         for pair, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True)):
-            entered, reducer = text, reducers.get(2 * pair)
+            (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
+            seen, seen_bias, reducer = words, bias, reducers.get(2 * pair)
             if reducer is None:
-                text = text.with_states(text_layer(text.states, image.states, text.bias, image.bias, plain))
+                words = text_layer(words, patches, bias, image_bias, plain)
             else:
-                text, image = _reduce(text, image, text_layer, 2 * pair, reducer, reduction)
-                text = text.with_states(text_layer(text.states, part="feed_forward"))
-            seen = entered if self.config.cross_modal_order == "parallel" else text
-            image = image.with_states(image_layer(image.states, seen.states, image.bias, seen.bias, plain))
-            states.append((text.states, image.states))
+                tokens = _reduce(tokens, text_layer, 2 * pair, reducer, reduction)
+                (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
+                words = text_layer(words, part="feed_forward")
+            if self.config.cross_modal_order == "sequential":
+                seen, seen_bias = words, bias
+            tokens = tokens.with_streams(words, image_layer(patches, seen, image_bias, seen_bias, plain))
+            states.append(tokens.streams)
         if not output_hidden_states:
-            return text, image, None, None
+            return tokens, None, None
         text_states, image_states = zip(*states, strict=True)
-        return text, image, text_states, image_states
+        return tokens, text_states, image_states
 
 
-def _reduce(
-    text: Tokens, image: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction
-) -> tuple[Tokens, Tokens]:
-    """Run the attention part of a text layer and apply its reducer's decisions to both streams."""
-    wanted = LayerCues(reduction.config, reducer.needs)
-    states, own, shown = layer(text.states, image.states, text.bias, image.bias, wanted, part="attention")
-    with autocast_off(states.device):
-        text = text.with_states(states)
-        blocks = _block(text, own.keys, reducer), _block(image, shown.keys, reducer)
-        about_text, about_image = _pair(reduction.decide(reducer, Cues(*blocks, shown.text_rows, shown.cls_row)))
-        text, image = text.reduce(about_text), image.reduce(about_image)
-    if reduction.recorder is not None:
-        reduction.record(("fusion", index), Decision.join(about_text, about_image), Tokens.join(text, image))
-    return text, image
+def _reduce(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
+    """Run the attention part of a text layer and apply its reducer's decision to both streams."""
+    (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
+    wanted = CueRequest(reduction.config, reducer.needs)
+    words, own, shown = layer(words, patches, bias, image_bias, wanted, part="attention")
+    with autocast_off(words.device):
+        tokens = tokens.with_streams(words, patches)
+        cues = Cues(
+            tokens, shown.key, own.key, shown.query, shown.cls_query, image_bias, reduction.config.probabilities
+        )
+        decision = reduction.decide(reducer, cues)
+        tokens = tokens.reduce(decision)
+    reduction.record(("fusion", index), decision, tokens)
+    return tokens
 
 
 class ReducedMeterModel(MeterModel):
@@ -244,22 +235,19 @@ class ReducedMeterModel(MeterModel):
         self.check_pair(text, image, image_token_type_idx)
         reduction = self.pumer_reduction
         self._check_buffer(image)
-        kinds = self.modality_embeddings(torch.tensor([0, image_token_type_idx], device=text.states.device))
-        patches = image.states + kinds[1]
-        text_tokens = text_stream(text.states + kinds[0], text.mask, bool(reduction.active_reducers("fusion")))
-        image_tokens = _image_tokens(patches, image)
+        kinds = self.modality_embeddings(integers(text.states.device, 0, image_token_type_idx))
+        reduces = bool(reduction.active_reducers("fusion"))
+        tokens = joined(text.states + kinds[0], text.mask, image.states + kinds[1], reduces, image)
         if reduction.recorder is not None:
-            reduction.begin(Tokens.join(text_tokens, image_tokens), self._cells(image), image.decisions)
-        text_tokens, image_tokens, text_states, image_states = self.encoder(
-            text_tokens, image_tokens, reduction, output_hidden_states
-        )
-        words = text_tokens.states
-        if reduction.active_reducers("fusion"):
-            words = expand_text(words, text_tokens, text.mask.shape[1])
-        pooled = torch.cat([self.text_pooler(text_tokens.states), self.image_pooler(image_tokens.states)], dim=-1)
+            reduction.begin(tokens, self._cells(image), image.decisions)
+        tokens, text_states, image_states = self.encoder(tokens, reduction, output_hidden_states)
+        words, patches = tokens.streams
+        pooled = torch.cat([self.text_pooler(words), self.image_pooler(patches)], dim=-1)
+        if reduces:
+            words = expand_text(words, tokens, text.mask.shape[1])
         return MeterModelOutput(
             text_last_hidden_state=words,
-            image_last_hidden_state=image_tokens.states,
+            image_last_hidden_state=patches,
             pooler_output=pooled,
             text_hidden_states=text_states,
             image_hidden_states=image_states,
@@ -281,24 +269,35 @@ class ReducedMeterModel(MeterModel):
         return cell.to(image.states.device).expand(len(image.states), -1, -1)
 
 
-def text_stream(states: Tensor, mask: Tensor, reduced: bool) -> Tokens:
-    """Text tokens ``(B, T, D)`` with ``mask (B, T)``; compact if they are going to be reduced."""
-    states, mask, source = text_block(states, mask, reduced)
-    size = mask.to(torch.float32)
-    return Tokens(states, mask, size, attention_bias(mask, size, proportional=False), source, mask.shape[1])
+def joined(words: Tensor, mask: Tensor, patches: Tensor, reduced: bool, image: MeterEncoding | None = None) -> Tokens:
+    """Two streams, as they enter the cross-modal layers.
 
-
-def _image_tokens(states: Tensor, image: MeterEncoding) -> Tokens:
-    """The stream that an encoding starts, with what the vision encoder merged."""
-    if image.size is None:
-        return image_stream(states)
-    _, last = image.decisions[-1]
-    first = image.decisions[0][1].destination
-    source = torch.arange(first.shape[1], device=first.device).expand(first.shape)
-    for _, decision in image.decisions:
-        source = decision.trace(source)
-    bias = attention_bias(image.mask, image.size, last.proportional) if last.bias is None else last.bias
-    return Tokens(states, image.mask, image.size, bias, source, 0)
+    Args:
+        words: ``(B, T, D)``.
+        mask: ``(B, T)`` bool.
+        patches: ``(B, 1 + V, D)``.
+        reduced: Whether anything is going to be reduced: real words then come first.
+        image: What the vision encoder made of the image, if that may have merged tokens.
+    """
+    words, mask, source = text_block(words, mask, reduced)
+    T, dtype = mask.shape[1], attention_dtype(words)
+    size = torch.ones_like(patches[:, :, 0], dtype=torch.float32)
+    origin, bias, history = _slots(patches), None, ()
+    if image is not None and image.size is not None:
+        _, last = image.decisions[-1]
+        size, bias = image.size, last.bias
+        if bias is None:
+            bias = (size.log()[:, None, None] if last.proportional else attention_bias(image.mask)).to(dtype)
+        origin = _slots(image.decisions[0][1].moves[:, :, None])
+        history = tuple((decision, T) for _, decision in image.decisions)
+    return Tokens(
+        (words, patches),
+        torch.cat([mask.to(torch.float32), size], dim=1),
+        (attention_bias(mask, dtype), bias),
+        T,
+        torch.cat([source, origin + T], dim=1),
+        history,
+    )
 
 
 def _unfit(stack: str, layer: int) -> str | None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from pumer.functional import compact, gather_tokens
+from pumer.tables import ranks
 from pumer.tokens import Tokens
 
 
@@ -42,25 +43,32 @@ def text_block(states: Tensor, mask: Tensor, reduced: bool) -> tuple[Tensor, Ten
         States, mask, and ``source (B, T)``: the slot of each word, -1 for padding.
     """
     T = mask.shape[1]
-    slot = torch.arange(T, device=mask.device).expand(mask.shape)
     if not reduced:
-        return states, mask, torch.where(mask, slot, -1)
+        return states, mask, torch.where(mask, ranks(T, mask.device), -1)
     source = torch.where(mask, mask.cumsum(dim=1) - 1, -1)
     order, mask = compact(mask, T)
     return gather_tokens(states, order), mask, source
+
+
+def attention_dtype(states: Tensor) -> torch.dtype:
+    """The dtype in which the layers' attention runs: that of autocast, if it is on."""
+    kind = states.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return states.dtype
 
 
 def expand_text(states: Tensor, tokens: Tokens, text_length: int) -> Tensor:
     """Put the text back to its original positions, so that heads that slice it keep working.
 
     Args:
-        states: ``(B, N, D)`` of the reduced stream.
-        tokens: The reduced stream; it may hold no image.
+        states: ``(B, N, D)`` of the reduced stream; it may hold no image.
+        tokens: The reduced stream.
         text_length: ``T``, the text positions of the input.
 
     Returns:
         ``(B, T + V, D)``: each word has the state of the token that holds it (padding: zero), then the image buffer.
     """
-    owner = tokens.source[:, :text_length]
+    owner = tokens.text_source(text_length)
     text = gather_tokens(states, owner.clamp(min=0)) * (owner >= 0)[:, :, None].to(states.dtype)
     return torch.cat([text, states[:, tokens.text_length :]], dim=1)

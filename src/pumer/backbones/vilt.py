@@ -26,12 +26,13 @@ from transformers.models.vilt.modeling_vilt import (
     ViltSelfAttention,
 )
 
-from pumer.backbones.base import Backbone, LayerCues, Reduction, Shown
-from pumer.backbones.streams import PatchProjection, autocast_off, expand_text, text_block
+from pumer.backbones.base import AttentionCues, Backbone, CueRequest, Reduction
+from pumer.backbones.streams import PatchProjection, attention_dtype, autocast_off, expand_text, text_block
 from pumer.errors import InputError
 from pumer.functional import compact, gather_tokens
-from pumer.reducers.base import STATES, NoReduction, Reducer
-from pumer.tokens import Block, Cues, Decision, Tokens, attention_bias
+from pumer.reducers.base import NoReduction, Reducer
+from pumer.tables import integers, ranks
+from pumer.tokens import Cues, Tokens, attention_bias
 
 
 class FastViltEmbeddings(ViltEmbeddings):
@@ -55,7 +56,7 @@ class FastViltEmbeddings(ViltEmbeddings):
             image, mask, cell = self.image_tokens(pixel_values, pixel_mask, max_image_tokens)
         else:
             raise InputError("give exactly one of pixel_values and image_embeds")
-        kinds = self.token_type_embeddings(torch.tensor([0, image_type], device=text.device))
+        kinds = self.token_type_embeddings(integers(text.device, 0, image_type))
         return text + kinds[0], image + kinds[1], mask, cell
 
     def image_tokens(
@@ -103,7 +104,7 @@ class FastViltEmbeddings(ViltEmbeddings):
         if max_image_tokens is None or max_image_tokens >= grid:
             return grid
         most = real.flatten(1).sum(dim=1).max()
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or most.is_cuda:  # nothing here waits for a GPU
             torch._assert_async(most <= max_image_tokens, "an image has more patches than max_image_tokens")
         elif int(most) > max_image_tokens:
             raise InputError(
@@ -136,9 +137,9 @@ def interpolate_positions(table: Tensor, height: Tensor, width: Tensor, rows: in
 
 def _bilinear_weights(length: Tensor, slots: int, side: int) -> Tensor:
     """``(B, slots, side)``: weight of table entry q for position i of an axis of each image's own length."""
-    position = torch.arange(slots, device=length.device, dtype=torch.float32)
-    entry = position * (side - 1) / (length[:, None] - 1).clamp(min=1)
-    weights = relu(1 - (entry[:, :, None] - torch.arange(side, device=length.device)).abs())
+    position = ranks(slots, length.device)
+    entry = position * (side - 1.0) / (length[:, None] - 1).clamp(min=1)
+    weights = relu(1 - (entry[:, :, None] - ranks(side, length.device)).abs())
     return weights * (position < length[:, None])[:, :, None]
 
 
@@ -146,17 +147,17 @@ class FastViltSelfAttention(ViltSelfAttention):
     """Fused attention that hands out the cues a reducer needs."""
 
     def forward(  # noqa: D102
-        self, hidden_states: Tensor, bias: Tensor | None = None, wanted: LayerCues | None = None
-    ) -> tuple[Tensor, Shown]:
+        self, hidden_states: Tensor, bias: Tensor | None = None, wanted: CueRequest | None = None
+    ) -> tuple[Tensor, AttentionCues]:
         shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
         query = self.query(hidden_states).view(shape).transpose(1, 2)
         key = self.key(hidden_states).view(shape).transpose(1, 2)
         value = self.value(hidden_states).view(shape).transpose(1, 2)
-        wanted = wanted or LayerCues(NoReduction())
-        dropout = self.dropout.p if self.training else 0.0
-        context = wanted.config.attend(query, key, value, bias, dropout)
-        first = wanted.image.start or 0
-        return context.transpose(1, 2).flatten(2), wanted.collect(query, key, bias, query[:, :, first : first + 1])
+        wanted = wanted or CueRequest(NoReduction())
+        context = wanted.config.attend(query, key, value, bias, self.dropout.p if self.training else 0.0)
+        first = wanted.text_length or 0
+        shown = wanted.answer(query, key, lambda: query[:, :, first : first + 1])
+        return context.transpose(1, 2).flatten(2), shown
 
 
 class ReducedViltLayer(ViltLayer):
@@ -166,7 +167,7 @@ class ReducedViltLayer(ViltLayer):
         self,
         hidden_states: Tensor,
         bias: Tensor | None = None,
-        wanted: LayerCues | None = None,
+        wanted: CueRequest | None = None,
         part: str = "whole",
     ) -> Any:
         if part == "feed_forward":
@@ -188,40 +189,41 @@ class ReducedViltEncoder(ViltEncoder):
         self, tokens: Tokens, reduction: Reduction, output_hidden_states: bool = False
     ) -> tuple[Tokens, tuple[Tensor, ...] | None]:
         reducers = reduction.active_reducers("fusion")
-        plain = LayerCues(reduction.config)
+        plain = CueRequest(reduction.config)
         hidden_states: list[Tensor] = []
         for index, layer in enumerate(self.layer):
             if output_hidden_states:
                 hidden_states.append(tokens.states)
             reducer = reducers.get(index)
             if reducer is None:
-                tokens = tokens.with_states(layer(tokens.states, tokens.bias, plain))
+                tokens = tokens.with_streams(layer(tokens.states, tokens.bias, plain))
                 continue
-            tokens = self._reduce(tokens, layer, index, reducer, reduction)
-            tokens = tokens.with_states(layer(tokens.states, part="feed_forward"))
+            tokens = _reduce(tokens, layer, index, reducer, reduction)
+            tokens = tokens.with_streams(layer(tokens.states, part="feed_forward"))
         hidden_states.append(tokens.states)
         return tokens, tuple(hidden_states) if output_hidden_states else None
 
-    def _reduce(self, tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
-        """Run the attention part of a layer and apply its reducer's decision."""
-        T = tokens.text_length
-        wanted = LayerCues(reduction.config, reducer.needs, slice(0, T), slice(T, None))
-        states, shown = layer(tokens.states, tokens.bias, wanted, part="attention")
-        with autocast_off(states.device):
-            tokens = tokens.with_states(states)
-            text, image = (_block(tokens, slots, shown.keys, reducer.needs) for slots in (wanted.text, wanted.image))
-            cues = Cues(text, image, shown.text_rows, shown.cls_row, one_stream=True)
-            decided = reduction.decide(reducer, cues)
-            decision = decided if isinstance(decided, Decision) else Decision.of_stream(*decided)
-            tokens = tokens.reduce(decision)
-        reduction.record(("fusion", index), decision, tokens)
-        return tokens
 
-
-def _block(tokens: Tokens, slots: slice, keys: Tensor | None, needs: frozenset[str]) -> Block:
-    bias = None if tokens.bias is None else tokens.bias[..., slots]
-    states = tokens.states[:, slots] if STATES in needs else None
-    return Block(tokens.mask[:, slots], bias, None if keys is None else keys[:, :, slots], states)
+def _reduce(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
+    """Run the attention part of a layer and apply its reducer's decision."""
+    T = tokens.text_length
+    wanted = CueRequest(reduction.config, reducer.needs, T)
+    states, shown = layer(tokens.states, tokens.bias, wanted, part="attention")
+    with autocast_off(states.device):
+        tokens = tokens.with_streams(states)
+        cues = Cues(
+            tokens,
+            shown.key,
+            None if shown.key is None else shown.key[:, :, :T],
+            shown.query,
+            shown.cls_query,
+            tokens.bias,
+            reduction.config.probabilities,
+        )
+        decision = reduction.decide(reducer, cues)
+        tokens = tokens.reduce(decision)
+    reduction.record(("fusion", index), decision, tokens)
+    return tokens
 
 
 class ReducedViltModel(ViltModel):
@@ -280,12 +282,11 @@ class ReducedViltModel(ViltModel):
         if attention_mask is not None:
             text_mask = attention_mask > 0
         text, text_mask, source = text_block(text, text_mask, bool(self.pumer_reduction.active_reducers("fusion")))
-        slot = torch.arange(image.shape[1], device=device) + T
+        slot = ranks(T + image.shape[1], device)[T:]
         source = torch.cat([source, torch.where(image_mask, slot, -1)], dim=1)
         mask = torch.cat([text_mask, image_mask], dim=1)
-        size = mask.to(torch.float32)
-        bias = attention_bias(mask, size, proportional=False)
-        return Tokens(torch.cat([text, image.to(text.dtype)], dim=1), mask, size, bias, source, T)
+        states = torch.cat([text, image.to(text.dtype)], dim=1)
+        return Tokens((states,), mask.to(torch.float32), (attention_bias(mask, attention_dtype(states)),), T, source)
 
 
 def check_inputs(

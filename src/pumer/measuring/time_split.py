@@ -65,22 +65,6 @@ class _Stopwatch:
         self.stop(REDUCE)
 
 
-class _TimedConfig:
-    """A reduction config whose saliency is timed."""
-
-    def __init__(self, config: Any, watch: _Stopwatch) -> None:
-        self._config, self._watch = config, watch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._config, name)
-
-    def probabilities(self, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-        self._watch.start(REDUCE)
-        rows: Tensor = self._config.probabilities(query, key, bias)
-        self._watch.stop(REDUCE)
-        return rows
-
-
 class _TimedReducer:
     """A reducer that starts the clock when it is asked; the recorder stops it."""
 
@@ -88,10 +72,10 @@ class _TimedReducer:
         self._reducer, self._watch = reducer, watch
         self.needs = reducer.needs
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+    def decide(self, cues: Cues) -> Decision:
         self._watch.start(REDUCE)
-        decisions: tuple[Decision, Decision] = self._reducer.decide(cues)
-        return decisions
+        decision: Decision = self._reducer.decide(cues)
+        return decision
 
 
 @contextmanager
@@ -107,7 +91,6 @@ def _stopwatch(model: nn.Module) -> Iterator[_Stopwatch]:
             handles.append(module.register_forward_hook(lambda *_: watch.stop(EMBEDDING)))
     for state, _ in before:
         state.reducers = {place: _TimedReducer(reducer, watch) for place, reducer in state.reducers.items()}
-        state.config = _TimedConfig(state.config, watch)  # type: ignore[assignment]
         state.recorder = watch
     try:
         yield watch

@@ -24,18 +24,14 @@ class Reducer(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The cues it looks at, of those in `Cues` and `Block`, by name; an adapter computes no others."""
+        """The cues it looks at, of those in `Cues`, by name; an adapter hands out no others."""
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision] | Decision:
-        """Decide about the text block and about the image block, or about both as one.
+    def decide(self, cues: Cues) -> Decision:
+        """Decide about text and image.
 
         Args:
             cues: What the layer's attention shows; called without gradients, unless it is a module,
                 and has weights to learn.
-
-        Returns:
-            The decision about the text tokens and the one about the image tokens; where both are in one stream
-            (``cues.one_stream``), it may be a single one that knows no modality, see `Decision.blind`.
         """
 
 

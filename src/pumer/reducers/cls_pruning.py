@@ -1,16 +1,17 @@
 """Pruning by the attention of the image's own [CLS], blind to the text; EViT keeps what it prunes in one token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pumer.functional import prune, tabulate
+from pumer.functional import kept_first
 from pumer.reducers.base import CLS_ROW, Place, Reducer
-from pumer.reducers.decisions import everything, join_pairs, keep, only
+from pumer.reducers.decisions import counts, keep_all, prune_to, words_stay
 from pumer.reducers.layered import PruningConfig
-from pumer.tokens import Cues, Decision
+from pumer.tables import tables
+from pumer.tokens import GONE, Cues, Decision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,10 @@ class EViTConfig(ClsPruningConfig):
         """Image tokens left of ``n``, the fused one counted."""
         return n - self.fused(n)
 
+    def image_counts(self, n: int) -> tuple[int, int]:
+        """See `pumer.tables.Rule`: none is gone, some are in another one's slot."""
+        return n, self.fused(n)
+
     def reducer(self, place: Place) -> Reducer | None:
         """The same in every layer."""
         return EViTReducer(self) if self.prune_ratio else None
@@ -61,11 +66,9 @@ class ClsPruner:
     config: ClsPruningConfig
     needs: ClassVar[frozenset[str]] = frozenset({CLS_ROW})
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+    def decide(self, cues: Cues) -> Decision:
         """Prune image tokens; text stays."""
-        mask = cues.image.mask
-        kept = keep(_saliency(cues), mask, self.config.kept)
-        return Decision.identity(cues.text.mask), only(kept, mask.shape[1])
+        return prune_to(cues, self.config, _saliency(cues))
 
 
 @dataclass(frozen=True)
@@ -75,25 +78,28 @@ class EViTReducer:
     config: EViTConfig
     needs: ClassVar[frozenset[str]] = frozenset({CLS_ROW})
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+    def decide(self, cues: Cues) -> Decision:
         """Fuse what is not attentive into the slot of its most attentive token; text stays."""
-        mask, saliency = cues.image.mask, _saliency(cues)
-        text = Decision.identity(cues.text.mask).with_policy(proportional=False)
-        lengths, slots = mask.sum(dim=1), mask.shape[1]
-        count, most = tabulate(self.config.fused, lengths, slots)
-        if most == 0:
-            return text, only(everything(mask), slots).with_policy(proportional=False)
-        stays, _ = tabulate(self.config.kept, lengths, slots)
-        loses = mask & ~prune(saliency, mask, stays)
-        order = saliency.masked_fill(~loses, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        happens = torch.arange(most, device=mask.device) < count[:, None]
-        pairs = order[:, 1 : most + 1], order[:, :1].expand(-1, most), happens
-        decision = join_pairs(everything(mask), pairs, self.config.left, lengths, slots)
-        weight = saliency.clamp(min=torch.finfo(saliency.dtype).tiny)
-        return text, decision.with_policy(weight=weight, proportional=False)
+        found = tables(self.config, *cues.tokens.slots, cues.tokens.size.device)
+        if not found.merges_image:
+            return replace(keep_all(cues), proportional=False)
+        count, mask, saliency = counts(found, cues.tokens.lengths), cues.image_mask, _saliency(cues)
+        _, merged, left = count[:, 1].unbind(dim=1)
+        beyond = found.rank[: found.image] >= (left - merged.clamp(max=1))[:, None]
+        order = kept_first(saliency.masked_fill(~mask, -torch.inf), beyond)
+        lost = torch.empty_like(beyond).scatter_(1, order, beyond) & mask
+        strongest = saliency.masked_fill(~lost, -1).argmax(dim=1, keepdim=True)
+        stands = (mask & ~lost).scatter(1, strongest, True)
+        code = 2 * (stands.cumsum(dim=1) + (found.text_left - 1))
+        code = torch.where(stands, code, torch.where(lost, code.gather(1, strongest) + 1, GONE))
+        weight = torch.cat([torch.ones_like(cues.text_mask, dtype=saliency.dtype), saliency], dim=1)
+        return replace(
+            words_stay(cues, found, code, left),
+            weight=weight.clamp(min=torch.finfo(saliency.dtype).tiny),
+            proportional=False,
+        )
 
 
 def _saliency(cues: Cues) -> Tensor:
     """``(B, V)``: attention of [CLS], averaged over heads."""
-    assert cues.cls_row is not None  # for the type checker: it is in `needs`
-    return cues.cls_row.mean(dim=1)
+    return cues.cls_row().mean(dim=1)

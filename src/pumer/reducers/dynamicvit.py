@@ -10,7 +10,7 @@ with samples that keep as many tokens as it shall, where the paper's keep half o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import ClassVar
 
@@ -20,10 +20,10 @@ from torch.nn.functional import gelu
 
 from pumer.errors import InputError
 from pumer.reducers.base import STATES, Place, Reducer
-from pumer.reducers.decisions import keep, only
+from pumer.reducers.decisions import keep_all, prune_to
 from pumer.reducers.layered import PruningConfig
 from pumer.reducers.learned import LearnedReducer
-from pumer.tokens import Block, Cues, Decision, attention_bias
+from pumer.tokens import Cues, Decision, attention_bias
 
 _FAINT = 1e-6
 """How much a token that is dropped in training still counts; its logarithm is finite, and so is its gradient."""
@@ -100,18 +100,18 @@ class TokenPredictor(LearnedReducer):
         logits: Tensor = self.score(gelu(self.squeeze(gelu(self.mix(x)))))
         return logits[:, :, 0]
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+    def decide(self, cues: Cues) -> Decision:
         """Prune image tokens, or hide them while the predictor trains; text stays."""
-        image, text = cues.image, Decision.identity(cues.text.mask)
-        assert image.states is not None  # for the type checker: they are in `needs`
         if self.training and torch.is_grad_enabled():
-            return text.with_policy(bias=_bias(cues.text)), self._sample(image, image.states)
-        score = self(image.states, image.mask).detach()
-        return text, only(keep(score, image.mask, self.config.kept), image.mask.shape[1])
+            return self._sample(cues)
+        return prune_to(cues, self.config, self(cues.image_states, cues.image_mask).detach())
 
-    def _sample(self, image: Block, states: Tensor) -> Decision:
-        bias = _bias(image)
-        here = image.mask & (bias[:, 0, 0].detach() > log(_FAINT) / 2)
+    def _sample(self, cues: Cues) -> Decision:
+        mask, states, before = cues.image_mask, cues.image_states, cues.tokens.bias
+        if before is None:
+            before = attention_bias(cues.tokens.mask)
+        text, bias = before.split(cues.tokens.slots, dim=-1)
+        here = mask & (bias[:, 0, 0].detach() > log(_FAINT) / 2)
         logits = self(states, here)
         # the difference of two Gumbel variables, drawn as one: compiled graphs take two equal draws for the same
         noise = torch.rand(logits.shape, device=logits.device).logit(eps=_FAINT).to(logits.dtype)
@@ -122,8 +122,5 @@ class TokenPredictor(LearnedReducer):
         share = (stays * here).sum(dim=1) / here.sum(dim=1)
         wanted = 1 - self.config.prune_ratio
         self.owe(self.config.ratio_weight * ((share - wanted) ** 2).mean())
-        return Decision.identity(image.mask).with_policy(bias=bias + (stays + _FAINT).log()[:, None, None, :])
-
-
-def _bias(block: Block) -> Tensor:
-    return attention_bias(block.mask, block.mask.float(), proportional=False) if block.bias is None else block.bias
+        hides = bias + (stays + _FAINT).log()[:, None, None, :]
+        return replace(keep_all(cues), bias=torch.cat([text, hides], dim=-1))

@@ -63,3 +63,11 @@ class PruningConfig(LayeredConfig):
     def kept(self, n: int) -> int:
         """Image tokens left of ``n``."""
         return n - max(min(round(self.prune_ratio * n), n - 1), 0)
+
+    def image_counts(self, n: int) -> tuple[int, int]:
+        """See `pumer.tables.Rule`."""
+        return self.kept(n), 0
+
+    def text_counts(self, n: int) -> tuple[int, int]:
+        """See `pumer.tables.Rule`."""
+        return n, 0

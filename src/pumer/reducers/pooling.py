@@ -5,11 +5,11 @@ from typing import ClassVar
 
 import torch
 
-from pumer.functional import tabulate
 from pumer.reducers.base import Place, Reducer
-from pumer.reducers.decisions import everything, join_pairs, only
+from pumer.reducers.decisions import counts, keep_all, words_stay
 from pumer.reducers.layered import LayeredConfig
-from pumer.tokens import Cues, Decision
+from pumer.tables import tables
+from pumer.tokens import GONE, Cues, Decision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,14 @@ class PoolingConfig(LayeredConfig):
         """Image tokens left of ``n``."""
         return n - self.merges(n)
 
+    def image_counts(self, n: int) -> tuple[int, int]:
+        """See `pumer.tables.Rule`."""
+        return n, self.merges(n)
+
+    def text_counts(self, n: int) -> tuple[int, int]:
+        """See `pumer.tables.Rule`."""
+        return n, 0
+
     def reducer(self, place: Place) -> Reducer | None:
         """The same in every layer."""
         return Pooler(self) if self.merge_ratio else None
@@ -45,17 +53,19 @@ class Pooler:
     config: PoolingConfig
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+    def decide(self, cues: Cues) -> Decision:
         """Merge neighbours; text stays."""
-        mask = cues.image.mask
-        lengths, slots = mask.sum(dim=1), mask.shape[1]
-        count, most = tabulate(self.config.merges, lengths, slots)
-        text = Decision.identity(cues.text.mask)
-        if most == 0:
-            return text, only(everything(mask), slots)
-        number = torch.arange(most, device=mask.device)
-        happens = number < count[:, None]
-        pairs = ((lengths - 1) // 2)[:, None]
-        first = 2 * (number * pairs // count[:, None].clamp(min=1)) + 1
-        source, target = torch.where(happens, first + 1, 0), torch.where(happens, first, 0)
-        return text, join_pairs(everything(mask), (source, target, happens), self.config.left, lengths, slots)
+        found = tables(self.config, *cues.tokens.slots, cues.tokens.size.device)
+        if not found.merges_image:
+            return keep_all(cues)
+        count = counts(found, cues.tokens.lengths)
+        length, merges, left = count[:, 1, :, None].unbind(dim=1)
+        pairs = ((length - 1) // 2).clamp(min=1)
+        rank = found.rank[: found.image]
+        pair = (rank - 1) // 2  # of the k-th merged pair: k * pairs // merges
+        first = (pair * merges + pairs - 1) // pairs  # the least k whose pair is this one or later
+        chosen = (first < merges) & (first * pairs // merges.clamp(min=1) == pair)
+        merged = chosen & (rank % 2 == 0) & (rank > 0) & (pair < pairs)
+        slot = rank - merged.cumsum(dim=1) + found.text_left
+        code = torch.where(rank < length, 2 * slot + merged, GONE)
+        return words_stay(cues, found, code, left[:, 0])

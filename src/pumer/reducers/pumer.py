@@ -1,10 +1,9 @@
 """PuMer: text-informed pruning and modality-aware merging (sections 4.1 and 4.2, Algorithm 1), corrected."""
 
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from pumer.errors import InputError
-from pumer.functional import text_saliency
 from pumer.reducers.base import (
     KEYS,
     TEXT_ROWS,
@@ -16,7 +15,7 @@ from pumer.reducers.base import (
     check_layers,
     check_ratios,
 )
-from pumer.reducers.decisions import everything, keep, merge
+from pumer.reducers.decisions import prune_and_merge
 from pumer.tokens import Cues, Decision
 
 
@@ -73,6 +72,14 @@ class Step:
     def text_left(self, n: int) -> int:
         """Text tokens left of ``n``."""
         return n - self.text_merges(n)
+
+    def image_counts(self, n: int) -> tuple[int, int]:
+        """See `pumer.tables.Rule`."""
+        return self.kept(n), self.merges(n)
+
+    def text_counts(self, n: int) -> tuple[int, int]:
+        """See `pumer.tables.Rule`."""
+        return n, self.text_merges(n)
 
 
 def _capped(wanted: int, tokens: int) -> int:
@@ -213,11 +220,6 @@ class PuMerReducer:
             needs.add(TEXT_ROWS)
         return frozenset(needs)
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+    def decide(self, cues: Cues) -> Decision:
         """Prune and merge the image tokens, merge the text tokens (Algorithm 1)."""
-        step, kept = self.step, everything(cues.image.mask)
-        if cues.text_rows is not None:
-            kept = keep(text_saliency(cues.text_rows, cues.text.mask), cues.image.mask, step.kept)
-        image = merge(cues.image, kept, step.merges, step.left)
-        text = merge(cues.text, everything(cues.text.mask), step.text_merges, step.text_left)
-        return text.with_policy(proportional=self.proportional), image.with_policy(proportional=self.proportional)
+        return replace(prune_and_merge(cues, self.step), proportional=self.proportional)

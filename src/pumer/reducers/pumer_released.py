@@ -5,15 +5,16 @@ in order of their score, masks of merged words become fractions, the softmax is 
 `PuMerConfig`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
+from torch.nn.functional import pad
 
 from pumer.errors import InputError
-from pumer.functional import gather_tokens, match
+from pumer.functional import gather_tokens, propose, unit
 from pumer.reducers.base import (
     KEYS,
     TEXT_ROWS,
@@ -24,7 +25,8 @@ from pumer.reducers.base import (
     check_layers,
     check_ratios,
 )
-from pumer.tokens import Block, Cues, Decision
+from pumer.tables import integers, ranks
+from pumer.tokens import GONE, Cues, Decision
 
 SMOOTHING = 1e-6
 
@@ -103,64 +105,69 @@ class ReleasedPuMerReducer:
         """Keys and text rows, always."""
         return frozenset({KEYS, TEXT_ROWS})
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+    def decide(self, cues: Cues) -> Decision:
         """Prune by score, then merge; the image mask is all ones afterwards, the text mask an average."""
-        tokens = cues.image.mask.shape[1]
+        tokens = cues.tokens.slots[1]
         pruned = round(self.config.prune_ratio * tokens)
+        text, image = _soft_masks(cues)
         if pruned == 0:
-            return _unchanged(cues.text), _unchanged(cues.image)
-        assert cues.text_rows is not None  # for the type checker: it is in `needs`
-        score = cues.text_rows.mean(dim=1).sum(dim=1)
+            return _as_it_is(cues, torch.cat([text, image], dim=1))
+        score = cues.text_rows().mean(dim=1).sum(dim=1)
         kept = max(tokens - pruned, 1)
         order = score.argsort(dim=1, descending=True, stable=True)[:, :kept]
         merges = min(round(self.config.merge_ratio * tokens), (kept - 1) // 2)
+        about_text, averaged = self._merge_text(cues, text)
         if merges == 0 and not cues.one_stream:  # released METER loses what it pruned when it merges nothing
-            return self._merge_text(cues.text), _unchanged(cues.image)
-        image = self._merge(cues.image, order, merges)
-        image = image.with_policy(weighted=False, bias=torch.zeros_like(image.mask, dtype=score.dtype)[:, None, None])
-        return self._merge_text(cues.text), image
+            about_image, seen = _everywhere(image), image
+        else:
+            about_image = self._merge(cues.image_key, order, merges)
+            seen = torch.ones_like(image[:, : about_image.slots[1]])
+        joined = Decision.join(about_text, about_image)
+        bias = torch.cat([averaged, seen], dim=1).log()[:, None, None]
+        weight = torch.ones_like(torch.cat([text, image], dim=1))  # the plain mean of what is merged
+        return replace(joined, bias=bias, weight=weight)
 
-    def _merge_text(self, block: Block) -> Decision:
-        tokens = block.mask.shape[1]
+    def _merge_text(self, cues: Cues, soft: Tensor) -> tuple[Decision, Tensor]:
+        """The decision about the text as one block, and its soft mask ``(B, Kt)`` afterwards."""
+        tokens = soft.shape[1]
         merges = min(round(self.config.text_merge_ratio * tokens), (tokens - 1) // 2)
-        order = torch.arange(tokens, device=block.mask.device).expand(block.mask.shape)
-        decision = self._merge(block, order, merges)
-        soft = _soft_mask(block)
-        averaged = decision.apply(soft[:, :, None], torch.ones_like(soft))[:, :, 0]
-        return decision.with_policy(weighted=False, bias=averaged.log()[:, None, None])
+        if merges == 0 or cues.text_key is None:
+            return _everywhere(soft), soft
+        order = ranks(tokens, soft.device).expand(soft.shape)
+        decision = self._merge(cues.text_key, order, merges)
+        return decision, decision.apply(soft[:, :, None], torch.ones_like(soft))[:, :, 0]
 
-    def _merge(self, block: Block, order: Tensor, merges: int) -> Decision:
-        """Merge ``merges`` pairs among the tokens in ``order (B, K)``; even ranks that survive come first."""
-        tokens = block.mask.shape[1]
-        everywhere = torch.ones_like(order, dtype=torch.bool)
-        if merges == 0 or block.keys is None:
-            none = order[:, :0]
-            return Decision.build(order, everywhere, none, none, everywhere[:, :0], tokens)
-        keys = block.keys.mean(dim=1) if self.config.similarity == "mean_head" else block.keys[:, 0]
-        count = torch.full_like(order[:, 0], merges)
-        source, target, valid = match(gather_tokens(keys, order), everywhere, count, merges)
-        ranks = torch.arange(order.shape[1], device=order.device)
-        merged = (source[:, None, :] == ranks[:, None]).any(dim=-1)
-        # surviving even ranks, then odd ranks, each in rising order: sort by (merged, odd, rank)
-        place = merged.to(torch.int64) * 2 + (ranks % 2)
-        stays = place.argsort(dim=1, stable=True)[:, : order.shape[1] - merges]
-        return Decision.build(
-            order.gather(1, stays),
-            everywhere[:, : stays.shape[1]],
-            order.gather(1, source),
-            order.gather(1, target),
-            valid,
-            tokens,
-        )
+    def _merge(self, key: Tensor, order: Tensor, merges: int) -> Decision:
+        """Merge ``merges`` pairs among the tokens in ``order (B, K)``; even ranks that survive come first, then odd ones."""
+        kept, rank = order.shape[1], ranks(order.shape[1], order.device)
+        code = 2 * rank.expand(order.shape)
+        if merges:
+            keys = key.mean(dim=1) if self.config.similarity == "mean_head" else key[:, 0]
+            features = pad(unit(gather_tokens(keys, order)), (0, 0, 0, kept % 2))
+            outside = ranks(kept + kept % 2, order.device).expand(len(order), -1) >= kept
+            happens = ranks((kept + 1) // 2, order.device).expand(len(order), -1) < merges
+            merged, receiver = propose(features, outside, happens)
+            surviving = merged.shape[1] - merges
+            even = torch.where(merged, 2 * (surviving + receiver) + 1, 2 * ((~merged).cumsum(dim=1) - 1))
+            odd = 2 * (surviving + ranks(merged.shape[1], order.device)).expand(even.shape)
+            code = torch.stack([even, odd], dim=2).flatten(1)[:, :kept]
+        gone = torch.full((len(key), key.shape[2]), GONE, device=key.device)
+        code = gone.scatter(1, order, code)
+        return Decision.of_image(code, torch.full_like(code[:, 0], kept - merges), kept - merges)
 
 
-def _soft_mask(block: Block) -> Tensor:
-    """``(B, n)``: the mask the released softmax multiplies with, fractions included."""
-    if block.bias is None:
-        return block.mask.to(torch.float32)
-    return block.bias.exp()[:, 0, 0]
+def _soft_masks(cues: Cues) -> tuple[Tensor, Tensor]:
+    """``(B, T)`` and ``(B, V)``: the masks that the released softmax multiplies with, fractions included."""
+    mask = cues.tokens.mask.float() if cues.tokens.bias is None else cues.tokens.bias.exp()[:, 0, 0]
+    text, image = mask.split(cues.tokens.slots, dim=1)
+    return text, image
 
 
-def _unchanged(block: Block) -> Decision:
-    everywhere = torch.ones_like(block.mask)
-    return Decision.identity(everywhere).with_policy(weighted=False, bias=_soft_mask(block).log()[:, None, None])
+def _everywhere(mask: Tensor) -> Decision:
+    """What changes nothing about a block and takes padding for tokens."""
+    return Decision.identity(torch.ones_like(mask, dtype=torch.bool))
+
+
+def _as_it_is(cues: Cues, mask: Tensor) -> Decision:
+    lengths = torch.ones_like(cues.tokens.lengths) * integers(mask.device, *cues.tokens.slots)
+    return Decision(None, lengths, cues.tokens.slots, bias=mask.log()[:, None, None])

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pumer.errors import InputError
 from pumer.reducers.base import KEYS, Place, Reducer
-from pumer.reducers.decisions import keep, only
+from pumer.reducers.decisions import prune_to
 from pumer.reducers.layered import PruningConfig
+from pumer.tables import ranks
 from pumer.tokens import Cues, Decision
 
 _PRIME = 2**31 - 1
@@ -50,16 +51,15 @@ class RandomPruner:
     layer: int
     needs: ClassVar[frozenset[str]] = frozenset({KEYS})
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision]:
+    def decide(self, cues: Cues) -> Decision:
         """Prune image tokens; text stays."""
-        mask, keys = cues.image.mask, cues.image.keys
-        assert keys is not None  # for the type checker: they are in `needs`
-        largest = keys[..., 0].masked_fill(~mask[:, None], -torch.inf).argmax(dim=2)
+        mask = cues.image_mask
+        largest = cues.image_key[..., 0].masked_fill(~mask[:, None], -torch.inf).argmax(dim=2)
         state = torch.full_like(largest[:, :1], (self.config.seed * 1009 + self.layer) * 1_000_003 % _PRIME)
         for head in largest[:, :, None].unbind(dim=1):
             state = _scramble(state + head)
-        score = (_scramble(state + torch.arange(mask.shape[1], device=mask.device)) >> 7).to(torch.float32)  # exact
-        return Decision.identity(cues.text.mask), only(keep(score, mask, self.config.kept), mask.shape[1])
+        score = (_scramble(state + ranks(mask.shape[1], mask.device)) >> 7).to(torch.float32)  # exact
+        return prune_to(cues, self.config, score)
 
 
 def _scramble(x: Tensor) -> Tensor:

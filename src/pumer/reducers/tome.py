@@ -5,17 +5,14 @@ image tokens. In two streams only the image is merged.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from pumer.errors import InputError
-from pumer.functional import compact
 from pumer.reducers.base import KEYS, Place, Reducer
-from pumer.reducers.decisions import everything, merge
+from pumer.reducers.decisions import merge_as_one, prune_and_merge
 from pumer.reducers.layered import LayeredConfig
-from pumer.tokens import Block, Cues, Decision
+from pumer.tokens import Cues, Decision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +54,14 @@ class ToMeConfig(LayeredConfig):
         """Tokens left of ``n``."""
         return n - self.merges(n)
 
+    def image_counts(self, n: int) -> tuple[int, int]:
+        """See `pumer.tables.Rule`."""
+        return n, self.merges(n)
+
+    def text_counts(self, n: int) -> tuple[int, int]:
+        """See `pumer.tables.Rule`."""
+        return n, 0
+
     def reducer(self, place: Place) -> Reducer | None:
         """The same in every layer."""
         return ToMeReducer(self) if self.merge_count else None
@@ -69,17 +74,7 @@ class ToMeReducer:
     config: ToMeConfig
     needs: ClassVar[frozenset[str]] = frozenset({KEYS})
 
-    def decide(self, cues: Cues) -> tuple[Decision, Decision] | Decision:
+    def decide(self, cues: Cues) -> Decision:
         """Merge the most similar tokens: of the stream if there is one, else of the image."""
-        config, image = self.config, cues.image
-        if not cues.one_stream:
-            decision = merge(image, everything(image.mask), config.merges, config.left)
-            return Decision.identity(cues.text.mask), decision.with_policy(proportional=config.proportional_attention)
-        assert image.keys is not None  # for the type checker: they are in `needs`
-        assert cues.text.keys is not None
-        stream = Block(
-            torch.cat([cues.text.mask, image.mask], dim=1), None, torch.cat([cues.text.keys, image.keys], dim=2)
-        )
-        kept = compact(stream.mask, stream.mask.shape[1])  # no gap between words and patches: a rank is a rank
-        decision = merge(stream, kept, config.merges, config.left)
-        return decision.with_policy(proportional=config.proportional_attention).blind()
+        decision = (merge_as_one if cues.one_stream else prune_and_merge)(cues, self.config)
+        return replace(decision, proportional=self.config.proportional_attention)

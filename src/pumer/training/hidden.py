@@ -9,6 +9,7 @@ from torch.nn.functional import layer_norm
 
 from pumer.backbones import BACKBONES
 from pumer.functional import gather_tokens
+from pumer.tables import ranks
 from pumer.tokens import Tokens
 
 
@@ -25,8 +26,7 @@ def final_tokens(model: nn.Module) -> Iterator[list[Tokens]]:
     found: list[Tokens] = []
 
     def take(module: nn.Module, inputs: object, output: tuple[object, ...]) -> None:
-        streams = [part for part in output if isinstance(part, Tokens)]
-        found.append(streams[0] if len(streams) == 1 else Tokens.join(*streams))
+        found.extend(part for part in output if isinstance(part, Tokens))
 
     roots = [
         (module, backbone)
@@ -57,9 +57,9 @@ def hidden_divergence(student: Tokens, teacher: Tokens) -> Tensor:
     Returns:
         A scalar in float32: the mean over the tokens of an example, then over the batch.
     """
-    inputs = min(student.source.shape[1], teacher.source.shape[1])  # image buffers differ in length, not in order
+    inputs = min(student.origin.shape[1], teacher.origin.shape[1])  # image buffers differ in length, not in order
     seen = gather_tokens(teacher.states.detach().float(), teacher.source[:, :inputs].clamp(min=0))
-    slots = torch.arange(student.mask.shape[1], device=student.mask.device)
+    slots = ranks(student.size.shape[1], student.size.device)
     share = (student.source[:, None, :inputs] == slots[:, None]).float()
     members = share.sum(dim=-1)
     target = (share / members.clamp(min=1)[:, :, None]) @ seen

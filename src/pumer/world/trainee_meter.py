@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import ViltForQuestionAnswering
 
 from pumer.backbones import Reduction
-from pumer.backbones.base import LayerCues
-from pumer.backbones.meter import image_stream, text_stream
+from pumer.backbones.base import CueRequest
+from pumer.backbones.meter import joined
 from pumer.backbones.streams import expand_text
 from pumer.errors import InputError
 from pumer.functional import attention_probabilities, text_saliency
@@ -80,19 +80,21 @@ class MeterTrainee(Trainee):
         words = meter.encode_text(batch.ids, (batch.ids != 0).long())
         shown = self._encode(batch, keep)
         modality = meter.modality_embeddings.weight
-        text = text_stream(words.states + modality[0], words.mask, reduced=bool(reduction.reducers))
-        image = image_stream(meter.image_projection(shown) + modality[1])
-        text, image, texts, images = meter.encoder(text, image, reduction, output_hidden_states=True)
-        pooled = torch.cat([meter.text_pooler(text.states), meter.image_pooler(image.states)], -1)
+        patches = meter.image_projection(shown) + modality[1]
+        tokens = joined(words.states + modality[0], words.mask, patches, reduced=bool(reduction.reducers))
+        bias = tokens.biases[0]
+        tokens, texts, images = meter.encoder(tokens, reduction, output_hidden_states=True)
+        text, image = tokens.streams
+        pooled = torch.cat([meter.text_pooler(text), meter.image_pooler(image)], -1)
         asked, found = images[len(images) * 4 // 6][:, 1:], texts[len(texts) * 5 // 6][:, 0]
-        told = (None, None) if reduction.reducers else self._to_reducers(texts, images, words.mask, text.bias)
-        return Seen(shown[:, 1:], asked, found, expand_text(text.states, text, T), pooled, *told)
+        told = (None, None) if reduction.reducers else self._to_reducers(texts, images, words.mask, bias)
+        return Seen(shown[:, 1:], asked, found, expand_text(text, tokens, T), pooled, *told)
 
     def _to_reducers(
         self, texts: Sequence[Tensor], images: Sequence[Tensor], mask: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """What the text layers that reduce go by, with a gradient: saliency and the words' likeness; see `Seen`."""
-        layers, plain = self.model.meter.encoder.text_layers[: max(1, len(images) * 4 // 6)], LayerCues(NoReduction())
+        layers, plain = self.model.meter.encoder.text_layers[: max(1, len(images) * 4 // 6)], CueRequest(NoReduction())
         shares, alike = [], []
         for layer, text, image in zip(layers, texts, images, strict=False):
             states, cross = layer.attention(text, None, bias, plain)[0], layer.cross_attention

@@ -81,8 +81,7 @@ class ViltTrainee(Trainee):
         states = torch.cat([text + modality[0], torch.cat([first, image], 1) + modality[1]], 1)
         mask = torch.cat([batch.ids != 0, batch.ids.new_ones(image.shape[0], image.shape[1] + 1).bool()], 1)
         source = torch.arange(mask.shape[1]).expand(mask.shape).masked_fill(~mask, -1)
-        bias = attention_bias(mask, mask.float(), proportional=False)
-        return Tokens(states, mask, mask.float(), bias, source, batch.ids.shape[1])
+        return Tokens((states,), mask.float(), (attention_bias(mask),), batch.ids.shape[1], source)
 
     def grown(self, depth: int, places: tuple[int, ...]) -> ViltTrainee:
         """A deeper model that computes the same, for its new layers add nothing yet.

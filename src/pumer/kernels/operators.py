@@ -1,0 +1,215 @@
+"""The operators ``pumer::decide``, ``pumer::apply`` and ``pumer::apply_backward`` for eager mode, dynamo and autograd.
+
+They are registered for CPU tensors too, where only Triton's interpreter runs them: that is how they are tested.
+"""
+
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from pumer.kernels.layout import blocks, layout, padded
+
+DEVICES = ("cpu", "cuda")
+FILLS = 264
+"""Programs that fill a large GPU: two for each multiprocessor of an H100."""
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@cache
+def _kernel(name: str) -> ModuleType:
+    # Imported on first use: importing pumer must not need Triton.
+    return import_module(f"pumer.kernels.{name}")
+
+
+@custom_op("pumer::decide", mutates_args=(), device_types=DEVICES)
+def decide(
+    query: Tensor | None,
+    key: Tensor,
+    text_key: Tensor | None,
+    bias: Tensor | None,
+    lengths: Tensor,
+    table: Tensor,
+    text_slots: int,
+    image_slots: int,
+    text_left: int,
+    image_left: int,
+    prune: bool,
+    merge_text: bool,
+    merge: bool,
+    whole: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `pumer.kernels.decide`."""
+    cues, match, select = _kernel("cues"), _kernel("match"), _kernel("select")
+    batch, heads, _, width = key.shape
+    if whole:
+        text, image = 0, text_slots + image_slots
+    else:
+        text, image = text_slots, image_slots
+    prune, merge_text = prune and query is not None, merge_text and text_key is not None
+    rows = 0
+    if prune and query is not None:
+        query = _rows_together(query if query.dtype == key.dtype else query.to(key.dtype))
+        rows = heads * cues.text_rows(text)[1]
+    proposers = 16 if batch * blocks((image + 1) // 2, 32) < FILLS // 2 else 32
+    shape = layout(text, image, width, rows, proposers, merge_text, merge, prune)
+    work = key.new_empty(batch, shape.words, dtype=torch.float32)
+    slots = work.view(torch.int32)
+    code = lengths.new_empty(batch, text_slots + image_slots, dtype=torch.int32)
+    following = torch.empty_like(lengths)
+    lengths = lengths.contiguous()
+    if prune or merge_text or merge:
+        key = _rows_together(key)
+        words = _rows_together(text_key) if merge_text and text_key is not None else None
+        hidden = _rows_together(bias) if prune and bias is not None else None
+        cues.launch(query if prune else None, key, words, hidden, lengths, work, shape, merge, FILLS)
+        match.launch(lengths, table, work, slots, shape, width, text_slots, prune, merge_text, merge, whole)
+    select.launch(lengths, table, slots, code, following, shape, text_slots, text_left, prune, merge_text, merge, whole)
+    return code, following
+
+
+@decide.register_fake
+def _(
+    query: Tensor | None,
+    key: Tensor,
+    text_key: Tensor | None,
+    bias: Tensor | None,
+    lengths: Tensor,
+    table: Tensor,
+    text_slots: int,
+    image_slots: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    code = lengths.new_empty(lengths.shape[0], text_slots + image_slots, dtype=torch.int32)
+    return code, torch.empty_like(lengths)
+
+
+@custom_op("pumer::apply", mutates_args=(), device_types=DEVICES)
+def apply(
+    first: Tensor,
+    second: Tensor | None,
+    size: Tensor,
+    weight: Tensor | None,
+    code: Tensor,
+    following: Tensor,
+    text_left: int,
+    image_left: int,
+    proportional: bool,
+    bias_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `pumer.kernels.apply`."""
+    outputs = _outputs(first, second, text_left, image_left, bias_dtype)
+    _kernel("average").launch(
+        _rows_together(first),
+        None if second is None else _rows_together(second),
+        size.contiguous(),
+        None if weight is None else weight.contiguous(),
+        code.contiguous(),
+        following.contiguous(),
+        outputs,
+        text_left,
+        proportional,
+    )
+    return outputs
+
+
+@apply.register_fake
+def _(
+    first: Tensor,
+    second: Tensor | None,
+    size: Tensor,
+    weight: Tensor | None,
+    code: Tensor,
+    following: Tensor,
+    text_left: int,
+    image_left: int,
+    proportional: bool,
+    bias_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(first, second, text_left, image_left, bias_dtype)
+
+
+@custom_op("pumer::apply_backward", mutates_args=(), device_types=DEVICES)
+def apply_backward(
+    grad_first: Tensor, grad_second: Tensor, weight: Tensor, whole: Tensor, code: Tensor, first: int, two: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the states.
+
+    Args:
+        grad_first: ``(B, K or Kt, D)`` gradient of ``y_first``.
+        grad_second: ``(B, 0 or Kv, D)`` gradient of ``y_second``.
+        weight: ``(B, N)`` float32, what the mean was weighted by.
+        whole: ``(B, K)`` float32, its sum over each slot.
+        code: ``(B, N)`` int32.
+        first: Tokens of the first stream.
+        two: Whether there are two.
+
+    Returns:
+        ``(B, first, D)`` and ``(B, N - first, D)``, empty if there is one stream.
+    """
+    out_first, out_second = _gradients(grad_first, weight, first)
+    _kernel("average").launch_backward(
+        _rows_together(grad_first),
+        _rows_together(grad_second),
+        weight.contiguous(),
+        whole.contiguous(),
+        code.contiguous(),
+        out_first,
+        out_second if two else None,
+    )
+    return out_first, out_second
+
+
+@apply_backward.register_fake
+def _(
+    grad_first: Tensor, grad_second: Tensor, weight: Tensor, whole: Tensor, code: Tensor, first: int, two: bool
+) -> tuple[Tensor, Tensor]:
+    return _gradients(grad_first, weight, first)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    first, second, size, weight, code = inputs[:5]
+    _, _, new_size, whole, bias_first, bias_second = output
+    ctx.mark_non_differentiable(new_size, whole, bias_first, bias_second)
+    ctx.save_for_backward(size if weight is None else weight, whole, code)
+    ctx.first, ctx.two = first.shape[1], second is not None
+
+
+def _backward(ctx: Any, grad_first: Tensor, grad_second: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    weight, whole, code = ctx.saved_tensors
+    first, second = apply_backward(grad_first, grad_second, weight, whole, code, ctx.first, ctx.two)
+    return (first, second if ctx.two else None, *(None,) * 8)
+
+
+apply.register_autograd(_backward, setup_context=_remember)
+
+
+def _outputs(first: Tensor, second: Tensor | None, text_left: int, image_left: int, bias_dtype: torch.dtype) -> Outputs:
+    batch, _, width = first.shape
+    left = text_left + image_left
+    slots, more = (left, 0) if second is None else (text_left, image_left)
+    whole = first.new_empty(batch, left, dtype=torch.float32)
+    return (
+        first.new_empty(batch, slots, width),
+        first.new_empty(batch, more, width),
+        torch.empty_like(whole),
+        whole,
+        first.new_empty(batch, 1, 1, padded(slots), dtype=bias_dtype),
+        first.new_empty(batch, 1, 1, padded(more), dtype=bias_dtype),
+    )
+
+
+def _gradients(grad_first: Tensor, weight: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    batch, tokens = weight.shape
+    width = grad_first.shape[2]
+    return grad_first.new_empty(batch, first, width), grad_first.new_empty(batch, tokens - first, width)
+
+
+def _rows_together(x: Tensor) -> Tensor:
+    """``x`` with the elements of a row next to each other, as the kernels read them."""
+    return x if x.stride(-1) == 1 else x.contiguous()

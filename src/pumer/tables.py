@@ -1,0 +1,137 @@
+"""Token counts by length, and other small constants, kept on the device: no forward copies them there or rounds a float.
+
+How many tokens stay is an integer rule (Python's arithmetic, Python's rounding). A graph looks it up in a table by each
+sample's own length, so that shapes stay static and padding does not count.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Rule(Protocol):
+    """How many tokens stay and how many are merged away, by the real length of a block.
+
+    It must be hashable and always mean the same for the same hash, and consist of plain values, so that a compiled
+    graph can take it as a constant: a frozen dataclass.
+    """
+
+    def image_counts(self, n: int) -> tuple[int, int]:
+        """Of ``n`` image tokens: how many pruning keeps, and how many of these are merged away."""
+
+    def text_counts(self, n: int) -> tuple[int, int]:
+        """Of ``n`` text tokens: the same."""
+
+
+class Tables(NamedTuple):
+    """What a rule says for every length of a text block of T slots and an image block of V slots.
+
+    Attributes:
+        text: ``T``.
+        image: ``V``.
+        text_left: Output slots of the text: the largest length in its table, for rules are not monotone for all ratios.
+        image_left: Output slots of the image.
+        prunes: Whether image tokens are pruned at some length.
+        merges_text: Whether text tokens are merged at some length.
+        merges_image: Whether image tokens are merged at some length.
+        counts: ``(T + 1 + V + 1, 3)`` int64: kept, merged away and left of a text of n tokens in row n, of an image of n
+            tokens in row T + 1 + n.
+        counts_int32: The same for the kernels.
+        offset: ``(2,)`` int64, first row of the text and of the image.
+        rank: ``(W,)`` int64: 0, 1, 2, ..., where W is the longer block's length, rounded up to an even number.
+        code: ``(2, W)`` int64: code of each rank if nothing is merged (see `Decision`), of the text and of the image.
+        at: ``(rows * W,)`` int64: the token at each rank of the blocks in which tokens merge, if none is pruned.
+    """
+
+    text: int
+    image: int
+    text_left: int
+    image_left: int
+    prunes: bool
+    merges_text: bool
+    merges_image: bool
+    counts: Tensor
+    counts_int32: Tensor
+    offset: Tensor
+    rank: Tensor
+    code: Tensor
+    at: Tensor
+
+
+def tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
+    """The tables of a rule; made once for each rule, shape and device.
+
+    Args:
+        rule: Counts by length.
+        text: ``T``, slots of the text block.
+        image: ``V``, slots of the image block.
+        device: Where they are needed.
+    """
+    if torch.compiler.is_exporting():  # an exported program holds them as constants
+        return _make(rule, text, image, device)
+    return _constant_tables(rule, text, image, device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
+    return _cached_tables(rule, text, image, device)
+
+
+@lru_cache(maxsize=1024)
+def _cached_tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
+    with torch.inference_mode(False):  # a later forward may train
+        return _make(rule, text, image, device)
+
+
+def _make(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
+    texts = [_row(*rule.text_counts(n)) for n in range(text + 1)]
+    images = [_row(*rule.image_counts(n)) for n in range(image + 1)]
+    text_left, image_left = (max(left for _, _, left in rows) for rows in (texts, images))
+    merges_text, merges_image = (any(merged for _, merged, _ in rows) for rows in (texts, images))
+    counts, longest = torch.tensor(texts + images), max(text, image)
+    rank = torch.arange(longest + longest % 2)
+    at = [rank.clamp(max=max(text - 1, 0))] if merges_text else []
+    if merges_image:
+        at.append(rank.clamp(max=image - 1) + (text if merges_text else 0))
+    return Tables(
+        text=text,
+        image=image,
+        text_left=text_left,
+        image_left=image_left,
+        prunes=any(kept < n for n, (kept, _, _) in enumerate(images)),
+        merges_text=merges_text,
+        merges_image=merges_image,
+        counts=counts.to(device),
+        counts_int32=counts.int().to(device),
+        offset=torch.tensor([0, text + 1]).to(device),
+        rank=rank.to(device),
+        code=torch.stack([2 * rank, 2 * (rank + text_left)]).to(device),
+        at=torch.cat([*at, rank[:0]]).to(device),
+    )
+
+
+def _row(kept: int, merged: int) -> tuple[int, int, int]:
+    return kept, merged, kept - merged
+
+
+def integers(device: torch.device, *values: int) -> Tensor:
+    """A small constant ``(n,)`` int64 on the device, made once."""
+    return torch.tensor(values, device=device) if torch.compiler.is_exporting() else _constant(device, values)
+
+
+def ranks(count: int, device: torch.device) -> Tensor:
+    """0, 1, 2, ... up to ``count - 1``: ``(count,)`` int64 on the device, made once."""
+    return torch.arange(count, device=device) if torch.compiler.is_exporting() else _constant(device, range(count))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant(device: torch.device, values: tuple[int, ...] | range) -> Tensor:
+    return _cached(device, values)
+
+
+@lru_cache(maxsize=1024)
+def _cached(device: torch.device, values: tuple[int, ...] | range) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.int64).to(device)

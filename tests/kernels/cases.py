@@ -1,0 +1,91 @@
+"""Random inputs of one reduction, and the kernels run on them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from pumer import kernels
+
+
+@dataclass
+class Case:
+    """Arguments of `kernels.decide` and what a test needs besides."""
+
+    query: torch.Tensor | None
+    key: torch.Tensor
+    text_key: torch.Tensor | None
+    bias: torch.Tensor | None
+    lengths: torch.Tensor
+    table: torch.Tensor
+    T: int
+    V: int
+    Kt: int
+    Kv: int
+    prune: bool
+    merge_text: bool
+    merge: bool
+    whole: bool = False
+
+    def decide(self, device="cpu"):
+        """Codes and following lengths, on the CPU."""
+
+        def there(x):
+            return None if x is None else x.to(device)
+
+        code, following = kernels.decide(
+            there(self.query), there(self.key), there(self.text_key), there(self.bias), there(self.lengths),
+            there(self.table), self.T, self.V, self.Kt, self.Kv, self.prune, self.merge_text, self.merge, self.whole,
+        )  # fmt: skip
+        return code.cpu(), following.cpu()
+
+
+def counts(n, prune, merge):
+    """Kept, merges and left of ``n`` tokens."""
+    kept = n - max(min(round(prune * n), n - 1), 0)
+    merges = max(min(round(merge * n), (kept - 1) // 2), 0)
+    return kept, merges, kept - merges
+
+
+def make(
+    seed, B, T, V, H=2, Dh=16, prune=0.0, merge=0.0, merge_text=0.0, dtype=torch.float32, coarse=False, bias=True,
+    streams=1, whole=False, full=False,
+):  # fmt: skip
+    """A case: random lengths unless ``full``, keys of -1 and 1 if ``coarse`` (exact norms, and many ties)."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(n):
+        # as projections are: (B, n, H * Dh) in memory
+        return torch.randn(B, n, H * Dh, generator=random).view(B, n, H, Dh).transpose(1, 2)
+
+    M = T + V if streams == 1 else V
+    key, query = normal(M), normal(T)
+    text_key = key[:, :, :T] if streams == 1 else normal(T)
+    if coarse:  # the same in every head: their mean is exact
+        one = torch.randint(0, 2, (B, 1, M, Dh), generator=random) * 2.0 - 1.0
+        key = one.expand(B, H, M, Dh).contiguous()
+        text_key = key[:, :, :T]
+        if streams == 2:
+            text_key = (torch.randint(0, 2, (B, 1, T, Dh), generator=random) * 2.0 - 1).expand(B, H, T, Dh).contiguous()
+        query = query.new_zeros(query.shape)  # all scores are equal but for the bias
+    read = torch.randint(min(T, 1), T + 1, (B,), generator=random)
+    seen = torch.randint(1, V + 1, (B,), generator=random)
+    if full:
+        read, seen = torch.full_like(read, T), torch.full_like(seen, V)
+    lengths = torch.stack([read, seen], 1)
+    hidden = None
+    if bias or not full:
+        mask = torch.cat([torch.arange(T) < read[:, None], torch.arange(V) < seen[:, None]], 1)
+        size = torch.randint(1, 4, (B, T + V), generator=random).float()
+        hidden = size.log().masked_fill(~mask, -torch.inf)[:, None, None, T + V - M :].to(dtype)
+    if whole:
+        table = [(n, *counts(n, 0, merge)[1:]) for n in range(T + V + 1)]
+        Kt, Kv = 0, max(row[2] for row in table)
+    else:
+        text = [counts(n, 0, merge_text) for n in range(T + 1)]
+        image = [counts(n, prune, merge) for n in range(V + 1)]
+        table, Kt, Kv = text + image, max(row[2] for row in text), max(row[2] for row in image)
+    prunes, merges, merges_text = prune > 0 and T > 0 and not whole, merge > 0, merge_text > 0 and T > 0 and not whole
+    return Case(
+        query.to(dtype) if prunes else None, key.to(dtype), text_key.to(dtype) if merges_text else None, hidden, lengths,
+        torch.tensor(table, dtype=torch.int32), T, V, Kt, Kv, prunes, merges_text, merges, whole,
+    )  # fmt: skip
