@@ -54,13 +54,13 @@ def asked_for(text_rows: Tensor, padded: Tensor) -> Tensor:
     """`text_saliency` without its division by the number of words, which no order of tokens depends on.
 
     Args:
-        text_rows: ``(B, H, T, V)`` text-to-image attention probabilities.
+        text_rows: ``(B, H, T, V)`` text-to-image attention probabilities; overwritten.
         padded: ``(B, T)`` bool, True for text slots without a token.
 
     Returns:
         ``(B, V)``.
     """
-    return text_rows.sum(dim=1).masked_fill(padded[:, :, None], 0).sum(dim=1)
+    return text_rows.masked_fill_(padded[:, None, :, None], 0).sum(dim=(1, 2))
 
 
 def text_saliency(text_rows: Tensor, text_mask: Tensor) -> Tensor:
@@ -99,55 +99,55 @@ def kept_first(score: Tensor, dropped: Tensor) -> Tensor:
     """Text-informed pruning: the tokens with the highest scores, in their order, and then the others.
 
     Args:
-        score: ``(B, V)``, not negative, and zero for padding; overwritten at rank 0, which is [CLS] and always stays.
-        dropped: ``(B, V)`` bool, True from the number of tokens to keep on.
+        score: ``(B, n)``, of the tokens that can be pruned; zero or lowest for padding.
+        dropped: ``(B, n)`` bool, True from the number of tokens to keep on.
 
     Returns:
-        ``(B, V)`` int64, a permutation: the token at each rank after pruning. Ties go to the lower rank.
+        ``(B, n)`` int64, a permutation: the token at each rank after pruning. Ties go to the lower rank.
     """
-    score[:, 0] = torch.inf
     order = score.argsort(dim=1, descending=True, stable=True)
     gone = torch.empty_like(dropped).scatter_(1, order, dropped)
     return gone.to(torch.uint8).argsort(dim=1, stable=True)
 
 
-def propose(features: Tensor, outside: Tensor, happens: Tensor) -> tuple[Tensor, Tensor]:
+def propose(features: Tensor, outside: Tensor, spared: Tensor) -> tuple[Tensor, Tensor]:
     """Bipartite soft matching among the tokens of one modality in rank order (Algorithm 1, lines 5 to 9).
 
     Tokens of even rank propose, tokens of odd rank receive. Each proposer looks for its most similar receiver (cosine);
     the best pairs are merged. Rank 0, [CLS], never proposes and, being even, never receives.
 
     Args:
-        features: ``(B, W, Dh)``, W even: what similarity is measured on (the attention keys, averaged over heads).
+        features: ``(B, W, Dh)``, W even: what similarity is measured on (the attention keys, averaged over heads), of
+            length one.
         outside: ``(B, W)`` bool, True from the number of tokens on.
-        happens: ``(B, W / 2)`` bool, True up to the number of pairs to merge.
+        spared: ``(B, W / 2)`` bool, True from the number of pairs to merge on.
 
     Returns:
-        ``merged (B, W / 2)`` bool, the proposers that are merged, and ``receiver (B, W / 2)`` int64, each one's best: i
-        stands for rank ``2 i`` of the former and ``2 i + 1`` of the latter. Ties go to the lower rank.
+        ``stays (B, W / 2)`` bool, False for the proposers that are merged away, and ``receiver (B, W / 2)`` int64, each
+        one's best: i stands for rank ``2 i`` of the former and ``2 i + 1`` of the latter. Ties go to the lower rank.
     """
     similarity = torch.bmm(features[:, 0::2], features[:, 1::2].transpose(1, 2))
     best, receiver = similarity.masked_fill_(outside[:, None, 1::2], -torch.inf).max(dim=-1)
     best = best.masked_fill(outside[:, 0::2], -torch.inf)
     best[:, 0] = -torch.inf
     order = best.argsort(dim=1, descending=True, stable=True)
-    return torch.empty_like(happens).scatter_(1, order, happens), receiver
+    return torch.empty_like(spared).scatter_(1, order, spared), receiver
 
 
-def after_merging(code: Tensor, merged: Tensor, receiver: Tensor) -> Tensor:
-    """Where tokens stand once pairs are merged: the others move up, a merged token goes into its receiver.
+def after_merging(slot: Tensor, stays: Tensor, receiver: Tensor) -> Tensor:
+    """Where tokens go once pairs are merged: the others move up, a merged token goes into its receiver.
 
     Args:
-        code: ``(B, W)`` int64, code of each rank before (see `Decision`).
-        merged: As from `propose`.
-        receiver: As from `propose`.
+        slot: ``(..., W)`` int64, twice the slot of each rank if every proposer so far were merged (see `Tables`).
+        stays: ``(..., W / 2)``, as from `propose`.
+        receiver: ``(..., W / 2)``, as from `propose`.
 
     Returns:
-        ``(B, W)`` int64, the codes after.
+        ``(..., W)`` int64, the code of each rank (see `Decision`).
     """
-    even, odd = (code.unflatten(1, (-1, 2)) - 2 * merged.cumsum(dim=1)[:, :, None]).unbind(dim=2)
-    into = odd.gather(1, receiver) + 1
-    return torch.stack([torch.where(merged, into, even), odd], dim=2).flatten(1)
+    even, odd = torch.add(slot.unflatten(-1, (-1, 2)), stays.cumsum(dim=-1)[..., None], alpha=2).unbind(dim=-1)
+    into = odd.gather(-1, receiver) + 1
+    return torch.stack([torch.where(stays, even, into), odd], dim=-1).flatten(-2)
 
 
 def unit(features: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ def patch(model: Model, config: ReductionConfig) -> Model:
     before = [_learned(root, config.method) for root, _ in roots]
     unpatch(model)
     for (root, backbone), weights in zip(roots, before, strict=True):
-        _install(root, backbone, Reduction(config, backbone.widths(root)))
+        expands = not any(type(head) in backbone.pooled for head in _parents(model, root))
+        _install(root, backbone, Reduction(config, backbone.widths(root), expands=expands))
         if LEARNED in root._modules:
             adopt(root.get_submodule(LEARNED), weights)
     return model
@@ -166,6 +167,11 @@ def _roots(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
         supported = ", ".join(backbone.root.__name__ for backbone in BACKBONES.values())
         raise InputError(f"{type(model).__name__} cannot be patched; it must be or contain one of: {supported}")
     return found
+
+
+def _parents(model: nn.Module, child: nn.Module) -> list[nn.Module]:
+    """The modules that hold a module directly."""
+    return [module for module in unwrapped(model).modules() if any(part is child for part in module.children())]
 
 
 def _install(root: nn.Module, backbone: Backbone, state: Reduction) -> None:

@@ -42,6 +42,7 @@ class Tables(NamedTuple):
         offset: ``(2,)`` int64, first row of the text and of the image.
         rank: ``(W,)`` int64: 0, 1, 2, ..., where W is the longer block's length, rounded up to an even number.
         code: ``(2, W)`` int64: code of each rank if nothing is merged (see `Decision`), of the text and of the image.
+        least: ``(2, W)`` int64: the same if every token of even rank were merged away.
         at: ``(rows * W,)`` int64: the token at each rank of the blocks in which tokens merge, if none is pruned.
     """
 
@@ -57,6 +58,7 @@ class Tables(NamedTuple):
     offset: Tensor
     rank: Tensor
     code: Tensor
+    least: Tensor
     at: Tensor
 
 
@@ -95,6 +97,7 @@ def _make(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
     at = [rank.clamp(max=max(text - 1, 0))] if merges_text else []
     if merges_image:
         at.append(rank.clamp(max=image - 1) + (text if merges_text else 0))
+    code = torch.stack([2 * rank, 2 * (rank + text_left)])
     return Tables(
         text=text,
         image=image,
@@ -107,7 +110,8 @@ def _make(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
         counts_int32=counts.int().to(device),
         offset=torch.tensor([0, text + 1]).to(device),
         rank=rank.to(device),
-        code=torch.stack([2 * rank, 2 * (rank + text_left)]).to(device),
+        code=code.to(device),
+        least=(code - 2 * (rank // 2 + 1)).to(device),
         at=torch.cat([*at, rank[:0]]).to(device),
     )
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from hypothesis import strategies as st
 
 from pumer import kernels
 
@@ -37,6 +38,18 @@ class Case:
             there(self.table), self.T, self.V, self.Kt, self.Kv, self.prune, self.merge_text, self.merge, self.whole,
         )  # fmt: skip
         return code.cpu(), following.cpu()
+
+    def states(self, seed, D=24, dtype=torch.float32, weighted=False):
+        """Random states, sizes and weights (or None) of the tokens, NaN in the states of padding."""
+        random = torch.Generator().manual_seed(seed)
+        B, N = len(self.lengths), self.T + self.V
+        x = torch.randn(B, N, D, generator=random).to(dtype)
+        size = torch.randint(1, 5, (B, N), generator=random).float()
+        weight = torch.rand(B, N, generator=random) + 0.1 if weighted else None
+        for b, (read, seen) in enumerate(self.lengths.tolist()):
+            x[b, read : self.T] = torch.nan
+            x[b, self.T + seen :] = torch.nan
+        return x, size, weight
 
 
 def counts(n, prune, merge):
@@ -77,6 +90,14 @@ def make(
         mask = torch.cat([torch.arange(T) < read[:, None], torch.arange(V) < seen[:, None]], 1)
         size = torch.randint(1, 4, (B, T + V), generator=random).float()
         hidden = size.log().masked_fill(~mask, -torch.inf)[:, None, None, T + V - M :].to(dtype)
+    key, query, text_key = (x.to(dtype, copy=True) for x in (key, query, text_key))
+    for b in range(B):  # what stands in padding must not matter
+        if hidden is not None:
+            key[b, :, M - V + seen[b] :] = torch.nan
+            if streams == 1:
+                key[b, :, read[b] : T] = torch.nan
+        query[b, :, read[b] :] = torch.nan
+        text_key[b, :, read[b] :] = torch.nan
     if whole:
         table = [(n, *counts(n, 0, merge)[1:]) for n in range(T + V + 1)]
         Kt, Kv = 0, max(row[2] for row in table)
@@ -86,6 +107,32 @@ def make(
         table, Kt, Kv = text + image, max(row[2] for row in text), max(row[2] for row in image)
     prunes, merges, merges_text = prune > 0 and T > 0 and not whole, merge > 0, merge_text > 0 and T > 0 and not whole
     return Case(
-        query.to(dtype) if prunes else None, key.to(dtype), text_key.to(dtype) if merges_text else None, hidden, lengths,
+        query if prunes else None, key, text_key if merges_text else None, hidden, lengths,
         torch.tensor(table, dtype=torch.int32), T, V, Kt, Kv, prunes, merges_text, merges, whole,
     )  # fmt: skip
+
+
+RATIOS = st.sampled_from([0.0, 0.0, 0.1, 0.3, 0.5, 0.9])
+
+
+@st.composite
+def arguments(draw, words=12, patches=30):
+    """Arguments of `make`, small."""
+    streams = draw(st.sampled_from([1, 1, 2]))
+    return {
+        "seed": draw(st.integers(0, 2**31)),
+        "B": draw(st.sampled_from([1, 1, 2])),
+        "T": draw(st.integers(0, words)),
+        "V": draw(st.integers(1, patches)),
+        "H": draw(st.integers(1, 3)),
+        "Dh": draw(st.sampled_from([16, 16, 24, 64])),
+        "prune": draw(RATIOS),
+        "merge": draw(RATIOS),
+        "merge_text": draw(RATIOS),
+        "dtype": draw(st.sampled_from([torch.float32, torch.float16])),
+        "coarse": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "full": draw(st.integers(0, 3)) == 0,
+        "streams": streams,
+        "whole": streams == 1 and draw(st.integers(0, 4)) == 0,
+    }

@@ -10,14 +10,18 @@ NEAR = 1e-6
 
 @dataclass
 class Choice:
-    """What was chosen between: by how much, relatively, the best that was left out is below the worst that was taken."""
+    """By how much, relatively, the best that was left out was below the worst that was taken, for each choice."""
 
     margins: list[float] = field(default_factory=list)
 
-    def between(self, taken, left):
-        """Remember two values of which the first won; equal ones are a tie that the rank decides, if they are exact."""
-        scale = max(abs(taken), abs(left), 1e-30)
+    def between(self, taken, left, scale=1.0):
+        """Remember two values of which the first won."""
         self.margins.append((taken - left) / scale)
+
+    @property
+    def near(self):
+        """Whether rounding can choose differently. Not for exact ties: there the rank decides."""
+        return any(0 < abs(margin) < NEAR for margin in self.margins)
 
 
 def scores(query, key, bias, words):
@@ -97,7 +101,7 @@ def decide(case, b, parity=lambda rank: rank % 2):
         order = sorted(range(seen), key=lambda i: (-score[i], i))
         stays = sorted(order[:kept])
         if 1 < kept < seen:
-            choice.between(score[order[kept - 1]], score[order[kept]])
+            choice.between(score[order[kept - 1]], score[order[kept]], max(score[order[kept - 1]], 1e-30))
     features = case.key[b].float().mean(0)[case.key.shape[2] - V :][stays]
     ranks = (lambda rank: stays[rank] % 2) if parity == "slots" else lambda rank: rank % 2
     image = match(features, merges if case.merge else 0, choice, ranks)

@@ -37,6 +37,8 @@ class Reduction:
         reducers: Reducer of each reducing layer.
         enabled: False inside `pumer.disabled`.
         recorder: Set inside `pumer.trace`.
+        expands: Whether the words are put back to their places in the output, which a head that reads the pooled vector
+            alone does not look at.
     """
 
     config: ReductionConfig
@@ -44,6 +46,7 @@ class Reduction:
     reducers: dict[Place, Reducer] = field(init=False)
     enabled: bool = True
     recorder: Recorder | None = None
+    expands: bool = True
 
     def __post_init__(self) -> None:
         """Build the reducers."""
@@ -143,6 +146,7 @@ class Backbone:
         widths: From a root module to the width of each stack.
         tokens: From a root module to the tokens of each stack that a reduction without regard to modality can choose
             from: those of the longest text, where it is in the same stream, and of a picture of the model's size.
+        pooled: Classes of heads that read the pooled vector alone.
         unfit: From a stack and a layer of it to the reason why it cannot reduce, or None.
     """
 
@@ -154,6 +158,7 @@ class Backbone:
     embedders: Callable[[Any], Sequence[nn.Module]]
     widths: Callable[[Any], dict[str, int]]
     tokens: Callable[[Any], dict[str, int]]
+    pooled: frozenset[type[nn.Module]] = frozenset()
     unfit: Callable[[str, int], str | None] = lambda stack, layer: None
 
     def __post_init__(self) -> None:

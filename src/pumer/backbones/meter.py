@@ -22,6 +22,11 @@ from pumer.backbones.base import AttentionCues, Backbone, CueRequest, Reduction
 from pumer.backbones.streams import PatchProjection, attention_dtype, autocast_off, expand_text, text_block
 from pumer.errors import InputError
 from pumer.functional import attention
+from pumer.models.meter.heads_meter import (
+    MeterForImageAndTextRetrieval,
+    MeterForImagesAndTextClassification,
+    MeterForQuestionAnswering,
+)
 from pumer.models.meter.modeling_meter import (
     MeterAttention,
     MeterCrossModalEncoder,
@@ -243,7 +248,7 @@ class ReducedMeterModel(MeterModel):
         tokens, text_states, image_states = self.encoder(tokens, reduction, output_hidden_states)
         words, patches = tokens.streams
         pooled = torch.cat([self.text_pooler(words), self.image_pooler(patches)], dim=-1)
-        if reduces:
+        if reduces and reduction.expands:
             words = expand_text(words, tokens, text.mask.shape[1])
         return MeterModelOutput(
             text_last_hidden_state=words,
@@ -330,5 +335,6 @@ METER = Backbone(
     widths=lambda model: {"fusion": model.config.hidden_size, "vision": model.config.vision_config.hidden_size},
     tokens=lambda model: dict.fromkeys(("fusion", "vision"), 1 + model.patch_grid[0] * model.patch_grid[1]),
     embedders=lambda model: [model.text_model, model.vision_model],
+    pooled=frozenset({MeterForImageAndTextRetrieval, MeterForImagesAndTextClassification, MeterForQuestionAnswering}),
     unfit=_unfit,
 )

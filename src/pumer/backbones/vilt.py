@@ -7,7 +7,8 @@ What the patched classes change:
 - attention through ``scaled_dot_product_attention``; the text-to-image probabilities that pruning asks for are
   computed apart, for the text rows only;
 - tokens are reduced inside the layers that have a reducer;
-- ``last_hidden_state`` is the text expanded back to its T positions, then the reduced image tokens.
+- ``last_hidden_state`` is the text expanded back to its T positions, then the reduced image tokens; inside a head that
+  reads the pooled vector alone the words stay where reduction left them.
 
 Weights, state dict and class names stay as they are.
 """
@@ -21,6 +22,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.vilt.modeling_vilt import (
     ViltEmbeddings,
     ViltEncoder,
+    ViltForImageAndTextRetrieval,
+    ViltForImagesAndTextClassification,
+    ViltForQuestionAnswering,
     ViltLayer,
     ViltModel,
     ViltSelfAttention,
@@ -269,7 +273,7 @@ class ReducedViltModel(ViltModel):
         reduced, hidden_states = self.encoder(tokens, self.pumer_reduction, output_hidden_states)
         states = self.layernorm(reduced.states)
         pooled = self.pooler(states) if self.pooler is not None else None
-        if self.pumer_reduction.active_reducers("fusion"):
+        if self.pumer_reduction.expands and reduced.history:
             states = expand_text(states, reduced, text.shape[1])
         if return_dict is False or (return_dict is None and not self.config.return_dict):
             return (states, pooled, *([] if hidden_states is None else [hidden_states]))
@@ -346,4 +350,5 @@ VILT = Backbone(
         "fusion": model.config.max_position_embeddings + int(model.embeddings.position_embeddings.shape[1])
     },
     embedders=lambda model: [model.embeddings],
+    pooled=frozenset({ViltForImageAndTextRetrieval, ViltForImagesAndTextClassification, ViltForQuestionAnswering}),
 )

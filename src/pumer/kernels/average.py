@@ -20,7 +20,8 @@ def apply_kernel(
     first_ptr, second_ptr, size_ptr, weight_ptr, code_ptr, following_ptr, y_first_ptr, y_second_ptr, new_size_ptr,
     whole_ptr, bias_first_ptr, bias_second_ptr,
     x_b, x_n, z_b, z_n, split, N, D, Kt, first_slots, K, first_columns, second_columns,
-    BN: tl.constexpr, NB: tl.constexpr, BD: tl.constexpr, TWO: tl.constexpr, WEIGHTED: tl.constexpr, PROPORTIONAL: tl.constexpr,
+    BN: tl.constexpr, NB: tl.constexpr, BD: tl.constexpr, TWO: tl.constexpr, WEIGHTED: tl.constexpr,
+    PROPORTIONAL: tl.constexpr,
 ):  # fmt: skip
     """Grid (columns of both biases, B): output slots, and the columns that only align a bias.
 
@@ -55,7 +56,7 @@ def apply_kernel(
         joined = tl.zeros((BN,), tl.int32)
         size = tl.zeros((BN,), tl.float32)
         weight = tl.zeros((BN,), tl.float32)
-        for i in tl.static_range(NB):
+        for i in range(0, NB):
             n = i * BN + tl.arange(0, BN)
             here = (n >= start) & (n < end)
             code = tl.load(codes + n, mask=here, other=GONE)
@@ -83,7 +84,7 @@ def apply_kernel(
                     members -= 1
                     if members > 0:  # seldom: so the codes are read again instead of kept in registers
                         joins_at = tl.full((BN,), GONE, tl.int32)
-                        for i in tl.static_range(NB):
+                        for i in range(0, NB):
                             n = i * BN + tl.arange(0, BN)
                             code = tl.load(codes + n, mask=(n > member) & (n < end), other=GONE)
                             joins_at = tl.minimum(joins_at, tl.where(code == 2 * k + 1, n, GONE))

@@ -3,6 +3,7 @@
 They are registered for CPU tensors too, where only Triton's interpreter runs them: that is how they are tested.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
+from torch.library import define, impl, register_autograd, register_fake
 
 from pumer.kernels.layout import blocks, layout, padded
 
@@ -27,8 +28,7 @@ def _kernel(name: str) -> ModuleType:
     return import_module(f"pumer.kernels.{name}")
 
 
-@custom_op("pumer::decide", mutates_args=(), device_types=DEVICES)
-def decide(
+def _decide(
     query: Tensor | None,
     key: Tensor,
     text_key: Tensor | None,
@@ -61,20 +61,22 @@ def decide(
     work = key.new_empty(batch, shape.words, dtype=torch.float32)
     slots = work.view(torch.int32)
     code = lengths.new_empty(batch, text_slots + image_slots, dtype=torch.int32)
-    following = torch.empty_like(lengths)
     lengths = lengths.contiguous()
-    if prune or merge_text or merge:
-        key = _rows_together(key)
-        words = _rows_together(text_key) if merge_text and text_key is not None else None
-        hidden = _rows_together(bias) if prune and bias is not None else None
-        cues.launch(query if prune else None, key, words, hidden, lengths, work, shape, merge, FILLS)
-        match.launch(lengths, table, work, slots, shape, width, text_slots, prune, merge_text, merge, whole)
-    select.launch(lengths, table, slots, code, following, shape, text_slots, text_left, prune, merge_text, merge, whole)
+    following = torch.empty_like(lengths)
+    with _current(key):
+        if prune or merge_text or merge:
+            key = _rows_together(key)
+            words = _rows_together(text_key) if merge_text and text_key is not None else None
+            hidden = _rows_together(bias) if prune and bias is not None else None
+            cues.launch(query if prune else None, key, words, hidden, lengths, work, shape, merge, FILLS)
+            match.launch(lengths, table, work, slots, shape, width, text_slots, prune, merge_text, merge, whole)
+        select.launch(
+            lengths, table, slots, code, following, shape, text_slots, text_left, prune, merge_text, merge, whole
+        )
     return code, following
 
 
-@decide.register_fake
-def _(
+def _decide_fake(
     query: Tensor | None,
     key: Tensor,
     text_key: Tensor | None,
@@ -89,8 +91,7 @@ def _(
     return code, torch.empty_like(lengths)
 
 
-@custom_op("pumer::apply", mutates_args=(), device_types=DEVICES)
-def apply(
+def _apply(
     first: Tensor,
     second: Tensor | None,
     size: Tensor,
@@ -104,22 +105,22 @@ def apply(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `pumer.kernels.apply`."""
     outputs = _outputs(first, second, text_left, image_left, bias_dtype)
-    _kernel("average").launch(
-        _rows_together(first),
-        None if second is None else _rows_together(second),
-        size.contiguous(),
-        None if weight is None else weight.contiguous(),
-        code.contiguous(),
-        following.contiguous(),
-        outputs,
-        text_left,
-        proportional,
-    )
+    with _current(first):
+        _kernel("average").launch(
+            _rows_together(first),
+            None if second is None else _rows_together(second),
+            size.contiguous(),
+            None if weight is None else weight.contiguous(),
+            code.contiguous(),
+            following.contiguous(),
+            outputs,
+            text_left,
+            proportional,
+        )
     return outputs
 
 
-@apply.register_fake
-def _(
+def _apply_fake(
     first: Tensor,
     second: Tensor | None,
     size: Tensor,
@@ -134,8 +135,7 @@ def _(
     return _outputs(first, second, text_left, image_left, bias_dtype)
 
 
-@custom_op("pumer::apply_backward", mutates_args=(), device_types=DEVICES)
-def apply_backward(
+def _apply_backward(
     grad_first: Tensor, grad_second: Tensor, weight: Tensor, whole: Tensor, code: Tensor, first: int, two: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the states.
@@ -153,20 +153,20 @@ def apply_backward(
         ``(B, first, D)`` and ``(B, N - first, D)``, empty if there is one stream.
     """
     out_first, out_second = _gradients(grad_first, weight, first)
-    _kernel("average").launch_backward(
-        _rows_together(grad_first),
-        _rows_together(grad_second),
-        weight.contiguous(),
-        whole.contiguous(),
-        code.contiguous(),
-        out_first,
-        out_second if two else None,
-    )
+    with _current(grad_first):
+        _kernel("average").launch_backward(
+            _rows_together(grad_first),
+            _rows_together(grad_second),
+            weight.contiguous(),
+            whole.contiguous(),
+            code.contiguous(),
+            out_first,
+            out_second if two else None,
+        )
     return out_first, out_second
 
 
-@apply_backward.register_fake
-def _(
+def _apply_backward_fake(
     grad_first: Tensor, grad_second: Tensor, weight: Tensor, whole: Tensor, code: Tensor, first: int, two: bool
 ) -> tuple[Tensor, Tensor]:
     return _gradients(grad_first, weight, first)
@@ -184,9 +184,6 @@ def _backward(ctx: Any, grad_first: Tensor, grad_second: Tensor, *_: Any) -> tup
     weight, whole, code = ctx.saved_tensors
     first, second = apply_backward(grad_first, grad_second, weight, whole, code, ctx.first, ctx.two)
     return (first, second if ctx.two else None, *(None,) * 8)
-
-
-apply.register_autograd(_backward, setup_context=_remember)
 
 
 def _outputs(first: Tensor, second: Tensor | None, text_left: int, image_left: int, bias_dtype: torch.dtype) -> Outputs:
@@ -210,6 +207,39 @@ def _gradients(grad_first: Tensor, weight: Tensor, first: int) -> tuple[Tensor, 
     return grad_first.new_empty(batch, first, width), grad_first.new_empty(batch, tokens - first, width)
 
 
+def _current(x: Tensor) -> AbstractContextManager[Any]:
+    """Makes the device of ``x`` the one that kernels are launched on."""
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.get_device())
+
+
 def _rows_together(x: Tensor) -> Tensor:
     """``x`` with the elements of a row next to each other, as the kernels read them."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+_SCHEMAS = {
+    "decide": "(Tensor? query, Tensor key, Tensor? text_key, Tensor? bias, Tensor lengths, Tensor table, "
+    "SymInt text_slots, SymInt image_slots, SymInt text_left, SymInt image_left, bool prune, bool merge_text, "
+    "bool merge, bool whole) -> (Tensor code, Tensor following)",
+    "apply": "(Tensor first, Tensor? second, Tensor size, Tensor? weight, Tensor code, Tensor following, "
+    "SymInt text_left, SymInt image_left, bool proportional, ScalarType bias_dtype) -> "
+    "(Tensor y_first, Tensor y_second, Tensor new_size, Tensor whole, Tensor bias_first, Tensor bias_second)",
+    "apply_backward": "(Tensor grad_first, Tensor grad_second, Tensor weight, Tensor whole, Tensor code, "
+    "SymInt first, bool two) -> (Tensor out_first, Tensor out_second)",
+}
+# Not through `custom_op`: its wrapper costs 10 us a call (torch 2.13), as much as launching a kernel.
+for _name, _schema in _SCHEMAS.items():
+    define(f"pumer::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
+impl("pumer::decide", DEVICES, _decide)
+register_fake("pumer::decide", _decide_fake)
+impl("pumer::apply", DEVICES, _apply)
+register_fake("pumer::apply", _apply_fake)
+impl("pumer::apply_backward", DEVICES, _apply_backward)
+register_fake("pumer::apply_backward", _apply_backward_fake)
+register_autograd("pumer::apply", _backward, setup_context=_remember)
+
+decide = torch.ops.pumer.decide.default
+apply = torch.ops.pumer.apply.default
+apply_backward = torch.ops.pumer.apply_backward.default

@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pumer.functional import kept_first
 from pumer.reducers.base import CLS_ROW, Place, Reducer
 from pumer.reducers.decisions import counts, keep_all, prune_to, words_stay
 from pumer.reducers.layered import PruningConfig
@@ -85,13 +84,14 @@ class EViTReducer:
             return replace(keep_all(cues), proportional=False)
         count, mask, saliency = counts(found, cues.tokens.lengths), cues.image_mask, _saliency(cues)
         _, merged, left = count[:, 1].unbind(dim=1)
-        beyond = found.rank[: found.image] >= (left - merged.clamp(max=1))[:, None]
-        order = kept_first(saliency.masked_fill(~mask, -torch.inf), beyond)
-        lost = torch.empty_like(beyond).scatter_(1, order, beyond) & mask
-        strongest = saliency.masked_fill(~lost, -1).argmax(dim=1, keepdim=True)
-        stands = (mask & ~lost).scatter(1, strongest, True)
-        code = 2 * (stands.cumsum(dim=1) + (found.text_left - 1))
-        code = torch.where(stands, code, torch.where(lost, code.gather(1, strongest) + 1, GONE))
+        scores = saliency[:, 1:].masked_fill(~mask[:, 1:], -1)
+        beyond = found.rank[1 : found.image] >= (left - merged.clamp(max=1))[:, None]
+        lost = torch.empty_like(beyond).scatter_(1, scores.argsort(dim=1, descending=True, stable=True), beyond)
+        strongest = scores.masked_fill(~lost, -1).argmax(dim=1, keepdim=True)
+        stands = (~lost).scatter_(1, strongest, True)  # and padding, whose code comes last
+        code = 2 * (stands.cumsum(dim=1) + found.text_left)
+        code = torch.where(stands, code, code.gather(1, strongest) + 1).masked_fill(~mask[:, 1:], GONE)
+        code = torch.cat([found.code[1, :1].expand(len(code), 1), code], dim=1)
         weight = torch.cat([torch.ones_like(cues.text_mask, dtype=saliency.dtype), saliency], dim=1)
         return replace(
             words_stay(cues, found, code, left),

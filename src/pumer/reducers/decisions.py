@@ -3,6 +3,8 @@
 Letters as in `pumer.tokens`; ``W`` is the longer of T and V, rounded up to an even number.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,10 +32,7 @@ def prune_and_merge(cues: Cues, rule: Rule) -> Decision:
     assert cues.key is not None  # for the type checker: it is in `needs`
     if kernels.usable(cues.key):
         return _fused(cues, found)
-    score = None
-    if found.prunes:
-        score = asked_for(cues.text_rows(), ~cues.text_mask)
-    return assign(cues, found, score)
+    return assign(cues, found, counts(found, cues.tokens.lengths))
 
 
 def prune_to(cues: Cues, rule: Rule, score: Tensor) -> Decision:
@@ -44,7 +43,9 @@ def prune_to(cues: Cues, rule: Rule, score: Tensor) -> Decision:
         rule: How many.
         score: ``(B, V)``; ties go to the lower rank.
     """
-    return assign(cues, _tables(cues, rule), score.masked_fill(~cues.image_mask, -torch.inf))
+    found = _tables(cues, rule)
+    score = score.masked_fill(~cues.image_mask, -torch.inf)
+    return assign(cues, found, counts(found, cues.tokens.lengths), score[:, 1:])
 
 
 def merge_as_one(cues: Cues, rule: Rule) -> Decision:
@@ -62,39 +63,36 @@ def merge_as_one(cues: Cues, rule: Rule) -> Decision:
     if kernels.usable(cues.key):
         return _fused(cues, found, whole=True)
     index = None
-    if T:  # no gap between words and patches: a rank is a rank
-        index = (~cues.tokens.mask).to(torch.uint8).argsort(dim=1, stable=True)
+    if T:  # no gap between words and patches: a rank is a rank; the first word stands first
+        index = (~cues.tokens.mask[:, 1:]).to(torch.uint8).argsort(dim=1, stable=True)
     length = cues.tokens.lengths.sum(dim=1, keepdim=True) * ranks(2, cues.tokens.size.device)
     count = counts(found, length)
-    outside, code = _ranked(found, count)
-    if found.merges_image:
-        code = _merged(found, unit(cues.key.mean(dim=1)), code, outside, count[:, :, 1], index)
-    code = code[:, 1, : T + V]
-    if index is not None:
-        code = torch.empty_like(code).scatter_(1, index, code)
-    return Decision(code, count[:, :, 2], (0, found.image_left))
+    code = _by_rank(found, _beyond(found, count), lambda: unit(cues.key.mean(dim=1)), index)  # type: ignore[union-attr]
+    return Decision(_by_token(found, code, index), count[:, :, 2], (0, found.image_left))
 
 
-def assign(cues: Cues, found: Tables, score: Tensor | None) -> Decision:
+def assign(cues: Cues, found: Tables, count: Tensor, score: Tensor | None = None) -> Decision:
     """The decision that follows from scores and keys, in plain torch: the reference for the fused kernels.
 
     Args:
-        cues: With the keys, if something is merged.
+        cues: With what the rule asks for.
         found: How many of each length.
-        score: ``(B, V)`` by which image tokens are pruned, zero or lowest for padding; None: none is.
+        count: From `counts`.
+        score: ``(B, V - 1)`` by which image tokens but [CLS] are pruned, zero or lowest for padding; None: by what the
+            text asks for.
     """
-    T, V = found.text, found.image
-    count = counts(found, cues.tokens.lengths)
-    outside, code = _ranked(found, count)
-    index = None
-    if score is not None and found.prunes:
-        index = kept_first(score, outside[:, 1, :V])
-    if found.merges_text or found.merges_image:
-        code = _merged(found, _features(cues, found), code, outside, count[:, :, 1], index)
-    text, image = code[:, 0, :T], code[:, 1, :V]
-    if index is not None:
-        image = torch.empty_like(image).scatter_(1, index, image)
-    return Decision(torch.cat([text, image], dim=1), count[:, :, 2], (found.text_left, found.image_left))
+    index, beyond = None, _beyond(found, count)
+    if found.prunes:
+        if score is None:
+            score = asked_for(cues.text_rows()[..., 1:], beyond[:, 0, 0, : found.text])
+        index = kept_first(score, beyond[:, 1, 0, 1 : found.image])
+    code = _by_rank(found, beyond, lambda: _features(cues, found), index)
+    return Decision(_by_token(found, code, index), count[:, :, 2], (found.text_left, found.image_left))
+
+
+def _beyond(found: Tables, count: Tensor) -> Tensor:
+    """``(B, 2, 2, W)`` bool, of text and image: ranks from the number kept on, and from the number merged away on."""
+    return found.rank >= count[:, :, :2, None]
 
 
 def words_stay(cues: Cues, found: Tables, code: Tensor, left: Tensor) -> Decision:
@@ -118,12 +116,6 @@ def counts(found: Tables, lengths: Tensor) -> Tensor:
     return found.counts.index_select(0, (lengths + found.offset).flatten()).view(-1, 2, 3)
 
 
-def _ranked(found: Tables, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every rank after pruning: whether it is beyond the last token, and its code if nothing is merged; ``(B, 2, W)``."""
-    outside = found.rank >= count[:, :, :1]
-    return outside, torch.where(outside, GONE, found.code)
-
-
 def _features(cues: Cues, found: Tables) -> Tensor:
     """Keys averaged over heads, of length one: ``(B, N, Dh)``, or those of the block alone in which tokens merge."""
     image = cues.image_key
@@ -137,41 +129,50 @@ def _features(cues: Cues, found: Tables) -> Tensor:
     return unit(torch.cat([cues.text_key.mean(dim=1), image.mean(dim=1)], dim=1))
 
 
-def _merged(
-    found: Tables, features: Tensor, code: Tensor, outside: Tensor, merges: Tensor, index: Tensor | None
-) -> Tensor:
-    """The codes ``(B, 2, W)`` by rank once text and image are merged, both as rows of one batch.
+def _by_rank(found: Tables, beyond: Tensor, features: Callable[[], Tensor], index: Tensor | None) -> Tensor:
+    """The codes ``(B, 2, W)`` of text and image by rank after pruning; both are merged as rows of one batch.
 
     Args:
         found: Says which of the blocks merge.
-        features: As from `_features`.
-        code: ``(B, 2, W)``.
-        outside: ``(B, 2, W)``.
-        merges: ``(B, 2)``, how many.
-        index: ``(B, V)``, image token at each rank, or None: they are all there.
+        beyond: From `_beyond`.
+        features: Gives what similarity is measured on, as `_features` does.
+        index: ``(B, V - 1)``, image token but [CLS] at each rank, counted from the first patch; None: they are all there.
     """
-    W, blocks = len(found.rank), slice(0 if found.merges_text else 1, 2 if found.merges_image else 1)
-    chosen = code[:, blocks]
-    rows = chosen.shape[1]
-    happens = found.rank[: W // 2] < merges[:, blocks, None]
-    features = _by_rank(found, features, index)
-    merged, receiver = propose(
-        features.view(-1, W, features.shape[-1]), outside[:, blocks].reshape(-1, W), happens.view(-1, W // 2)
-    )
-    chosen = after_merging(chosen.reshape(-1, W), merged, receiver).view(-1, rows, W)
-    return chosen if rows == 2 else torch.cat([code[:, :1], chosen] if found.merges_image else [chosen, code[:, 1:]], 1)
+    W, outside = len(found.rank), beyond[:, :, 0]
+    if not (found.merges_text or found.merges_image):
+        return found.code.masked_fill(outside, GONE)
+    blocks = slice(0 if found.merges_text else 1, 2 if found.merges_image else 1)
+    hidden, spared = outside[:, blocks].reshape(-1, W), beyond[:, blocks, 1, : W // 2]
+    ordered = _ordered(found, features(), index).view(len(hidden), W, -1)
+    stays, receiver = propose(ordered, hidden, spared.reshape(-1, W // 2))
+    code = after_merging(found.least[blocks], stays.view(spared.shape), receiver.view(spared.shape))
+    if found.merges_text != found.merges_image:
+        other = found.code[1:] if found.merges_text else found.code[:1]
+        pair = [code, other.expand(len(code), 1, W)]
+        code = torch.cat(pair if found.merges_text else pair[::-1], dim=1)
+    return code.masked_fill(outside, GONE)
 
 
-def _by_rank(found: Tables, features: Tensor, index: Tensor | None) -> Tensor:
+def _ordered(found: Tables, features: Tensor, index: Tensor | None) -> Tensor:
     """Features of the tokens at each rank, a row of W for each block that merges: ``(B, rows * W, Dh)``."""
     if index is None or not found.merges_image:
         return features.index_select(1, found.at)
     (B, _, width), W, V = features.shape, len(found.rank), found.image
-    parts = [found.at[:W].expand(B, W), index + found.text] if found.merges_text else [index]
+    before = found.text if found.merges_text else 0
+    first = found.at[: len(found.at) - W + 1]  # the words, and the image's [CLS]
+    parts = [first.expand(B, -1), index + (before + 1)]
     if V < W:  # a rank beyond the last: whatever stands there
-        parts.append(found.rank[: W - V].expand(B, W - V))
-    at = torch.cat(parts, dim=1) if len(parts) > 1 else index
-    return features.gather(1, at[:, :, None].expand(B, at.shape[1], width))
+        parts.append(found.rank[: W - V].expand(B, -1))
+    at = torch.cat(parts, dim=1)
+    return features.gather(1, at[:, :, None].expand(-1, -1, width))
+
+
+def _by_token(found: Tables, code: Tensor, index: Tensor | None) -> Tensor:
+    """From codes by rank ``(B, 2, W)`` to codes by input slot ``(B, T + V)``."""
+    text, first, image = code[:, 0, : found.text], code[:, 1, :1], code[:, 1, 1 : found.image]
+    if index is not None:
+        image = torch.empty_like(image).scatter_(1, index, image)
+    return torch.cat([text, first, image], dim=1)
 
 
 def _tables(cues: Cues, rule: Rule) -> Tables:

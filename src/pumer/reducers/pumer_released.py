@@ -144,12 +144,12 @@ class ReleasedPuMerReducer:
         if merges:
             keys = key.mean(dim=1) if self.config.similarity == "mean_head" else key[:, 0]
             features = pad(unit(gather_tokens(keys, order)), (0, 0, 0, kept % 2))
+            half = ranks((kept + 1) // 2, order.device).expand(len(order), -1)
             outside = ranks(kept + kept % 2, order.device).expand(len(order), -1) >= kept
-            happens = ranks((kept + 1) // 2, order.device).expand(len(order), -1) < merges
-            merged, receiver = propose(features, outside, happens)
-            surviving = merged.shape[1] - merges
-            even = torch.where(merged, 2 * (surviving + receiver) + 1, 2 * ((~merged).cumsum(dim=1) - 1))
-            odd = 2 * (surviving + ranks(merged.shape[1], order.device)).expand(even.shape)
+            stays, receiver = propose(features, outside, half >= merges)
+            surviving = half.shape[1] - merges
+            even = torch.where(stays, 2 * (stays.cumsum(dim=1) - 1), 2 * (surviving + receiver) + 1)
+            odd = 2 * (surviving + half)
             code = torch.stack([even, odd], dim=2).flatten(1)[:, :kept]
         gone = torch.full((len(key), key.shape[2]), GONE, device=key.device)
         code = gone.scatter(1, order, code)
