@@ -161,7 +161,8 @@ class Decision:
         Returns:
             ``(B, K, D)``; free slots are zero.
         """
-        return torch.bmm(_shares(self.members() * weight[:, None, :])[0].to(x.dtype), x)
+        weight = self.members() * weight[:, None, :]
+        return torch.bmm(_shares(weight, weight.sum(dim=-1)).to(x.dtype), x)
 
     def trace(self, owner: Tensor) -> Tensor:
         """Carry a source map through: ``owner (B, N0)`` of input slots (-1: gone) to one of output slots."""
@@ -169,10 +170,9 @@ class Decision:
         return torch.where(owner < 0, -1, moved)
 
 
-def _shares(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """From weights of members ``(B, K, N)`` to what part of its slot each one is, and the sum of each slot ``(B, K)``."""
-    whole = weight.sum(dim=-1)
-    return weight / whole.clamp(min=torch.finfo(whole.dtype).tiny)[:, :, None], whole
+def _shares(weight: Tensor, whole: Tensor) -> Tensor:
+    """What part of its slot each member is: ``weight (B, K, N)`` over the sum of each slot, ``whole (B, K)``."""
+    return weight / whole.clamp(min=torch.finfo(whole.dtype).tiny)[:, :, None]
 
 
 @dataclass(frozen=True)
@@ -257,24 +257,26 @@ class Tokens:
             streams, size, biases = self._reduce_fused(decision, decision.code)
         else:
             streams, size, biases = self._reduce_plain(decision)
-        if decision.bias is not None:
-            biases = self._split(decision.bias, decision.slots[0])
         return Tokens(streams, size, biases, decision.slots[0], self.origin, history, decision.lengths)
 
     def _reduce_plain(self, decision: Decision) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor | None, ...]]:
         members = decision.members()
-        share, size = _shares(members * self.size[:, None, :])
+        weight = members * self.size[:, None, :]
+        size = whole = weight.sum(dim=-1)
         if decision.weight is not None:
-            share, _ = _shares(members * decision.weight[:, None, :])
-        share = share.to(self.streams[0].dtype)
+            weight = members * decision.weight[:, None, :]
+            whole = weight.sum(dim=-1)
+        share = _shares(weight, whole).to(self.streams[0].dtype)
         if len(self.streams) == 1:
             streams: tuple[Tensor, ...] = (torch.bmm(share, self.streams[0]),)
         else:
             T, kept = self.text_length, decision.slots[0]
             text, image = self.streams
             streams = torch.bmm(share[:, :kept, :T], text), torch.bmm(share[:, kept:, T:], image)
-        bias = size.log() if decision.proportional else attention_bias(size > 0)
-        return streams, size, self._split(bias.view(len(bias), 1, 1, -1).to(self._bias_dtype), decision.slots[0])
+        bias = decision.bias
+        if bias is None:
+            bias = size.log()[:, None, None] if decision.proportional else attention_bias(size > 0)
+        return streams, size, self._split(bias.to(self._bias_dtype), decision.slots[0])
 
     def _reduce_fused(
         self, decision: Decision, code: Tensor
@@ -284,9 +286,10 @@ class Tokens:
         text, image, size, _, bias, image_bias = kernels.apply(
             first, second, self.size, weight, code, decision.lengths, T, V, decision.proportional, self._bias_dtype
         )
-        if second is None:
-            return (text,), size, (bias[..., : T + V],)
-        return (text, image), size, (bias[..., :T], image_bias[..., :V])
+        streams, biases = ((text,), (bias[..., : T + V],)) if second is None else (
+            (text, image), (bias[..., :T], image_bias[..., :V])
+        )  # fmt: skip
+        return streams, size, biases if decision.bias is None else self._split(decision.bias, T)
 
     @property
     def _bias_dtype(self) -> torch.dtype:

@@ -11,10 +11,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
-from torch.nn.functional import pad
 
 from pumer.errors import InputError
-from pumer.functional import gather_tokens, propose, unit
+from pumer.functional import propose, unit
 from pumer.reducers.base import (
     KEYS,
     TEXT_ROWS,
@@ -88,8 +87,8 @@ class ReleasedPuMerConfig(ReductionConfig):
         rows, columns = logits.shape[-2:]
         weight = (logits - logits.amax(dim=-1, keepdim=True)).exp()
         if bias is not None:
-            soft = bias.exp().to(weight.dtype)
-            weight = weight * (soft + (1 - soft) * torch.eye(rows, columns, dtype=weight.dtype, device=weight.device))
+            itself = torch.eye(rows, columns, dtype=weight.dtype, device=weight.device)
+            weight = weight * torch.maximum(bias.exp().to(weight.dtype), itself)
         smoothed: Tensor = (weight + SMOOTHING / columns) / (weight.sum(dim=-1, keepdim=True) + SMOOTHING)
         return smoothed
 
@@ -107,67 +106,84 @@ class ReleasedPuMerReducer:
 
     def decide(self, cues: Cues) -> Decision:
         """Prune by score, then merge; the image mask is all ones afterwards, the text mask an average."""
-        tokens = cues.tokens.slots[1]
-        pruned = round(self.config.prune_ratio * tokens)
-        text, image = _soft_masks(cues)
+        (T, V), device, B = cues.tokens.slots, cues.tokens.size.device, len(cues.tokens.size)
+        pruned = round(self.config.prune_ratio * V)
         if pruned == 0:
-            return _as_it_is(cues, torch.cat([text, image], dim=1))
-        score = cues.text_rows().mean(dim=1).sum(dim=1)
-        kept = max(tokens - pruned, 1)
-        order = score.argsort(dim=1, descending=True, stable=True)[:, :kept]
-        merges = min(round(self.config.merge_ratio * tokens), (kept - 1) // 2)
-        about_text, averaged = self._merge_text(cues, text)
+            bias = torch.cat([_soft_mask(cues, modality) for modality in (0, 1)], dim=1).log()[:, None, None]
+            return Decision(None, integers(device, T, V).expand(B, 2), (T, V), bias=bias)
+        kept = max(V - pruned, 1)
+        merges = min(round(self.config.merge_ratio * V), (kept - 1) // 2)
         if merges == 0 and not cues.one_stream:  # released METER loses what it pruned when it merges nothing
-            about_image, seen = _everywhere(image), image
+            kept, order = V, ranks(V, device).expand(B, V)
         else:
-            about_image = self._merge(cues.image_key, order, merges)
-            seen = torch.ones_like(image[:, : about_image.slots[1]])
-        joined = Decision.join(about_text, about_image)
-        bias = torch.cat([averaged, seen], dim=1).log()[:, None, None]
-        weight = torch.ones_like(torch.cat([text, image], dim=1))  # the plain mean of what is merged
-        return replace(joined, bias=bias, weight=weight)
+            order = cues.text_rows().mean(dim=1).sum(dim=1).argsort(dim=1, descending=True, stable=True)[:, :kept]
+        text_merges = min(round(self.config.text_merge_ratio * T), (T - 1) // 2)
+        left, image_left = T - text_merges, kept - merges
+        text, image = self._codes(cues, order, text_merges, merges)
+        if kept < V:
+            image = torch.full((B, V), GONE, device=device).scatter_(1, order, image)
+        soft = _soft_mask(cues, 0)
+        if text_merges:
+            members = ((text >> 1)[:, None] == ranks(left, device)[:, None]).to(soft.dtype)
+            soft = torch.bmm(members, soft[:, :, None])[:, :, 0] / members.sum(dim=-1)
+        ones = torch.ones_like(cues.tokens.size)
+        seen = ones[:, :image_left] if kept < V or merges else _soft_mask(cues, 1)
+        return Decision(
+            torch.cat([text, image], dim=1),
+            integers(device, left, image_left).expand(B, 2),
+            (left, image_left),
+            weight=ones,  # the plain mean of what is merged
+            bias=torch.cat([soft, seen], dim=1).log()[:, None, None],
+        )
 
-    def _merge_text(self, cues: Cues, soft: Tensor) -> tuple[Decision, Tensor]:
-        """The decision about the text as one block, and its soft mask ``(B, Kt)`` afterwards."""
-        tokens = soft.shape[1]
-        merges = min(round(self.config.text_merge_ratio * tokens), (tokens - 1) // 2)
-        if merges == 0 or cues.text_key is None:
-            return _everywhere(soft), soft
-        order = ranks(tokens, soft.device).expand(soft.shape)
-        decision = self._merge(cues.text_key, order, merges)
-        return decision, decision.apply(soft[:, :, None], torch.ones_like(soft))[:, :, 0]
+    def _codes(self, cues: Cues, order: Tensor, text_merges: int, merges: int) -> tuple[Tensor, Tensor]:
+        """Codes by rank, ``(B, T)`` and ``(B, K)``: where tokens merge, even ranks that survive come first, then odd ones.
 
-    def _merge(self, key: Tensor, order: Tensor, merges: int) -> Decision:
-        """Merge ``merges`` pairs among the tokens in ``order (B, K)``; even ranks that survive come first, then odd ones."""
-        kept, rank = order.shape[1], ranks(order.shape[1], order.device)
-        code = 2 * rank.expand(order.shape)
-        if merges:
-            keys = key.mean(dim=1) if self.config.similarity == "mean_head" else key[:, 0]
-            features = pad(unit(gather_tokens(keys, order)), (0, 0, 0, kept % 2))
-            half = ranks((kept + 1) // 2, order.device).expand(len(order), -1)
-            outside = ranks(kept + kept % 2, order.device).expand(len(order), -1) >= kept
-            stays, receiver = propose(features, outside, half >= merges)
-            surviving = half.shape[1] - merges
-            even = torch.where(stays, 2 * (stays.cumsum(dim=1) - 1), 2 * (surviving + receiver) + 1)
-            odd = 2 * (surviving + half)
-            code = torch.stack([even, odd], dim=2).flatten(1)[:, :kept]
-        gone = torch.full((len(key), key.shape[2]), GONE, device=key.device)
-        code = gone.scatter(1, order, code)
-        return Decision.of_image(code, torch.full_like(code[:, 0], kept - merges), kept - merges)
+        Args:
+            cues: With the keys.
+            order: ``(B, K)``, the image tokens that are kept, by falling score.
+            text_merges: Pairs of words.
+            merges: Pairs of image tokens.
+        """
+        (B, kept), (T, _), device = order.shape, cues.tokens.slots, order.device
+        before, longest = T - text_merges, max(T, kept)
+        W = longest + longest % 2
+        count = integers(device, T, text_merges, kept, merges).view(2, 2, 1).expand(B, 2, 2, 1)
+        beyond = ranks(W, device) >= count
+        parts = [ranks(T, device), ranks(W - T, device), order + T, ranks(W - kept, device)]
+        at = torch.cat([part.expand(B, part.shape[-1]) for part in parts], dim=1)[:, :, None]
+        features = self._features(cues)
+        features = features.gather(1, at.expand(-1, -1, features.shape[2])).view(2 * B, W, -1)
+        stays, receiver = propose(features, beyond[:, :, 0].view(-1, W), beyond[:, :, 1, : W // 2].reshape(-1, W // 2))
+        stays, receiver = stays.view(B, 2, -1), receiver.view(B, 2, -1)
+        first_odd = 2 * ((T + 1) // 2 - text_merges), 2 * (before + (kept + 1) // 2 - merges)
+        even = torch.add(integers(device, -2, 2 * before - 2)[:, None], stays.cumsum(dim=2), alpha=2)
+        into = torch.add(integers(device, *(code + 1 for code in first_odd))[:, None], receiver, alpha=2)
+        odd = torch.add(integers(device, *first_odd)[:, None], ranks(W // 2, device), alpha=2)
+        codes = torch.stack([torch.where(stays, even, into), odd.expand(even.shape)], dim=3).flatten(2)
+        text, image = codes[:, 0, :T], codes[:, 1, :kept]
+        if text_merges == 0:
+            text = 2 * ranks(T, device).expand(B, T)
+        if merges == 0:
+            image = 2 * (ranks(kept, device) + before).expand(B, kept)
+        return text, image
+
+    def _features(self, cues: Cues) -> Tensor:
+        """``(B, N, Dh)``, of length one."""
+        assert cues.key is not None and cues.text_key is not None  # for the type checker: they are in `needs`
+        keys = [cues.key] if cues.one_stream else [cues.text_key, cues.image_key]
+        if self.config.similarity == "mean_head":
+            parts = [key.mean(dim=1) for key in keys]
+        else:
+            parts = [key[:, 0] for key in keys]
+        return unit(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
 
 
-def _soft_masks(cues: Cues) -> tuple[Tensor, Tensor]:
-    """``(B, T)`` and ``(B, V)``: the masks that the released softmax multiplies with, fractions included."""
-    mask = cues.tokens.mask.float() if cues.tokens.bias is None else cues.tokens.bias.exp()[:, 0, 0]
-    text, image = mask.split(cues.tokens.slots, dim=1)
-    return text, image
-
-
-def _everywhere(mask: Tensor) -> Decision:
-    """What changes nothing about a block and takes padding for tokens."""
-    return Decision.identity(torch.ones_like(mask, dtype=torch.bool))
-
-
-def _as_it_is(cues: Cues, mask: Tensor) -> Decision:
-    lengths = torch.ones_like(cues.tokens.lengths) * integers(mask.device, *cues.tokens.slots)
-    return Decision(None, lengths, cues.tokens.slots, bias=mask.log()[:, None, None])
+def _soft_mask(cues: Cues, modality: int) -> Tensor:
+    """``(B, T)`` of the text (0) or ``(B, V)`` of the image (1): what the released softmax multiplies with."""
+    tokens = cues.tokens
+    bias = tokens.biases[0 if cues.one_stream else modality]
+    if bias is None:
+        return tokens.mask.float().split(tokens.slots, dim=1)[modality]
+    soft = bias[:, 0, 0].exp()
+    return soft.split(tokens.slots, dim=1)[modality] if cues.one_stream else soft

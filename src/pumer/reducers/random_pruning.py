@@ -10,10 +10,11 @@ from pumer.errors import InputError
 from pumer.reducers.base import KEYS, Place, Reducer
 from pumer.reducers.decisions import prune_to
 from pumer.reducers.layered import PruningConfig
-from pumer.tables import ranks
+from pumer.tables import integers, ranks
 from pumer.tokens import Cues, Decision
 
-_PRIME = 2**31 - 1
+_WORD = 2**32
+_FACTOR = 0x9E3779B1  # a prime; its powers give each head a factor of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +56,15 @@ class RandomPruner:
         """Prune image tokens; text stays."""
         mask = cues.image_mask
         largest = cues.image_key[..., 0].masked_fill(~mask[:, None], -torch.inf).argmax(dim=2)
-        state = torch.full_like(largest[:, :1], (self.config.seed * 1009 + self.layer) * 1_000_003 % _PRIME)
-        for head in largest[:, :, None].unbind(dim=1):
-            state = _scramble(state + head)
-        score = (_scramble(state + ranks(mask.shape[1], mask.device)) >> 7).to(torch.float32)  # exact
-        return prune_to(cues, self.config, score)
+        heads = integers(mask.device, *(pow(_FACTOR, head, _WORD) >> 1 for head in range(1, largest.shape[1] + 1)))
+        state = (largest * heads).sum(dim=1, keepdim=True) + (self.config.seed * 1009 + self.layer) * 1_000_003 % _WORD
+        score = _scramble(_scramble(state) + ranks(mask.shape[1], mask.device) * _FACTOR)
+        return prune_to(cues, self.config, (score >> 8).to(torch.float32))  # 24 bits: exact
 
 
 def _scramble(x: Tensor) -> Tensor:
-    """A hash of non-negative integers, below 2 ** 31; two rounds, for after one neighbours are spread evenly."""
-    for _ in range(2):
-        x = (x % _PRIME * 48_271 + 12_820_163) % _PRIME
-        x = ((x ^ (x >> 15)) * 69_621) % _PRIME
-    return x
+    """The finaliser of MurmurHash3 for 32 bits: changing any bit of ``x`` changes half of the result's."""
+    x = x & (_WORD - 1)
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & (_WORD - 1)
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & (_WORD - 1)
+    return x ^ (x >> 16)
