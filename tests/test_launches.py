@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from tiny import EXAMPLES, GRIDS, TINY
+from tiny import EXAMPLES, GRID, GRIDS, TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pumer
-from pumer import PuMerConfig, tables
-from pumer.training.config import TrainConfig  # noqa: F401
+import pumer.reducers.decisions as decisions
+from pumer import PuMerConfig
 
 VIEWS = {
     "_unsafe_view", "_reshape_alias", "alias", "as_strided", "detach", "diagonal", "empty", "empty_like", "empty_strided",
@@ -19,10 +19,12 @@ VIEWS = {
 }  # fmt: skip
 """Operators that launch nothing."""
 
-SYNCS = {"lift_fresh", "_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select"}
-"""Operators that wait for the device, or that copy what a Python list holds to it, which waits as well."""
+SYNCS = {"lift_fresh", "_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique"}
+"""Operators that wait for the device; `lift_fresh` copies what a Python list holds to it, which waits as well."""
 
-BUDGET = {"pumer": 48}
+BUDGETS = {"pumer": 48}
+"""Launches of one reduction of a method, at most."""
+
 OTHERS = 64
 
 
@@ -51,29 +53,62 @@ def calls(model, inputs, grad=False):
     return found
 
 
-FIRST = [
+IN_LAYERS = [
     (backbone, example)
-    for method, examples in EXAMPLES.items()
-    for backbone, example in tiny.grid(examples)
-    if method != "none" and not tiny.in_vision(example)
+    for backbone, example in GRID
+    if example.config.method != "none" and not tiny.in_vision(example)
 ]
 
 
-@pytest.mark.parametrize(("backbone", "example"), FIRST, ids=tiny.label)
+@pytest.mark.parametrize(("backbone", "example"), IN_LAYERS, ids=tiny.label)
 def test_launches_of_a_reduction(backbone, example):
     """What a second reducing layer adds to a forward."""
-    case, config = TINY[backbone], example.config
-    inputs = case.batch(GRIDS)
-    counted = []
-    for layers in (1, 2):
-        config = one_step(example.config, [case.stride * layer for layer in range(layers)])
-        counted.append(len(calls(pumer.patch(case.build(), config), inputs).launches))
-    print(backbone, example.config.method, counted[1] - counted[0])
-    assert 0 < counted[1] - counted[0] <= BUDGET.get(config.method, OTHERS)
+    case = TINY[backbone]
+    inputs, counted = case.batch(GRIDS), []
+    for reducing in ([0], [0, case.stride]):
+        model = pumer.patch(case.build(), in_layers(example.config, reducing))
+        counted.append(len(calls(model, inputs).launches))
+    budget = BUDGETS.get(example.config.method, OTHERS)
+    assert 0 < counted[1] - counted[0] <= budget
 
 
-def one_step(config, layers):
+def in_layers(config, layers):
     """The config's first step in these layers."""
     if isinstance(config, PuMerConfig):
         return PuMerConfig(schedule=tuple(replace(config.schedule[0], layer=layer) for layer in layers))
     return replace(config, layers=tuple(layers))
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize(("backbone", "example"), GRID, ids=tiny.label)
+def test_no_forward_waits(backbone, example, grad):
+    model = pumer.patch(TINY[backbone].build(), example.config).train(grad)
+    assert calls(model, TINY[backbone].batch(GRIDS), grad).syncs == []
+
+
+@pytest.mark.parametrize(("backbone", "head"), tiny.HEADS)
+def test_no_head_waits(backbone, head):
+    case = TINY[backbone]
+    model = pumer.patch(case.build(head), case.fit(PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.2)))
+    assert calls(model, case.batch(GRIDS, head)).syncs == []
+
+
+def counted_anew(found, lengths):
+    """The table copied to the device in every forward."""
+    rows = torch.tensor(found.counts.tolist(), device=lengths.device)
+    return rows.index_select(0, (lengths + found.offset).flatten()).view(-1, 2, 3)
+
+
+def most_of_all(found, lengths):
+    """A count that Python asks for."""
+    return decisions.counts_of(found, lengths)[:, :, : 3 if int(lengths.max()) else 0]
+
+
+@pytest.mark.parametrize("backbone", TINY)
+@pytest.mark.parametrize("mutant", [counted_anew, most_of_all])
+def test_a_forward_that_waits_is_seen(backbone, mutant, monkeypatch):
+    monkeypatch.setattr(decisions, "counts_of", decisions.counts, raising=False)
+    monkeypatch.setattr(decisions, "counts", mutant)
+    case = TINY[backbone]
+    model = pumer.patch(case.build(), case.fit(PuMerConfig(layers=(0,), prune_ratio=0.2)))
+    assert calls(model, case.batch(GRIDS)).syncs

@@ -129,7 +129,7 @@ def propose(features: Tensor, outside: Tensor, spared: Tensor) -> tuple[Tensor, 
     similarity = torch.bmm(features[:, 0::2], features[:, 1::2].transpose(1, 2))
     best, receiver = similarity.masked_fill_(outside[:, None, 1::2], -torch.inf).max(dim=-1)
     best = best.masked_fill(outside[:, 0::2], -torch.inf)
-    best[:, 0] = -torch.inf
+    best[:, 0].fill_(-torch.inf)
     order = best.argsort(dim=1, descending=True, stable=True)
     return torch.empty_like(spared).scatter_(1, order, spared), receiver
 
