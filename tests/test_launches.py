@@ -5,18 +5,42 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from tiny import EXAMPLES, GRID, GRIDS, TINY
+from tiny import GRID, GRIDS, TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pumer
 import pumer.reducers.decisions as decisions
 from pumer import PuMerConfig
 
-VIEWS = {
-    "_unsafe_view", "_reshape_alias", "alias", "as_strided", "detach", "diagonal", "empty", "empty_like", "empty_strided",
-    "expand", "lift_fresh", "new_empty", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t",
-    "transpose", "unbind", "unfold", "unsafe_split", "unsqueeze", "view",
-}  # fmt: skip
+VIEWS = set(
+    [
+        "_unsafe_view",
+        "_reshape_alias",
+        "alias",
+        "as_strided",
+        "detach",
+        "diagonal",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "expand",
+        "lift_fresh",
+        "new_empty",
+        "permute",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "t",
+        "transpose",
+        "unbind",
+        "unfold",
+        "unsafe_split",
+        "unsqueeze",
+        "view",
+    ]
+)
 """Operators that launch nothing."""
 
 SYNCS = {"lift_fresh", "_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique"}
@@ -54,9 +78,7 @@ def calls(model, inputs, grad=False):
 
 
 IN_LAYERS = [
-    (backbone, example)
-    for backbone, example in GRID
-    if example.config.method != "none" and not tiny.in_vision(example)
+    (backbone, example) for backbone, example in GRID if example.config.method != "none" and not tiny.in_vision(example)
 ]
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -145,7 +144,8 @@ def after_merging(slot: Tensor, stays: Tensor, receiver: Tensor) -> Tensor:
     Returns:
         ``(..., W)`` int64, the code of each rank (see `Decision`).
     """
-    even, odd = torch.add(slot.unflatten(-1, (-1, 2)), stays.cumsum(dim=-1)[..., None], alpha=2).unbind(dim=-1)
+    pairs = slot.view(*slot.shape[:-1], -1, 2)
+    even, odd = torch.add(pairs, stays.cumsum(dim=-1)[..., None], alpha=2).unbind(dim=-1)
     into = odd.gather(-1, receiver) + 1
     return torch.stack([torch.where(stays, even, into), odd], dim=-1).flatten(-2)
 

@@ -17,7 +17,9 @@ LEARNED = "reducer"
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def patch(model: Model, config: ReductionConfig) -> Model:
+def patch(
+    model: Model, config: ReductionConfig, *, slice_size: int | None = None, slice_bytes: int | None = None
+) -> Model:
     """Put a reduction into a model, in place. A model that is patched already gets the new config instead.
 
     Classes of the modules concerned are swapped for subclasses of themselves; weights, state dict and class names
@@ -27,6 +29,9 @@ def patch(model: Model, config: ReductionConfig) -> Model:
         model: A transformers model of a supported family, or anything that contains one (a PEFT model, a compiled one).
         config: `PuMerConfig` or that of another method, `NoReduction` for the fast path alone. What a method has
             learned in the model, it keeps in the layers that the new config names as well.
+        slice_size: In inference, run the layers before the last reduction on this many examples at a time, and join
+            them when their tokens are few: less memory, the same answers. None: the whole batch at once.
+        slice_bytes: The same, chosen so that the activations of a slice take about this many bytes.
 
     Returns:
         The same model.
@@ -37,6 +42,7 @@ def patch(model: Model, config: ReductionConfig) -> Model:
     """
     if not isinstance(config, ReductionConfig):
         raise InputError(f"{config!r} is not a reduction config; give pumer.PuMerConfig(...) or pumer.NoReduction()")
+    _check_slices(slice_size, slice_bytes)
     roots = _roots(model)
     for root, backbone in roots:
         _check_layers(config, backbone, root)
@@ -47,7 +53,8 @@ def patch(model: Model, config: ReductionConfig) -> Model:
     unpatch(model)
     for (root, backbone), weights in zip(roots, before, strict=True):
         expands = not any(type(head) in backbone.pooled for head in _parents(model, root))
-        _install(root, backbone, Reduction(config, backbone.widths(root), expands=expands))
+        size = slice_size if slice_bytes is None else max(1, slice_bytes // backbone.example_bytes(root))
+        _install(root, backbone, Reduction(config, backbone.widths(root), slice_size=size, expands=expands))
         if LEARNED in root._modules:
             adopt(root.get_submodule(LEARNED), weights)
     return model
@@ -167,6 +174,15 @@ def _roots(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
         supported = ", ".join(backbone.root.__name__ for backbone in BACKBONES.values())
         raise InputError(f"{type(model).__name__} cannot be patched; it must be or contain one of: {supported}")
     return found
+
+
+def _check_slices(size: object, size_bytes: object) -> None:
+    """Refuse what is no number of examples or of bytes, and both at once."""
+    for name, value in (("slice_size", size), ("slice_bytes", size_bytes)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InputError(f"{name} is {value!r}; give an integer from 1 on, or None for the whole batch at once")
+    if size is not None and size_bytes is not None:
+        raise InputError("both slice_size and slice_bytes are given; give one of them")
 
 
 def _parents(model: nn.Module, child: nn.Module) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Token counts by length, and other small constants, kept on the device: no forward copies them there or rounds a float.
+"""Token counts by length, and other small constants, kept on the device, so that no forward copies them there.
 
 How many tokens stay is an integer rule (Python's arithmetic, Python's rounding). A graph looks it up in a table by each
 sample's own length, so that shapes stay static and padding does not count.
@@ -18,6 +18,8 @@ class Rule(Protocol):
     graph can take it as a constant: a frozen dataclass.
     """
 
+    def __hash__(self) -> int: ...
+
     def image_counts(self, n: int) -> tuple[int, int]:
         """Of ``n`` image tokens: how many pruning keeps, and how many of these are merged away."""
 
@@ -36,8 +38,8 @@ class Tables(NamedTuple):
         prunes: Whether image tokens are pruned at some length.
         merges_text: Whether text tokens are merged at some length.
         merges_image: Whether image tokens are merged at some length.
-        counts: ``(T + 1 + V + 1, 3)`` int64: kept, merged away and left of a text of n tokens in row n, of an image of n
-            tokens in row T + 1 + n.
+        counts: ``(T + 1 + V + 1, 3)`` int64: kept, merged away and left of a text of n tokens in row n, of an image
+            of n tokens in row T + 1 + n.
         counts_int32: The same for the kernels.
         offset: ``(2,)`` int64, first row of the text and of the image.
         rank: ``(W,)`` int64: 0, 1, 2, ..., where W is the longer block's length, rounded up to an even number.
@@ -76,7 +78,7 @@ def tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
     return _constant_tables(rule, text, image, device)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def _constant_tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
     return _cached_tables(rule, text, image, device)
 
@@ -130,7 +132,7 @@ def ranks(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device) if torch.compiler.is_exporting() else _constant(device, range(count))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def _constant(device: torch.device, values: tuple[int, ...] | range) -> Tensor:
     return _cached(device, values)
 

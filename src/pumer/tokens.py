@@ -1,10 +1,10 @@
 """What flows through a reduced model: Tokens (text and image), Decision (one reduction), Cues (what it is based on).
 
-Letters: ``B`` batch, ``T`` text slots, ``V`` image slots, ``N = T + V``, ``N0`` tokens that entered the model, ``K`` slots
-after a decision, ``D`` width, ``H`` heads, ``Dh`` head width.
+Letters: ``B`` batch, ``T`` text slots, ``V`` image slots, ``N = T + V``, ``N0`` tokens that entered the model, ``K``
+slots after a decision, ``D`` width, ``H`` heads, ``Dh`` head width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,8 +22,8 @@ GONE = 2**30
 class Decision:
     """What one reduction does to text and image; decided once, applied to every per-token tensor.
 
-    Text is counted first: its tokens are input slots ``0 .. T - 1`` and output slots ``0 .. Kt - 1``, those of the image
-    come after. Either may be empty.
+    Text is counted first: its tokens are input slots ``0 .. T - 1`` and output slots ``0 .. Kt - 1``, those of the
+    image come after. Either may be empty.
 
     Attributes:
         code: ``(B, N)`` integers, where each token goes: twice its output slot, and one more if it is merged away into
@@ -105,6 +105,20 @@ class Decision:
             weight,
             text.proportional,
             bias,
+        )
+
+    @classmethod
+    def of_slices(cls, slices: Sequence["Decision"]) -> "Decision":
+        """One decision about a batch from those about its slices, made by the same reducer."""
+        first = slices[0]
+        if len(slices) == 1:
+            return first
+        return replace(
+            first,
+            code=_rows([part.code for part in slices]),
+            lengths=torch.cat([part.lengths for part in slices]),
+            weight=_rows([part.weight for part in slices]),
+            bias=_rows([part.bias for part in slices]),
         )
 
     @property
@@ -227,7 +241,7 @@ class Tokens:
         """``(B, 1, 1, N)`` of text and image."""
         if len(self.streams) == 1:
             return self.biases[0]
-        masks = self.mask.split(self.slots, dim=1)
+        masks = torch.split(self.mask, list(self.slots), dim=1)
         parts = [attention_bias(mask) if bias is None else bias for mask, bias in zip(masks, self.biases, strict=True)]
         return torch.cat(parts, dim=-1)
 
@@ -242,6 +256,23 @@ class Tokens:
     def text_source(self, text_length: int) -> Tensor:
         """``source`` of the first ``text_length`` input tokens, the text's: ``(B, text_length)``."""
         return replace(self, origin=self.origin[:, :text_length]).source
+
+    @classmethod
+    def of_slices(cls, slices: Sequence["Tokens"]) -> "Tokens":
+        """The tokens of a batch from those of its slices, which went through the same layers."""
+        first = slices[0]
+        if len(slices) == 1:
+            return first
+        decisions = zip(*(part.history for part in slices), strict=True)
+        return replace(
+            first,
+            streams=tuple(torch.cat(parts) for parts in zip(*(part.streams for part in slices), strict=True)),
+            size=torch.cat([part.size for part in slices]),
+            biases=tuple(_rows(parts) for parts in zip(*(part.biases for part in slices), strict=True)),
+            origin=torch.cat([part.origin for part in slices]),
+            history=tuple((Decision.of_slices([d for d, _ in parts]), parts[0][1]) for parts in decisions),
+            counts=_rows([part.counts for part in slices]),
+        )
 
     def with_streams(self, *streams: Tensor) -> "Tokens":
         """The same tokens with new states."""
@@ -301,6 +332,12 @@ class Tokens:
         if len(self.streams) == 1:
             return (bias,)
         return bias[..., :text_length], bias[..., text_length:]
+
+
+def _rows(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The rows of all parts, or None where there is nothing."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def _traced(owner: Tensor, decision: Decision, before: int) -> Tensor:

@@ -107,7 +107,9 @@ class Trace:
         self.forwards.append(trace)
         words = tokens.mask[:, :T]
         for place, decision in history:
-            self._note(place, Decision.join(replace(Decision.identity(words), proportional=decision.proportional), decision), T)
+            self._note(
+                place, Decision.join(replace(Decision.identity(words), proportional=decision.proportional), decision), T
+            )
 
     def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
         """Called by a patched model after each reduction; those of a vision encoder are told at the beginning."""

@@ -37,6 +37,7 @@ class Reduction:
         reducers: Reducer of each reducing layer.
         enabled: False inside `pumer.disabled`.
         recorder: Set inside `pumer.trace`.
+        slice_size: Examples that run together through the layers before the last reduction, in inference; None: all.
         expands: Whether the words are put back to their places in the output, which a head that reads the pooled vector
             alone does not look at.
     """
@@ -46,6 +47,7 @@ class Reduction:
     reducers: dict[Place, Reducer] = field(init=False)
     enabled: bool = True
     recorder: Recorder | None = None
+    slice_size: int | None = None
     expands: bool = True
 
     def __post_init__(self) -> None:
@@ -57,6 +59,18 @@ class Reduction:
         if not self.enabled:
             return {}
         return {layer: reducer for (place, layer), reducer in self.reducers.items() if place == stack}
+
+    def slices(self, batch: int) -> list[slice]:
+        """The rows of a batch that run together while there are many tokens; all of them in training and in a graph.
+
+        Args:
+            batch: Examples.
+        """
+        size = self.slice_size
+        whole = size is None or torch.is_grad_enabled() or self.recorder is not None or torch.compiler.is_exporting()
+        if size is None or whole or batch <= size:
+            return [slice(0, batch)]
+        return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
     def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]] = ()) -> None:
         """Tell the recorder, if there is one, that a forward begins."""
@@ -146,6 +160,8 @@ class Backbone:
         widths: From a root module to the width of each stack.
         tokens: From a root module to the tokens of each stack that a reduction without regard to modality can choose
             from: those of the longest text, where it is in the same stream, and of a picture of the model's size.
+        example_bytes: From a root module to the bytes of activations that one example holds at most in inference,
+            roughly, before anything is reduced.
         pooled: Classes of heads that read the pooled vector alone.
         unfit: From a stack and a layer of it to the reason why it cannot reduce, or None.
     """
@@ -158,6 +174,7 @@ class Backbone:
     embedders: Callable[[Any], Sequence[nn.Module]]
     widths: Callable[[Any], dict[str, int]]
     tokens: Callable[[Any], dict[str, int]]
+    example_bytes: Callable[[Any], int]
     pooled: frozenset[type[nn.Module]] = frozenset()
     unfit: Callable[[str, int], str | None] = lambda stack, layer: None
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPVisionModel
 
 from pumer.backbones.base import AttentionCues, Backbone, CueRequest, Reduction
-from pumer.backbones.streams import PatchProjection, attention_dtype, autocast_off, expand_text, text_block
+from pumer.backbones.streams import PatchProjection, attention_dtype, autocast_off, expand_text, layer_bytes, text_block
 from pumer.errors import InputError
 from pumer.functional import attention
 from pumer.models.meter.heads_meter import (
@@ -165,11 +165,29 @@ class ReducedMeterEncoder(MeterCrossModalEncoder):
     """The loop over pairs, with a reduction inside the text layers that have a reducer."""
 
     def forward(  # type: ignore[override]  # noqa: D102
-        self, tokens: Tokens, reduction: Reduction, output_hidden_states: bool = False
+        self, tokens: Tokens, reduction: Reduction, output_hidden_states: bool = False, start: int = 0
     ) -> tuple[Tokens, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+        states: list[tuple[Tensor, ...]] | None = [] if output_hidden_states else None
+        tokens = self.run(tokens, reduction, start, len(self.text_layers), states)
+        if states is None:
+            return tokens, None, None
+        text_states, image_states = zip(*states, tokens.streams, strict=True)
+        return tokens, text_states, image_states
+
+    def run(
+        self,
+        tokens: Tokens,
+        reduction: Reduction,
+        start: int,
+        stop: int,
+        states: list[tuple[Tensor, ...]] | None = None,
+    ) -> Tokens:
+        """Run the pairs from ``start`` up to ``stop``; the states that enter each are appended to a list, if given."""
         reducers, plain = reduction.active_reducers("fusion"), CueRequest(reduction.config)
-        states = [tokens.streams]
-        for pair, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True)):
+        for pair in range(start, stop):
+            text_layer, image_layer = self.text_layers[pair], self.image_layers[pair]
+            if states is not None:
+                states.append(tokens.streams)
             (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
             seen, seen_bias, reducer = words, bias, reducers.get(2 * pair)
             if reducer is None:
@@ -181,11 +199,7 @@ class ReducedMeterEncoder(MeterCrossModalEncoder):
             if self.config.cross_modal_order == "sequential":
                 seen, seen_bias = words, bias
             tokens = tokens.with_streams(words, image_layer(patches, seen, image_bias, seen_bias, plain))
-            states.append(tokens.streams)
-        if not output_hidden_states:
-            return tokens, None, None
-        text_states, image_states = zip(*states, strict=True)
-        return tokens, text_states, image_states
+        return tokens
 
 
 def _reduce(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
@@ -208,6 +222,7 @@ class ReducedMeterModel(MeterModel):
     """Carries tokens from the encoders through the pairs, and gives METER's outputs back."""
 
     pumer_reduction: Reduction
+    encoder: ReducedMeterEncoder
 
     def encode_image(self, pixel_values: Tensor) -> MeterEncoding:
         """As `MeterModel.encode_image`; merged by the steps for the vision encoder, if there are any.
@@ -219,6 +234,11 @@ class ReducedMeterModel(MeterModel):
             The encoding; ``size`` and ``decisions`` tell what was merged.
         """
         self.check_pixels(pixel_values)
+        return MeterEncoding.of_slices(
+            [self._encoded(pixel_values[rows]) for rows in self.pumer_reduction.slices(len(pixel_values))]
+        )
+
+    def _encoded(self, pixel_values: Tensor) -> MeterEncoding:
         tokens, decisions = self.vision_model(pixel_values, self.pumer_reduction)
         states = self.image_projection(self.vision_model.post_layernorm(tokens.states))
         size = tokens.size if decisions else None
@@ -240,15 +260,20 @@ class ReducedMeterModel(MeterModel):
         self.check_pair(text, image, image_token_type_idx)
         reduction = self.pumer_reduction
         self._check_buffer(image)
-        kinds = self.modality_embeddings(integers(text.states.device, 0, image_token_type_idx))
-        reduces = bool(reduction.active_reducers("fusion"))
-        tokens = joined(text.states + kinds[0], text.mask, image.states + kinds[1], reduces, image)
-        if reduction.recorder is not None:
-            reduction.begin(tokens, self._cells(image), image.decisions)
-        tokens, text_states, image_states = self.encoder(tokens, reduction, output_hidden_states)
+        batch = text.states.shape[0]
+        slices = [slice(0, batch)] if output_hidden_states else reduction.slices(batch)
+        start, parts = 0, []
+        if len(slices) > 1:  # the pairs before the last reduction, where most of the memory goes
+            start = 1 + max(reduction.active_reducers("fusion"), default=2 * len(self.encoder.text_layers) - 1) // 2
+        for rows in slices:
+            part = self._joined(text.part(rows), image.part(rows), image_token_type_idx)
+            parts.append(self.encoder.run(part, reduction, 0, start))
+        tokens = Tokens.of_slices(parts)
+        del parts, part
+        tokens, text_states, image_states = self.encoder(tokens, reduction, output_hidden_states, start)
         words, patches = tokens.streams
         pooled = torch.cat([self.text_pooler(words), self.image_pooler(patches)], dim=-1)
-        if reduces and reduction.expands:
+        if reduction.expands and reduction.active_reducers("fusion"):
             words = expand_text(words, tokens, text.mask.shape[1])
         return MeterModelOutput(
             text_last_hidden_state=words,
@@ -257,6 +282,16 @@ class ReducedMeterModel(MeterModel):
             text_hidden_states=text_states,
             image_hidden_states=image_states,
         )
+
+    def _joined(self, text: MeterEncoding, image: MeterEncoding, image_type: int) -> Tokens:
+        """The two streams that enter the first pair."""
+        reduction = self.pumer_reduction
+        kinds = self.modality_embeddings(integers(text.states.device, 0, image_type))
+        reduces = bool(reduction.active_reducers("fusion"))
+        tokens = joined(text.states + kinds[0], text.mask, image.states + kinds[1], reduces, image)
+        if reduction.recorder is not None:
+            reduction.begin(tokens, self._cells(image), image.decisions)
+        return tokens
 
     def _check_buffer(self, image: MeterEncoding) -> None:
         most, (rows, columns) = self.pumer_reduction.config.max_image_tokens, self.patch_grid
@@ -287,7 +322,8 @@ def joined(words: Tensor, mask: Tensor, patches: Tensor, reduced: bool, image: M
     words, mask, source = text_block(words, mask, reduced)
     T, dtype = mask.shape[1], attention_dtype(words)
     size = torch.ones_like(patches[:, :, 0], dtype=torch.float32)
-    origin, bias, history = _slots(patches), None, ()
+    origin, bias = _slots(patches), None
+    history: tuple[tuple[Decision, int], ...] = ()
     if image is not None and image.size is not None:
         _, last = image.decisions[-1]
         size, bias = image.size, last.bias
@@ -335,6 +371,12 @@ METER = Backbone(
     widths=lambda model: {"fusion": model.config.hidden_size, "vision": model.config.vision_config.hidden_size},
     tokens=lambda model: dict.fromkeys(("fusion", "vision"), 1 + model.patch_grid[0] * model.patch_grid[1]),
     embedders=lambda model: [model.text_model, model.vision_model],
+    example_bytes=lambda model: layer_bytes(
+        1 + model.patch_grid[0] * model.patch_grid[1],
+        model.config.vision_config.hidden_size,
+        model.config.vision_config.intermediate_size,
+        model.dtype,
+    ),
     pooled=frozenset({MeterForImageAndTextRetrieval, MeterForImagesAndTextClassification, MeterForQuestionAnswering}),
     unfit=_unfit,
 )

@@ -50,6 +50,18 @@ def text_block(states: Tensor, mask: Tensor, reduced: bool) -> tuple[Tensor, Ten
     return gather_tokens(states, order), mask, source
 
 
+def layer_bytes(tokens: int, width: int, inner: int, dtype: torch.dtype) -> int:
+    """Bytes of activations of one example in a layer, at its peak: the feed-forward part and the states around it.
+
+    Args:
+        tokens: ``N``.
+        width: ``D``.
+        inner: Width between the two halves of the feed-forward part.
+        dtype: Of the states.
+    """
+    return tokens * (2 * inner + 4 * width) * dtype.itemsize
+
+
 def attention_dtype(states: Tensor) -> torch.dtype:
     """The dtype in which the layers' attention runs: that of autocast, if it is on."""
     kind = states.device.type

@@ -31,7 +31,7 @@ from transformers.models.vilt.modeling_vilt import (
 )
 
 from pumer.backbones.base import AttentionCues, Backbone, CueRequest, Reduction
-from pumer.backbones.streams import PatchProjection, attention_dtype, autocast_off, expand_text, text_block
+from pumer.backbones.streams import PatchProjection, attention_dtype, autocast_off, expand_text, layer_bytes, text_block
 from pumer.errors import InputError
 from pumer.functional import compact, gather_tokens
 from pumer.reducers.base import NoReduction, Reducer
@@ -190,13 +190,21 @@ class ReducedViltEncoder(ViltEncoder):
     """The loop over layers, with a reduction inside those that have a reducer."""
 
     def forward(  # noqa: D102
-        self, tokens: Tokens, reduction: Reduction, output_hidden_states: bool = False
+        self, tokens: Tokens, reduction: Reduction, output_hidden_states: bool = False, start: int = 0
     ) -> tuple[Tokens, tuple[Tensor, ...] | None]:
+        hidden_states: list[Tensor] | None = [] if output_hidden_states else None
+        tokens = self.run(tokens, reduction, start, len(self.layer), hidden_states)
+        return tokens, None if hidden_states is None else (*hidden_states, tokens.states)
+
+    def run(
+        self, tokens: Tokens, reduction: Reduction, start: int, stop: int, hidden_states: list[Tensor] | None = None
+    ) -> Tokens:
+        """Run the layers from ``start`` up to ``stop``; the states that enter each are appended to a list, if given."""
         reducers = reduction.active_reducers("fusion")
         plain = CueRequest(reduction.config)
-        hidden_states: list[Tensor] = []
-        for index, layer in enumerate(self.layer):
-            if output_hidden_states:
+        for index in range(start, stop):
+            layer = self.layer[index]
+            if hidden_states is not None:
                 hidden_states.append(tokens.states)
             reducer = reducers.get(index)
             if reducer is None:
@@ -204,8 +212,7 @@ class ReducedViltEncoder(ViltEncoder):
                 continue
             tokens = _reduce(tokens, layer, index, reducer, reduction)
             tokens = tokens.with_streams(layer(tokens.states, part="feed_forward"))
-        hidden_states.append(tokens.states)
-        return tokens, tuple(hidden_states) if output_hidden_states else None
+        return tokens
 
 
 def _reduce(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
@@ -258,6 +265,49 @@ class ReducedViltModel(ViltModel):
         check_inputs(input_ids, inputs_embeds, pixel_values, image_embeds)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        reduction, kind = self.pumer_reduction, 1 if image_token_type_idx is None else image_token_type_idx
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "inputs_embeds": inputs_embeds,
+            "pixel_values": pixel_values,
+            "pixel_mask": pixel_mask,
+            "image_embeds": image_embeds,
+        }
+        batch = next(x for x in (input_ids, inputs_embeds) if x is not None).shape[0]
+        slices = [slice(0, batch)] if output_hidden_states else reduction.slices(batch)
+        start, parts = 0, []
+        if len(slices) > 1:  # the layers before the last reduction, where most of the memory goes
+            start = 1 + max(reduction.active_reducers("fusion"), default=len(self.encoder.layer) - 1)
+        for rows in slices:
+            here = {name: None if x is None else x[rows] for name, x in given.items()}
+            part = self._embedded(**here, image_type=kind)
+            parts.append(self.encoder.run(part, reduction, 0, start))
+        tokens = Tokens.of_slices(parts)
+        del parts, part
+        tokens, hidden_states = self.encoder(tokens, reduction, output_hidden_states, start)
+        states = self.layernorm(tokens.states)
+        pooled = self.pooler(states) if self.pooler is not None else None
+        if reduction.expands and tokens.history:
+            words = next(x for x in (input_ids, inputs_embeds) if x is not None).shape[1]
+            states = expand_text(states, tokens, words)
+        if return_dict is False or (return_dict is None and not self.config.return_dict):
+            return (states, pooled, *([] if hidden_states is None else [hidden_states]))
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states)
+
+    def _embedded(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        pixel_values: Tensor | None,
+        pixel_mask: Tensor | None,
+        image_embeds: Tensor | None,
+        image_type: int,
+    ) -> Tokens:
+        """The stream that enters the first layer."""
         text, image, image_mask, cell = self.embeddings(
             input_ids,
             token_type_ids,
@@ -265,19 +315,12 @@ class ReducedViltModel(ViltModel):
             pixel_values,
             pixel_mask,
             image_embeds,
-            1 if image_token_type_idx is None else image_token_type_idx,
+            image_type,
             self.pumer_reduction.config.max_image_tokens,
         )
         tokens = self._stream(text, attention_mask, image, image_mask)
         self.pumer_reduction.begin(tokens, cell)
-        reduced, hidden_states = self.encoder(tokens, self.pumer_reduction, output_hidden_states)
-        states = self.layernorm(reduced.states)
-        pooled = self.pooler(states) if self.pooler is not None else None
-        if self.pumer_reduction.expands and reduced.history:
-            states = expand_text(states, reduced, text.shape[1])
-        if return_dict is False or (return_dict is None and not self.config.return_dict):
-            return (states, pooled, *([] if hidden_states is None else [hidden_states]))
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states)
+        return tokens
 
     def _stream(self, text: Tensor, attention_mask: Tensor | None, image: Tensor, image_mask: Tensor) -> Tokens:
         """Text ``(B, T, D)`` and image ``(B, 1 + V, D)`` as one stream; compact if anything is going to be reduced."""
@@ -350,5 +393,11 @@ VILT = Backbone(
         "fusion": model.config.max_position_embeddings + int(model.embeddings.position_embeddings.shape[1])
     },
     embedders=lambda model: [model.embeddings],
+    example_bytes=lambda model: layer_bytes(
+        model.config.max_position_embeddings + int(model.embeddings.position_embeddings.shape[1]),
+        model.config.hidden_size,
+        model.config.intermediate_size,
+        model.dtype,
+    ),
     pooled=frozenset({ViltForImageAndTextRetrieval, ViltForImagesAndTextClassification, ViltForQuestionAnswering}),
 )

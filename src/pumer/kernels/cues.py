@@ -151,13 +151,15 @@ def constants(
     if itemsize == 2 and power_of_two(keys) * deep <= 16384 and power_of_two(keys) <= 256:
         block = power_of_two(keys)
     else:
-        block = max(16, min(128, 16384 // (deep * itemsize), power_of_two(keys)))
+        elements = 8192 if itemsize == 2 else 2048  # in float32 there are no tensor cores: registers are what is short
+        block = max(16, min(128, elements // deep, power_of_two(keys)))
+    warps = 8 if prune and row_block * block >= 4096 else 4
     values: dict[str, Any] = {
         "H": heads, "DH": width, "DP": deep, "BT": row_block, "TC": row_blocks, "BN": block,
-        "NB": blocks(keys, block), "BF": FEATURE_BLOCK, "HC": max(1, min(power_of_two(heads, 1), 512 // deep)),
+        "NB": blocks(keys, block), "BF": FEATURE_BLOCK, "HC": max(1, min(power_of_two(heads, 1), 64 * warps // deep)),
         "PRUNE": prune, "HAS_BIAS": has_bias, "MERGE_TEXT": merge_text, "MERGE": merge,
     }  # fmt: skip
-    return values, 8 if prune and row_block * block >= 4096 else 4
+    return values, warps
 
 
 def launch(

@@ -26,13 +26,17 @@ def best(bits, count):
     FIELD: tl.constexpr = 10 if SHORT else 21
     PACKED: tl.constexpr = tl.int32 if SHORT else tl.int64
     LOW: tl.constexpr = 2**FIELD - 1
+    none, one = tl.full((), 0, PACKED), tl.full((), 1, PACKED)
+    two = one + (one << FIELD)  # what reaches the second candidate reaches the first as well
+    three = two + (one << (2 * FIELD))
     threshold = tl.full((), 0, tl.uint32)
     for step in tl.static_range(16):
         unit = tl.full((), 1 << (30 - 2 * step), tl.uint32)
-        first = (bits >= threshold + unit).to(PACKED)
-        second = (bits >= threshold + unit + unit).to(PACKED)
-        third = (bits >= threshold + unit + unit + unit).to(PACKED)
-        reached = tl.sum(first + (second << FIELD) + (third << (2 * FIELD)), 0)
+        first = threshold + unit
+        second = first + unit
+        third = second + unit
+        upper = tl.where(bits >= third, three, tl.where(bits >= second, two, one))
+        reached = tl.sum(tl.where(bits >= first, upper, none), 0)
         digit = ((reached & LOW) >= count).to(tl.uint32)
         digit += (((reached >> FIELD) & LOW) >= count).to(tl.uint32)
         digit += ((reached >> (2 * FIELD)) >= count).to(tl.uint32)

@@ -136,7 +136,7 @@ def _by_rank(found: Tables, beyond: Tensor, features: Callable[[], Tensor], inde
         found: Says which of the blocks merge.
         beyond: From `_beyond`.
         features: Gives what similarity is measured on, as `_features` does.
-        index: ``(B, V - 1)``, image token but [CLS] at each rank, counted from the first patch; None: they are all there.
+        index: ``(B, V - 1)``, image token but [CLS] at each rank, counted from the first patch; None: none is gone.
     """
     W, outside = len(found.rank), beyond[:, :, 0]
     if not (found.merges_text or found.merges_image):

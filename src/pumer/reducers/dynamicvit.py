@@ -110,7 +110,7 @@ class TokenPredictor(LearnedReducer):
         mask, states, before = cues.image_mask, cues.image_states, cues.tokens.bias
         if before is None:
             before = attention_bias(cues.tokens.mask)
-        text, bias = before.split(cues.tokens.slots, dim=-1)
+        text, bias = torch.split(before, list(cues.tokens.slots), dim=-1)
         here = mask & (bias[:, 0, 0].detach() > log(_FAINT) / 2)
         logits = self(states, here)
         # the difference of two Gumbel variables, drawn as one: compiled graphs take two equal draws for the same

@@ -5,7 +5,7 @@ in order of their score, masks of merged words become fractions, the softmax is 
 `PuMerConfig`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -137,7 +137,7 @@ class ReleasedPuMerReducer:
         )
 
     def _codes(self, cues: Cues, order: Tensor, text_merges: int, merges: int) -> tuple[Tensor, Tensor]:
-        """Codes by rank, ``(B, T)`` and ``(B, K)``: where tokens merge, even ranks that survive come first, then odd ones.
+        """Codes by rank, ``(B, T)`` and ``(B, K)``: where tokens merge, even ranks that survive come before odd ones.
 
         Args:
             cues: With the keys.
@@ -184,6 +184,6 @@ def _soft_mask(cues: Cues, modality: int) -> Tensor:
     tokens = cues.tokens
     bias = tokens.biases[0 if cues.one_stream else modality]
     if bias is None:
-        return tokens.mask.float().split(tokens.slots, dim=1)[modality]
+        return torch.split(tokens.mask.float(), list(tokens.slots), dim=1)[modality]
     soft = bias[:, 0, 0].exp()
-    return soft.split(tokens.slots, dim=1)[modality] if cues.one_stream else soft
+    return torch.split(soft, list(tokens.slots), dim=1)[modality] if cues.one_stream else soft

@@ -41,15 +41,36 @@ class MeterEncoding:
         """
         return self._selected(torch.as_tensor(index, dtype=torch.int64, device=self.states.device))
 
-    def _selected(self, index: Tensor) -> "MeterEncoding":
+    def part(self, rows: slice) -> "MeterEncoding":
+        """The encodings of consecutive samples; no data is copied."""
+        return self._selected(rows)
+
+    @classmethod
+    def of_slices(cls, parts: Sequence["MeterEncoding"]) -> "MeterEncoding":
+        """The encodings of a batch from those of its slices."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        decisions = zip(*(part.decisions for part in parts), strict=True)
+        return dataclasses.replace(
+            first,
+            states=torch.cat([part.states for part in parts]),
+            mask=torch.cat([part.mask for part in parts]),
+            size=None if first.size is None else torch.cat([part.size for part in parts if part.size is not None]),
+            decisions=tuple((each[0][0], each[0][1].of_slices([made for _, made in each])) for each in decisions),
+        )
+
+    def _selected(self, index: Tensor | slice) -> "MeterEncoding":
         rest = {name: _select(getattr(self, name), index) for name in ("states", "mask", "size", "decisions")}
         return dataclasses.replace(self, **rest)
 
 
-def _select(value: Any, index: Tensor) -> Any:
+def _select(value: Any, index: Tensor | slice) -> Any:
     """Rows of every tensor inside dataclasses and tuples; anything else as it is."""
     if isinstance(value, Tensor):
-        return value.index_select(0, index.to(value.device)) if value.ndim else value
+        if value.ndim == 0:
+            return value
+        return value[index] if isinstance(index, slice) else value.index_select(0, index.to(value.device))
     if isinstance(value, tuple):
         return tuple(_select(part, index) for part in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
