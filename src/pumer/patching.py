@@ -52,7 +52,8 @@ def patch(
     before = [_learned(root, config.method) for root, _ in roots]
     unpatch(model)
     for (root, backbone), weights in zip(roots, before, strict=True):
-        expands = not any(type(head) in backbone.pooled for head in _parents(model, root))
+        pooled = [type(head) in backbone.pooled for head in _parents(model, root)]
+        expands = not (pooled and all(pooled))
         size = slice_size if slice_bytes is None else max(1, slice_bytes // backbone.example_bytes(root))
         _install(root, backbone, Reduction(config, backbone.widths(root), slice_size=size, expands=expands))
         if LEARNED in root._modules:

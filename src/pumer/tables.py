@@ -124,17 +124,18 @@ def _row(kept: int, merged: int) -> tuple[int, int, int]:
 
 def integers(device: torch.device, *values: int) -> Tensor:
     """A small constant ``(n,)`` int64 on the device, made once."""
-    return torch.tensor(values, device=device) if torch.compiler.is_exporting() else _constant(device, values)
+    return torch.tensor(values, device=device) if torch.compiler.is_exporting() else _constant(device, values)[0]
 
 
 def ranks(count: int, device: torch.device) -> Tensor:
     """0, 1, 2, ... up to ``count - 1``: ``(count,)`` int64 on the device, made once."""
-    return torch.arange(count, device=device) if torch.compiler.is_exporting() else _constant(device, range(count))
+    return torch.arange(count, device=device) if torch.compiler.is_exporting() else _constant(device, range(count))[0]
 
 
 @torch.compiler.assume_constant_result
-def _constant(device: torch.device, values: tuple[int, ...] | range) -> Tensor:
-    return _cached(device, values)
+def _constant(device: torch.device, values: tuple[int, ...] | range) -> tuple[Tensor]:
+    """In a tuple: the compiler gives all bare tensors that one such function returns the same name, and refuses it."""
+    return (_cached(device, values),)
 
 
 @lru_cache(maxsize=1024)

@@ -122,6 +122,11 @@ class Decision:
         )
 
     @property
+    def tokens(self) -> int:
+        """``N``, input slots."""
+        return sum(self.slots) if self.code is None else self.code.shape[1]
+
+    @property
     def moves(self) -> Tensor:
         """``(B, N)`` int64: ``code``, written out where every token stays."""
         if self.code is not None:
@@ -149,7 +154,7 @@ class Decision:
         code, slots = self.moves, sum(self.slots)
         stands = (code < GONE) & (code % 2 == 0)
         tokens = torch.arange(code.shape[1], device=code.device).expand_as(code)
-        index = tokens.new_zeros(len(code), slots + 1)
+        index = tokens.new_zeros(code.shape[0], slots + 1)
         return index.scatter(1, torch.where(stands, code >> 1, slots), tokens)[:, :slots]
 
     def select(self, x: Tensor) -> Tensor:
@@ -200,7 +205,8 @@ class Tokens:
         biases: For each stream ``(B, 1, 1, its tokens)`` added to attention logits, or None if nothing is hidden or
             weighted.
         text_length: ``T``, slots of the text (static).
-        origin: ``(B, N0)`` int64, slot that held each input token at the start; -1 for padding.
+        origin: Gives ``(B, N0)`` int64, the slot that held each input token at the start, -1 for padding; asked only if
+            somebody wants to know where tokens went.
         history: The decisions since then, each with the number of text slots before those it is about.
         counts: ``(B, 2)`` int64, real text and image tokens, or None if nobody has counted them.
     """
@@ -209,7 +215,7 @@ class Tokens:
     size: Tensor
     biases: tuple[Tensor | None, ...]
     text_length: int
-    origin: Tensor
+    origin: Callable[[], Tensor]
     history: tuple[tuple[Decision, int], ...] = field(default=(), repr=False)
     counts: Tensor | None = None
 
@@ -248,14 +254,16 @@ class Tokens:
     @property
     def source(self) -> Tensor:
         """``(B, N0)`` int64, slot that holds each input token now; -1 if pruned or padding."""
-        owner = self.origin
+        return self._carried(self.origin())
+
+    def _carried(self, owner: Tensor) -> Tensor:
         for decision, before in self.history:
             owner = _traced(owner, decision, before)
         return owner
 
     def text_source(self, text_length: int) -> Tensor:
         """``source`` of the first ``text_length`` input tokens, the text's: ``(B, text_length)``."""
-        return replace(self, origin=self.origin[:, :text_length]).source
+        return self._carried(self.origin()[:, :text_length])
 
     @classmethod
     def of_slices(cls, slices: Sequence["Tokens"]) -> "Tokens":
@@ -264,19 +272,20 @@ class Tokens:
         if len(slices) == 1:
             return first
         decisions = zip(*(part.history for part in slices), strict=True)
+        origins = [part.origin for part in slices]
         return replace(
             first,
             streams=tuple(torch.cat(parts) for parts in zip(*(part.streams for part in slices), strict=True)),
             size=torch.cat([part.size for part in slices]),
             biases=tuple(_rows(parts) for parts in zip(*(part.biases for part in slices), strict=True)),
-            origin=torch.cat([part.origin for part in slices]),
+            origin=lambda: torch.cat([origin() for origin in origins]),
             history=tuple((Decision.of_slices([d for d, _ in parts]), parts[0][1]) for parts in decisions),
             counts=_rows([part.counts for part in slices]),
         )
 
     def with_streams(self, *streams: Tensor) -> "Tokens":
         """The same tokens with new states."""
-        return replace(self, streams=streams)
+        return Tokens(streams, self.size, self.biases, self.text_length, self.origin, self.history, self.counts)
 
     def reduce(self, decision: Decision) -> "Tokens":
         """Apply a decision about text and image to everything: states, sizes, bias."""

@@ -3,6 +3,7 @@
 What the patched classes change:
 
 - patches projected by one matrix product;
+- the text encoder's layers call the fused attention directly;
 - attention hands out the keys and the text-to-image probabilities that a reducer asks for, the latter computed apart;
 - cross-modal layers 0, 2, 4, ... are the text layers of the pairs. A reducer there decides after their cross-attention
   to the image, and before their feed-forward part; the image tokens it leaves go into the image layer of the same pair;
@@ -12,14 +13,24 @@ What the patched classes change:
 Weights, state dict and class names stay as they are.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPVisionModel
+from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaSelfAttention
 
 from pumer.backbones.base import AttentionCues, Backbone, CueRequest, Reduction
-from pumer.backbones.streams import PatchProjection, attention_dtype, autocast_off, expand_text, layer_bytes, text_block
+from pumer.backbones.streams import (
+    PatchProjection,
+    attention_dtype,
+    autocast_off,
+    expand_text,
+    layer_bytes,
+    slots_at_start,
+    text_block,
+)
 from pumer.errors import InputError
 from pumer.functional import attention
 from pumer.models.meter.heads_meter import (
@@ -36,7 +47,7 @@ from pumer.models.meter.modeling_meter import (
     MeterModelOutput,
 )
 from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, Reducer
-from pumer.tables import integers, ranks
+from pumer.tables import integers
 from pumer.tokens import Cues, Decision, Tokens, attention_bias
 
 
@@ -53,6 +64,30 @@ class FastVisionAttention(CLIPAttention):
         context = attention(query, key, value, bias, self.dropout if self.training else 0.0)
         shown = AttentionCues() if wanted is None else wanted.answer(query, key, lambda: query[:, :, :1])
         return self.out_proj(context.transpose(1, 2).flatten(2)), shown
+
+
+class FastTextAttention(RobertaSelfAttention):
+    """Fused attention over the words, without transformers' choice among attention functions at every call."""
+
+    def forward(  # noqa: D102
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
+        query = self.query(hidden_states).view(shape).transpose(1, 2)
+        key = self.key(hidden_states).view(shape).transpose(1, 2)
+        value = self.value(hidden_states).view(shape).transpose(1, 2)
+        context = attention(query, key, value, attention_mask, self.dropout.p if self.training else 0.0)
+        return context.transpose(1, 2).flatten(2), None
+
+
+class FastTextLayer(RobertaLayer):
+    """A layer of the text encoder that does not inspect its own signature at every call."""
+
+    def forward(  # noqa: D102
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        states: Tensor = self.feed_forward_chunk(self.attention(hidden_states, attention_mask)[0])
+        return states
 
 
 class ReducedVisionLayer(CLIPEncoderLayer):
@@ -102,12 +137,8 @@ class ReducedVisionModel(CLIPVisionModel):
 
 def image_stream(states: Tensor) -> Tokens:
     """Image tokens ``(B, 1 + V, D)``, all real, each for itself."""
-    return Tokens((states,), torch.ones_like(states[:, :, 0], dtype=torch.float32), (None,), 0, _slots(states))
-
-
-def _slots(states: Tensor) -> Tensor:
-    """``(B, N)``: every token in its own slot."""
-    return ranks(states.shape[1], states.device).expand(states.shape[:2])
+    size = torch.ones_like(states[:, :, 0], dtype=torch.float32)
+    return Tokens((states,), size, (None,), 0, partial(_start, size[:, :0] > 0, states.shape[1], False))
 
 
 class FastMeterAttention(MeterAttention):
@@ -125,7 +156,9 @@ class FastMeterAttention(MeterAttention):
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         attended = wanted.config.attend(query, key, value, bias, dropout)
         shown = wanted.answer(query, key, lambda: self._cls_query(source))
-        attended = self.dropout(self.dense(attended.transpose(1, 2).flatten(2)))
+        attended = self.dense(attended.transpose(1, 2).flatten(2))
+        if self.training:
+            attended = self.dropout(attended)
         return self.layer_norm(attended + hidden_states), shown
 
     def _cls_query(self, source: Tensor) -> Tensor:
@@ -158,7 +191,9 @@ class ReducedMeterLayer(MeterCrossModalLayer):
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         inner = self.output(self.act(self.intermediate(hidden_states)))
-        return self.layer_norm(self.dropout(inner) + hidden_states)
+        if self.training:
+            inner = self.dropout(inner)
+        return self.layer_norm(inner + hidden_states)
 
 
 class ReducedMeterEncoder(MeterCrossModalEncoder):
@@ -184,22 +219,23 @@ class ReducedMeterEncoder(MeterCrossModalEncoder):
     ) -> Tokens:
         """Run the pairs from ``start`` up to ``stop``; the states that enter each are appended to a list, if given."""
         reducers, plain = reduction.active_reducers("fusion"), CueRequest(reduction.config)
+        sequential = self.config.cross_modal_order == "sequential"
+        (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
         for pair in range(start, stop):
             text_layer, image_layer = self.text_layers[pair], self.image_layers[pair]
             if states is not None:
-                states.append(tokens.streams)
-            (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
+                states.append((words, patches))
             seen, seen_bias, reducer = words, bias, reducers.get(2 * pair)
             if reducer is None:
                 words = text_layer(words, patches, bias, image_bias, plain)
             else:
-                tokens = _reduce(tokens, text_layer, 2 * pair, reducer, reduction)
+                tokens = _reduce(tokens.with_streams(words, patches), text_layer, 2 * pair, reducer, reduction)
                 (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
                 words = text_layer(words, part="feed_forward")
-            if self.config.cross_modal_order == "sequential":
+            if sequential:
                 seen, seen_bias = words, bias
-            tokens = tokens.with_streams(words, image_layer(patches, seen, image_bias, seen_bias, plain))
-        return tokens
+            patches = image_layer(patches, seen, image_bias, seen_bias, plain)
+        return tokens.with_streams(words, patches)
 
 
 def _reduce(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
@@ -319,26 +355,32 @@ def joined(words: Tensor, mask: Tensor, patches: Tensor, reduced: bool, image: M
         reduced: Whether anything is going to be reduced: real words then come first.
         image: What the vision encoder made of the image, if that may have merged tokens.
     """
-    words, mask, source = text_block(words, mask, reduced)
+    given, (words, mask) = mask, text_block(words, mask, reduced)
     T, dtype = mask.shape[1], attention_dtype(words)
-    size = torch.ones_like(patches[:, :, 0], dtype=torch.float32)
-    origin, bias = _slots(patches), None
+    size, bias = torch.ones_like(patches[:, :, 0], dtype=torch.float32), None
     history: tuple[tuple[Decision, int], ...] = ()
+    patch_slots = patches.shape[1]
     if image is not None and image.size is not None:
         _, last = image.decisions[-1]
         size, bias = image.size, last.bias
         if bias is None:
             bias = (size.log()[:, None, None] if last.proportional else attention_bias(image.mask)).to(dtype)
-        origin = _slots(image.decisions[0][1].moves[:, :, None])
         history = tuple((decision, T) for _, decision in image.decisions)
+        patch_slots = image.decisions[0][1].tokens
     return Tokens(
         (words, patches),
         torch.cat([mask.to(torch.float32), size], dim=1),
         (attention_bias(mask, dtype), bias),
         T,
-        torch.cat([source, origin + T], dim=1),
+        partial(_start, given, patch_slots, reduced),
         history,
     )
+
+
+def _start(text_mask: Tensor, patch_slots: int, reduced: bool) -> Tensor:
+    """See `slots_at_start`; all image tokens are real."""
+    real = torch.ones(text_mask.shape[0], patch_slots, dtype=torch.bool, device=text_mask.device)
+    return slots_at_start(text_mask, real, reduced)
 
 
 def _unfit(stack: str, layer: int) -> str | None:
@@ -354,6 +396,8 @@ METER = Backbone(
     classes={
         MeterModel: ReducedMeterModel,
         nn.Conv2d: PatchProjection,
+        RobertaLayer: FastTextLayer,
+        RobertaSelfAttention: FastTextAttention,
         CLIPVisionModel: ReducedVisionModel,
         CLIPEncoderLayer: ReducedVisionLayer,
         CLIPAttention: FastVisionAttention,

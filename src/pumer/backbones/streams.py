@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from pumer import kernels
 from pumer.functional import compact, gather_tokens
 from pumer.tables import ranks
 from pumer.tokens import Tokens
@@ -31,7 +32,7 @@ def autocast_off(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
-def text_block(states: Tensor, mask: Tensor, reduced: bool) -> tuple[Tensor, Tensor, Tensor]:
+def text_block(states: Tensor, mask: Tensor, reduced: bool) -> tuple[Tensor, Tensor]:
     """Text as a block of a stream.
 
     Args:
@@ -40,14 +41,32 @@ def text_block(states: Tensor, mask: Tensor, reduced: bool) -> tuple[Tensor, Ten
         reduced: Whether anything is going to be reduced: real words then come first.
 
     Returns:
-        States, mask, and ``source (B, T)``: the slot of each word, -1 for padding.
+        States and mask.
     """
-    T = mask.shape[1]
     if not reduced:
-        return states, mask, torch.where(mask, ranks(T, mask.device), -1)
-    source = torch.where(mask, mask.cumsum(dim=1) - 1, -1)
-    order, mask = compact(mask, T)
-    return gather_tokens(states, order), mask, source
+        return states, mask
+    if kernels.usable(states):
+        states, lengths = kernels.compact(states, mask)
+        return states, ranks(mask.shape[1], mask.device) < lengths[:, :1]
+    order, mask_ = compact(mask, mask.shape[1])
+    return gather_tokens(states, order), mask_
+
+
+def slots_at_start(text_mask: Tensor, image_mask: Tensor, reduced: bool) -> Tensor:
+    """Where the input tokens stand before anything is reduced.
+
+    Args:
+        text_mask: ``(B, T)`` bool, as the words were given.
+        image_mask: ``(B, V)`` bool, compact.
+        reduced: As for `text_block`.
+
+    Returns:
+        ``(B, T + V)`` int64, -1 for padding.
+    """
+    T, V = text_mask.shape[1], image_mask.shape[1]
+    slot = ranks(T + V, text_mask.device)
+    words = text_mask.cumsum(dim=1) - 1 if reduced else slot[:T]
+    return torch.cat([torch.where(text_mask, words, -1), torch.where(image_mask, slot[T:], -1)], dim=1)
 
 
 def layer_bytes(tokens: int, width: int, inner: int, dtype: torch.dtype) -> int:

@@ -13,6 +13,7 @@ What the patched classes change:
 Weights, state dict and class names stay as they are.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,15 @@ from transformers.models.vilt.modeling_vilt import (
 )
 
 from pumer.backbones.base import AttentionCues, Backbone, CueRequest, Reduction
-from pumer.backbones.streams import PatchProjection, attention_dtype, autocast_off, expand_text, layer_bytes, text_block
+from pumer.backbones.streams import (
+    PatchProjection,
+    attention_dtype,
+    autocast_off,
+    expand_text,
+    layer_bytes,
+    slots_at_start,
+    text_block,
+)
 from pumer.errors import InputError
 from pumer.functional import compact, gather_tokens
 from pumer.reducers.base import NoReduction, Reducer
@@ -202,17 +211,18 @@ class ReducedViltEncoder(ViltEncoder):
         """Run the layers from ``start`` up to ``stop``; the states that enter each are appended to a list, if given."""
         reducers = reduction.active_reducers("fusion")
         plain = CueRequest(reduction.config)
+        states, bias = tokens.states, tokens.bias
         for index in range(start, stop):
             layer = self.layer[index]
             if hidden_states is not None:
-                hidden_states.append(tokens.states)
+                hidden_states.append(states)
             reducer = reducers.get(index)
             if reducer is None:
-                tokens = tokens.with_streams(layer(tokens.states, tokens.bias, plain))
+                states = layer(states, bias, plain)
                 continue
-            tokens = _reduce(tokens, layer, index, reducer, reduction)
-            tokens = tokens.with_streams(layer(tokens.states, part="feed_forward"))
-        return tokens
+            tokens = _reduce(tokens.with_streams(states), layer, index, reducer, reduction)
+            states, bias = layer(tokens.states, part="feed_forward"), tokens.bias
+        return tokens.with_streams(states)
 
 
 def _reduce(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
@@ -324,16 +334,20 @@ class ReducedViltModel(ViltModel):
 
     def _stream(self, text: Tensor, attention_mask: Tensor | None, image: Tensor, image_mask: Tensor) -> Tokens:
         """Text ``(B, T, D)`` and image ``(B, 1 + V, D)`` as one stream; compact if anything is going to be reduced."""
-        T, device = text.shape[1], text.device
-        text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=device)
+        given = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
         if attention_mask is not None:
-            text_mask = attention_mask > 0
-        text, text_mask, source = text_block(text, text_mask, bool(self.pumer_reduction.active_reducers("fusion")))
-        slot = ranks(T + image.shape[1], device)[T:]
-        source = torch.cat([source, torch.where(image_mask, slot, -1)], dim=1)
+            given = attention_mask > 0
+        reduced = bool(self.pumer_reduction.active_reducers("fusion"))
+        text, text_mask = text_block(text, given, reduced)
         mask = torch.cat([text_mask, image_mask], dim=1)
         states = torch.cat([text, image.to(text.dtype)], dim=1)
-        return Tokens((states,), mask.to(torch.float32), (attention_bias(mask, attention_dtype(states)),), T, source)
+        return Tokens(
+            (states,),
+            mask.to(torch.float32),
+            (attention_bias(mask, attention_dtype(states)),),
+            text.shape[1],
+            partial(slots_at_start, given, image_mask, reduced),
+        )
 
 
 def check_inputs(

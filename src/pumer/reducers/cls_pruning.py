@@ -91,7 +91,7 @@ class EViTReducer:
         stands = (~lost).scatter_(1, strongest, True)  # and padding, whose code comes last
         code = 2 * (stands.cumsum(dim=1) + found.text_left)
         code = torch.where(stands, code, code.gather(1, strongest) + 1).masked_fill(~mask[:, 1:], GONE)
-        code = torch.cat([found.code[1, :1].expand(len(code), 1), code], dim=1)
+        code = torch.cat([found.code[1, :1].expand(code.shape[0], 1), code], dim=1)
         weight = torch.cat([torch.ones_like(cues.text_mask, dtype=saliency.dtype), saliency], dim=1)
         return replace(
             words_stay(cues, found, code, left),

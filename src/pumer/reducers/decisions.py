@@ -143,12 +143,12 @@ def _by_rank(found: Tables, beyond: Tensor, features: Callable[[], Tensor], inde
         return found.code.masked_fill(outside, GONE)
     blocks = slice(0 if found.merges_text else 1, 2 if found.merges_image else 1)
     hidden, spared = outside[:, blocks].reshape(-1, W), beyond[:, blocks, 1, : W // 2]
-    ordered = _ordered(found, features(), index).view(len(hidden), W, -1)
+    ordered = _ordered(found, features(), index).view(hidden.shape[0], W, -1)
     stays, receiver = propose(ordered, hidden, spared.reshape(-1, W // 2))
     code = after_merging(found.least[blocks], stays.view(spared.shape), receiver.view(spared.shape))
     if found.merges_text != found.merges_image:
         other = found.code[1:] if found.merges_text else found.code[:1]
-        pair = [code, other.expand(len(code), 1, W)]
+        pair = [code, other.expand(code.shape[0], 1, W)]
         code = torch.cat(pair if found.merges_text else pair[::-1], dim=1)
     return code.masked_fill(outside, GONE)
 

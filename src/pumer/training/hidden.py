@@ -56,10 +56,11 @@ def hidden_divergence(student: Tokens, teacher: Tokens) -> Tensor:
     Returns:
         A scalar in float32: the mean over the tokens of an example, then over the batch.
     """
-    inputs = min(student.origin.shape[1], teacher.origin.shape[1])  # image buffers differ in length, not in order
-    seen = gather_tokens(teacher.states.detach().float(), teacher.source[:, :inputs].clamp(min=0))
+    own, taught = student.source, teacher.source
+    inputs = min(own.shape[1], taught.shape[1])  # image buffers differ in length, not in order
+    seen = gather_tokens(teacher.states.detach().float(), taught[:, :inputs].clamp(min=0))
     slots = ranks(student.size.shape[1], student.size.device)
-    share = (student.source[:, None, :inputs] == slots[:, None]).float()
+    share = (own[:, None, :inputs] == slots[:, None]).float()
     members = share.sum(dim=-1)
     target = (share / members.clamp(min=1)[:, :, None]) @ seen
     error = (_normalised(student.states.float()) - _normalised(target)).square().mean(dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers import ViltConfig, ViltForQuestionAnswering
 
 from pumer.backbones import Reduction
-from pumer.backbones.streams import expand_text
+from pumer.backbones.streams import expand_text, slots_at_start
 from pumer.functional import attention_probabilities, text_saliency
 from pumer.tokens import Tokens, attention_bias
 from pumer.world.pool import Batch
@@ -80,8 +81,9 @@ class ViltTrainee(Trainee):
         text = embeddings.text_embeddings(input_ids=batch.ids)
         states = torch.cat([text + modality[0], torch.cat([first, image], 1) + modality[1]], 1)
         mask = torch.cat([batch.ids != 0, batch.ids.new_ones(image.shape[0], image.shape[1] + 1).bool()], 1)
-        source = torch.arange(mask.shape[1]).expand(mask.shape).masked_fill(~mask, -1)
-        return Tokens((states,), mask.float(), (attention_bias(mask),), batch.ids.shape[1], source)
+        T = batch.ids.shape[1]
+        origin = partial(slots_at_start, mask[:, :T], mask[:, T:], False)
+        return Tokens((states,), mask.float(), (attention_bias(mask),), T, origin)
 
     def grown(self, depth: int, places: tuple[int, ...]) -> ViltTrainee:
         """A deeper model that computes the same, for its new layers add nothing yet.
