@@ -1,4 +1,4 @@
-"""What holds for every test: no network, the same examples in every run."""
+"""What holds for every test: no network, the same examples in every run, kernels without a GPU interpreted."""
 
 import os
 
@@ -8,6 +8,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import hypothesis
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before transformers imports Triton: the kernels run in its interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 hypothesis.settings.register_profile("default", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)

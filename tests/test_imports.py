@@ -13,7 +13,7 @@ SOURCE = Path(pumer.__file__).parent
 
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"config", "functional", "models"},
+    {"config", "functional", "kernels", "models", "tables"},
     {"tokens"},
     {"reducers"},
     {"backbones"},
@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
 
 JOBS = len(LAYERS)
 TOP = {"cli", "__init__", "__main__"}
-ONLY_TORCH = {"functional", "tokens"}
+ONLY_TORCH = {"functional", "tables", "tokens"}
 
 
 def part(module: str) -> str:

@@ -75,10 +75,11 @@ def tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
     """
     if torch.compiler.is_exporting():  # an exported program holds them as constants
         return _make(rule, text, image, device)
-    return _constant_tables(rule, text, image, device)
+    found: Tables = _constant_tables(rule, text, image, device)
+    return found
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant_tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
     return _cached_tables(rule, text, image, device)
 
@@ -132,7 +133,7 @@ def ranks(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device) if torch.compiler.is_exporting() else _constant(device, range(count))[0]
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant(device: torch.device, values: tuple[int, ...] | range) -> tuple[Tensor]:
     """In a tuple: the compiler gives all bare tensors that one such function returns the same name, and refuses it."""
     return (_cached(device, values),)
