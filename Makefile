@@ -46,8 +46,8 @@ lint: $(VENV)/.installed  ## style, formatting, types
 bench: $(VENV)/.installed  ## speed and memory on this CPU: benchmarks/results/
 	$(BIN)/python benchmarks/full_size.py
 
-bench-gpu: $(VENV)/.installed  ## the same on one GPU, 30 s per point, fp32 and bf16
-	$(BIN)/python benchmarks/full_size.py --gpu
+bench-gpu: $(VENV)/.installed  ## speed, memory and kernel launches on one GPU, 8 minutes: benchmarks/results/gpu/
+	$(BIN)/python benchmarks/gpu.py
 
 clean:  ## remove environments, caches and outputs
 	rm -rf $(VENV) $(OLDEST) out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

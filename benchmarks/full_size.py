@@ -1,90 +1,81 @@
-"""Models at full size (384 pixels, 32 words, random weights): `make bench`, `make bench-gpu`.
+"""Speed and memory on this CPU, of models at full size (384 pixels, 32 words) and of the small ones: `make bench`.
 
-Random weights will do: speed, memory and arithmetic follow from shapes alone. Writes `<model>-cpu.json` or
-`<model>-gpu.json` into `benchmarks/results/`: one result of `pumer benchmark` per number format. Run it on a machine
-that is idle otherwise.
+The full-size models have random weights: speed, memory and arithmetic follow from shapes alone. Writes
+`<model>-cpu.json` into `benchmarks/results/`: one result of `pumer benchmark` per number format. Beside every schedule
+of `rows.py` stands its limit, the scheduled numbers of tokens by plain slices. Beside the batch as a whole, `sliced`
+has it in slices. Run it on a machine that is idle otherwise. For a GPU: `benchmarks/gpu.py`.
 """
 
 import argparse
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pumer import PuMerConfig
+import torch
+from rows import CASES, RESULTS, Case, row_model, sizes, sliced_rows
+
 from pumer.benchmark import BenchmarkConfig, run
 from pumer.checkpoint import read_json, write_json
-from pumer.reducers import config_to_dict
+from pumer.measuring.named_models import model_from
+from pumer.measuring.peak_memory import Job, inputs_for, peak_memory
+from pumer.measuring.timing import compare, reason
 
-RESULTS = Path(__file__).parent / "results"
-
-
-def _paper(backbone: str, task: str, vision: bool = False) -> dict[str, Any]:
-    return config_to_dict(PuMerConfig.preset(backbone, task, vision))
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model and what it is compared with.
-
-    Attributes:
-        reductions: Name of the row to the reduction.
-        batch_sizes: On a CPU; METER takes about a second per example.
-        transformers: Whether transformers has the model, so that its own forward is measured as well.
-    """
-
-    reductions: dict[str, dict[str, Any]]
-    batch_sizes: tuple[int, ...]
-    transformers: bool = False
-
-
-CASES = {
-    "vilt-b32": Case(
-        {"2,5,8": _paper("vilt", "vqav2"), "2,4,6,8": _paper("vilt", "snli_ve")}, (1, 8), transformers=True
-    ),
-    "meter-b16": Case(
-        {
-            "0,2,4,6; 0.2/0.2/0.2": _paper("meter", "vqav2"),
-            "0,2,4,6; 0.3/0.5/0.2": _paper("meter", "snli_ve"),
-            "0,2,4,6; 0.2/0.2/0.2 + vision": _paper("meter", "vqav2", vision=True),
-        },
-        (1, 4),
-    ),
-    "meter-b16-nlvr2": Case({"2,4,6; 0.3/0.5/0.2": _paper("meter", "nlvr2")}, (1, 2)),
-}
-"""The paper's schedules, and ours inside METER's vision encoder."""
+DEFAULT = ("vilt-b32", "meter-b16", "meter-b16-nlvr2", "vilt-small")
 
 
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=[*CASES, []], help="default: all of them")
-    parser.add_argument("--gpu", action="store_true", help="on one GPU, 30 s per point")
+    parser.add_argument("models", nargs="*", choices=[*CASES, []], help=f"default: {', '.join(DEFAULT)}")
     parser.add_argument("--pairs", type=int, default=20, help="interleaved rounds per point, at least")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     arguments = parser.parse_args()
-    for model in arguments.models or CASES:
-        results = {dtype: run(settings(model, arguments.gpu, arguments.pairs, dtype)) for dtype in arguments.dtypes}
-        path = RESULTS / f"{model}-{'gpu' if arguments.gpu else 'cpu'}.json"
-        kept = read_json(path) if path.exists() else {}  # of other number formats; each result says where it comes from
-        write_json(path, kept | results)
+    for model in arguments.models or DEFAULT:
+        path = arguments.results / f"{model}-cpu.json"
+        for dtype in arguments.dtypes:
+            result = measured(CASES[model], arguments.pairs, dtype)
+            kept = read_json(path) if path.exists() else {}  # other number formats; each result has its provenance
+            write_json(path, kept | {dtype: result})
 
 
-def settings(model: str, gpu: bool, pairs: int, dtype: str) -> BenchmarkConfig:
-    """One benchmark: the reduced models, and transformers' own, against the unreduced one."""
-    case = CASES[model]
+def measured(case: Case, pairs: int, dtype: str) -> dict[str, Any]:
+    """Everything about a model in one number format."""
+    result = run(settings(case, pairs, dtype))
+    if case.sliced_batch:
+        result["sliced"] = sliced(case, max(pairs // 4, 1), dtype)
+    return result
+
+
+def settings(case: Case, pairs: int, dtype: str) -> BenchmarkConfig:
+    """One benchmark: the reduced models, their limits and transformers' own, against the unreduced one."""
     return BenchmarkConfig(
-        model=f"preset:{model}",
+        model=case.model,
         reductions=case.reductions,
         transformers=case.transformers,
-        batch_sizes=(1, 8, 64) if gpu else case.batch_sizes,
+        batch_sizes=case.batch_sizes,
         pairs=pairs,
-        seconds=30.0 if gpu else 0.0,
-        search=gpu,
-        search_seconds=30.0,
-        memory_batch=64 if gpu else case.batch_sizes[-1],
-        dtype=dtype,
-        device="cuda" if gpu else "cpu",
+        memory_batch=case.memory_batch,
+        dtype=dtype,  # type: ignore[arg-type]
+        device="cpu",
     )
+
+
+def sliced(case: Case, pairs: int, dtype: str) -> dict[str, Any]:
+    """Time (see `measuring.timing.compare`) and peak memory of inference, with and without slices."""
+    base = model_from(case.model).to(dtype=getattr(torch, dtype))
+    failed: dict[str, str] = {}
+    models, memory = {}, {}
+    for row in sliced_rows(case):
+        try:
+            models[row.name] = row_model(base, row.reduction, row.slice_size)
+            job = Job(case.model, row.reduction, case.sliced_batch, dtype=dtype, slice_size=row.slice_size)
+            memory[row.name] = peak_memory(job)
+        except Exception as error:
+            failed[row.name] = reason(error)
+    make = partial(inputs_for, base, *sizes(case, base))
+    speed = compare(models, make, [case.sliced_batch], pairs=pairs, warm_up=1, failures=failed) if models else {}
+    return {"batch": case.sliced_batch, "memory": memory, "speed": speed, "failed": failed}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A step is forward, backward and AdamW, in training mode and float32, without a teacher and beside one: the unreduced
 model, whose logits the distillation loss asks for. Random weights will do: speed and memory follow from shapes alone.
-Every round runs each model once; speed-ups are ratios within rounds, to the unreduced step of the same group.
+Every round runs each model once; speed-ups are ratios within rounds, to the unreduced step of the same group. The limit
+of a schedule has its numbers of tokens by plain slices (`pumer.measuring.limit`).
 
 Memory is measured in a process of its own. Activations: the peak of a step minus what is held before it (weights,
 gradients, the optimiser's state, the teacher). Total: the peak of a step as the Trainer runs it, which frees gradients
@@ -18,26 +19,26 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from rows import LIMIT, RESULTS, UNREDUCED, row_model
 from torch import Tensor, nn
 
 from pumer import NoReduction, PuMerConfig
 from pumer.checkpoint import write_json
-from pumer.jobs import best_device
+from pumer.measuring.limit import limit_of
 from pumer.measuring.named_models import bytes_of, default_text_length, model_from, variant
 from pumer.measuring.peak_memory import inputs_for, measured_apart, peak_since, resident
 from pumer.measuring.timing import compare
 from pumer.provenance import collect
-from pumer.reducers import config_from_dict, config_to_dict
+from pumer.reducers import config_to_dict
 from pumer.tasks import VQAv2
 from pumer.training.distill import distillation_loss
 
-RESULTS = Path(__file__).parent / "results"
-UNREDUCED = "unreduced"
+if TYPE_CHECKING:
+    from rich.table import Table
+
 ALONE, TAUGHT = "without a teacher", "with a teacher"
 
 
@@ -47,25 +48,32 @@ class Case:
 
     Attributes:
         model: As for `pumer.measuring.named_models.model_from`; a question-answering model.
-        reductions: Name of the row to the reduction, as in ``reduction.json``.
+        reductions: Name of the row to the reduction, as in ``reduction.json``; None for transformers' own forward.
     """
 
     model: str
-    reductions: Mapping[str, dict[str, Any]]
+    reductions: Mapping[str, dict[str, Any] | None]
 
-    def rows(self) -> dict[str, dict[str, Any]]:
+    def rows(self) -> dict[str, dict[str, Any] | None]:
         """The reductions after none, the baseline."""
         return {UNREDUCED: config_to_dict(NoReduction()), **self.reductions}
 
 
+def _with_limits(**presets: PuMerConfig) -> dict[str, dict[str, Any] | None]:
+    reductions = {name: config_to_dict(config) for name, config in presets.items()}
+    return {**reductions, **{LIMIT + name: limit_of(reduction) for name, reduction in reductions.items()}}
+
+
 CASES = {
-    "vilt": Case("preset:vilt-b32", {"2,5,8; 0.1/0.3/0.2": config_to_dict(PuMerConfig.preset("vilt", "vqav2"))}),
+    "vilt": Case("preset:vilt-b32", _with_limits(**{"2,5,8; 0.1/0.3/0.2": PuMerConfig.preset("vilt", "vqav2")})),
     "meter": Case(
         "preset:meter-b16",
-        {
-            "0,2,4,6; 0.2/0.2/0.2": config_to_dict(PuMerConfig.preset("meter", "vqav2")),
-            "0,2,4,6; 0.3/0.5/0.2": config_to_dict(PuMerConfig.preset("meter", "snli_ve")),
-        },
+        _with_limits(
+            **{
+                "0,2,4,6; 0.2/0.2/0.2": PuMerConfig.preset("meter", "vqav2"),
+                "0,2,4,6; 0.3/0.5/0.2": PuMerConfig.preset("meter", "snli_ve"),
+            }
+        ),
     ),
 }
 
@@ -79,6 +87,7 @@ class TrainingStep(nn.Module):
         optimizer: torch.optim.Optimizer,
         teacher: nn.Module | None = None,
         keep_gradients: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> None:
         """Set up.
 
@@ -87,10 +96,11 @@ class TrainingStep(nn.Module):
             optimizer: Of the model's parameters.
             teacher: Patched, in eval mode.
             keep_gradients: Whether gradients are set to zero instead of freed, so that what is held does not change.
+            autocast: Number format of the forwards; None for that of the weights.
         """
         super().__init__()
         self.model, self.teacher, self.optimizer = model.train(), teacher, optimizer
-        self.keep_gradients = keep_gradients
+        self.keep_gradients, self.autocast = keep_gradients, autocast
         self.task = VQAv2([str(column) for column in range(model.config.num_labels)])
 
     def forward(self, targets: Tensor, **inputs: Tensor) -> Tensor:
@@ -105,12 +115,13 @@ class TrainingStep(nn.Module):
         """
         with torch.inference_mode(False), torch.enable_grad():
             self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
-            logits = self.model(**inputs).logits
-            loss = self.task.loss(logits, {"targets": targets})
-            if self.teacher is not None:
-                with torch.no_grad():
-                    imitated = self.teacher(**inputs).logits
-                loss = distillation_loss(loss, logits, imitated)
+            with torch.autocast(targets.device.type, self.autocast, enabled=self.autocast is not None):
+                logits = self.model(**inputs).logits
+                loss = self.task.loss(logits, {"targets": targets})
+                if self.teacher is not None:
+                    with torch.no_grad():
+                        imitated = self.teacher(**inputs).logits
+                    loss = distillation_loss(loss, logits, imitated)
             loss.backward()
             self.optimizer.step()
         return loss.detach()
@@ -133,20 +144,46 @@ def batches(case: Case, model: Any) -> Callable[[int], dict[str, Tensor]]:
     return make
 
 
-def times(case: Case, batch: int, rounds: int, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Seconds of a step and speed-ups, by group and row, which share their weights; see `measuring.timing.compare`."""
-    base = model_from(case.model).to(best_device())
-    teacher = variant(base, NoReduction())
+def times(
+    case: Case,
+    batch: int,
+    rounds: int,
+    base: Any = None,
+    autocast: torch.dtype | None = None,
+    seconds: float = 0.0,
+    failures: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Seconds of a step and speed-ups, by group and row, which share their weights; see `measuring.timing.compare`.
+
+    Args:
+        case: What is compared. A teacher of transformers' own model is that model, too.
+        batch: Examples.
+        rounds: Interleaved ones per group, at least.
+        base: The model, on its device; None: the case's, on the accelerator if there is one.
+        autocast: See `TrainingStep`.
+        seconds: Least time per group.
+        failures: See `measuring.timing.compare`; the names have the group before them.
+    """
+    if base is None:
+        base = model_from(case.model).to(device())
     optimizer, make = optimizer_of(base), batches(case, base)
     result = {}
-    for group, beside in ((ALONE, None), (TAUGHT, teacher)):
-        steps = {
-            name: TrainingStep(variant(base, config_from_dict(reduction)), optimizer, beside)
-            for name, reduction in case.rows().items()
-        }
-        timed = compare(steps, make, [batch], pairs=rounds, warm_up=1, tick=tick)
+    for group in (ALONE, TAUGHT):
+        failed: dict[str, str] | None = None if failures is None else {}
+        steps = {}
+        for name, reduction in case.rows().items():
+            teacher = variant(base, None if reduction is None else NoReduction()) if group == TAUGHT else None
+            steps[name] = TrainingStep(row_model(base, reduction), optimizer, teacher, autocast=autocast)
+        timed = compare(steps, make, [batch], pairs=rounds, seconds=seconds, warm_up=1, failures=failed)
         result[group] = timed["points"][0]
+        if failures is not None and failed:
+            failures |= {f"{group}: {name}": why for name, why in failed.items()}
     return result
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -172,6 +209,8 @@ def memory(case: Case, batch: int) -> dict[str, Any]:
     for group, taught in ((ALONE, False), (TAUGHT, True)):
         result[group] = {}
         for name, reduction in case.rows().items():
+            if reduction is None:
+                continue
             job = Job(case.model, reduction, batch, taught)
             figures = measured_apart([__file__, "--job"], asdict(job))
             full = result[group].get(UNREDUCED, figures)
@@ -187,8 +226,8 @@ def measure(job: Job) -> dict[str, int]:
         ``weights`` (of the model), ``held`` (weights, gradients, the optimiser's state and the teacher),
         ``activations`` (peak beyond what is held) and ``total`` (peak of a step that frees gradients first), in bytes.
     """
-    device = best_device()
-    model = variant(model_from(job.model), config_from_dict(job.reduction)).to(device)
+    kind = device().type
+    model = row_model(model_from(job.model), job.reduction).to(kind)
     teacher = variant(copy.deepcopy(model), NoReduction()).eval() if job.teacher else None
     make = batches(Case(job.model, {}), model)
     step = TrainingStep(model, optimizer_of(model), teacher, keep_gradients=True)
@@ -199,20 +238,22 @@ def measure(job: Job) -> dict[str, int]:
     state = sum(
         value.nbytes for each in step.optimizer.state.values() for value in each.values() if isinstance(value, Tensor)
     )
-    before = resident(device.type)
+    before = resident(kind)
     step(**inputs)
-    activations = peak_since(device.type) - before
+    activations = peak_since(kind) - before
     step.keep_gradients = False
     step.optimizer.zero_grad(set_to_none=True)
-    before = resident(device.type)
+    before = resident(kind)
     step(**inputs)
-    total = weights + taught + state + peak_since(device.type) - before
+    total = weights + taught + state + peak_since(kind) - before
     held = weights + taught + gradients + state
     return {"weights": weights, "held": held, "activations": activations, "total": total}
 
 
-def table(title: str, result: Mapping[str, Any]) -> Table:
+def table(title: str, result: Mapping[str, Any]) -> "Table":
     """What was measured, a row per reduction."""
+    from rich.table import Table  # here, since `gpu.py` runs where there may be no rich
+
     shown = Table(title=title)
     for column in ("", "reduction", "seconds", "speed-up", "activations", "total peak"):
         shown.add_column(column, justify="left" if column in ("", "reduction") else "right")
@@ -246,6 +287,8 @@ def main() -> None:
     if arguments.job:
         sys.stdout.write(json.dumps(measure(Job(**json.load(sys.stdin)))) + "\n")
         return
+    from rich.console import Console
+
     console = Console()
     for model in arguments.models or CASES:
         case = CASES[model]
@@ -255,7 +298,7 @@ def main() -> None:
             "reductions": dict(case.reductions),
         }
         config = {"model": case.model, "batch": arguments.batch, "rounds": arguments.rounds}
-        name = f"training-step-{model}-{best_device().type}.json"
+        name = f"training-step-{model}-{device().type}.json"
         write_json(arguments.results / name, {**result, "provenance": collect(config, "float32")})
         console.print(table(f"{case.model}, training step, batch {arguments.batch}", result))
 

@@ -34,6 +34,7 @@ class Decision:
         weight: ``(B, N)`` above zero, what the mean of merged tokens is weighted by; None for their sizes.
         proportional: Whether later attention counts a merged token as often as it has parts (``log(size)``).
         bias: ``(B, 1, 1, K)`` attention bias of the output tokens, or None for the one that follows from their sizes.
+        stays: Whether each token of the text, and of the image, stays in its slot, whatever the lengths.
     """
 
     code: Tensor | None
@@ -42,6 +43,7 @@ class Decision:
     weight: Tensor | None = None
     proportional: bool = True
     bias: Tensor | None = None
+    stays: tuple[bool, bool] = (False, False)
 
     @classmethod
     def build(
@@ -156,6 +158,10 @@ class Decision:
         tokens = torch.arange(code.shape[1], device=code.device).expand_as(code)
         index = tokens.new_zeros(code.shape[0], slots + 1)
         return index.scatter(1, torch.where(stands, code >> 1, slots), tokens)[:, :slots]
+
+    def carry_out(self, tokens: "Tokens") -> "Tokens":
+        """The tokens after this decision; what `Tokens.reduce` calls, and what a decision of another kind replaces."""
+        return tokens.reduced(self)
 
     def select(self, x: Tensor) -> Tensor:
         """``(B, N[, D])`` to ``(B, K[, D])``: the value of the token that stands in each slot."""
@@ -289,6 +295,10 @@ class Tokens:
 
     def reduce(self, decision: Decision) -> "Tokens":
         """Apply a decision about text and image to everything: states, sizes, bias."""
+        return decision.carry_out(self)
+
+    def reduced(self, decision: Decision) -> "Tokens":
+        """As `reduce`, by the code of a decision."""
         history = (*self.history, (decision, 0))
         if decision.code is None:  # nothing moves
             biases = self.biases if decision.bias is None else self._split(decision.bias, decision.slots[0])
@@ -312,7 +322,11 @@ class Tokens:
         else:
             T, kept = self.text_length, decision.slots[0]
             text, image = self.streams
-            streams = torch.bmm(share[:, :kept, :T], text), torch.bmm(share[:, kept:, T:], image)
+            if not decision.stays[0]:
+                text = torch.bmm(share[:, :kept, :T], text)
+            if not decision.stays[1]:
+                image = torch.bmm(share[:, kept:, T:], image)
+            streams = text, image
         bias = decision.bias
         if bias is None:
             bias = size.log()[:, None, None] if decision.proportional else attention_bias(size > 0)

@@ -137,8 +137,9 @@ class ReducedVisionModel(CLIPVisionModel):
 
 def image_stream(states: Tensor) -> Tokens:
     """Image tokens ``(B, 1 + V, D)``, all real, each for itself."""
-    size = torch.ones_like(states[:, :, 0], dtype=torch.float32)
-    return Tokens((states,), size, (None,), 0, partial(_start, size[:, :0] > 0, states.shape[1], False))
+    (B, V), size = states.shape[:2], torch.ones_like(states[:, :, 0], dtype=torch.float32)
+    counts = integers(states.device, 0, V).expand(B, 2)
+    return Tokens((states,), size, (None,), 0, partial(_start, size[:, :0] > 0, V, False), counts=counts)
 
 
 class FastMeterAttention(MeterAttention):
@@ -355,7 +356,7 @@ def joined(words: Tensor, mask: Tensor, patches: Tensor, reduced: bool, image: M
         reduced: Whether anything is going to be reduced: real words then come first.
         image: What the vision encoder made of the image, if that may have merged tokens.
     """
-    given, (words, mask) = mask, text_block(words, mask, reduced)
+    given, (words, mask, counts) = mask, text_block(words, mask, reduced)
     T, dtype = mask.shape[1], attention_dtype(words)
     size, bias = torch.ones_like(patches[:, :, 0], dtype=torch.float32), None
     history: tuple[tuple[Decision, int], ...] = ()
@@ -367,6 +368,9 @@ def joined(words: Tensor, mask: Tensor, patches: Tensor, reduced: bool, image: M
             bias = (size.log()[:, None, None] if last.proportional else attention_bias(image.mask)).to(dtype)
         history = tuple((decision, T) for _, decision in image.decisions)
         patch_slots = image.decisions[0][1].tokens
+        counts = None if counts is None else counts + last.lengths
+    elif counts is not None:
+        counts = counts + integers(words.device, 0, patch_slots)
     return Tokens(
         (words, patches),
         torch.cat([mask.to(torch.float32), size], dim=1),
@@ -374,6 +378,7 @@ def joined(words: Tensor, mask: Tensor, patches: Tensor, reduced: bool, image: M
         T,
         partial(_start, given, patch_slots, reduced),
         history,
+        counts,
     )
 
 

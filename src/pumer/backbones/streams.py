@@ -32,24 +32,28 @@ def autocast_off(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
-def text_block(states: Tensor, mask: Tensor, reduced: bool) -> tuple[Tensor, Tensor]:
+def text_block(
+    states: Tensor, mask: Tensor, reduced: bool, image_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Text as a block of a stream.
 
     Args:
         states: ``(B, T, D)``.
         mask: ``(B, T)`` bool.
         reduced: Whether anything is going to be reduced: real words then come first.
+        image_mask: ``(B, V)`` bool, of the image that follows, or None.
 
     Returns:
-        States and mask.
+        States, mask, and how many words and image tokens are real, ``(B, 2)`` int64 (no image tokens without a mask),
+        or None if nobody has counted them.
     """
     if not reduced:
-        return states, mask
+        return states, mask, None
     if kernels.usable(states):
-        states, lengths = kernels.compact(states, mask)
-        return states, ranks(mask.shape[1], mask.device) < lengths[:, :1]
-    order, mask_ = compact(mask, mask.shape[1])
-    return gather_tokens(states, order), mask_
+        states, lengths = kernels.compact(states, mask, image_mask)
+        return states, ranks(mask.shape[1], mask.device) < lengths[:, :1], lengths
+    order, mask = compact(mask, mask.shape[1])
+    return gather_tokens(states, order), mask, None
 
 
 def slots_at_start(text_mask: Tensor, image_mask: Tensor, reduced: bool) -> Tensor:

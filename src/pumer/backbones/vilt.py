@@ -338,7 +338,7 @@ class ReducedViltModel(ViltModel):
         if attention_mask is not None:
             given = attention_mask > 0
         reduced = bool(self.pumer_reduction.active_reducers("fusion"))
-        text, text_mask = text_block(text, given, reduced)
+        text, text_mask, counts = text_block(text, given, reduced, image_mask)
         mask = torch.cat([text_mask, image_mask], dim=1)
         states = torch.cat([text, image.to(text.dtype)], dim=1)
         return Tokens(
@@ -347,6 +347,7 @@ class ReducedViltModel(ViltModel):
             (attention_bias(mask, attention_dtype(states)),),
             text.shape[1],
             partial(slots_at_start, given, image_mask, reduced),
+            counts=counts,
         )
 
 

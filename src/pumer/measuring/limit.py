@@ -5,7 +5,7 @@ cost of one slice. Only for measuring, with texts and images of full length; wha
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -50,8 +50,10 @@ def limit_of(reduction: Mapping[str, Any]) -> dict[str, Any]:
     return config_to_dict(LimitConfig.of(config))
 
 
-def measured_reduction(value: Mapping[str, Any]) -> ReductionConfig:
-    """A reduction of plain data, of any method or a limit."""
+def measured_reduction(value: Mapping[str, Any] | str) -> ReductionConfig:
+    """A reduction of plain data: of any method, given by its name alone if it needs no settings, or a limit."""
+    if isinstance(value, str):
+        return config_from_dict({"method": value})
     if value.get("method") != METHOD:
         return config_from_dict(value)
     config = config_from_dict({**value, "method": PuMerConfig.method})
@@ -73,55 +75,35 @@ class SlicingReducer:
     def decide(self, cues: Cues) -> Decision:
         """A constant, made once for each shape."""
         tokens = cues.tokens
-        # The adapters call `tokens.reduce(decision)` on this very object, which they made for it a moment ago.
-        object.__setattr__(tokens, "__class__", SlicedTokens)
         found = tables(self.step, *tokens.slots, tokens.size.device)
-        left = (found.text_left, found.image_left)
-        states = tokens.streams[0]
+        left, states = (found.text_left, found.image_left), tokens.streams[0]
         code, lengths = _constants(tokens.slots, left, states.device)
         bias = None
         if tokens.text_length == 0:  # METER carries the bias of its vision encoder into the cross-modal layers
             bias = _open(sum(left), states.dtype, states.device).expand(len(states), -1, -1, -1)
-        return Decision(code.expand(len(states), -1), lengths.expand(len(states), -1), left, bias=bias)
+        return FirstTokens(code.expand(len(states), -1), lengths.expand(len(states), -1), left, bias=bias)
 
 
-class SlicedTokens(Tokens):
-    """Tokens that are reduced by slices."""
+class FirstTokens(Decision):
+    """The decision that the first tokens of each block stay, carried out by slices."""
 
-    def reduce(self, decision: Decision) -> Tokens:
-        """Leave the first tokens of each block.
-
-        Args:
-            decision: Of a `SlicingReducer`.
-
-        Returns:
-            Contiguous states, since what follows would copy others several times; sizes of one.
-        """
-        T, (text, image) = self.text_length, decision.slots
-        if len(self.streams) == 2:
-            words, patches = self.streams
+    def carry_out(self, tokens: Tokens) -> Tokens:
+        """Contiguous states, since what follows would copy others several times; sizes of one."""
+        T, (text, image) = tokens.text_length, self.slots
+        if len(tokens.streams) == 2:
+            words, patches = tokens.streams
             streams: tuple[Tensor, ...] = words[:, :text].contiguous(), patches[:, :image].contiguous()
         elif text == T:
-            streams = (self.streams[0][:, : text + image].contiguous(),)
+            streams = (tokens.streams[0][:, : text + image].contiguous(),)
         else:
-            states = self.streams[0]
+            states = tokens.streams[0]
             streams = (torch.cat([states[:, :text], states[:, T : T + image]], dim=1),)
         biases = tuple(
             bias if bias is None else _open(x.shape[1], bias.dtype, bias.device).expand(len(x), -1, -1, -1)
-            for bias, x in zip(self.biases, streams, strict=True)
+            for bias, x in zip(tokens.biases, streams, strict=True)
         )
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return SlicedTokens(
-            **values
-            | {
-                "streams": streams,
-                "size": self.size[:, : text + image],
-                "biases": biases,
-                "text_length": text,
-                "history": (*self.history, (decision, 0)),
-                "counts": decision.lengths,
-            }
-        )
+        size, history = tokens.size[:, : text + image], (*tokens.history, (self, 0))
+        return Tokens(streams, size, biases, text, tokens.origin, history, self.lengths)
 
 
 @lru_cache(maxsize=1024)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from pumer.models.meter import MeterConfig, MeterForImagesAndTextClassification,
 from pumer.patching import patch, unpatch
 from pumer.reducers import ReductionConfig, config_from_dict
 
-PREFIX = "preset:"
+PREFIX, SMALL = "preset:", "small:"
+ASSETS = Path(__file__).parents[1] / "assets"
 PAPER_TEXT_LENGTH = 32
 
 
@@ -60,14 +62,15 @@ def model_from(name: str, seed: int = 0) -> PreTrainedModel:
     """A preset with random weights, or a checkpoint, in eval mode.
 
     Args:
-        name: A preset ("preset:vilt-b32", "preset:meter-b16", ...), a folder, or a hub name.
+        name: A preset ("preset:vilt-b32", "preset:meter-b16", ...), a small model that ships with the package
+            ("small:vilt", "small:meter"), a folder, or a hub name.
         seed: Of a preset's weights; the global generator is left as it was.
 
     Raises:
         InputError: If there is no such model.
     """
     if not name.startswith(PREFIX):
-        return load(name)
+        return load(_checkpoint(name))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of the CPU alone, which is what is put back
         return _preset(name).eval()
@@ -81,9 +84,15 @@ def skeleton(name: str) -> PreTrainedModel:
     """
     if name.startswith(PREFIX):
         return _preset(name).eval()
+    name = _checkpoint(name)
     model: PreTrainedModel = model_class(name)(AutoConfig.from_pretrained(name)).eval()
     saved = read_reduction(name)
     return model if saved is None else patch(model, saved)
+
+
+def _checkpoint(name: str) -> str:
+    """Folder or hub name of what is no preset."""
+    return str(ASSETS / f"{name.removeprefix(SMALL)}-small") if name.startswith(SMALL) else name
 
 
 def _preset(name: str) -> PreTrainedModel:
@@ -95,7 +104,7 @@ def _preset(name: str) -> PreTrainedModel:
 
 def default_text_length(name: str, model: PreTrainedModel) -> int:
     """Words that a checkpoint was trained with; where that is not told the paper's 32, or its positions if fewer."""
-    recorded: int | None = None if name.startswith(PREFIX) else trained_with(name).get("text_length")
+    recorded: int | None = None if name.startswith(PREFIX) else trained_with(_checkpoint(name)).get("text_length")
     return recorded or min(PAPER_TEXT_LENGTH, int(model.config.max_position_embeddings))
 
 
@@ -105,7 +114,7 @@ def default_image_size(name: str, model: PreTrainedModel) -> int:
     if name.startswith(PREFIX) or getattr(model.config, "model_type", "") != "vilt":
         return own
     try:
-        size = ViltImageProcessorPil.from_pretrained(name).size
+        size = ViltImageProcessorPil.from_pretrained(_checkpoint(name)).size
     except (OSError, ValueError):
         return own
     return int(size["shortest_edge"])
@@ -116,16 +125,20 @@ def reduction_from(value: Mapping[str, Any] | str) -> ReductionConfig:
     return config_from_dict({"method": value} if isinstance(value, str) else value)
 
 
-def variant(model: PreTrainedModel, config: ReductionConfig | None) -> PreTrainedModel:
+def variant(model: PreTrainedModel, config: ReductionConfig | None, slice_size: int | None = None) -> PreTrainedModel:
     """A copy of a model that shares its weights and is reduced in its own way.
 
     Args:
         model: Left alone.
         config: The reduction; None for transformers' own forward.
+        slice_size: See `pumer.patch`; None for a forward of the whole batch at once.
     """
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     twin = copy.deepcopy(model, shared)
-    return unpatch(twin) if config is None else patch(twin, config)
+    if config is None:
+        return unpatch(twin)
+    sliced: dict[str, Any] = {} if slice_size is None else {"slice_size": slice_size}
+    return patch(twin, config, **sliced)
 
 
 def bytes_of(model: nn.Module) -> int:

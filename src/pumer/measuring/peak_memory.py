@@ -10,7 +10,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import psutil
 import torch
 
 from pumer.image_size import set_image_size
+from pumer.measuring.limit import measured_reduction
 from pumer.measuring.meta import meta_inputs
 from pumer.measuring.named_models import bytes_of, default_image_size, default_text_length, model_from, variant
-from pumer.reducers import config_from_dict
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -40,6 +40,7 @@ class Job:
         image_size: Pixels each way; None for the model's own.
         text_length: Words; None for the model's own.
         threads: CPU threads; None for torch's own choice.
+        slice_size: See `pumer.patch`.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Job:
     image_size: int | None = None
     text_length: int | None = None
     threads: int | None = None
+    slice_size: int | None = None
 
 
 def peak_memory(job: Job) -> dict[str, int]:
@@ -94,18 +96,31 @@ def measure(job: Job) -> dict[str, int]:
         torch.set_num_threads(job.threads)
     base = model_from(job.model)
     set_image_size(job.image_size, base)
-    model = variant(base, None if job.reduction is None else config_from_dict(job.reduction))
-    model = model.to(device=job.device, dtype=getattr(torch, job.dtype))
+    reduction = None if job.reduction is None else measured_reduction(job.reduction)
+    model = variant(base, reduction, job.slice_size).to(device=job.device, dtype=getattr(torch, job.dtype))
     size = job.image_size or default_image_size(job.model, model)
     length = job.text_length or default_text_length(job.model, model)
     with torch.set_grad_enabled(job.autograd):
-        model(**inputs_for(model, size, length, batch=1))
-        inputs = inputs_for(model, size, length, batch=job.batch)
-        before = resident(job.device)
-        output = model(**inputs)
-        peak = peak_since(job.device)
+        activations = peak_of(model, lambda batch: inputs_for(model, size, length, batch), job.batch)
+    return {"weights": bytes_of(model), "activations": activations}
+
+
+def peak_of(model: Any, make_inputs: Callable[[int], dict[str, torch.Tensor]], batch: int) -> int:
+    """Bytes that a forward holds at its worst beyond what was held before it, in this process.
+
+    Args:
+        model: What is called.
+        make_inputs: From a batch size to the keyword arguments of a forward.
+        batch: Examples; a forward of one goes before.
+    """
+    model(**make_inputs(1))
+    inputs = make_inputs(batch)
+    kind = next(iter(inputs.values())).device.type
+    before = resident(kind)
+    output = model(**inputs)
+    peak = peak_since(kind)
     del output
-    return {"weights": bytes_of(model), "activations": max(peak - before, 0)}
+    return max(peak - before, 0)
 
 
 def inputs_for(model: Any, size: int | tuple[int, int], text_length: int, batch: int) -> dict[str, torch.Tensor]:
@@ -118,17 +133,18 @@ def inputs_for(model: Any, size: int | tuple[int, int], text_length: int, batch:
         batch: Examples.
     """
     weight = next(model.parameters())
+    device = weight.device
     shape = (size, size) if isinstance(size, int) else size
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     inputs = {}
     for name, tensor in meta_inputs(model, shape, text_length, batch).items():
         if name == "input_ids":
-            value = torch.randint(0, model.get_input_embeddings().num_embeddings, tensor.shape, generator=generator)
+            words = model.get_input_embeddings().num_embeddings
+            inputs[name] = torch.randint(0, words, tensor.shape, generator=generator, device=device)
         elif name == "attention_mask":
-            value = torch.ones(tensor.shape, dtype=torch.int64)
+            inputs[name] = torch.ones(tensor.shape, dtype=torch.int64, device=device)
         else:
-            value = torch.randn(tensor.shape, generator=generator).to(weight.dtype)
-        inputs[name] = value.to(weight.device)
+            inputs[name] = torch.randn(tensor.shape, generator=generator, device=device).to(weight.dtype)
     return inputs
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,25 @@ def time_split(model: nn.Module, inputs: dict[str, Tensor], runs: int = 10) -> d
     """
     with torch.inference_mode():
         timed(model, inputs)
-        with _stopwatch(model) as watch:
+        watch = _Stopwatch(next(model.parameters()).device)
+        with watched(model, watch):
             total = sum(timed(model, inputs) for _ in range(runs))
     parts = {EMBEDDING: watch.seconds[EMBEDDING] / runs, REDUCE: watch.seconds[REDUCE] / runs}
     return {**parts, REST: total / runs - sum(parts.values())}
 
 
+class Watch(Protocol):
+    """Is told when a part of a forward starts and when it ends."""
+
+    def start(self, part: str) -> None:
+        """A part starts: `EMBEDDING` or `REDUCE`."""
+
+    def stop(self, part: str) -> None:
+        """It ends; a `REDUCE` may lie inside an `EMBEDDING`."""
+
+
 class _Stopwatch:
-    """Adds up the time of parts; as a recorder, it learns when a reduction has been applied."""
+    """Adds up the time of parts."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -58,17 +69,24 @@ class _Stopwatch:
         if part == EMBEDDING:
             self.seconds[part] -= self.seconds[REDUCE]
 
+
+class _Recorder:
+    """Learns when a reduction has been applied."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
     def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
         pass
 
     def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
-        self.stop(REDUCE)
+        self._watch.stop(REDUCE)
 
 
 class _TimedReducer:
     """A reducer that starts the clock when it is asked; the recorder stops it."""
 
-    def __init__(self, reducer: Any, watch: _Stopwatch) -> None:
+    def __init__(self, reducer: Any, watch: Watch) -> None:
         self._reducer, self._watch = reducer, watch
         self.needs = reducer.needs
 
@@ -79,9 +97,8 @@ class _TimedReducer:
 
 
 @contextmanager
-def _stopwatch(model: nn.Module) -> Iterator[_Stopwatch]:
-    """Put clocks into a patched model."""
-    watch = _Stopwatch(next(model.parameters()).device)
+def watched(model: nn.Module, watch: Watch) -> Iterator[None]:
+    """Tell a watch about the parts of a patched model's forwards, for the length of a ``with`` block."""
     before = [(state, dict(vars(state))) for state in reductions(model)]
     roots = [(m, b) for m in model.modules() for b in BACKBONES.values() if type(m) is b.classes[b.root]]
     handles = []
@@ -91,9 +108,9 @@ def _stopwatch(model: nn.Module) -> Iterator[_Stopwatch]:
             handles.append(module.register_forward_hook(lambda *_: watch.stop(EMBEDDING)))
     for state, _ in before:
         state.reducers = {place: _TimedReducer(reducer, watch) for place, reducer in state.reducers.items()}
-        state.recorder = watch
+        state.recorder = _Recorder(watch)
     try:
-        yield watch
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pumer.errors import out_of_memory
 
+Model = nn.Module | Callable[..., Any]
 MakeInputs = Callable[[int], dict[str, Tensor]]
 Tick = Callable[[], None]
 
@@ -20,13 +21,14 @@ SHORTEST = 0.02  # seconds; a shorter forward is timed several times in a row
 
 
 def compare(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, Model],
     make_inputs: MakeInputs | Mapping[str, MakeInputs],
     batch_sizes: Sequence[int],
     pairs: int = 20,
     seconds: float = 0.0,
     warm_up: int = 2,
     tick: Tick = lambda: None,
+    failures: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Time models against the first of them, in one process and in inference mode.
 
@@ -41,53 +43,88 @@ def compare(
         seconds: Least time per point; rounds go on until it is over.
         warm_up: Forwards of each model before the first round.
         tick: Called after every round.
+        failures: Where to note, by name, why a model failed; the others go on without it. None: its error ends all.
 
     Returns:
         ``baseline``, and ``points``: per batch size ``batch``, ``pairs`` and, by model, ``seconds`` of one forward and
-        ``speedup`` (each median, lower and upper quartile) and ``images_per_second``.
+        ``speedup`` (each median, lower and upper quartile; no speed-up where the baseline failed) and
+        ``images_per_second``.
     """
     make = make_inputs if isinstance(make_inputs, Mapping) else dict.fromkeys(models, make_inputs)
     points = []
     for batch in batch_sizes:
         made = {maker: maker(batch) for maker in set(make.values())}
         inputs = {name: made[make[name]] for name in models}
-        points.append(_point(models, inputs, batch, pairs, seconds, warm_up, tick))
+        points.append(_point(models, inputs, batch, pairs, seconds, warm_up, tick, failures))
     return {"baseline": next(iter(models)), "points": points}
 
 
 def _point(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, Model],
     inputs: Mapping[str, dict[str, Tensor]],
     batch: int,
     pairs: int,
     seconds: float,
     warm_up: int,
     tick: Tick,
+    failures: dict[str, str] | None,
 ) -> dict[str, Any]:
     """One batch size."""
-    names = list(models)
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    taken: dict[str, list[float]] = {name: [] for name in models}
+
+    def run(name: str, repeats: int = 1) -> float:
+        try:
+            return timed(models[name], inputs[name], repeats)
+        except Exception as error:
+            if failures is None:
+                raise
+            failures[name] = reason(error)
+            del taken[name]
+        release_memory()
+        return 0.0
+
     with torch.inference_mode(), _no_garbage_collection():
+        first = 0.0
         for _ in range(warm_up):
-            first = max(timed(model, inputs[name]) for name, model in models.items())
-        repeats = max(1, math.ceil(SHORTEST / first)) if warm_up else 1
+            first = max((run(name) for name in list(taken)), default=0.0)
+        repeats = max(1, math.ceil(SHORTEST / first)) if first else 1
         start, round_ = time.perf_counter(), 0
-        while round_ < pairs or time.perf_counter() - start < seconds:
+        while taken and (round_ < pairs or time.perf_counter() - start < seconds):
+            names = list(taken)
             turn = round_ % len(names)
             for name in names[turn:] + names[:turn]:
-                taken[name].append(timed(models[name], inputs[name], repeats))
+                took = run(name, repeats)
+                if name in taken:
+                    taken[name].append(took)
             round_ += 1
             tick()
-    baseline = taken[names[0]]
-    figures = {}
-    for name in names:
-        ratios = [before / after for before, after in zip(baseline, taken[name], strict=True)]
-        figures[name] = {
-            "seconds": spread(taken[name]),
-            "images_per_second": batch / statistics.median(taken[name]),
-            "speedup": spread(ratios),
-        }
-    return {"batch": batch, "pairs": round_, "models": figures}
+    return {"batch": batch, "pairs": round_, "models": _measurements(taken, next(iter(models)), batch)}
+
+
+def _measurements(taken: Mapping[str, list[float]], baseline: str, batch: int) -> dict[str, Any]:
+    """From the seconds of every round, by model."""
+    found: dict[str, Any] = {}
+    for name, seconds in taken.items():
+        found[name] = {"seconds": spread(seconds), "images_per_second": batch / statistics.median(seconds)}
+        if baseline in taken:
+            ratios = [before / after for before, after in zip(taken[baseline], seconds, strict=True)]
+            found[name]["speedup"] = spread(ratios)
+    return found
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in a few words."""
+    if isinstance(error, RuntimeError) and out_of_memory(error):
+        return "out of memory"
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:160]
+
+
+def release_memory() -> None:
+    """Give back what the allocator of a GPU holds and nobody uses."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -98,9 +135,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def timed(model: nn.Module, inputs: dict[str, Tensor], repeats: int = 1) -> float:
+def timed(model: Model, inputs: dict[str, Tensor], repeats: int = 1) -> float:
     """Seconds of one forward, device-synchronised; the mean of several in a row."""
-    device = next(model.parameters()).device
+    device = next(iter(inputs.values())).device
     synchronise(device)
     start = time.perf_counter()
     for _ in range(repeats):

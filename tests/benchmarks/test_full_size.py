@@ -1,0 +1,37 @@
+"""The benchmark of a CPU, on a tiny model."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from pumer.checkpoint import read_json
+from pumer.measuring import peak_memory
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "full_size.py"
+
+
+def test_a_file_for_each_model_with_the_limit_in_it(script, tiny_vilt, tmp_path, monkeypatch, capsys):
+    case = replace(script.CASES["vilt-small"], model=str(tiny_vilt), batch_sizes=(1, 2), sliced_batch=4)
+    monkeypatch.setitem(script.CASES, "vilt-small", case)
+    monkeypatch.setattr(script, "peak_memory", peak_memory.measure)
+    monkeypatch.setattr("pumer.benchmark.peak_memory", peak_memory.measure)
+    given = ["full_size.py", "vilt-small", "--pairs=1", "--dtypes", "float32", f"--results={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", given)
+    script.main()
+    (path,) = tmp_path.iterdir()
+    result = read_json(path)["float32"]
+    assert path.name == "vilt-small-cpu.json"
+    for point in result["speed"]["points"]:
+        assert {"unreduced", "2,5,8", "limit of 2,5,8", "ToMe 13", "transformers"} < set(point["models"])
+    assert result["plan"]["limit of 2,5,8"]["tokens"] == result["plan"]["2,5,8"]["tokens"]
+    sliced = result["sliced"]
+    names = ["unreduced", "unreduced, slices of 8", "2,5,8", "2,5,8, slices of 8"]
+    assert [*sliced["memory"], *sliced["failed"]] == names
+    assert "limit of 2,5,8" in capsys.readouterr().out
+
+
+def test_the_published_models_have_their_limits(script):
+    for name in script.DEFAULT:
+        case = script.CASES[name]
+        assert all(f"limit of {schedule}" in case.reductions for schedule in case.schedules)
+        assert script.settings(case, 1, "float32").batch_sizes == case.batch_sizes
