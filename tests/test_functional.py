@@ -72,21 +72,18 @@ def test_text_saliency_without_any_word_is_zero_rather_than_nan():
     assert saliency.tolist() == [[0.0] * 4]
 
 
-def test_tabulate_rounds_as_python_does_and_takes_the_largest_value_of_the_table():
-    def rule(n):
-        return n - round(0.5 * n)  # 0 1 1 1 2 3 3 3: half to even
-
-    counts, buffer = functional.tabulate(rule, torch.tensor([1, 2, 3, 5, 7]), 7)
-    assert counts.tolist() == [1, 1, 1, 3, 3]
-    assert counts.dtype == torch.int64
-    assert buffer == 3
-
-
-def test_tabulate_buffer_of_a_rule_that_falls():
-    def rule(n):
-        return n if n < 5 else 1
-
-    assert functional.tabulate(rule, torch.tensor([7]), 7)[1] == 4
+@given(blocks(), st.integers(1, 9), st.integers(1, 4))
+def test_what_the_text_asks_for_is_saliency_times_words(block, tokens, heads):
+    lengths, slots, seed = block
+    rows = torch.rand(len(lengths), heads, slots, tokens, dtype=torch.float64, generator=random_for(seed))
+    mask = compact_mask(lengths, slots)
+    saliency = functional.text_saliency(rows, mask)
+    asked = functional.asked_for(rows, ~mask)
+    torch.testing.assert_close(asked, saliency * torch.tensor(lengths)[:, None])
+    for b, words in enumerate(lengths):
+        for v in range(tokens):
+            total = sum(float(rows[b, h, t, v]) for h in range(heads) for t in range(words))
+            assert float(asked[b, v]) == pytest.approx(total, rel=1e-9)
 
 
 @given(blocks(), st.integers(0, 5))
@@ -102,34 +99,31 @@ def test_compact_lists_the_chosen_in_order(block, spare):
         assert valid[b].tolist() == sorted(valid[b].tolist(), reverse=True)
 
 
-@given(blocks(), st.integers(0, 20))
-def test_highest_ties_go_to_the_lower_rank(block, wanted):
-    lengths, slots, seed = block
-    score = torch.randint(0, 4, (len(lengths), slots), generator=random_for(seed)).float()
-    flags = functional.highest(score, torch.full((len(lengths),), wanted))
-    for b in range(len(lengths)):
-        best = sorted(range(slots), key=lambda n: (-float(score[b, n]), n))[:wanted]
-        assert flags[b].nonzero()[:, 0].tolist() == sorted(best)
-
-
 @given(blocks(), st.data())
-def test_prune_keeps_cls_and_the_most_salient_real_tokens(block, data):
+def test_kept_first_lists_the_best_in_their_order_then_the_others_in_theirs(block, data):
     lengths, slots, seed = block
-    # few distinct values: ties happen; padding is the most salient of all
-    saliency = torch.randint(0, 6, (len(lengths), slots), generator=random_for(seed)).float()
-    mask = compact_mask(lengths, slots)
-    saliency[~mask] = 9.0
-    saliency[:, 0] = -1.0  # the least salient: kept only because it is [CLS]
+    # few distinct values: ties happen, which go to the lower rank
+    score = torch.randint(0, 4, (len(lengths), slots), generator=random_for(seed)).float()
+    counts = [data.draw(st.integers(0, slots)) for _ in lengths]
+    dropped = torch.arange(slots) >= torch.tensor(counts)[:, None]
+    order = functional.kept_first(score, dropped)
+    assert order.dtype == torch.int64
+    for b, count in enumerate(counts):
+        best = sorted(sorted(range(slots), key=lambda n: (-float(score[b, n]), n))[:count])
+        assert order[b].tolist() == [*best, *(n for n in range(slots) if n not in best)]
+
+
+@given(blocks(least=2), st.data())
+def test_kept_first_never_keeps_padding(block, data):
+    """Padding scores nothing: at best as much as a token that no text asks for."""
+    lengths, slots, seed = block
+    score = torch.randint(0, 6, (len(lengths), slots), generator=random_for(seed)).float()
+    score[~compact_mask(lengths, slots)] = data.draw(st.sampled_from([0.0, -torch.inf]))
     counts = [data.draw(st.integers(1, n)) for n in lengths]
-    keep = functional.prune(saliency, mask, torch.tensor(counts))
+    order = functional.kept_first(score, torch.arange(slots) >= torch.tensor(counts)[:, None])
     for b, (n, count) in enumerate(zip(lengths, counts, strict=True)):
-        others = sorted(range(1, n), key=lambda v: (-float(saliency[b, v]), v))[: count - 1]
-        assert keep[b].nonzero()[:, 0].tolist() == sorted([0, *others])
-
-
-def test_prune_never_keeps_padding_though_asked_for_more_than_there_is():
-    mask = compact_mask([2], 5)
-    assert functional.prune(torch.rand(1, 5), mask, torch.tensor([4])).tolist() == mask.tolist()
+        best = sorted(range(n), key=lambda v: (-float(score[b, v]), v))[:count]
+        assert order[b, :count].tolist() == sorted(best)
 
 
 def match_by_hand(features, real, count):
@@ -142,8 +136,19 @@ def match_by_hand(features, real, count):
     return [(source, target) for _, target, source in edges[:count]]
 
 
+def pairs(features, lengths, counts):
+    """The pairs of `propose`, as (source, target) ranks of each sample in order of the source; what it returns."""
+    slots = features.shape[1]
+    features = functional.unit(torch.cat([features, features[:, : slots % 2]], dim=1))
+    outside = ~compact_mask(lengths, features.shape[1])
+    spared = ~compact_mask(counts, features.shape[1] // 2)
+    stays, receiver = functional.propose(features, outside, spared)
+    merged = [(~row).nonzero()[:, 0].tolist() for row in stays]
+    return [[(2 * i, 2 * int(receiver[b, i]) + 1) for i in row] for b, row in enumerate(merged)], stays, receiver
+
+
 @given(blocks(least=2), st.data())
-def test_match_pairs_even_with_odd_ranks_of_real_tokens(block, data):
+def test_propose_pairs_even_with_odd_ranks_of_real_tokens(block, data):
     lengths, slots, seed = block
     features = torch.randn(len(lengths), slots, 5, dtype=torch.float64, generator=random_for(seed))
     for b, n in enumerate(lengths):
@@ -151,34 +156,57 @@ def test_match_pairs_even_with_odd_ranks_of_real_tokens(block, data):
         if slots > n > 2:
             features[b, n:] = features[b, 2]
     counts = [data.draw(st.integers(0, max((n - 1) // 2, 0))) for n in lengths]
-    most = data.draw(st.integers(max(counts), (slots + 1) // 2))
-    source, target, valid = functional.match(features, compact_mask(lengths, slots), torch.tensor(counts), most)
-    assert source.shape == target.shape == valid.shape == (len(lengths), most)
+    found, stays, receiver = pairs(features, lengths, counts)
+    assert stays.shape == receiver.shape == (len(lengths), (slots + 1) // 2)
     for b, (n, count) in enumerate(zip(lengths, counts, strict=True)):
-        pairs = list(zip(source[b][valid[b]].tolist(), target[b][valid[b]].tolist(), strict=True))
-        assert pairs == match_by_hand(features[b], n, count)
-        assert all(s % 2 == 0 and s > 0 and t % 2 == 1 and max(s, t) < n for s, t in pairs)
+        assert found[b] == sorted(match_by_hand(features[b], n, count))
+        assert all(s % 2 == 0 and s > 0 and t % 2 == 1 and max(s, t) < n for s, t in found[b])
 
 
-def test_match_ties_go_to_the_lower_rank():
-    same = torch.ones(1, 9, 3)
-    source, target, valid = functional.match(same, torch.ones(1, 9, dtype=torch.bool), torch.tensor([3]), 3)
-    assert (source.tolist(), target.tolist(), valid.all().item()) == ([[2, 4, 6]], [[1, 1, 1]], True)
+def test_propose_ties_go_to_the_lower_rank():
+    found, _, _ = pairs(torch.ones(1, 9, 3), [9], [3])
+    assert found == [[(2, 1), (4, 1), (6, 1)]]
 
 
-def test_match_is_about_direction_not_length():
+def test_propose_is_about_direction_not_length():
     features = torch.tensor([[[1.0, 0.0], [50.0, 60.0], [1.0, 0.2], [0.3, 0.05]]])
-    _, target, _ = functional.match(features, torch.ones(1, 4, dtype=torch.bool), torch.tensor([1]), 1)
-    assert target.tolist() == [[3]], "the dot product is largest with rank 1, the cosine with rank 3"
+    found, _, _ = pairs(features, [4], [1])
+    assert found == [[(2, 3)]], "the dot product is largest with rank 1, the cosine with rank 3"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_match_compares_half_precision_keys_in_single(dtype):
+def test_half_precision_keys_are_compared_in_single(dtype):
     features = torch.randn(2, 20, 8).to(dtype)
-    mask, count = torch.ones(2, 20, dtype=torch.bool), torch.tensor([5, 7])
-    low = functional.match(features, mask, count, 7)
-    high = functional.match(features.float(), mask, count, 7)
-    assert all(torch.equal(a, b) for a, b in zip(low, high, strict=True))
+    assert functional.unit(features).dtype == torch.float32
+    low, high = pairs(features, [20, 20], [5, 7]), pairs(features.float(), [20, 20], [5, 7])
+    assert low[0] == high[0] and torch.equal(low[2], high[2])
+
+
+@given(blocks(least=2), st.integers(0, 9), st.data())
+def test_after_merging_the_others_move_up(block, first, data):
+    """From merged pairs to the code of each rank, where the block's output slots begin anywhere."""
+    lengths, slots, _ = block
+    width = slots + slots % 2
+    merges = [
+        data.draw(
+            st.dictionaries(st.integers(1, width // 2 - 1), st.integers(0, width // 2 - 1), max_size=width // 2 - 1)
+        )
+        if width > 2
+        else {}
+        for _ in lengths
+    ]
+    stays = torch.ones(len(lengths), width // 2, dtype=torch.bool)
+    receiver = torch.zeros(len(lengths), width // 2, dtype=torch.int64)
+    for b, into in enumerate(merges):
+        for i, odd in into.items():
+            stays[b, i], receiver[b, i] = False, odd
+    rank = torch.arange(width)
+    code = functional.after_merging(2 * (rank + first) - 2 * (rank // 2 + 1), stays, receiver)
+    for b, into in enumerate(merges):
+        left = [r for r in range(width) if r % 2 or r // 2 not in into]
+        expected = {r: 2 * (first + slot) for slot, r in enumerate(left)}
+        expected |= {2 * i: expected[2 * odd + 1] + 1 for i, odd in into.items()}
+        assert code[b].tolist() == [expected[r] for r in range(width)]
 
 
 @given(blocks(), st.booleans())

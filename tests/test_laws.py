@@ -18,7 +18,6 @@ from torch import nn
 import pumer
 import pumer.backbones.vilt as vilt
 import pumer.reducers.decisions as decisions
-import pumer.reducers.pumer as pumer_method
 from pumer import PuMerConfig, Step, functional, tokens
 from pumer.backbones import BACKBONES
 from pumer.patching import reductions
@@ -253,7 +252,8 @@ def test_law_4_no_square_matrix_of_tokens(backbone, example):
     if not example.fused:
         pytest.skip("the method has an attention of its own")
     case = TINY[backbone]
-    model, inputs = pumer.patch(case.build(), example.config), case.batch(GRIDS)
+    # 11 words: with 10, all of EViT's tokens together are as many as the image had
+    model, inputs = pumer.patch(case.build(), example.config), case.batch(GRIDS, text=11)
     words, image = inputs["input_ids"].shape[1], 1 + GRIDS[0][1] * GRIDS[0][2]
     with torch.no_grad(), tiny.Shapes() as shapes:
         model(**inputs)
@@ -280,7 +280,11 @@ class Notes:
             owner[:, T:] = torch.arange(T, owner.shape[1])
         self.owner.append(owner)
         words = tokens.Decision.identity(stream.mask[:, :T])
-        self.steps.append([(place, tokens.Decision.join(words, decision), None) for place, decision in history])
+        joined = [
+            (place, tokens.Decision.join(replace(words, proportional=decision.proportional), decision), None)
+            for place, decision in history
+        ]
+        self.steps.append(joined)
 
     def step(self, place, decision, stream):
         if place[0] == "fusion":
@@ -311,11 +315,10 @@ def check_states_follow_the_decisions(case, model, inputs, example):
             torch.testing.assert_close(states[layer + 1], states[layer])
             continue
         decision, stream = after[layer]
-        weight = decision.weight if decision.weight is not None else size
-        weight = weight if decision.weighted else torch.ones_like(size)
+        weight, destination = decision.weight if decision.weight is not None else size, decision.destination
         for b in range(len(size)):
             for slot in stream.mask[b].nonzero()[:, 0].tolist():
-                held = (decision.destination[b] == slot).nonzero()[:, 0]
+                held = (destination[b] == slot).nonzero()[:, 0]
                 mean = (states[layer][b, held] * weight[b, held, None]).sum(0) / weight[b, held].sum()
                 torch.testing.assert_close(states[layer + 1][b, slot], mean, atol=1e-5, rtol=1e-4)
         size = stream.size
@@ -325,19 +328,21 @@ def check_states_follow_the_decisions(case, model, inputs, example):
 
 def check_sources(start, stream, before, now, apart):
     """The source map, sizes, mask, bias and states of a stream agree, with the stream at the start as the measure."""
+    source, mask, bias, first = stream.source, stream.mask, stream.bias, start.source
     for b in range(len(stream.size)):
-        for slot in range(stream.mask.shape[1]):
-            owned = (stream.source[b] == slot).nonzero()[:, 0]
-            held = start.source[b, owned]  # the slot each of them stood at when the stream was made
+        for slot in range(mask.shape[1]):
+            owned = (source[b] == slot).nonzero()[:, 0]
+            held = first[b, owned]  # the slot each of them stood at when the stream was made
             assert float(stream.size[b, slot]) == len(held)
-            assert bool(stream.mask[b, slot]) == (len(held) > 0)
-            assert bool(torch.isinf(stream.bias[b, 0, 0, slot])) == (len(held) == 0)
+            assert bool(mask[b, slot]) == (len(held) > 0)
+            assert bool(torch.isinf(bias[b, 0, 0, slot])) == (len(held) == 0)
             if len(held):
                 torch.testing.assert_close(now[b, slot], before[b, held].mean(dim=0), atol=1e-5, rtol=1e-4)
                 mixed = (held < start.text_length) != (slot < stream.text_length)
                 assert not apart or not mixed.any(), "text and image never mix"
-        real = int(stream.mask[b, : stream.text_length].sum())
-        assert stream.mask[b, :real].all(), "the text block is compact"
+        real = int(mask[b, : stream.text_length].sum())
+        assert mask[b, :real].all(), "the text block is compact"
+        assert stream.lengths[b].tolist() == [real, int(mask[b].sum()) - real], "counted as they are"
 
 
 @grid
@@ -368,22 +373,23 @@ def test_law_5_holey_and_left_padded_text(backbone):
 def replay(notes, run):
     """What became of every input token, from the decisions alone: a plain loop."""
     owner, fates = notes.owner[run], []
+    decided = [(decision.destination.tolist(), decision.index.tolist()) for _, decision, _ in notes.steps[run]]
     for b in range(len(owner)):
         where = {i: int(slot) for i, slot in enumerate(owner[b]) if slot >= 0}
         anchor = {slot: i for i, slot in where.items()}  # the token that stands in a slot
         fate = {i: {"pruned": -1, "merged": -1, "into": -1} for i in where}
-        for here, (_, decision, _) in enumerate(notes.steps[run]):
+        for here, (destination, index) in enumerate(decided):
             moved, anchors = {}, {}
             for slot, i in anchor.items():
-                new = int(decision.destination[b, slot])
-                if new >= 0 and int(decision.index[b, new]) == slot:
+                new = destination[b][slot]
+                if new >= 0 and index[b][new] == slot:
                     anchors[new] = i
             for i, slot in where.items():
-                new = int(decision.destination[b, slot])
+                new = destination[b][slot]
                 if new < 0:
                     fate[i]["pruned"] = here
                     continue
-                if int(decision.index[b, new]) != slot and fate[i]["merged"] < 0:
+                if index[b][new] != slot and fate[i]["merged"] < 0:
                     fate[i].update(merged=here, into=anchors.get(new, -1))
                 moved[i] = new
             where, anchor = moved, anchors
@@ -511,8 +517,8 @@ def test_law_8_same_bits_on_a_gpu(backbone, example):
 # ---------------------------------------------------------------- mutants: what breaks a law must be seen
 
 
-original_reduce, original_apply, original_trace = tokens.Tokens.reduce, tokens.Decision.apply, tokens.Decision.trace
-original_bias = tokens.attention_bias
+original_reduce, original_trace = tokens.Tokens.reduce, tokens.Decision.trace
+original_bias, original_counts = tokens.attention_bias, decisions.counts
 
 
 def uncompacted(keep, length):
@@ -520,47 +526,69 @@ def uncompacted(keep, length):
     return torch.arange(length).expand(len(keep), -1), keep[:, :length]
 
 
-def match_padding(features, mask, count, most):
+def without(outside, first):
+    """No token is outside, of every other rank."""
+    outside = outside.clone()
+    outside[:, first::2] = False
+    return outside
+
+
+def padding_proposes(features, outside, spared):
+    """Merging that takes padding for tokens that may be merged away."""
+    return functional.propose(features, without(outside, 0), spared)
+
+
+def padding_receives(features, outside, spared):
+    """Merging that takes padding for tokens that others may be merged into."""
+    return functional.propose(features, without(outside, 1), spared)
+
+
+def padding_matches(features, outside, spared):
     """Merging that takes padding for tokens."""
-    return functional.match(features, torch.ones_like(mask), count, most)
+    return functional.propose(features, torch.zeros_like(outside), spared)
 
 
-def count_padding(rule, lengths, largest):
+def count_padding(found, lengths):
     """Counts from the buffer instead of the sample's own length."""
-    return functional.tabulate(rule, torch.full_like(lengths, largest), largest)
+    return original_counts(found, torch.tensor([found.text, found.image]).expand_as(lengths))
 
 
-def all_rows(text_rows, text_mask):
+def all_rows(text_rows, padded):
     """Saliency that padded words have a say in."""
-    return functional.text_saliency(text_rows, torch.ones_like(text_mask))
+    return functional.asked_for(text_rows, torch.zeros_like(padded))
 
 
-def unstable(keep, length):
+def unstable(score, dropped):
     """Free order of what is kept."""
-    order = ((~keep).float() + torch.rand(keep.shape) / 2).argsort(dim=1)[:, :length]
-    return order, torch.arange(length) < keep.sum(dim=1, keepdim=True)
+    order = functional.kept_first(score, dropped)
+    return order.gather(1, torch.rand(score.shape).masked_fill(dropped, 2).argsort(dim=1, stable=True))
 
 
-def padding_attended(mask, size, proportional):
+def free_slots_seen(mask, dtype=torch.float32):
     """Attention that sees free slots."""
-    return original_bias(torch.ones_like(mask), size.clamp(min=1), proportional)
+    return original_bias(torch.ones_like(mask), dtype)
+
+
+def free_slots_attended(self, decision):
+    """The same, where parts count."""
+    reduced = original_reduce(self, decision)
+    return replace(reduced, biases=tuple(bias.clamp(min=0) for bias in reduced.biases))
 
 
 def sizes_forgotten(self, decision):
     """Every token counts once again after each reduction."""
     reduced = original_reduce(self, decision)
-    size = reduced.mask.float()
-    return replace(reduced, size=size, bias=original_bias(reduced.mask, size, True))
+    return replace(reduced, size=reduced.mask.float(), biases=tuple(bias.clamp(max=0) for bias in reduced.biases))
 
 
-def plain_mean(self, x, weight):
+def plain_mean(self, decision):
     """Averages that forget what a token already holds."""
-    return original_apply(self, x, torch.ones_like(weight))
+    return original_reduce(self, replace(decision, weight=torch.ones_like(self.size)))
 
 
 def sources_lost(self, owner):
     """Merged tokens are reported as pruned."""
-    merged = torch.zeros(self.destination.shape, dtype=torch.bool).scatter(1, self.source, self.valid)
+    merged = self.moves % 2 == 1
     return torch.where(merged.gather(1, owner.clamp(min=0)), -1, original_trace(self, owner))
 
 
@@ -598,19 +626,22 @@ PADDED_IMAGES = ("vilt",)
 
 MUTANTS = [
     Mutant(law_1, vilt, "compact", uncompacted, PuMerConfig(layers=(0,), merge_ratio=0.4), PADDED_IMAGES),
-    Mutant(law_1, decisions, "match", match_padding),
-    Mutant(law_1, decisions, "match", match_padding, PuMerConfig(layers=(0,), text_merge_ratio=0.4)),
-    Mutant(law_1, decisions, "tabulate", count_padding),
-    Mutant(law_1, decisions, "tabulate", count_padding, PuMerConfig(layers=(0,), prune_ratio=0.4), PADDED_IMAGES),
-    Mutant(law_1, pumer_method, "text_saliency", all_rows, PuMerConfig(layers=(0,), prune_ratio=0.4)),
-    Mutant(law_1, tokens, "attention_bias", padding_attended),
-    Mutant(law_1, decisions, "compact", unstable),
+    Mutant(law_1, decisions, "propose", padding_matches),
+    Mutant(law_1, decisions, "propose", padding_proposes),
+    Mutant(law_1, decisions, "propose", padding_receives),
+    Mutant(law_1, decisions, "propose", padding_matches, PuMerConfig(layers=(0,), text_merge_ratio=0.4)),
+    Mutant(law_1, decisions, "counts", count_padding),
+    Mutant(law_1, decisions, "counts", count_padding, PuMerConfig(layers=(0,), prune_ratio=0.4), PADDED_IMAGES),
+    Mutant(law_1, decisions, "asked_for", all_rows, PuMerConfig(layers=(0,), prune_ratio=0.4)),
+    Mutant(law_1, tokens.Tokens, "reduce", free_slots_attended),
+    Mutant(law_1, tokens, "attention_bias", free_slots_seen, replace(STRONG, proportional_attention=False)),
+    Mutant(law_1, decisions, "kept_first", unstable),
     Mutant(law_5, tokens.Tokens, "reduce", sizes_forgotten),
-    Mutant(law_5, tokens.Decision, "apply", plain_mean),
+    Mutant(law_5, tokens.Tokens, "reduce", plain_mean),
     Mutant(law_5, tokens.Decision, "trace", sources_lost),
     Mutant(law_6, tokens.Tokens, "reduce", sizes_forgotten),
-    Mutant(law_6, decisions, "tabulate", count_padding),
-    Mutant(law_8, decisions, "compact", unstable),
+    Mutant(law_6, decisions, "counts", count_padding),
+    Mutant(law_8, decisions, "kept_first", unstable),
 ]
 
 

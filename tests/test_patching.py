@@ -4,7 +4,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from tiny import GRIDS, TINY, answer
+from tiny import GRIDS, HEADS, TINY, answer
 from torch import nn
 
 import pumer
@@ -34,6 +34,45 @@ def unreduced(inputs):
 @pytest.fixture
 def reduced(inputs):
     return answer(pumer.patch(VILT.build(), CONFIG), inputs)
+
+
+# ---------------------------------------------------------------- words back at their places
+
+ON_ALL_STATES = {"ViltModel", "MeterModel", "ViltForMaskedLM", "MeterForMaskedLM", "ViltForTokenClassification"}
+
+
+@pytest.mark.parametrize(("backbone", "head"), HEADS)
+def test_words_are_put_back_where_a_head_reads_them_and_nowhere_else(backbone, head, monkeypatch):
+    case = TINY[backbone]
+    model, inputs = pumer.patch(case.build(head), case.fit(CONFIG)), case.batch(GRIDS, head)
+    (state,) = reductions(model)
+    assert state.expands == (head in ON_ALL_STATES)
+    expected = list(model(**inputs).values())
+    monkeypatch.setattr(state, "expands", not state.expands)
+    if head in ON_ALL_STATES:
+        assert not all(torch.equal(a, b) for a, b in zip(model(**inputs).values(), expected, strict=True))
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(model(**inputs).values(), expected, strict=True))
+
+
+@pytest.mark.parametrize("backbone", TINY)
+def test_a_model_inside_anything_else_puts_words_back(backbone, inputs):
+    case = TINY[backbone]
+    head = case.build()
+    for model in (case.root(head), nn.ModuleList([case.root(head)]), type("Subclass", (type(head),), {})(head.config)):
+        (state,) = reductions(pumer.patch(model, case.fit(CONFIG)))
+        assert state.expands
+        pumer.unpatch(model)
+    assert not reductions(pumer.patch(nn.Sequential(head), case.fit(CONFIG)))[0].expands
+
+
+def test_a_model_that_two_heads_share_puts_words_back_if_one_of_them_reads_them():
+    answers, words, inputs = VILT.build(), VILT.build("ViltForMaskedLM"), VILT.batch(GRIDS)
+    words.vilt = answers.vilt
+    expected = answer(pumer.patch(words, CONFIG), inputs)
+    for heads in ([answers, words], [words, answers]):
+        pumer.patch(nn.ModuleList(heads), CONFIG)
+        assert torch.equal(answer(words, inputs), expected)
 
 
 # ---------------------------------------------------------------- contexts

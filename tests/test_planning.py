@@ -12,13 +12,14 @@ from transformers import (
 
 import pumer
 from pumer import NoReduction, PuMerConfig
-from pumer.backbones.base import LayerCues
+from pumer.backbones.base import CueRequest
 from pumer.errors import InputError
 from pumer.measuring import named_models
 from pumer.measuring.macs import MacCounter
 from pumer.measuring.meta import meta_inputs, on_meta
 from pumer.planning import plan
 from pumer.reducers import RandomPruningConfig
+from pumer.tokens import Cues, Tokens
 
 PAPER = {"prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
 D, DEPTH, SIDE, PATCH, ANSWERS = 32, 4, 12, 8, 11
@@ -61,8 +62,8 @@ def interpolation(rows, columns, side, width):
     [
         (None, 15.93, 15.97),
         (NoReduction(), 15.93, 15.97),
-        (PuMerConfig(layers=(2, 5, 8), **PAPER), 8.69, 8.72),
-        (PuMerConfig(layers=(2, 4, 6, 8), **PAPER), 7.64, 7.67),
+        (PuMerConfig(layers=(2, 5, 8), **PAPER), 8.72, 8.75),
+        (PuMerConfig(layers=(2, 4, 6, 8), **PAPER), 7.67, 7.70),
     ],
 )
 def test_full_size_model_as_in_the_paper(config, least, most):
@@ -82,14 +83,14 @@ def test_the_closed_formula_without_reduction():
 
 
 def test_the_closed_formula_with_reduction():
-    T, V, K, M, Dh = 10, 145, 87, 44, D // 4  # 145 - round(14.5) - round(43.5) image tokens stay
+    T, V, K, Dh = 10, 145, 87, D // 4  # 145 - round(14.5) - round(43.5) image tokens stay
     model = pumer.patch(small(), PuMerConfig(layers=(1,), **PAPER))
     planned = plan(model, image_size=SIDE * PATCH, text_length=T)
     counts = [(r.text_tokens, r.image_tokens, r.text_tokens_out, r.image_tokens_out) for r in planned.layers]
     assert counts == [(T, V, T, V), (T, V, 8, K), (8, K, 8, K), (8, K, 8, K)]
     saliency = T * (T + V) * D
-    similarity = 5 * 5 * Dh + 66 * 65 * Dh  # even ranks with odd ones, among 10 words and 131 image tokens
-    merging = (8 * 2 + K * M) * D
+    similarity = 2 * 73 * 73 * Dh  # even ranks with odd ones; words and image tokens are rows of 146
+    merging = (8 + K) * (T + V) * D  # each token left is a mean over all there were
     expected = layer_macs(T + V, D, fed_forward=8 + K) + saliency + similarity + merging
     assert planned.layers[1].macs == expected
     assert planned.layers[2].macs == layer_macs(8 + K, D)
@@ -170,9 +171,12 @@ def test_saliency_costs_at_most_one_percent_of_its_layer():
     """Law 4, at the size of the paper."""
     tokens, text, heads, width = 177, 32, 12, 64
     query = torch.empty(1, heads, tokens, width, device="meta")
+    size = torch.ones(1, tokens, device="meta")
+    stream = Tokens((torch.empty(1, tokens, heads * width, device="meta"),), size, (None,), text, size.long)
     with MacCounter() as saliency:
-        cues = LayerCues(NoReduction(), frozenset({"text_rows"}), slice(0, text), slice(text, None))
-        cues.collect(query, query, None)
+        shown = CueRequest(NoReduction(), frozenset({"text_rows"}), text).answer(query, query, lambda: query[:, :, :1])
+        rows = Cues(stream, shown.key, query=shown.query).text_rows()
+    assert rows.shape == (1, heads, text, tokens - text) and shown.cls_query is None
     assert 0 < saliency.total <= 0.01 * layer_macs(tokens, heads * width)
 
 
@@ -194,7 +198,7 @@ def test_a_reducer_without_saliency_pays_nothing():
     merge_only = pumer.patch(small(), PuMerConfig(layers=(1,), merge_ratio=0.3))
     T, V, M = 10, 145, 44
     row = plan(merge_only, image_size=96, text_length=T).layers[1]
-    products = 73 * 72 * (D // 4) + (V - M) * M * D
+    products = 73 * 73 * (D // 4) + (T + V - M) * (T + V) * D
     assert row.macs == layer_macs(T + V, D, fed_forward=T + V - M) + products
 
 
@@ -212,8 +216,11 @@ def test_no_square_matrix_of_tokens_is_formed(mode):
         loss = model.train(mode == "training")(**inputs).logits.sum()
         if mode == "training":
             loss.backward()
-    square = [shape for shape in shapes.seen if sum(size in lengths for size in shape) > 1]
-    assert square == []
+    square = {shape for shape in shapes.seen if sum(size in lengths for size in shape) > 1}
+    members = {(2, 95, 155), (2, 58, 95)}  # of a decision: which tokens before it each token after it holds
+    if mode == "training":
+        members |= {(B, N, K) for B, K, N in members}
+    assert square <= members, "no product of queries and keys, in no head"
     with tiny.Shapes() as shapes:  # transformers' own forward does form it: the test can see one
         pumer.unpatch(model)(**inputs)
     assert any(shape[-2:] == (155, 155) for shape in shapes.seen)

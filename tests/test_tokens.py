@@ -1,11 +1,13 @@
 """One decision, applied to every per-token tensor: against a plain Python loop over one example."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pumer.tokens import Decision, Tokens, attention_bias
+from pumer.tokens import GONE, Decision, Tokens, attention_bias
 
 
 @st.composite
@@ -66,28 +68,93 @@ def test_decision_against_a_loop(choice, weighted, seed):
             expected = stays.index(home) if i < n and home in stays else -1
             assert int(decision.destination[b, i]) == expected
             assert int(traced[b, i]) == expected
+            assert int(decision.code[b, i]) == (GONE if expected < 0 else 2 * expected + (home != i))
 
 
-@given(choices(), choices())
-def test_join_is_the_two_decisions_side_by_side(left, right):
+@given(choices(), choices(), st.booleans())
+def test_join_is_the_two_decisions_side_by_side(left, right, proportional):
     left, right = (left[0], left[1][:1], left[2]), (right[0], right[1][:1], right[2])
     (first, _), (second, _) = build(*left), build(*right)
     x, y = torch.randn(1, left[0], 4), torch.randn(1, right[0], 4)
-    a, b = torch.rand(1, left[0]) + 1, torch.rand(1, right[0]) + 1
-    joined = Decision.join(first, second)
+    a, b = (torch.randint(1, 5, (1, slots)).float() for slots in (left[0], right[0]))
+    joined = Decision.join(replace(first, proportional=proportional), replace(second, proportional=proportional))
     parts = torch.cat([first.apply(x, a), second.apply(y, b)], dim=1)
     torch.testing.assert_close(joined.apply(torch.cat([x, y], dim=1), torch.cat([a, b], dim=1)), parts)
     K = first.index.shape[1]
     moved = torch.where(second.destination < 0, -1, second.destination + K)
     assert torch.equal(joined.destination, torch.cat([first.destination, moved], dim=1))
     assert torch.equal(joined.total(torch.cat([a, b], 1)), torch.cat([first.total(a), second.total(b)], 1))
+    assert joined.slots == (K, second.index.shape[1]) and joined.proportional == proportional
+    assert joined.lengths.tolist() == [[int(first.mask.sum()), int(second.mask.sum())]]
+    shifted = [GONE if code == GONE else code + 2 * K for code in second.code[0].tolist()]
+    assert joined.code[0].tolist() == [*first.code[0].tolist(), *shifted], "odd codes stay odd, what is gone stays gone"
 
 
-@pytest.mark.parametrize("policy", [{"proportional": False}, {"weighted": False}])
-def test_a_stream_refuses_two_rules(policy):
+def test_join_keeps_weights_and_biases_beside_their_tokens():
+    first, second = (Decision.identity(torch.ones(1, n, dtype=torch.bool)) for n in (2, 3))
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0, 5.0]])
+    joined = Decision.join(
+        replace(first, weight=a, bias=-a[:, None, None]), replace(second, weight=b, bias=-b[:, None, None])
+    )
+    assert joined.weight.tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0]]
+    assert joined.bias.tolist() == [[[[-1.0, -2.0, -3.0, -4.0, -5.0]]]]
+
+
+def test_a_text_that_stays_is_joined_as_written_out():
+    second = build(4, [(4, [0, 3], {1: 3})], 0)[0]
+    unwritten = Decision(None, torch.tensor([[0, 2]]), (0, 3))
+    written = Decision.identity(torch.tensor([[True, True, False]]))
+    assert Decision.join(unwritten, second).code.tolist() == Decision.join(written, second).code.tolist()
+    assert Decision.join(unwritten, second).code.tolist() == [[0, 2, GONE, 6, 9, GONE, 8]]
+
+
+def test_text_and_image_are_joined_by_one_rule():
     decision = Decision.identity(torch.ones(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="must agree"):
-        Decision.of_stream(decision, decision.with_policy(**policy))
+    with pytest.raises(ValueError, match="must agree on `proportional`"):
+        Decision.join(decision, replace(decision, proportional=False))
+
+
+def test_codes_of_the_kernels_are_read_like_any_other():
+    decision = build(5, [(4, [2, 0], {1: 2})], 1)[0]
+    narrow = replace(decision, code=decision.code.int())
+    x, size = torch.randn(1, 5, 3), torch.rand(1, 5) + 1
+    assert narrow.destination.dtype == narrow.index.dtype == torch.int64
+    assert narrow.destination.tolist() == [[1, 0, 0, -1, -1]] and torch.equal(narrow.index, decision.index)
+    assert torch.equal(narrow.apply(x, size), decision.apply(x, size))
+    owner = torch.tensor([[4, 1, -1]])
+    assert narrow.trace(owner).tolist() == decision.trace(owner).tolist() == [[-1, 0, -1]]
+
+
+@given(st.integers(0, 4), st.integers(1, 5), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1))
+def test_a_decision_without_code_leaves_every_token_in_its_slot(T, V, lengths):
+    lengths = torch.tensor([(min(t, T), min(v, V)) for t, v in lengths])
+    decision = Decision(None, lengths, (T, V))
+    for b, (words, patches) in enumerate(lengths.tolist()):
+        real = [*range(words), *range(T, T + patches)]
+        assert decision.mask[b].nonzero()[:, 0].tolist() == real
+        assert decision.destination[b].tolist() == [i if i in real else -1 for i in range(T + V)]
+        assert decision.moves[b].tolist() == [2 * i if i in real else GONE for i in range(T + V)]
+    x, size = torch.randn(len(lengths), T + V, 2), decision.mask.float()
+    assert torch.equal(decision.apply(x, size), x * size[:, :, None])
+    assert torch.equal(decision.total(size), size)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_tokens_stay_as_they_are_where_nothing_moves(streams):
+    states, size = torch.randn(1, 5, 2), torch.tensor([[1.0, 0.0, 1.0, 3.0, 0.0]])
+    bias = size.log()[:, None, None]
+    parts, biases = (states.split([2, 3], 1), bias.split([2, 3], -1)) if streams == 2 else ((states,), (bias,))
+    tokens = Tokens(parts, size, biases, 2, lambda: torch.tensor([[0, -1, 2, 3, 3, 3]]))
+    still = Decision(None, tokens.lengths, tokens.slots)
+    reduced = tokens.reduce(still)
+    assert reduced.streams is tokens.streams and reduced.size is size and reduced.biases is tokens.biases
+    assert reduced.text_length == 2 and reduced.lengths.tolist() == [[1, 2]]
+    assert reduced.source.tolist() == [[0, -1, 2, 3, 3, 3]]
+    hidden = torch.arange(5.0).view(1, 1, 1, 5)
+    reduced = tokens.reduce(replace(still, bias=hidden))
+    assert torch.equal(reduced.bias, hidden) and [x.shape[1] for x in reduced.streams] == [
+        x.shape[-1] for x in reduced.biases
+    ]
 
 
 def test_several_sources_into_one_target_weigh_by_size():
@@ -122,6 +189,28 @@ def test_owners_chain_over_two_reductions():
     assert second.total(first.total(torch.ones(1, 4))).tolist() == [[3.0]]
 
 
+@given(choices(), choices(), st.data())
+def test_source_follows_the_history(text, image, data):
+    """What a vision encoder decided is about the slots after the words; later decisions are about all of them."""
+    (T, text, _), (V, image, _) = (text[0], text[1][:1], 1), (image[0], image[1][:1], 1)
+    (early, _), (first, text_real) = build(V, image, 0), build(T, text, 0)
+    second, _ = build(
+        len(image[0][1]), [(len(image[0][1]), data.draw(st.permutations(range(len(image[0][1])))), {})], 0
+    )
+    both = Decision.join(first, second)
+    origin = torch.cat([torch.where(text_real, torch.arange(T), -1), torch.arange(T, T + V)[None]], dim=1)
+    history = ((early, T), (both, 0))
+    size = torch.ones(1, sum(both.slots))
+    tokens = Tokens((size[:, :, None],), size, (None,), both.slots[0], lambda: origin, history)
+    for i in range(T):
+        assert int(tokens.source[0, i]) == (int(first.destination[0, i]) if text_real[0, i] else -1)
+    for i in range(V):
+        slot = int(early.destination[0, i])
+        expected = both.slots[0] + int(second.destination[0, slot]) if slot >= 0 else -1
+        assert int(tokens.source[0, T + i]) == expected
+    assert torch.equal(tokens.text_source(T), tokens.source[:, :T])
+
+
 def test_gradients_reach_everything_that_is_merged():
     decision, _ = build(4, [(4, [0, 1], {2: 1, 3: 1})], 0)
     x = torch.randn(1, 4, 2, requires_grad=True)
@@ -129,28 +218,30 @@ def test_gradients_reach_everything_that_is_merged():
     torch.testing.assert_close(x.grad[0, :, 0], torch.tensor([1.0, 0.25, 0.5, 0.25]))
 
 
-def test_attention_bias_hides_free_slots_and_counts_parts():
-    mask, size = torch.tensor([[True, True, False]]), torch.tensor([[1.0, 3.0, 0.0]])
-    proportional = attention_bias(mask, size, True)
-    assert proportional.shape == (1, 1, 1, 3)
-    torch.testing.assert_close(proportional.exp().flatten(), torch.tensor([1.0, 3.0, 0.0]))
-    assert attention_bias(mask, size, False).exp().flatten().tolist() == [1.0, 1.0, 0.0]
+def test_attention_bias_hides_free_slots():
+    bias = attention_bias(torch.tensor([[True, True, False]]), torch.float64)
+    assert bias.shape == (1, 1, 1, 3) and bias.dtype == torch.float64
+    assert bias.exp().flatten().tolist() == [1.0, 1.0, 0.0]
 
 
-@given(choices(), choices(), st.booleans(), st.booleans())
-def test_reduce_applies_one_decision_to_everything(text, image, weighted, proportional):
+@given(choices(), choices(), st.booleans(), st.booleans(), st.booleans())
+def test_reduce_applies_one_decision_to_everything(text, image, weighted, proportional, two_streams):
     """An index carried through states, sizes, mask and sources tells the same story in each of them."""
     (T, text, _), (V, image, _) = (text[0], text[1][:1], 1), (image[0], image[1][:1], 1)
     first, text_real = build(T, text, 1)
     second, image_real = build(V, image, 1)
     mask = torch.cat([text_real, image_real], dim=1)
-    size = mask.float()
     one_hot = torch.eye(T + V, dtype=torch.float64)[None]  # each token's state says which token it is
     source = torch.where(mask, torch.arange(T + V), -1)
-    tokens = Tokens(one_hot, mask, size, attention_bias(mask, size, False), source, T)
-    policy = {"weighted": weighted, "proportional": proportional}
-    reduced = tokens.reduce(Decision.join(first.with_policy(**policy), second.with_policy(**policy)))
-    assert reduced.text_length == first.index.shape[1]
+    streams, biases = (one_hot,), (attention_bias(mask),)
+    if two_streams:
+        streams, biases = one_hot.split([T, V], dim=1), biases[0].split([T, V], dim=-1)
+    tokens = Tokens(streams, mask.float(), biases, T, lambda: source)
+    decision = replace(Decision.join(first, second), proportional=proportional)
+    weight = torch.arange(1.0, T + V + 1)[None] if weighted else None
+    reduced = tokens.reduce(replace(decision, weight=weight))
+    assert reduced.text_length == first.index.shape[1] and len(reduced.streams) == len(streams)
+    assert torch.equal(reduced.lengths, replace(reduced, counts=None).lengths), "counted as they are"
     for k in range(reduced.mask.shape[1]):
         held = [i for i in range(T + V) if int(reduced.source[0, i]) == k]
         assert bool(reduced.mask[0, k]) == bool(held)
@@ -158,8 +249,24 @@ def test_reduce_applies_one_decision_to_everything(text, image, weighted, propor
         assert reduced.states[0, k].nonzero()[:, 0].tolist() == held
         assert all((i < T) == (k < reduced.text_length) for i in held), "text stays text"
         if held:
-            torch.testing.assert_close(reduced.states[0, k][held], torch.full((len(held),), 1 / len(held)).double())
-            weight = len(held) if proportional else 1
-            torch.testing.assert_close(reduced.bias[0, 0, 0, k].exp(), torch.tensor(float(weight)))
+            share = torch.tensor([float(i + 1) if weighted else 1.0 for i in held]).double()
+            torch.testing.assert_close(reduced.states[0, k][held], share / share.sum(), atol=1e-6, rtol=1e-6)
+            counts = len(held) if proportional else 1
+            torch.testing.assert_close(reduced.bias[0, 0, 0, k].exp(), torch.tensor(float(counts)))
         else:
             assert reduced.bias[0, 0, 0, k] == -torch.inf
+
+
+def test_sizes_weigh_in_the_second_reduction():
+    """Two of three parts are in one token already: the mean counts them twice."""
+    everything = torch.ones(1, 1, dtype=torch.bool)
+    merge = [torch.tensor([[i]]) for i in (1, 0)]  # slot 1 goes into slot 0
+    tokens = Tokens(
+        (torch.tensor([[[3.0], [6.0], [9.0]]]),), torch.ones(1, 3), (None,), 0, lambda: torch.tensor([[0, 1, 2]])
+    )
+    stays = torch.tensor([[0, 2]])
+    once = tokens.reduce(Decision.build(stays, torch.ones(1, 2, dtype=torch.bool), *merge, everything, 3))
+    twice = once.reduce(Decision.build(stays[:, :1], everything, *merge, everything, 2))
+    assert once.states.flatten().tolist() == [4.5, 9.0] and once.size.tolist() == [[2.0, 1.0]]
+    assert twice.states.item() == pytest.approx((2 * 4.5 + 9) / 3) and twice.size.tolist() == [[3.0]]
+    assert twice.source.tolist() == [[0, 0, 0]] and twice.bias.item() == pytest.approx(torch.tensor(3.0).log().item())

@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pumer.buckets import Buckets
     from pumer.checkpoint import load, save
+    from pumer.compiling import compile
     from pumer.errors import InputError
     from pumer.patching import disabled, patch, patched, reduction, unpatch
     from pumer.planning import Plan, plan
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pumer.visualize import draw
 
 __all__ = [
+    "Buckets",
     "ClsPruningConfig",
     "DynamicViTConfig",
     "EViTConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "Step",
     "ToMeConfig",
     "Trace",
+    "compile",
     "disabled",
     "draw",
     "load",
@@ -54,7 +58,9 @@ __all__ = [
 ]
 
 _MODULES = {
+    "buckets": ("Buckets",),
     "checkpoint": ("load", "save"),
+    "compiling": ("compile",),
     "errors": ("InputError",),
     "patching": ("disabled", "patch", "patched", "reduction", "unpatch"),
     "planning": ("Plan", "plan"),

@@ -8,15 +8,19 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from torch import nn
 from transformers import PreTrainedModel
 
 from pumer.arguments import at_least, writable
+from pumer.buckets import Buckets
 from pumer.checkpoint import write_json
+from pumer.compiling import compile
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
 from pumer.jobs import best_device, progress_bar
 from pumer.measuring.benchmark_tables import UNREDUCED, tables
-from pumer.measuring.named_models import default_image_size, default_text_length, model_from, reduction_from, variant
+from pumer.measuring.limit import measured_reduction
+from pumer.measuring.named_models import default_image_size, default_text_length, model_from, variant
 from pumer.measuring.peak_memory import Job, inputs_for, peak_memory
 from pumer.measuring.time_split import time_split
 from pumer.measuring.timing import compare, fastest_batch
@@ -51,6 +55,8 @@ class BenchmarkConfig:
         dtype: Number format of weights and arithmetic.
         device: "auto" takes a GPU where there is one.
         threads: CPU threads; None for torch's own choice.
+        compile: Whether to time the models as `pumer.compile` makes them, at the very sizes that are asked for:
+            transformers' own forward stays as it is, memory and the split of the time are of the models themselves.
         output: JSON file to write, or None.
         progress: Whether to show a progress bar.
     """
@@ -69,6 +75,7 @@ class BenchmarkConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
+    compile: bool = False
     output: Path | None = None
     progress: bool = True
 
@@ -116,16 +123,17 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     make_inputs = {name: makers[row.size] for name, row in rows.items()}
     plans = {name: plan(model, rows[name].size, length) for name, model in models.items()}
     result: dict[str, Any] = {
-        "what": f"{config.model}, {size} pixels, {length} words, {config.dtype}",
+        "what": f"{config.model}, {size} pixels, {length} words, {config.dtype}{', compiled' * config.compile}",
         "plan": {name: _arithmetic(planned, plans[UNREDUCED].macs) for name, planned in plans.items()},
     }
     if config.memory_batch and device.type in ("cpu", "cuda"):  # first, for here too large a batch shows
         result["memory"] = _memory(config, rows, device.type, length)
-    result["speed"] = _speed(config, models, make_inputs)
+    fast = _compiled(models) if config.compile else models
+    result["speed"] = _speed(config, fast, make_inputs)
     if config.search:
         result["fastest"] = {
             name: fastest_batch(model, make_inputs[name], max(config.batch_sizes), seconds=config.search_seconds)
-            for name, model in models.items()
+            for name, model in fast.items()
         }
     batch = max(config.batch_sizes)
     result["split"] = {
@@ -165,11 +173,11 @@ def _rows(config: BenchmarkConfig, base: PreTrainedModel, size: int) -> dict[str
 
 def _row_from(name: str, value: Any, size: int) -> _Row:
     if not isinstance(value, Mapping):
-        return _Row(reduction_from(value), size)
+        return _Row(measured_reduction(value), size)
     own = value.get("image_size", size)
     if isinstance(own, bool) or not isinstance(own, int):
         raise InputError(f"image_size of reductions.{name} is {own!r}; give pixels along a side, or leave it out")
-    return _Row(reduction_from({key: setting for key, setting in value.items() if key != "image_size"}), own)
+    return _Row(measured_reduction({key: setting for key, setting in value.items() if key != "image_size"}), own)
 
 
 def _variant(base: PreTrainedModel, row: _Row) -> PreTrainedModel:
@@ -180,7 +188,15 @@ def _variant(base: PreTrainedModel, row: _Row) -> PreTrainedModel:
     return model
 
 
-def _speed(config: BenchmarkConfig, models: Mapping[str, PreTrainedModel], make_inputs: Any) -> dict[str, Any]:
+def _compiled(models: Mapping[str, PreTrainedModel]) -> dict[str, nn.Module]:
+    """The patched models compiled, each size in a graph of its own."""
+    exact = Buckets(batch=(), words=(), grid=1)
+    return {
+        name: model if reduction(model) is None else compile(model, buckets=exact) for name, model in models.items()
+    }
+
+
+def _speed(config: BenchmarkConfig, models: Mapping[str, nn.Module], make_inputs: Any) -> dict[str, Any]:
     with progress_bar(config.progress) as bar:
         task = bar.add_task("timing", total=len(config.batch_sizes) * config.pairs, note="")
         return compare(

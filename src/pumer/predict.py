@@ -12,6 +12,7 @@ import numpy as np
 from pumer import evaluate
 from pumer.arguments import at_least, writable
 from pumer.checkpoint import ensure_patched, load, load_processor, trained_with, write_text
+from pumer.compiling import compile as compiled
 from pumer.errors import InputError
 from pumer.evaluate import EvaluateConfig, EvaluationData, check_class, labels_of
 from pumer.image_size import set_image_size
@@ -53,6 +54,7 @@ class PredictConfig:
         workers: processes that read images.
         galleries: for retrieval, see `pumer.evaluate.EvaluateConfig`.
         scores: for retrieval, see `pumer.evaluate.EvaluateConfig`.
+        compile: answer `questions` with the model as `pumer.compile` makes it: faster for many of them.
     """
 
     model: str
@@ -68,6 +70,7 @@ class PredictConfig:
     workers: int = 0
     galleries: str | None = None
     scores: Path | None = None
+    compile: bool = False
 
 
 class Predictor:
@@ -91,6 +94,7 @@ class Predictor:
         text_length: int | None = None,
         resize: Resize | None = None,
         image_size: int | None = None,
+        compile: bool = False,
     ) -> None:
         """Load a model, patched as it was saved, with the settings of its training.
 
@@ -100,6 +104,7 @@ class Predictor:
             text_length: questions are cut to this many tokens; by default as in its training.
             resize: see `pumer.tasks.Pixels`; by default as in its training.
             image_size: see `pumer.evaluate.EvaluateConfig`.
+            compile: answer with the model as `pumer.compile` makes it.
 
         Raises:
             InputError: for a missing or broken model, or one of another task.
@@ -115,6 +120,7 @@ class Predictor:
         processor = load_processor(model)
         set_image_size(image_size, self.model, processor)
         self.inputs = make_inputs(processor, length, resize, trained.get("blank", "none"))
+        self._answering = compiled(self.model) if compile else self.model
         self.image_count = getattr(task_type, "image_count", 1)
 
     def __call__(self, images: str | Path | Sequence[str | Path], text: str) -> str:
@@ -143,7 +149,7 @@ class Predictor:
             )
         for example in examples:
             self.check(example)
-        return evaluate.predict(self.model, self.task, examples, self.inputs, batch_size, workers, progress)
+        return evaluate.predict(self._answering, self.task, examples, self.inputs, batch_size, workers, progress)
 
     def scores(
         self, images: Sequence[str | Path], texts: Sequence[str], batch_size: int = 64
@@ -192,6 +198,8 @@ def run(config: PredictConfig) -> int:
         if given:
             raise InputError(f"{', '.join(given)} would be of a split, whose place questions take; leave one out")
         return _answer_list(config, config.questions)
+    if config.compile:
+        raise InputError("compile is for questions=FILE, not for a split; leave it out")
     data = EvaluationData(config.data.root, train=None)
     result = evaluate.run(
         EvaluateConfig(
@@ -218,7 +226,7 @@ def _answer_list(config: PredictConfig, questions: Path) -> int:
     text = next((name for name in _TEXTS if name in columns), None)
     if not pictures or text is None:
         raise InputError(f"{questions} must have the columns image (or image1, image2) and question, not {columns}")
-    predictor = Predictor(config.model, config.task, image_size=config.image_size)
+    predictor = Predictor(config.model, config.task, image_size=config.image_size, compile=config.compile)
     examples = [
         Example(number, tuple(config.images / row[name] for name in pictures), row[text])
         for number, row in enumerate(rows)

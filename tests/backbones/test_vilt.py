@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pumer
+import pumer.reducers.decisions as decisions
 from pumer import InputError, NoReduction, PuMerConfig, Step
 from pumer.backbones.vilt import interpolate_positions
 
@@ -369,16 +370,21 @@ def test_merging_is_done_in_the_precision_of_the_states_under_autocast(monkeypat
     """A similarity or an average in bfloat16 would throw away digits that the residual stream has."""
     model, inputs = pumer.patch(VILT.build(), STRONG), VILT.batch(GRIDS)
     seen = []
-    original = pumer.tokens.Decision.apply
 
-    def spy(self, x, weight):
-        seen.append((torch.is_autocast_enabled("cpu"), x.dtype))
-        return original(self, x, weight)
+    def watch(place, name, tensor):
+        original = getattr(place, name)
 
-    monkeypatch.setattr(pumer.tokens.Decision, "apply", spy)
+        def spy(*arguments):
+            seen.append((name, torch.is_autocast_enabled("cpu"), tensor(arguments[0]).dtype))
+            return original(*arguments)
+
+        monkeypatch.setattr(place, name, spy)
+
+    watch(pumer.tokens.Tokens, "reduce", lambda tokens: tokens.states)
+    watch(decisions, "propose", lambda features: features)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(**inputs)
-    assert seen and not any(on for on, _ in seen)
+    assert set(seen) == {("reduce", False, torch.float32), ("propose", False, torch.float32)}
 
 
 @each_head

@@ -1,6 +1,5 @@
 """The limit has the token counts of the real schedule, and costs slices alone."""
 
-
 import pytest
 import torch
 

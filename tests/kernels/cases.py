@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 
 from pumer import kernels
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where the kernels run; on a CPU that is in Triton's interpreter."""
+
 
 @dataclass
 class Case:
@@ -27,17 +30,23 @@ class Case:
     merge: bool
     whole: bool = False
 
-    def decide(self, device="cpu"):
-        """Codes and following lengths, on the CPU."""
-
-        def there(x):
-            return None if x is None else x.to(device)
-
-        code, following = kernels.decide(
-            there(self.query), there(self.key), there(self.text_key), there(self.bias), there(self.lengths),
-            there(self.table), self.T, self.V, self.Kt, self.Kv, self.prune, self.merge_text, self.merge, self.whole,
+    def arguments(self, device=DEVICE):
+        """Of `kernels.decide`."""
+        tensors = (self.query, self.key, self.text_key, self.bias, self.lengths, self.table)
+        tensors = (None if x is None else x.to(device) for x in tensors)
+        return (
+            *tensors, self.T, self.V, self.Kt, self.Kv, self.prune, self.merge_text, self.merge, self.whole
         )  # fmt: skip
+
+    def decide(self):
+        """Codes and following lengths, on the CPU."""
+        code, following = kernels.decide(*self.arguments())
         return code.cpu(), following.cpu()
+
+    def apply(self, code, following, first, second, size, weight, proportional=True, bias_dtype=torch.float32):
+        """Outputs of `kernels.apply`, on the CPU."""
+        tensors = (None if x is None else x.to(DEVICE) for x in (first, second, size, weight, code, following))
+        return [y.cpu() for y in kernels.apply(*tensors, self.Kt, self.Kv, proportional, bias_dtype)]
 
     def states(self, seed, D=24, dtype=torch.float32, weighted=False):
         """Random states, sizes and weights (or None) of the tokens, NaN in the states of padding."""
@@ -98,14 +107,14 @@ def make(
                 key[b, :, read[b] : T] = torch.nan
         query[b, :, read[b] :] = torch.nan
         text_key[b, :, read[b] :] = torch.nan
+    prunes, merges, merges_text = prune > 0 and T > 0 and not whole, merge > 0, merge_text > 0 and T > 0 and not whole
     if whole:
         table = [(n, *counts(n, 0, merge)[1:]) for n in range(T + V + 1)]
         Kt, Kv = 0, max(row[2] for row in table)
     else:
         text = [counts(n, 0, merge_text) for n in range(T + 1)]
-        image = [counts(n, prune, merge) for n in range(V + 1)]
+        image = [counts(n, prune if prunes else 0.0, merge) for n in range(V + 1)]
         table, Kt, Kv = text + image, max(row[2] for row in text), max(row[2] for row in image)
-    prunes, merges, merges_text = prune > 0 and T > 0 and not whole, merge > 0, merge_text > 0 and T > 0 and not whole
     return Case(
         query if prunes else None, key, text_key if merges_text else None, hidden, lengths,
         torch.tensor(table, dtype=torch.int32), T, V, Kt, Kv, prunes, merges_text, merges, whole,

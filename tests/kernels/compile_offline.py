@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -17,16 +18,26 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pumer.kernels import average, cues, match, select
+from pumer.kernels import average, cues, flash, front, gelu, match, select
 from pumer.kernels.layout import layout
 
 POINTERS = {
     "lengths_ptr": "*i64", "following_ptr": "*i64", "table_ptr": "*i32", "slots_ptr": "*i32", "code_ptr": "*i32",
     "work_ptr": "*fp32", "size_ptr": "*fp32", "weight_ptr": "*fp32", "whole_ptr": "*fp32", "new_size_ptr": "*fp32",
 }  # fmt: skip
-UNALIGNED = {"T", "V", "M", "N", "K", "Kt", "split", "splits", "first_slots", "skipped", "rows", "text_parts"} | {
-    "text_programs", "head_programs"
+UNALIGNED = {
+    "T", "V", "M", "N", "Q", "H", "K", "Kt", "split", "splits", "first_slots", "skipped", "rows", "text_parts",
+    "text_programs", "head_programs",
 }  # fmt: skip
+
+ONES = ("T", "V", "N", "K", "Kt", "split", "splits", "first_slots", "rows", "text_parts", "text_programs", "skipped")
+"""Integers that are 1 somewhere: Triton makes them compile-time constants, and other types of what depends on them."""
+
+VARIANTS = {
+    "ones": dict.fromkeys(ONES, 1) | {"HAS_BIAS": False, "WEIGHTED": True, "PROPORTIONAL": False},
+    "pruned": {"MERGE": False, "MERGE_TEXT": False},
+    "text": {"MERGE": False, "PRUNE": False},
+}
 
 NAMES = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 SHAPES = {  # streams, T, V, H, Dh
@@ -38,6 +49,9 @@ SHAPES = {  # streams, T, V, H, Dh
     "whole": (1, 32, 145, 12, 64),
     "wide-heads": (1, 32, 145, 8, 96),
     "thin-heads": (1, 17, 30, 4, 24),
+    "small": (2, 9, 20, 2, 16),
+    "attention": (1, 32, 145, 12, 64),
+    "attention-128": (1, 32, 145, 12, 128),
 }
 
 
@@ -48,6 +62,13 @@ def ptxas():
     shutil.copy(found, copy)
     copy.chmod(0o755)
     return str(copy)
+
+
+def code_bytes(cubin):
+    """Bytes of machine code in an ELF file: at batch 1 a kernel waits for its own code to be fetched."""
+    (table,), (size, count) = struct.unpack_from("<Q", cubin, 0x28), struct.unpack_from("<HH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    return sum(length for _, kind, flags, _, _, length in sections if kind == 1 and flags & 4)
 
 
 def build(kernel, constants, warps, stages, types):
@@ -70,11 +91,14 @@ def build(kernel, constants, warps, stages, types):
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     if "--ptx" in sys.argv:
         Path(f"/tmp/{kernel.fn.__name__}.ptx").write_text(compiled.asm["ptx"])
+    if "--cubin" in sys.argv:
+        Path(f"/tmp/{kernel.fn.__name__}.cubin").write_bytes(compiled.asm["cubin"])
     return {
         "registers": int(re.search(r"Used (\d+) registers", said)[1]),
         "spilled": int(re.search(r"(\d+) bytes spill stores", said)[1]),
         "shared": compiled.metadata.shared,
         "warps": warps,
+        "code": code_bytes(compiled.asm["cubin"]),
         "wide": len(re.findall(r"ld\.global[.\w:]*\.v4", compiled.asm["ptx"])),
         "mma": len(re.findall(r"mma", compiled.asm["ptx"])),
     }
@@ -90,8 +114,14 @@ def kernels(name, dtype):
     shape = layout(text, image, Dh, H * cues.text_rows(text)[1] if prune else 0, 32, merge_text, True, prune)
     states = {n: NAMES[dtype] for n in ("q_ptr", "k_ptr", "text_ptr", "bias_ptr")}
     values, warps = cues.constants(H, Dh, text, M, dtype.itemsize, prune, prune, merge_text, True)
+    if name.startswith("attention"):
+        states = {n: NAMES[dtype] for n in ("q_ptr", "k_ptr", "v_ptr", "bias_ptr", "y_ptr")} | {"scale": "fp32"}
+        for cut in flash.CONFIGURATIONS if Dh == 64 else (flash.default(64, M), flash.default(128, M)):
+            values = {"DH": Dh, "BM": cut.queries, "BN": cut.keys, "HAS_BIAS": True}
+            yield flash.attention_kernel, values, cut.warps, cut.stages, states
+        return
     yield cues.cues_kernel, values, warps, 2 if bf16 else 1, states
-    values, warps = match.constants(shape, Dh, prune, merge_text, True, whole)
+    values, warps = match.constants(shape, Dh, prune, True, whole)
     yield match.match_kernel, values, warps, 2 if Dh <= 64 else 1, {}
     values, warps = select.constants(shape, prune, merge_text, True, whole)
     yield select.select_kernel, values, warps, 3, {}
@@ -102,6 +132,12 @@ def kernels(name, dtype):
     more = {"TWO": streams == 2, "WEIGHTED": False, "PROPORTIONAL": True}
     yield average.apply_kernel, values | more, warps, 3, states
     yield average.apply_backward_kernel, {"BD": values["BD"], "TWO": streams == 2}, warps, 3, states
+    values, warps = front.constants(T, D)
+    states = {n: NAMES[dtype] for n in ("x_ptr", "y_ptr", "g_ptr", "out_ptr")}
+    states |= {"mask_ptr": "*u8", "image_mask_ptr": "*u8", "lengths_ptr": "*i64"}
+    yield front.compact_kernel, values | {"BV": front.PATCHES, "COUNT": True}, warps, 3, states
+    yield front.compact_backward_kernel, values, warps, 3, states
+    yield gelu.quick_gelu_kernel, {"BLOCK": gelu.BLOCK}, 4, 3, states
 
 
 if __name__ == "__main__":
@@ -111,5 +147,8 @@ if __name__ == "__main__":
             continue
         name, _, kind = wanted.partition(":")
         dtype = torch.float32 if kind == "fp32" else torch.bfloat16
-        for kernel, *rest in kernels(name, dtype):
-            print(json.dumps({"shape": wanted, "kernel": kernel.fn.__name__, **build(kernel, *rest)}), flush=True)
+        for kernel, values, *rest in kernels(name, dtype):
+            values |= {n: value for n, value in VARIANTS.get(kind, {}).items() if n in kernel.arg_names}
+            print(
+                json.dumps({"shape": wanted, "kernel": kernel.fn.__name__, **build(kernel, values, *rest)}), flush=True
+            )

@@ -13,8 +13,8 @@ from pumer import kernels
 def carry_out(case, code, following, x, size, weight, streams, proportional=True, bias_dtype=torch.float32):
     """`kernels.apply`, with its outputs as if there were one stream and without what only aligns."""
     first, second = (x, None) if streams == 1 else (x[:, : case.T], x[:, case.T :])
-    y, z, new_size, whole, bias, more = kernels.apply(
-        first, second, size, weight, code, following, case.Kt, case.Kv, proportional, bias_dtype
+    y, z, new_size, whole, bias, more = case.apply(
+        code, following, first, second, size, weight, proportional, bias_dtype
     )
     slots = case.Kt + case.Kv if streams == 1 else case.Kt
     assert bias.shape[3] % 16 == 0 and more.shape[3] % 16 == 0 and bias.dtype == bias_dtype
@@ -78,7 +78,7 @@ def test_gradient_of_only_one_stream(learned):
     text, image = x[:, :6].clone(), x[:, 6:].clone()
     wanted = text if learned == "text" else image
     wanted.requires_grad_()
-    y, z, *_ = kernels.apply(text, image, size, None, code, following, case.Kt, case.Kv, True, torch.float32)
+    y, z, *_ = case.apply(code, following, text, image, size, None)
     (gradient,) = torch.autograd.grad((y if learned == "text" else z).sum(), wanted)
     assert gradient.sum() == pytest.approx(24 * (case.Kt if learned == "text" else case.Kv), rel=1e-5)
 
@@ -89,7 +89,9 @@ def test_many_tokens_in_one_slot_are_added_in_order():
     code = torch.ones(1, 40, dtype=torch.int64)
     code[0, 7] = 0
     code[0, 39] = 2
-    y, _, new_size, *_ = kernels.apply(x, None, size, None, code, torch.tensor([[0, 2]]), 0, 2, True, torch.float32)
+    tensors = (t.to(cases.DEVICE) for t in (code, torch.tensor([[0, 2]])))
+    outputs = kernels.apply(x.to(cases.DEVICE), None, size.to(cases.DEVICE), None, *tensors, 0, 2, True, torch.float32)
+    y, new_size = outputs[0].cpu(), outputs[2].cpu()
     torch.testing.assert_close(y[0, 0], x[0, :39].mean(0), atol=1e-6, rtol=1e-6)
     assert torch.equal(y[0, 1], x[0, 39]) and new_size.tolist() == [[39.0, 1.0]]
 

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHAPES = ("vilt", "meter-40", "long", "long:fp32", "whole", "wide-heads:fp32", "thin-heads")
+from pumer.kernels import flash
+
+SHAPES = ("vilt", "meter-40", "long:fp32", "whole", "thin-heads", "small:ones", "small:pruned", "small:text")
 
 
 def figures(*shapes, cache):
@@ -18,12 +20,19 @@ def figures(*shapes, cache):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_no_spills_and_little_shared_memory_up_to_1064_tokens(tmp_path):
-    found = figures(*SHAPES, cache=tmp_path)
-    assert len(found) == 5 * len(SHAPES)
+def test_no_spills_and_little_shared_memory(tmp_path):
+    """2,940 tokens at the end: there it need only compile."""
+    found = figures(*SHAPES, "longest", cache=tmp_path)
+    assert len(found) == 7 * (len(SHAPES) + 1)
     for figure in found:
-        assert figure["spilled"] == 0 and figure["shared"] <= 48 * 1024, figure
+        if figure["shape"] != "longest":
+            assert figure["spilled"] == 0 and figure["shared"] <= 48 * 1024, figure
+        if figure["shape"] == "vilt" and figure["kernel"] != "apply_kernel":  # a cold kernel waits for its code
+            assert figure["code"] <= 32 * 1024, figure
 
 
-def test_2940_tokens_compile(tmp_path):
-    assert len(figures("longest", cache=tmp_path)) == 5
+def test_every_configuration_of_attention_fits_a_multiprocessor(tmp_path):
+    found = figures("attention", "attention-128", cache=tmp_path)
+    assert len(found) == len(flash.CONFIGURATIONS) + 2
+    for figure in found:
+        assert figure["spilled"] == 0 and figure["shared"] <= 200 * 1024 and figure["mma"] > 0, figure

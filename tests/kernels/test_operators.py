@@ -15,16 +15,9 @@ def small(**given):
     return cases.make(seed=0, B=2, T=3, V=6, H=1, prune=0.3, merge=0.3, merge_text=0.4, **given)
 
 
-def decide_arguments(case):
-    return (
-        case.query, case.key, case.text_key, case.bias, case.lengths, case.table, case.T, case.V, case.Kt, case.Kv,
-        case.prune, case.merge_text, case.merge, case.whole,
-    )  # fmt: skip
-
-
 def test_opcheck_of_decide():
-    torch.library.opcheck(operators.decide, decide_arguments(small()))
-    torch.library.opcheck(operators.decide, decide_arguments(small(streams=2)))
+    torch.library.opcheck(operators.decide, small().arguments())
+    torch.library.opcheck(operators.decide, small(streams=2).arguments())
 
 
 @pytest.mark.parametrize("streams", [1, 2])
@@ -33,9 +26,10 @@ def test_opcheck_of_apply(streams):
     code, following = case.decide()
     x, size, weight = case.states(0, D=16, weighted=streams == 2)
     x = x.nan_to_num()
-    streams_of = (x, None) if streams == 1 else (x[:, :3].clone().requires_grad_(), x[:, 3:].clone())
-    streams_of[0].requires_grad_()
-    arguments = (*streams_of, size, weight, code, following, case.Kt, case.Kv, True, torch.float16)
+    streams_of = (x, None) if streams == 1 else (x[:, :3].clone(), x[:, 3:].clone())
+    tensors = (None if t is None else t.to(cases.DEVICE) for t in (*streams_of, size, weight, code, following))
+    arguments = (*(t if t is None else t.detach() for t in tensors), case.Kt, case.Kv, True, torch.float16)
+    arguments[0].requires_grad_()
     torch.library.opcheck(operators.apply, arguments)
 
 
@@ -43,10 +37,11 @@ def test_opcheck_of_apply(streams):
 def test_one_graph_with_its_gradient(backend):
     case = small()
     x, size, _ = case.states(0, D=16)
-    x = x.nan_to_num().requires_grad_()
+    x, size = x.nan_to_num().to(cases.DEVICE).requires_grad_(), size.to(cases.DEVICE)
+    arguments = case.arguments()
 
     def reduce(x):
-        code, following = kernels.decide(*decide_arguments(case))
+        code, following = kernels.decide(*arguments)
         y, _, new_size, _, bias, _ = kernels.apply(
             x * 2, None, size, None, code, following, case.Kt, case.Kv, True, torch.float32
         )

@@ -14,7 +14,7 @@ from pumer import InputError
 from pumer.reducers import DynamicViTConfig
 from pumer.reducers.dynamicvit import TokenPredictor
 from pumer.reducers.learned import take_losses
-from pumer.tokens import Block, Cues, Tokens
+from pumer.tokens import Cues, Tokens, attention_bias
 from pumer.training.hidden import final_tokens, hidden_divergence
 
 CONFIG = DynamicViTConfig(layers=(0, 1), prune_ratio=0.4)
@@ -79,14 +79,20 @@ def force_the_best(predictor, forward):
             parameter.mul_(1e7)
 
 
+def image_alone(mask):
+    """Cues of random image states with this mask ``(B, V)``, and no text."""
+    states = torch.randn(*mask.shape, 8)
+    return Cues(Tokens((states,), mask.float(), (attention_bias(mask),), 0, lambda: torch.where(mask, 0, -1)))
+
+
 def test_samples_start_at_the_ratio():
     predictor = DynamicViTConfig(layers=(0,), prune_ratio=0.4).learned({"fusion": 8})["fusion", 0]
     with torch.no_grad():
         predictor.score.weight.zero_()
     mask = torch.ones(1, 4001, dtype=torch.bool)
     torch.manual_seed(0)
-    _, image = predictor.train().decide(Cues(Block(mask, None, None), Block(mask, None, None, torch.randn(1, 4001, 8))))
-    assert abs((image.bias > -1).float().mean().item() - 0.6) < 0.03
+    decision = predictor.train().decide(image_alone(mask))
+    assert abs((decision.bias > -1).float().mean().item() - 0.6) < 0.03
 
 
 def test_the_ratio_loss_is_the_squared_miss():
@@ -95,11 +101,10 @@ def test_the_ratio_loss_is_the_squared_miss():
         predictor.score.weight.zero_()
         predictor.score.bias.fill_(-1e4)  # drops everything but [CLS]
     mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
-    block = Block(mask, None, None, torch.randn(2, 4, 8))
-    _, image = predictor.train().decide(Cues(Block(mask, None, None), block))
+    decision = predictor.train().decide(image_alone(mask))
     expected = 3.0 * ((1 / 4 - 0.75) ** 2 + (1 / 2 - 0.75) ** 2) / 2
     assert abs(float(take_losses(predictor).detach()) - expected) < 1e-6
-    assert (image.bias[0, 0, 0] > -1).tolist() == [True, False, False, False]
+    assert (decision.bias[0, 0, 0] > -1).tolist() == [True, False, False, False]
 
 
 @pytest.mark.parametrize("backbone", TINY)
@@ -153,8 +158,8 @@ def test_about_as_many_tokens_stay_as_the_scores_say():
         predictor.score.weight.zero_()
         predictor.score.bias.fill_(1.0)
     mask = torch.ones(40, 101, dtype=torch.bool)
-    _, image = predictor.decide(Cues(Block(mask, None, None), Block(mask, None, None, torch.randn(40, 101, 8))))
-    stays = (image.bias[:, 0, 0, 1:] > -1).double().mean().item()
+    decision = predictor.decide(image_alone(mask))
+    stays = (decision.bias[:, 0, 0, 1:] > -1).double().mean().item()
     assert stays == pytest.approx(1 / (1 + math.exp(-1.0)), abs=0.03)  # 4,000 draws: four standard deviations
 
 
@@ -195,7 +200,7 @@ def test_hidden_tokens_are_not_distilled():
     hidden = torch.where((gone.source < 0)[:, None, None, :], -14.0, 0.0)
     states = torch.zeros(gone.source.shape[1], 32).index_copy(0, (gone.source[0] >= 0).nonzero()[:, 0], gone.states[0])
     slots = torch.arange(states.shape[0])[None]
-    there = Tokens(states[None], slots >= 0, torch.ones(1, len(states)), hidden, slots, gone.text_length)
+    there = Tokens((states[None],), torch.ones(1, len(states)), (hidden,), gone.text_length, lambda: slots)
     torch.testing.assert_close(hidden_divergence(there, taught), hidden_divergence(gone, taught), atol=1e-4, rtol=1e-4)
 
 

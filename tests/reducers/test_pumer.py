@@ -1,67 +1,44 @@
 """The whole decision of PuMer's reducer against a plain loop over one example; counts and settings."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
-from by_hand import decide_by_hand
+from by_hand import decide_by_hand, groups, handed_out, image_columns, random_cues
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pumer import InputError, PuMerConfig, Step
 from pumer.reducers.pumer import PRESETS, PuMerReducer
-from pumer.tokens import Block, Cues
 
 RATIOS = st.one_of(st.just(0.0), st.sampled_from([0.1, 0.2, 0.3, 0.5]), st.floats(0, 0.99))
 STEPS = st.builds(Step, layer=st.just(0), prune_ratio=RATIOS, merge_ratio=RATIOS, text_merge_ratio=RATIOS)
-
-
-def groups(decision, sample):
-    """What stands at each real output slot, target first, from the decision's own fields."""
-    found = [[int(i)] for i in decision.index[sample][decision.mask[sample]]]
-    merged = zip(decision.source[sample], decision.target[sample], decision.valid[sample], strict=True)
-    for source, target, valid in sorted((int(s), int(t), bool(v)) for s, t, v in merged):
-        if valid:
-            found[target].append(source)
-    for slot, group in enumerate(found):
-        assert all(int(decision.destination[sample, i]) == slot for i in group)
-    return found
-
-
-def make_cues(step, texts, images, spare, seed, noise=True):
-    """Random cues for samples of these lengths; padding is noise."""
-    random = torch.Generator().manual_seed(seed)
-    B, T, V = len(texts), max(texts) + spare, max(images) + spare
-    keys = [torch.randn(B, 2, n, 6, dtype=torch.float64, generator=random) for n in (T, V)]
-    rows = torch.rand(B, 2, T, V, dtype=torch.float64, generator=random)
-    for b in range(B):
-        rows[b, :, texts[b] :] = 5.0  # what padded words look at, and what looks like padding, must not matter
-        rows[b, :, :, images[b] :] = 7.0
-    masks = [torch.arange(n) < torch.tensor(lengths)[:, None] for n, lengths in ((T, texts), (V, images))]
-    reducer = PuMerReducer(step)
-    needs = reducer.needs
-    blocks = [Block(mask, None, k if "keys" in needs else None) for mask, k in zip(masks, keys, strict=True)]
-    return reducer, Cues(*blocks, text_rows=rows if "text_rows" in needs else None), keys, rows
 
 
 @given(
     STEPS,
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 16)), min_size=1, max_size=3),
     st.integers(0, 4),
+    st.booleans(),
     st.integers(0, 2**31),
 )
-@example(Step(layer=0, prune_ratio=0.9, merge_ratio=0.9, text_merge_ratio=0.9), [(1, 1), (2, 2), (3, 3)], 0, 0)
-def test_decision_against_a_loop(step, lengths, spare, seed):
-    texts, images = [t for t, _ in lengths], [v for _, v in lengths]
-    reducer, cues, (text_keys, image_keys), rows = make_cues(step, texts, images, spare, seed)
-    text, image = reducer.decide(cues)
+@example(Step(layer=0, prune_ratio=0.9, merge_ratio=0.9, text_merge_ratio=0.9), [(1, 1), (2, 2), (3, 3)], 0, False, 0)
+@example(Step(layer=0, prune_ratio=0.2, merge_ratio=0.2), [(1, 3), (8, 1)], 1, False, 0)  # more words than patches
+def test_decision_against_a_loop(step, lengths, spare, one_stream, seed):
+    reducer, cues = PuMerReducer(step), random_cues(lengths, spare, seed, one_stream)
+    decision, slots = reducer.decide(handed_out(cues, reducer.needs)), cues.tokens.text_length
+    averaged, reduced = (cues.tokens.reduce(d).states for d in (replace(decision, stays=(False, False)), decision))
+    assert torch.equal(reduced[decision.mask], averaged[decision.mask]), "what stays need not be averaged"
     for b, (T, V) in enumerate(lengths):
-        by_hand = decide_by_hand(step, text_keys[b, :, :T], image_keys[b, :, :V], rows[b, :, :T, :V])
-        assert (groups(text, b), groups(image, b)) == by_hand
-        assert groups(text, b)[0] == [0] and groups(image, b)[0] == [0], "[CLS] stands alone at index 0"
-        pruned = [v for v in range(image.destination.shape[1]) if int(image.destination[b, v]) < 0]
+        rows = image_columns(cues, b, cues.query[b, :, :T])
+        by_hand = decide_by_hand(step, cues.text_key[b, :, :T], cues.image_key[b, :, :V], rows)
+        text, image = groups(decision, b, slots)
+        assert (text, image) == by_hand
+        assert text[0] == [0] and image[0] == [0], "[CLS] stands alone at index 0"
+        destination = decision.destination[b, slots:].tolist()
+        pruned = [v for v, slot in enumerate(destination) if slot < 0]
         held = [v for group in by_hand[1] for v in group]
-        assert sorted([*pruned, *held]) == list(range(image.destination.shape[1])), "each token once"
+        assert sorted([*pruned, *held]) == list(range(len(destination))), "each token once"
 
 
 @given(STEPS, st.integers(1, 200))
@@ -96,10 +73,11 @@ def test_buffer_holds_every_length_though_counts_are_not_monotone():
     found = [(step, n) for step in steps for n in range(3, 24) if left(step, n) > left(step, n + 1)]
     assert found, "no ratios with a falling count: this test would show nothing"
     for step, n in found[:: max(len(found) // 5, 1)]:
-        reducer, cues, _, _ = make_cues(step, [3, 3], [n, n + 1], 0, 0)
-        _, image = reducer.decide(cues)
-        assert image.mask.sum(dim=1).tolist() == [left(step, n), left(step, n + 1)]
-        assert image.mask.shape[1] == max(left(step, length) for length in range(n + 2))
+        reducer, cues = PuMerReducer(step), random_cues([(3, n), (3, n + 1)], 0, 0)
+        decision = reducer.decide(cues)
+        image = decision.mask[:, decision.slots[0] :]
+        assert image.sum(dim=1).tolist() == [left(step, n), left(step, n + 1)]
+        assert image.shape[1] == max(left(step, length) for length in range(n + 2))
 
 
 def test_needs_only_what_it_uses():
@@ -185,7 +163,7 @@ def test_a_step_that_removes_nothing_has_no_reducer_but_a_place():
 
 def test_replace_keeps_the_schedule():
     config = PuMerConfig(layers=(2, 5), prune_ratio=0.1)
-    changed = dataclasses.replace(config, proportional_attention=False, max_image_tokens=228)
+    changed = replace(config, proportional_attention=False, max_image_tokens=228)
     assert changed.schedule == config.schedule and not changed.proportional_attention
 
 

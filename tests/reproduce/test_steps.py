@@ -109,7 +109,7 @@ def test_multiply_accumulates_of_the_paper(plans):
     cell = Cell("vilt", "snli_ve")
     counted = planned(plans, cell, kind="macs")[macs_step(cell)].work()
     assert counted["original"] / 1e9 == pytest.approx(15.951, abs=0.01)
-    assert counted["pumer"] / 1e9 == pytest.approx(7.65, abs=0.03)  # the reduction's own products are counted
+    assert counted["pumer"] / 1e9 == pytest.approx(7.69, abs=0.01)  # the reduction's own products are counted
 
 
 def test_weights_are_told_apart_by_their_content(tmp_path):

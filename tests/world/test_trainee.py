@@ -2,14 +2,12 @@
 
 import math
 from dataclasses import replace
-from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from pumer.functional import match, text_saliency
+from pumer.functional import asked_for, propose, text_saliency
 from pumer.reducers import PuMerConfig
 from pumer.world.pool import Source
 from pumer.world.small import small_vilt
@@ -85,13 +83,13 @@ def test_a_batch_without_a_kind_of_sentence_has_finite_losses() -> None:
 def test_words_are_told_to_attend_by_what_a_reducer_prunes_by() -> None:
     model, batch, seen = trainee(3), _SOURCE.batch(0, 4), []
 
-    def noted(rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        seen.append(text_saliency(rows, mask)[:, 1:])
-        return text_saliency(rows, mask)
+    def noted(rows: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
+        seen.append(text_saliency(rows, ~padded))  # of the patches, without [CLS]
+        return asked_for(rows, padded)
 
     with torch.no_grad():
         told = model(batch)["asked_for"]
-        with mock.patch("pumer.reducers.pumer.text_saliency", noted):
+        with mock.patch("pumer.reducers.decisions.asked_for", noted):
             model(batch, None, PuMerConfig(layers=(2,), prune_ratio=0.1))
     (saliency,) = seen
     torch.testing.assert_close(told[:, 0], saliency / saliency.sum(1, keepdim=True))
@@ -101,14 +99,13 @@ def test_words_are_told_to_attend_by_what_a_reducer_prunes_by() -> None:
 def test_words_are_told_apart_by_what_a_reducer_merges_by() -> None:
     model, batch, seen = trainee(3), _SOURCE.batch(0, 4), []
 
-    def noted(features: torch.Tensor, mask: torch.Tensor, *counts: Any) -> tuple[torch.Tensor, ...]:
-        if features.shape[1] == batch.ids.shape[1]:
-            seen.append(F.normalize(features, dim=-1))
-        return match(features, mask, *counts)
+    def noted(features: torch.Tensor, outside: torch.Tensor, spared: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen.append(features[:, : batch.ids.shape[1]])
+        return propose(features, outside, spared)
 
     with torch.no_grad():
         told = model(batch)["alike"]
-        with mock.patch("pumer.reducers.decisions.match", noted):
+        with mock.patch("pumer.reducers.decisions.propose", noted):
             model(batch, None, PuMerConfig(layers=(2,), text_merge_ratio=0.2))
     (features,) = seen
     real = batch.ids != 0

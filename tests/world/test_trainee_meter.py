@@ -1,13 +1,11 @@
 """METER's training forward pass equals the model's own; what it borrows from ViLT; every head learns."""
 
-from typing import Any
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from transformers import ViltForQuestionAnswering
 
-from pumer.functional import match
+from pumer.functional import propose
 from pumer.reducers import PuMerConfig
 from pumer.world.pool import Source
 from pumer.world.small import small_meter, small_vilt
@@ -47,15 +45,15 @@ def test_words_are_merged_where_it_says() -> None:
 def test_words_are_told_apart_by_what_a_reducer_merges_by() -> None:
     model, batch, seen = trainee(), _SOURCE.batch(0, 4), []
 
-    def noted(features: torch.Tensor, mask: torch.Tensor, *counts: Any) -> tuple[torch.Tensor, ...]:
-        seen.append(F.normalize(features, dim=-1))
-        return match(features, mask, *counts)
+    def noted(features: torch.Tensor, outside: torch.Tensor, spared: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen.append(features[:, : batch.ids.shape[1]])
+        return propose(features, outside, spared)
 
     with torch.no_grad():
         told = model(batch)["alike"]
-        with mock.patch("pumer.reducers.decisions.match", noted):
+        with mock.patch("pumer.reducers.decisions.propose", noted):
             model(batch, None, PuMerConfig(layers=(0,), text_merge_ratio=0.2))
-    features = next(each for each in seen if each.shape[1] == batch.ids.shape[1])
+    (features,) = seen
     real = batch.ids != 0
     pairs = real[:, :, None] & real[:, None]
     torch.testing.assert_close(told[:, 0][pairs], (features @ features.transpose(1, 2))[pairs])

@@ -54,6 +54,10 @@ class Reduction:
         """Build the reducers."""
         self.reducers = self.config.reducers() | self.config.learned(self.widths)
 
+    def reduces(self, stack: str) -> bool:
+        """Whether some layer of a stack has a reducer at work; oldest torch's compiler knows no truth of a dict."""
+        return len(self.active_reducers(stack)) > 0
+
     def active_reducers(self, stack: str) -> dict[int, Reducer]:
         """Reducers of one stack by layer; none while disabled."""
         if not self.enabled:

@@ -3,7 +3,7 @@
 What the patched classes change:
 
 - patches projected by one matrix product;
-- the text encoder's layers call the fused attention directly;
+- the text encoder's layers call the fused attention directly, and the vision encoder's activation is one pass;
 - attention hands out the keys and the text-to-image probabilities that a reducer asks for, the latter computed apart;
 - cross-modal layers 0, 2, 4, ... are the text layers of the pairs. A reducer there decides after their cross-attention
   to the image, and before their feed-forward part; the image tokens it leaves go into the image layer of the same pair;
@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer, CLIPVisionModel
 from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaSelfAttention
 
+from pumer import kernels
 from pumer.backbones.base import AttentionCues, Backbone, CueRequest, Reduction
 from pumer.backbones.streams import (
     PatchProjection,
@@ -32,7 +34,6 @@ from pumer.backbones.streams import (
     text_block,
 )
 from pumer.errors import InputError
-from pumer.functional import attention
 from pumer.models.meter.heads_meter import (
     MeterForImageAndTextRetrieval,
     MeterForImagesAndTextClassification,
@@ -46,7 +47,7 @@ from pumer.models.meter.modeling_meter import (
     MeterModel,
     MeterModelOutput,
 )
-from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, Reducer
+from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, Reducer, attention
 from pumer.tables import integers
 from pumer.tokens import Cues, Decision, Tokens, attention_bias
 
@@ -88,6 +89,18 @@ class FastTextLayer(RobertaLayer):
     ) -> Tensor:
         states: Tensor = self.feed_forward_chunk(self.attention(hidden_states, attention_mask)[0])
         return states
+
+
+class FastQuickGELU(QuickGELUActivation):
+    """The activation of the vision encoder, in inference by one kernel on a GPU, and with one buffer elsewhere."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            y: Tensor = super().forward(input)
+            return y
+        if kernels.usable(input):
+            return kernels.quick_gelu(input)
+        return (1.702 * input).sigmoid_().mul_(input)
 
 
 class ReducedVisionLayer(CLIPEncoderLayer):
@@ -303,14 +316,15 @@ class ReducedMeterModel(MeterModel):
         if len(slices) > 1:  # the pairs before the last reduction, where most of the memory goes
             start = 1 + max(reduction.active_reducers("fusion"), default=2 * len(self.encoder.text_layers) - 1) // 2
         for rows in slices:
-            part = self._joined(text.part(rows), image.part(rows), image_token_type_idx)
+            pair = (text, image) if len(slices) == 1 else (text.part(rows), image.part(rows))
+            part = self._joined(*pair, image_token_type_idx)
             parts.append(self.encoder.run(part, reduction, 0, start))
         tokens = Tokens.of_slices(parts)
         del parts, part
         tokens, text_states, image_states = self.encoder(tokens, reduction, output_hidden_states, start)
         words, patches = tokens.streams
         pooled = torch.cat([self.text_pooler(words), self.image_pooler(patches)], dim=-1)
-        if reduction.expands and reduction.active_reducers("fusion"):
+        if reduction.expands and reduction.reduces("fusion"):
             words = expand_text(words, tokens, text.mask.shape[1])
         return MeterModelOutput(
             text_last_hidden_state=words,
@@ -324,7 +338,7 @@ class ReducedMeterModel(MeterModel):
         """The two streams that enter the first pair."""
         reduction = self.pumer_reduction
         kinds = self.modality_embeddings(integers(text.states.device, 0, image_type))
-        reduces = bool(reduction.active_reducers("fusion"))
+        reduces = reduction.reduces("fusion")
         tokens = joined(text.states + kinds[0], text.mask, image.states + kinds[1], reduces, image)
         if reduction.recorder is not None:
             reduction.begin(tokens, self._cells(image), image.decisions)
@@ -401,6 +415,7 @@ METER = Backbone(
     classes={
         MeterModel: ReducedMeterModel,
         nn.Conv2d: PatchProjection,
+        QuickGELUActivation: FastQuickGELU,
         RobertaLayer: FastTextLayer,
         RobertaSelfAttention: FastTextAttention,
         CLIPVisionModel: ReducedVisionModel,

@@ -299,7 +299,7 @@ class ReducedViltModel(ViltModel):
         tokens, hidden_states = self.encoder(tokens, reduction, output_hidden_states, start)
         states = self.layernorm(tokens.states)
         pooled = self.pooler(states) if self.pooler is not None else None
-        if reduction.expands and tokens.history:
+        if reduction.expands and len(tokens.history) > 0:
             words = next(x for x in (input_ids, inputs_embeds) if x is not None).shape[1]
             states = expand_text(states, tokens, words)
         if return_dict is False or (return_dict is None and not self.config.return_dict):
@@ -337,7 +337,7 @@ class ReducedViltModel(ViltModel):
         given = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
         if attention_mask is not None:
             given = attention_mask > 0
-        reduced = bool(self.pumer_reduction.active_reducers("fusion"))
+        reduced = self.pumer_reduction.reduces("fusion")
         text, text_mask, counts = text_block(text, given, reduced, image_mask)
         mask = torch.cat([text_mask, image_mask], dim=1)
         states = torch.cat([text, image.to(text.dtype)], dim=1)

@@ -39,6 +39,17 @@ def usable(x: Tensor) -> bool:
     return _enabled and _INSTALLED and x.is_cuda and x.dtype in _DTYPES and not torch.compiler.is_exporting()
 
 
+def attends(query: Tensor) -> bool:
+    """Whether `attention` takes such queries and is the faster one: of 16 bits, in inference.
+
+    Args:
+        query: ``(B, H, Q, Dh)``.
+    """
+    if query.dtype == torch.float32 or torch.is_grad_enabled() or query.shape[3] not in (32, 64, 128):
+        return False
+    return usable(query)
+
+
 def decide(
     query: Tensor | None,
     key: Tensor,
@@ -125,4 +136,46 @@ def apply(
     return outputs
 
 
-__all__ = ["GONE", "apply", "decide", "enable", "usable"]
+def compact(states: Tensor, mask: Tensor, image_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Move the real words of each sample to its front, in order; differentiable in the states.
+
+    Args:
+        states: ``(B, T, D)``.
+        mask: ``(B, T)`` bool, where a real word is; ``T`` up to a few thousand.
+        image_mask: ``(B, V)`` bool, where a real image token is, or None: they are not counted.
+
+    Returns:
+        ``(B, T, D)``: states bit for bit, those of padding last, in order too; ``(B, 2)`` int64: how many words and how
+        many image tokens are real, 0 of the image without a mask of it.
+    """
+    compacted, lengths = operators.compact(states, mask, image_mask)
+    return compacted, lengths
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention with a bias for each key, scaled by ``Dh ** -0.5``; without a gradient.
+
+    Args:
+        query: ``(B, H, Q, Dh)``, ``Dh`` a power of two from 16 to 128.
+        key: ``(B, H, N, Dh)``; what stands behind a bias of minus infinity must be finite, as must values.
+        value: ``(B, H, N, Dh)``.
+        bias: ``(B, 1, 1, N)`` of any float dtype, minus infinity where a key is hidden, or None.
+
+    Returns:
+        ``(B, H, Q, Dh)``, 0 in a row that sees no key; in memory ``(B, Q, H, Dh)``, so that heads are joined for free.
+    """
+    y: Tensor = operators.attention(query, key, value, bias)
+    return y
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """``x * sigmoid(1.702 * x)`` in one pass, rounded as torch's three steps are; without a gradient.
+
+    Args:
+        x: Of any shape.
+    """
+    y: Tensor = operators.quick_gelu(x)
+    return y
+
+
+__all__ = ["GONE", "apply", "attends", "attention", "compact", "decide", "enable", "quick_gelu", "usable"]

@@ -14,40 +14,23 @@ from torch import Tensor
 
 from pumer.kernels.layout import Layout, blocks, power_of_two
 
+LOG2E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def _logits(
     q, keys_ptr, bias_ptr, at, M, k_n, DH: tl.constexpr, DP: tl.constexpr, HAS_BIAS: tl.constexpr
 ):  # fmt: skip
-    """Attention logits ``(BT, BN)`` of text rows to the keys ``at``; minus infinity where there is no key."""
+    """Attention logits ``(BT, BN)`` of text rows to the keys ``at``, for `exp2`; minus infinity where no key is."""
     d = tl.arange(0, DP)
     inside = at < M
     k = tl.load(keys_ptr + at[:, None] * k_n + d[None, :], mask=inside[:, None] & (d < DH)[None, :], other=0.0)
-    x = tl.dot(q, tl.trans(k), input_precision="ieee") * (DH**-0.5)
+    x = tl.dot(q, tl.trans(k), input_precision="ieee") * (DH**-0.5 * LOG2E)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + at, mask=inside, other=float("-inf")).to(tl.float32)
         inside = bias > float("-inf")  # whatever stands in a hidden slot, be it NaN, stays there
-        x += bias[None, :]
+        x += (bias * LOG2E)[None, :]
     return tl.where(inside[None, :], x, float("-inf"))
-
-
-@triton.jit
-def _mean_keys(
-    keys_ptr, k_h, k_n, out_ptr, n0, n_end, H: tl.constexpr, DH: tl.constexpr, DP: tl.constexpr,
-    BF: tl.constexpr, HC: tl.constexpr,
-):  # fmt: skip
-    """Features of the tokens ``n0`` to ``n0 + BF``: keys averaged over ``HC`` heads at a time, of length 1."""
-    h, n, d = tl.arange(0, HC), n0 + tl.arange(0, BF), tl.arange(0, DP)
-    inside = (n < n_end)[:, None] & (d < DH)[None, :]
-    total = tl.zeros((BF, DP), tl.float32)
-    for h0 in tl.static_range(0, H, HC):
-        at = (h0 + h)[:, None, None] * k_h + n[None, :, None] * k_n + d[None, None, :]
-        k = tl.load(keys_ptr + at, mask=(h0 + h < H)[:, None, None] & inside[None, :, :], other=0.0)
-        total += tl.sum(k.to(tl.float32), 0)
-    mean = total / H
-    length = tl.sqrt_rn(tl.sum(mean * mean, 1))
-    mean = tl.div_rn(mean, tl.maximum(length, 1e-12)[:, None] + tl.zeros_like(mean))
-    tl.store(out_ptr + n[:, None] * DH + d[None, :], mean, mask=inside)
 
 
 @triton.jit
@@ -56,7 +39,7 @@ def cues_kernel(
     q_b, q_h, q_n, k_b, k_h, k_n, t_b, t_h, t_n, bias_b,
     T, V, M, words, scores_at, head_programs, text_programs, splits,
     H: tl.constexpr, DH: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr, TC: tl.constexpr, BN: tl.constexpr,
-    NB: tl.constexpr, BF: tl.constexpr, HC: tl.constexpr, PRUNE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    NB: tl.constexpr, BF: tl.constexpr, PRUNE: tl.constexpr, HAS_BIAS: tl.constexpr,
     MERGE_TEXT: tl.constexpr, MERGE: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs, B): ``splits`` for each head and block of text rows, then blocks of words, then of patches.
@@ -74,10 +57,9 @@ def cues_kernel(
             d = tl.arange(0, DP)
             t = (row % TC) * BT + tl.arange(0, BT)
             asks = t < tl.load(lengths_ptr + 2 * b)
-            q = tl.load(
-                q_ptr + b * q_b + (row // TC) * q_h + t[:, None] * q_n + d[None, :],
-                mask=asks[:, None] & (d < DH)[None, :], other=0.0,
-            )  # fmt: skip
+            where = (row // TC) * q_h + t[:, None] * q_n + d[None, :]
+            q = tl.load(q_ptr + b * q_b + where, mask=(t < T)[:, None] & (d < DH)[None, :], other=0.0)
+            q = tl.where(asks[:, None], q, 0.0)  # not by the mask: neither load waits for the other
             keys_ptr = k_ptr + b * k_b + (row // TC) * k_h
             bias_row = bias_ptr + b * bias_b
             scores = work + scores_at + row * V
@@ -86,7 +68,7 @@ def cues_kernel(
             if NB == 1:
                 x = _logits(q, keys_ptr, bias_row, n, M, k_n, DH, DP, HAS_BIAS)
                 most = tl.max(x, 1)
-                shares = tl.exp(x - tl.where(most == float("-inf"), 0.0, most)[:, None])
+                shares = tl.exp2(x - tl.where(most == float("-inf"), 0.0, most)[:, None])
                 total = tl.sum(shares, 1)
                 share = tl.where(asks & (total > 0), 1.0 / tl.where(total > 0, total, 1.0), 0.0)
                 tl.store(scores + n - skipped, tl.sum(shares * share[:, None], 0), mask=(n >= skipped) & (n < M))
@@ -97,7 +79,7 @@ def cues_kernel(
                     x = _logits(q, keys_ptr, bias_row, i * BN + n, M, k_n, DH, DP, HAS_BIAS)
                     now = tl.maximum(most, tl.max(x, 1))
                     safe = tl.where(now == float("-inf"), 0.0, now)
-                    total = total * tl.exp(most - safe) + tl.sum(tl.exp(x - safe[:, None]), 1)
+                    total = total * tl.exp2(most - safe) + tl.sum(tl.exp2(x - safe[:, None]), 1)
                     most = now
                 safe = tl.where(most == float("-inf"), 0.0, most)
                 share = tl.where(asks & (total > 0), 1.0 / tl.where(total > 0, total, 1.0), 0.0)
@@ -105,17 +87,26 @@ def cues_kernel(
                     if i % splits == part:
                         at = i * BN + n
                         x = _logits(q, keys_ptr, bias_row, at, M, k_n, DH, DP, HAS_BIAS)
-                        summed = tl.sum(tl.exp(x - safe[:, None]) * share[:, None], 0)
+                        summed = tl.sum(tl.exp2(x - safe[:, None]) * share[:, None], 0)
                         tl.store(scores + at - skipped, summed, mask=(at >= skipped) & (at < M))
-    elif p < head_programs + text_programs:
-        if MERGE_TEXT:
-            n0 = (p - head_programs) * BF
-            _mean_keys(text_ptr + b * t_b, t_h, t_n, work, n0, T, H, DH, DP, BF, HC)
-    else:
-        if MERGE:
-            n0 = (p - head_programs - text_programs) * BF
-            keys_ptr = k_ptr + b * k_b + (M - V) * k_n
-            _mean_keys(keys_ptr, k_h, k_n, work + T * DH, n0, V, H, DH, DP, BF, HC)
+    elif MERGE or MERGE_TEXT:
+        p -= head_programs
+        keys, step, apart = k_ptr + b * k_b + (M - V) * k_n, k_h, k_n
+        n0, end, out = (p - text_programs) * BF, V, work + T * DH
+        if p < text_programs:
+            keys, step, apart = text_ptr + b * t_b, t_h, t_n
+            n0, end, out = p * BF, T, work
+        token, column = n0 + tl.arange(0, BF), tl.arange(0, DP)
+        real = (token < end)[:, None] & (column < DH)[None, :]
+        place = keys + token[:, None] * apart + column[None, :]
+        mean = tl.zeros((BF, DP), tl.float32)
+        for _ in tl.static_range(H):  # all loads are under way before the first sum
+            mean += tl.load(place, mask=real, other=0.0).to(tl.float32)
+            place += step
+        mean = mean / H
+        length = tl.maximum(tl.sqrt_rn(tl.sum(mean * mean, 1)), 1e-12)
+        mean *= tl.div_rn(tl.full((BF,), 1.0, tl.float32), length)[:, None]
+        tl.store(out + token[:, None] * DH + column[None, :], mean, mask=real)
 
 
 FEATURE_BLOCK = 16
@@ -156,8 +147,8 @@ def constants(
     warps = 8 if prune and row_block * block >= 4096 else 4
     values: dict[str, Any] = {
         "H": heads, "DH": width, "DP": deep, "BT": row_block, "TC": row_blocks, "BN": block,
-        "NB": blocks(keys, block), "BF": FEATURE_BLOCK, "HC": max(1, min(power_of_two(heads, 1), 64 * warps // deep)),
-        "PRUNE": prune, "HAS_BIAS": has_bias, "MERGE_TEXT": merge_text, "MERGE": merge,
+        "NB": blocks(keys, block), "BF": FEATURE_BLOCK, "PRUNE": prune,
+        "HAS_BIAS": has_bias, "MERGE_TEXT": merge_text, "MERGE": merge,
     }  # fmt: skip
     return values, warps
 

@@ -1,4 +1,4 @@
-"""The operators ``pumer::decide``, ``pumer::apply`` and ``pumer::apply_backward`` for eager mode, dynamo and autograd.
+"""The operators ``pumer::decide``, ``apply``, ``compact`` and ``attention`` for eager mode, dynamo and autograd.
 
 They are registered for CPU tensors too, where only Triton's interpreter runs them: that is how they are tested.
 """
@@ -66,10 +66,10 @@ def _decide(
     with _current(key):
         if prune or merge_text or merge:
             key = _rows_together(key)
-            words = _rows_together(text_key) if merge_text and text_key is not None else None
+            words = _rows_together(text_key.to(key.dtype)) if merge_text and text_key is not None else None
             hidden = _rows_together(bias) if prune and bias is not None else None
             cues.launch(query if prune else None, key, words, hidden, lengths, work, shape, merge, FILLS)
-            match.launch(lengths, table, work, slots, shape, width, text_slots, prune, merge_text, merge, whole)
+            match.launch(lengths, table, work, slots, shape, width, text_slots, prune, merge, whole)
         select.launch(
             lengths, table, slots, code, following, shape, text_slots, text_left, prune, merge_text, merge, whole
         )
@@ -186,6 +186,82 @@ def _backward(ctx: Any, grad_first: Tensor, grad_second: Tensor, *_: Any) -> tup
     return (first, second if ctx.two else None, *(None,) * 8)
 
 
+def _compact(states: Tensor, mask: Tensor, image_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See `pumer.kernels.compact`."""
+    compacted, lengths = _compact_fake(states, mask, image_mask)
+    with _current(states):
+        _kernel("front").launch(
+            _rows_together(states),
+            _rows_together(mask).view(torch.uint8),
+            None if image_mask is None else _rows_together(image_mask).view(torch.uint8),
+            compacted,
+            lengths,
+        )
+    return compacted, lengths
+
+
+def _compact_fake(states: Tensor, mask: Tensor, image_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    return states.new_empty(states.shape), mask.new_empty(mask.shape[0], 2, dtype=torch.int64)
+
+
+def _compact_backward(gradient: Tensor, mask: Tensor) -> Tensor:
+    """Gradient of the states that ``pumer::compact`` took: ``(B, T, D)``.
+
+    Args:
+        gradient: ``(B, T, D)`` of what it returned.
+        mask: ``(B, T)`` bool.
+    """
+    out = _compact_backward_fake(gradient, mask)
+    with _current(gradient):
+        _kernel("front").launch_backward(_rows_together(gradient), _rows_together(mask).view(torch.uint8), out)
+    return out
+
+
+def _compact_backward_fake(gradient: Tensor, mask: Tensor) -> Tensor:
+    return gradient.new_empty(gradient.shape)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """See `pumer.kernels.attention`."""
+    y = _attention_fake(query, key, value, bias)
+    with _current(query):
+        _kernel("flash").launch(
+            _rows_together(query),
+            _rows_together(key),
+            _rows_together(value),
+            None if bias is None else _rows_together(bias),
+            y,
+        )
+    return y
+
+
+def _attention_fake(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    batch, heads, queries, width = query.shape
+    return query.new_empty(batch, queries, heads, width).transpose(1, 2)
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    """See `pumer.kernels.quick_gelu`."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    with _current(x):
+        _kernel("gelu").launch(x, y)
+    return y
+
+
+def _quick_gelu_fake(x: Tensor) -> Tensor:
+    return torch.empty_like(x.contiguous())
+
+
+def _remember_mask(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(inputs[1])
+
+
+def _spread(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    return compact_backward(gradient, ctx.saved_tensors[0]), None, None
+
+
 def _outputs(first: Tensor, second: Tensor | None, text_left: int, image_left: int, bias_dtype: torch.dtype) -> Outputs:
     batch, _, width = first.shape
     left = text_left + image_left
@@ -228,6 +304,10 @@ _SCHEMAS = {
     "(Tensor y_first, Tensor y_second, Tensor new_size, Tensor whole, Tensor bias_first, Tensor bias_second)",
     "apply_backward": "(Tensor grad_first, Tensor grad_second, Tensor weight, Tensor whole, Tensor code, "
     "SymInt first, bool two) -> (Tensor out_first, Tensor out_second)",
+    "compact": "(Tensor states, Tensor mask, Tensor? image_mask) -> (Tensor compacted, Tensor lengths)",
+    "attention": "(Tensor query, Tensor key, Tensor value, Tensor? bias) -> Tensor",
+    "compact_backward": "(Tensor gradient, Tensor mask) -> Tensor",
+    "quick_gelu": "(Tensor x) -> Tensor",
 }
 # Not through `custom_op`: its wrapper costs 10 us a call (torch 2.13), as much as launching a kernel.
 for _name, _schema in _SCHEMAS.items():
@@ -239,7 +319,20 @@ register_fake("pumer::apply", _apply_fake)
 impl("pumer::apply_backward", DEVICES, _apply_backward)
 register_fake("pumer::apply_backward", _apply_backward_fake)
 register_autograd("pumer::apply", _backward, setup_context=_remember)
+impl("pumer::compact", DEVICES, _compact)
+register_fake("pumer::compact", _compact_fake)
+register_autograd("pumer::compact", _spread, setup_context=_remember_mask)
+impl("pumer::compact_backward", DEVICES, _compact_backward)
+register_fake("pumer::compact_backward", _compact_backward_fake)
+impl("pumer::attention", DEVICES, _attention)
+register_fake("pumer::attention", _attention_fake)
+impl("pumer::quick_gelu", DEVICES, _quick_gelu)
+register_fake("pumer::quick_gelu", _quick_gelu_fake)
 
 decide = torch.ops.pumer.decide.default
 apply = torch.ops.pumer.apply.default
 apply_backward = torch.ops.pumer.apply_backward.default
+compact = torch.ops.pumer.compact.default
+compact_backward = torch.ops.pumer.compact_backward.default
+attention = torch.ops.pumer.attention.default
+quick_gelu = torch.ops.pumer.quick_gelu.default

@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from pumer import functional
+from pumer import functional, kernels
 from pumer.errors import InputError
 from pumer.tokens import Cues, Decision
 
@@ -81,8 +81,8 @@ class ReductionConfig:
         """
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-        """The attention of every layer of the patched model; see `functional.attention`."""
-        return functional.attention(query, key, value, bias, dropout)
+        """The attention of every layer of the patched model; see `attention`."""
+        return attention(query, key, value, bias, dropout)
 
     def probabilities(self, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
         """Attention probabilities of the first rows; see `functional.attention_probabilities`."""
@@ -98,6 +98,13 @@ class NoReduction(ReductionConfig):
     def reducers(self) -> dict[Place, Reducer]:
         """None."""
         return {}
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """`functional.attention`, or the same from a kernel that is faster where keys have a bias; see there."""
+    if bias is not None and dropout == 0 and kernels.attends(query):
+        return kernels.attention(query, key, value, bias)
+    return functional.attention(query, key, value, bias, dropout)
 
 
 def check_ratios(config: object, where: str) -> None:

@@ -87,7 +87,9 @@ def assign(cues: Cues, found: Tables, count: Tensor, score: Tensor | None = None
             score = asked_for(cues.text_rows()[..., 1:], beyond[:, 0, 0, : found.text])
         index = kept_first(score, beyond[:, 1, 0, 1 : found.image])
     code = _by_rank(found, beyond, lambda: _features(cues, found), index)
-    return Decision(_by_token(found, code, index), count[:, :, 2], (found.text_left, found.image_left))
+    stays = not found.merges_text, not (found.prunes or found.merges_image)
+    slots = found.text_left, found.image_left
+    return Decision(_by_token(found, code, index), count[:, :, 2], slots, stays=stays)
 
 
 def _beyond(found: Tables, count: Tensor) -> Tensor:
@@ -106,9 +108,8 @@ def words_stay(cues: Cues, found: Tables, code: Tensor, left: Tensor) -> Decisio
     """
     words = cues.tokens.lengths[:, 0]
     text = torch.where(found.rank[: found.text] < words[:, None], found.code[0, : found.text], GONE)
-    return Decision(
-        torch.cat([text, code], dim=1), torch.stack([words, left], dim=1), (found.text_left, found.image_left)
-    )
+    lengths, slots = torch.stack([words, left], dim=1), (found.text_left, found.image_left)
+    return Decision(torch.cat([text, code], dim=1), lengths, slots, stays=(True, False))
 
 
 def counts(found: Tables, lengths: Tensor) -> Tensor:
@@ -162,7 +163,7 @@ def _ordered(found: Tables, features: Tensor, index: Tensor | None) -> Tensor:
     first = found.at[: len(found.at) - W + 1]  # the words, and the image's [CLS]
     parts = [first.expand(B, -1), index + (before + 1)]
     if V < W:  # a rank beyond the last: whatever stands there
-        parts.append(found.rank[: W - V].expand(B, -1))
+        parts.append(found.at[V - W :].expand(B, -1))
     at = torch.cat(parts, dim=1)
     return features.gather(1, at[:, :, None].expand(-1, -1, width))
 

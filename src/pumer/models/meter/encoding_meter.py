@@ -71,6 +71,8 @@ def _select(value: Any, index: Tensor | slice) -> Any:
         if value.ndim == 0:
             return value
         return value[index] if isinstance(index, slice) else value.index_select(0, index.to(value.device))
+    if value is None:
+        return None
     if isinstance(value, tuple):
         return tuple(_select(part, index) for part in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
