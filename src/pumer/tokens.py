@@ -354,7 +354,9 @@ class Tokens:
         """``(B, 1, 1, K)`` as a bias of each stream."""
         if len(self.streams) == 1:
             return (bias,)
-        return bias[..., :text_length], bias[..., text_length:]
+        text, image = bias[..., :text_length], bias[..., text_length:]
+        # A GPU's fused attention reads several numbers at once, and fails where the first one is not aligned for that.
+        return text, image.contiguous() if image.is_cuda else image
 
 
 def _rows(parts: Sequence[Tensor | None]) -> Tensor | None:
