@@ -1,10 +1,10 @@
-"""Write the README's tables of accuracy from the result files: what stands between two markers is made here.
+"""Write the tables of README and docs/gpu.md from the result files: what stands between two markers is made here.
 
     python benchmarks/readme_tables.py           # after new results were committed
     python benchmarks/readme_tables.py --check   # ends with 1 where README and result files differ
 
 A marker is `<!-- table NAME, made by benchmarks/readme_tables.py -->`, the table ends at `<!-- end -->`. Every cell of
-these tables must have been run.
+these tables must have been run, or is empty.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pumer.checkpoint import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "gpu.md")
 MARKED = re.compile(r"(<!-- table ([\w-]+), made by [^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {
     "vilt": "ViLT",
@@ -32,6 +33,8 @@ NAMES = {
 }
 FULL_SIZE = {"vilt": "vilt-b32-cpu.json", "meter": "meter-b16-cpu.json"}
 METER = "0,2,4,6; 0.2/0.2/0.2"
+GPU_ROWS = {"vilt": ("2,5,8",), "meter": (METER, f"{METER} + vision")}
+"""Schedules of the table of a GPU."""
 METHODS = ("text", "[CLS]", "chance")
 """Of the table of kept objects, in its order of columns."""
 
@@ -40,13 +43,14 @@ def main() -> None:
     """Rewrite, or compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 where they differ")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, nargs="+", default=list(PAGES), help="pages with tables")
     arguments = parser.parse_args()
-    before = arguments.readme.read_text(encoding="utf-8")
-    after = rewritten(before)
+    before = {page: page.read_text(encoding="utf-8") for page in arguments.readme}
+    after = {page: rewritten(text) for page, text in before.items()}
     if arguments.check:
         sys.exit(int(before != after))
-    write_text(arguments.readme, after)
+    for page, text in after.items():
+        write_text(page, text)
 
 
 def rewritten(text: str) -> str:
@@ -95,13 +99,50 @@ def vilt_full_size() -> str:
     lines = []
     for name, label in labels.items():
         plan = measured["plan"][name]
-        speed = [f"{up['median']:.2f}x ({up['low']:.2f}–{up['high']:.2f})" for up in _speed_ups(measured, name)[::-1]]
+        speed = [_spread(up) for up in _speed_ups(measured, name)[::-1]]
         ideal = "1" if plan["ideal_speedup"] == 1 else f"{plan['ideal_speedup']:.2f}x"
         speed = ["1", "1"] if name == "unreduced" else speed
         memory = [_mebibytes(measured, name, mode) for mode in ("autograd", "inference")]
         lines.append([label, f"{plan['macs'] / 1e9:.2f} G", ideal, *speed, *memory])
     columns = ("ViLT-B/32, 384 px, 32 words", "MACs", "ideal", "measured, batch 8", "measured, batch 1")
     return table([*columns, "activations, training", "activations, inference"], lines)
+
+
+def gpu() -> str:
+    """ViLT and METER on a GPU in bfloat16: eager and as CUDA graphs."""
+    lines = []
+    for name, schedules in GPU_ROWS.items():
+        found = read_json(RESULTS / "gpu" / f"{name}.json")["points"]
+        points = {(p["mode"], p["batch"]): p for p in found if p["dtype"] == "bfloat16"}
+        for batch in sorted({batch for _, batch in points}):
+            for schedule in schedules:
+                eager, graphs = (points[mode, batch]["models"] for mode in ("eager", "cudagraph"))
+                label = f"{NAMES[name]}, {batch}, {schedule}"
+                cells = [f"{graphs['unreduced']['images_per_second']:,.0f}/s"]
+                cells += [_spread(models[schedule]["speedup"]) for models in (eager, graphs)]
+                cells += [f"{graphs[f'limit of {schedule}']['speedup']['median']:.2f}x"]
+                lines.append([label, *cells, f"{points['eager', batch]['ideal'][schedule]:.2f}x"])
+    columns = ("model, batch, schedule", "unreduced, CUDA graphs", "reduced, eager", "reduced, CUDA graphs")
+    return table([*columns, "limit, CUDA graphs", "MACs"], lines)
+
+
+def gpu_reduction() -> str:
+    """What one reduction costs on a GPU."""
+    lines = []
+    for point in read_json(RESULTS / "gpu" / "reduction.json")["points"]:
+        rows = point["rows"]
+        cells = [str(round(rows[name]["launches"])) for name in ("unreduced", "fused")]
+        for name in ("fused", "plain"):
+            cells.append(_per_reduction(rows.get(name)))
+        lines.append([f"{NAMES[point['model']]}, {point['batch']}", *cells, str(round(rows["fused"]["syncs"]))])
+    columns = (
+        "model, batch",
+        "launches of a forward, unreduced",
+        "reduced",
+        "one reduction, fused",
+        "without the kernels",
+    )
+    return table([*columns, "host syncs"], lines)
 
 
 def five_tasks() -> str:
@@ -191,6 +232,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "vision": lambda: parts("vision"),
     "objects": objects,
     "demo": demo,
+    "gpu": gpu,
+    "gpu-reduction": gpu_reduction,
 }
 
 
@@ -220,13 +263,24 @@ def _mebibytes(measured: Mapping[str, Any], name: str, mode: str) -> str:
     return f"{measured['memory'][name][mode] / 2**20:.0f} MiB"
 
 
+def _spread(speed: Mapping[str, float]) -> str:
+    """A speed-up with its quartiles."""
+    return f"{speed['median']:.2f}x ({speed['low']:.2f}–{speed['high']:.2f})"
+
+
+def _per_reduction(row: Mapping[str, Any] | None) -> str:
+    """Launches and kernel time of one reduction; empty where it was not measured."""
+    if row is None:
+        return ""
+    return f"{row['reduction_launches']:.0f} launches, {1e6 * row['reduction_seconds']:.0f} µs"
+
+
 def _beside(part: Mapping[str, Any] | None) -> str:
     return "" if part is None else points(part, "+") + ", to its last" * part["beyond"]
 
 
 def _throughput(row: Mapping[str, Any]) -> str:
-    speed = row["cost"]["throughput"]
-    return f"{speed['median']:.2f}x ({speed['low']:.2f}–{speed['high']:.2f})"
+    return _spread(row["cost"]["throughput"])
 
 
 def _macs(row: Mapping[str, Any]) -> str:

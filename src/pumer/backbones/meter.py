@@ -285,7 +285,7 @@ class ReducedMeterModel(MeterModel):
         """
         self.check_pixels(pixel_values)
         return MeterEncoding.of_slices(
-            [self._encoded(pixel_values[rows]) for rows in self.pumer_reduction.slices(len(pixel_values))]
+            [self._encoded(pixel_values[rows]) for rows in self.pumer_reduction.slices(pixel_values.shape[0])]
         )
 
     def _encoded(self, pixel_values: Tensor) -> MeterEncoding:
