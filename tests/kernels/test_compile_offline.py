@@ -23,7 +23,7 @@ def figures(*shapes, cache):
 def test_no_spills_and_little_shared_memory(tmp_path):
     """2,940 tokens at the end: there it need only compile."""
     found = figures(*SHAPES, "longest", cache=tmp_path)
-    assert len(found) == 7 * (len(SHAPES) + 1)
+    assert len(found) == 8 * (len(SHAPES) + 1)
     for figure in found:
         if figure["shape"] != "longest":
             assert figure["spilled"] == 0 and figure["shared"] <= 48 * 1024, figure
