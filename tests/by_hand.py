@@ -6,7 +6,8 @@ from math import exp, log
 import torch
 from torch import Tensor
 
-from pumer.tokens import Cues, Tokens
+from pumer.cues import Cues
+from pumer.tokens import Tokens
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

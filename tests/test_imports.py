@@ -15,6 +15,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"config", "functional", "kernels", "models", "tables"},
     {"tokens"},
+    {"cues"},
     {"reducers"},
     {"backbones"},
     {"patching"},
@@ -25,7 +26,7 @@ LAYERS: list[set[str]] = [
 
 JOBS = len(LAYERS)
 TOP = {"cli", "__init__", "__main__"}
-ONLY_TORCH = {"functional", "tables", "tokens"}
+ONLY_TORCH = {"cues", "functional", "tables", "tokens"}
 
 
 def part(module: str) -> str:

@@ -13,13 +13,14 @@ from transformers import (
 import pumer
 from pumer import NoReduction, PuMerConfig
 from pumer.backbones.base import CueRequest
+from pumer.cues import Cues
 from pumer.errors import InputError
 from pumer.measuring import named_models
 from pumer.measuring.macs import MacCounter
 from pumer.measuring.meta import meta_inputs, on_meta
 from pumer.planning import plan
 from pumer.reducers import RandomPruningConfig
-from pumer.tokens import Cues, Tokens
+from pumer.tokens import Tokens
 
 PAPER = {"prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
 D, DEPTH, SIDE, PATCH, ANSWERS = 32, 4, 12, 8, 11

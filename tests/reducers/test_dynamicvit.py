@@ -11,10 +11,11 @@ from tiny import GRIDS, TINY, answer
 
 import pumer
 from pumer import InputError
+from pumer.cues import Cues
 from pumer.reducers import DynamicViTConfig
 from pumer.reducers.dynamicvit import TokenPredictor
 from pumer.reducers.learned import take_losses
-from pumer.tokens import Cues, Tokens, attention_bias
+from pumer.tokens import Tokens, attention_bias
 from pumer.training.hidden import final_tokens, hidden_divergence
 
 CONFIG = DynamicViTConfig(layers=(0, 1), prune_ratio=0.4)

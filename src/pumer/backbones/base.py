@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from pumer.cues import Cues
 from pumer.reducers.base import CLS_ROW, KEYS, TEXT_ROWS, Place, Reducer, ReductionConfig
-from pumer.tokens import Cues, Decision, Tokens
+from pumer.tokens import Decision, Tokens
 
 
 class Recorder(Protocol):

@@ -33,6 +33,7 @@ from pumer.backbones.streams import (
     slots_at_start,
     text_block,
 )
+from pumer.cues import Cues
 from pumer.errors import InputError
 from pumer.models.meter.heads_meter import (
     MeterForImageAndTextRetrieval,
@@ -49,7 +50,7 @@ from pumer.models.meter.modeling_meter import (
 )
 from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, Reducer, attention
 from pumer.tables import integers
-from pumer.tokens import Cues, Decision, Tokens, attention_bias
+from pumer.tokens import Decision, Tokens, attention_bias
 
 
 class FastVisionAttention(CLIPAttention):

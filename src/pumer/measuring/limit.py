@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pumer.cues import Cues
 from pumer.reducers import PuMerConfig, ReductionConfig, Step, config_from_dict, config_to_dict
 from pumer.reducers.base import Place, Reducer
 from pumer.tables import tables
-from pumer.tokens import GONE, Cues, Decision, Tokens
+from pumer.tokens import GONE, Decision, Tokens
 
 METHOD = "limit"
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pumer.backbones import BACKBONES
+from pumer.cues import Cues
 from pumer.measuring.timing import synchronise, timed
 from pumer.patching import reductions
 from pumer.reducers.base import Place
-from pumer.tokens import Cues, Decision, Tokens
+from pumer.tokens import Decision, Tokens
 
 EMBEDDING, REDUCE, REST = "embedding", "reduce", "rest"
 

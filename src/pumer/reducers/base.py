@@ -7,8 +7,9 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from pumer import functional, kernels
+from pumer.cues import Cues
 from pumer.errors import InputError
-from pumer.tokens import Cues, Decision
+from pumer.tokens import Decision
 
 Place = tuple[str, int]
 """A stack of layers ("fusion" or "vision") and a 0-based layer of it."""

@@ -6,11 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pumer.cues import Cues
 from pumer.reducers.base import CLS_ROW, Place, Reducer
 from pumer.reducers.decisions import counts, keep_all, prune_to, words_stay
 from pumer.reducers.layered import PruningConfig
 from pumer.tables import tables
-from pumer.tokens import GONE, Cues, Decision
+from pumer.tokens import GONE, Decision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pumer import kernels
+from pumer.cues import Cues
 from pumer.functional import after_merging, asked_for, kept_first, propose, unit
 from pumer.tables import Rule, Tables, ranks, tables
-from pumer.tokens import GONE, Cues, Decision
+from pumer.tokens import GONE, Decision
 
 
 def keep_all(cues: Cues) -> Decision:

@@ -5,11 +5,12 @@ from typing import ClassVar
 
 import torch
 
+from pumer.cues import Cues
 from pumer.reducers.base import Place, Reducer
 from pumer.reducers.decisions import counts, keep_all, words_stay
 from pumer.reducers.layered import LayeredConfig
 from pumer.tables import tables
-from pumer.tokens import GONE, Cues, Decision
+from pumer.tokens import GONE, Decision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from dataclasses import InitVar, dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from pumer.cues import Cues
 from pumer.errors import InputError
 from pumer.reducers.base import (
     KEYS,
@@ -16,7 +17,7 @@ from pumer.reducers.base import (
     check_ratios,
 )
 from pumer.reducers.decisions import prune_and_merge
-from pumer.tokens import Cues, Decision
+from pumer.tokens import Decision
 
 
 @dataclass(frozen=True, kw_only=True)

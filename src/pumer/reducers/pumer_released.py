@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
+from pumer.cues import Cues
 from pumer.errors import InputError
 from pumer.functional import propose, unit
 from pumer.reducers.base import (
@@ -25,7 +26,7 @@ from pumer.reducers.base import (
     check_ratios,
 )
 from pumer.tables import integers, ranks
-from pumer.tokens import GONE, Cues, Decision
+from pumer.tokens import GONE, Decision
 
 SMOOTHING = 1e-6
 

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from pumer.cues import Cues
 from pumer.errors import InputError
 from pumer.reducers.base import KEYS, Place, Reducer
 from pumer.reducers.decisions import merge_as_one, prune_and_merge
 from pumer.reducers.layered import LayeredConfig
-from pumer.tokens import Cues, Decision
+from pumer.tokens import Decision
 
 
 @dataclass(frozen=True, kw_only=True)
