@@ -33,7 +33,7 @@ NAMES = {
 }
 FULL_SIZE = {"vilt": "vilt-b32-cpu.json", "meter": "meter-b16-cpu.json"}
 METER = "0,2,4,6; 0.2/0.2/0.2"
-GPU_ROWS = {"vilt": ("2,5,8",), "meter": (METER, f"{METER} + vision")}
+GPU_ROWS = {"vilt": ("2,5,8", "2,4,6,8", "ToMe 13"), "meter": (METER, f"{METER} + vision")}
 """Schedules of the table of a GPU."""
 METHODS = ("text", "[CLS]", "chance")
 """Of the table of kept objects, in its order of columns."""
@@ -108,19 +108,20 @@ def vilt_full_size() -> str:
     return table([*columns, "activations, training", "activations, inference"], lines)
 
 
-def gpu() -> str:
-    """ViLT and METER on a GPU in bfloat16: eager and as CUDA graphs."""
+def gpu(dtype: str) -> str:
+    """ViLT and METER on a GPU in one number format: eager and as CUDA graphs."""
     lines = []
     for name, schedules in GPU_ROWS.items():
         found = read_json(RESULTS / "gpu" / f"{name}.json")["points"]
-        points = {(p["mode"], p["batch"]): p for p in found if p["dtype"] == "bfloat16"}
+        points = {(p["mode"], p["batch"]): p for p in found if p["dtype"] == dtype}
         for batch in sorted({batch for _, batch in points}):
             for schedule in schedules:
                 eager, graphs = (points[mode, batch]["models"] for mode in ("eager", "cudagraph"))
                 label = f"{NAMES[name]}, {batch}, {schedule}"
                 cells = [f"{graphs['unreduced']['images_per_second']:,.0f}/s"]
                 cells += [_spread(models[schedule]["speedup"]) for models in (eager, graphs)]
-                cells += [f"{graphs[f'limit of {schedule}']['speedup']['median']:.2f}x"]
+                limit = graphs.get(f"limit of {schedule}")
+                cells += ["" if limit is None else f"{limit['speedup']['median']:.2f}x"]
                 lines.append([label, *cells, f"{points['eager', batch]['ideal'][schedule]:.2f}x"])
     columns = ("model, batch, schedule", "unreduced, CUDA graphs", "reduced, eager", "reduced, CUDA graphs")
     return table([*columns, "limit, CUDA graphs", "MACs"], lines)
@@ -143,6 +144,16 @@ def gpu_reduction() -> str:
         "without the kernels",
     )
     return table([*columns, "host syncs"], lines)
+
+
+def gpu_memory() -> str:
+    """Peak memory of inference on a GPU, whole and in slices."""
+    lines = []
+    for point in read_json(RESULTS / "gpu" / "memory.json")["points"]:
+        rows = (point["rows"][name] for name in point["names"])
+        cells = [f"{row['activations'] / 2**20:.0f} MiB, {1e3 * row['seconds']:.0f} ms" for row in rows]
+        lines.append([f"{NAMES[point['model']]}, {point['dtype']}, batch {point['batch']}", *cells])
+    return table(("model", "unreduced", "in slices of 8", "reduced", "in slices of 8"), lines)
 
 
 def five_tasks() -> str:
@@ -232,7 +243,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "vision": lambda: parts("vision"),
     "objects": objects,
     "demo": demo,
-    "gpu": gpu,
+    "gpu": lambda: gpu("bfloat16"),
+    "gpu-float32": lambda: gpu("float32"),
+    "gpu-memory": gpu_memory,
     "gpu-reduction": gpu_reduction,
 }
 

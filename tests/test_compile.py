@@ -534,8 +534,7 @@ def test_gpu_interleaved_graphs(backbone):
                 torch.cuda.current_stream().wait_stream(stream)
                 kept.append((index, got))
                 torch.randn(1000, 1000, device="cuda")
-            tables._cached.cache_clear()
-            tables._cached_tables.cache_clear()
+            tables._KEPT.clear()
             torch.cuda.empty_cache()
         for index, got in kept:
             torch.testing.assert_close(got, expected[index], atol=1e-5, rtol=1e-5)

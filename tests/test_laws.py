@@ -159,6 +159,18 @@ def test_law_2_compile(backbone, example, fresh_dynamo):
 
 
 @pytest.mark.parametrize("backbone", TINY)
+def test_law_2_compile_with_another_text_length(backbone, fresh_dynamo):
+    """Where a length changes, torch makes it a symbol: the tables are for numbers all the same."""
+    case = TINY[backbone]
+    model = pumer.patch(case.build(layers=1), PuMerConfig(layers=(0,), prune_ratio=0.2, text_merge_ratio=0.3))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for words in (10, 13, 15):
+            inputs = case.batch(GRIDS, text=words)
+            torch.testing.assert_close(answer(compiled, inputs), answer(model, inputs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", TINY)
 def test_law_2_inductor(backbone, fresh_dynamo):
     case = TINY[backbone]
     model = pumer.patch(case.build(layers=1), PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.3))

@@ -108,3 +108,17 @@ def test_rules_of_all_methods_leave_a_token_and_no_more_than_there_were(config):
             for kept, merged in (rule.image_counts(n), rule.text_counts(n)):
                 assert 1 <= kept - merged <= kept <= n and merged >= 0
         assert rule.image_counts(0) == rule.text_counts(0) == (0, 0)
+
+
+def test_a_fake_tensor_is_not_kept():
+    """What a memory estimator runs must not be found again by a forward with data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    rule, device = Step(layer=0, merge_ratio=0.123), torch.device("cpu")
+    with FakeTensorMode():
+        tables(rule, 3, 17, device)
+        ranks(12_345, device)
+    with torch.device("meta"):
+        assert ranks(12_346, device).device == device
+    assert type(tables(rule, 3, 17, device).counts) is torch.Tensor
+    assert ranks(12_345, device).tolist()[-1] == 12_344

@@ -14,6 +14,7 @@ from transformers import (
     ViltForTokenClassification,
 )
 
+from pumer import kernels
 from pumer.backbones import Reduction
 from pumer.buckets import IMAGE, TEXT, Buckets, Sizes, cut, padded, with_masks
 from pumer.errors import InputError
@@ -48,8 +49,8 @@ def compile(
         A module that is called like the model.
 
     Raises:
-        InputError: If the model is not patched, is compiled already or is not one of transformers', and for an unknown
-            backend or a number of graphs below 1.
+        InputError: If the model is not patched, or is not one of transformers' (as one that is compiled already), and
+            for an unknown backend or a number of graphs below 1.
 
     Example:
         >>> compiled = pumer.compile(pumer.patch(model, pumer.PuMerConfig(layers=(2, 5, 8), prune_ratio=0.1)))
@@ -141,7 +142,14 @@ class CompiledModel(nn.Module):
     def reset(self) -> None:
         """Drop all graphs; they are made again when they are needed."""
         with self._lock:
-            self._graphs.clear()
+            self._drop(len(self._graphs))
+
+    def _drop(self, count: int) -> None:
+        """Drop the graphs that were used longest ago, once no GPU works on them any more."""
+        if count > 0 and self._pool is not None:
+            self._pool.idle.synchronize()
+        for key in list(self._graphs)[:count]:
+            del self._graphs[key]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's.
@@ -160,7 +168,7 @@ class CompiledModel(nn.Module):
                 logger.warning("not compiled: %s; the model itself answers", reason)
             return self.model(*args, **kwargs)
         # One mode for all callers, so that none makes a graph, or a buffer, that another cannot use.
-        with self._lock, torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             return self._answer(kwargs, states)
 
     def _unsupported(self, given: Mapping[str, Any], states: list[Reduction]) -> str | None:
@@ -185,8 +193,6 @@ class CompiledModel(nn.Module):
 
     def _answer(self, kwargs: Mapping[str, Any], states: list[Reduction]) -> Any:
         model = self.model
-        if self._watch.moved():  # graphs refer to the addresses of the weights
-            self._graphs.clear()
         inputs = {name: kwargs[name] for name in (*TEXT, *IMAGE) if kwargs.get(name) is not None}
         options = {name: kwargs[name] for name in OPTIONS if kwargs.get(name) is not None}
         for name in ("output_hidden_states", "return_dict"):
@@ -198,7 +204,14 @@ class CompiledModel(nn.Module):
         inputs = with_masks(inputs, images=model.config.model_type == "vilt")
         sizes = self._sizes(inputs, exact)
         inputs = padded(inputs, sizes, _pad_id(model))
-        output = self._runner(inputs, options, states)(inputs)
+        with self._lock:
+            if self._watch.moved():  # graphs refer to the addresses of the weights
+                self._drop(len(self._graphs))
+            runner = self._runner(inputs, options, states)
+            replayed = isinstance(runner, CudaGraph)
+            output = runner(inputs) if replayed else None  # whose buffers one call uses at a time
+        if not replayed:
+            output = runner(inputs)
         return cut(output, sizes, batch, words if per_word and not exact else None)
 
     def _sizes(self, inputs: Mapping[str, Tensor], exact: bool) -> Sizes:
@@ -223,11 +236,10 @@ class CompiledModel(nn.Module):
         autocast = (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
         shapes = tuple((name, x.shape, x.dtype) for name, x in inputs.items())
         reduced = tuple((each.config, each.enabled, each.slice_size) for each in states)
-        key = (shapes, tuple(sorted(options.items())), autocast, reduced)
+        key = (shapes, tuple(sorted(options.items())), autocast, reduced, kernels.enabled())
         runner = self._graphs.pop(key, None) or self._make(inputs, options)
         self._graphs[key] = runner  # the last one is the one used last
-        while len(self._graphs) > self.max_graphs:
-            del self._graphs[next(iter(self._graphs))]
+        self._drop(len(self._graphs) - self.max_graphs)
         return runner
 
     def _make(self, inputs: dict[str, Tensor], options: dict[str, Any]) -> Runner:

@@ -125,6 +125,7 @@ class CudaGraph:
         """
         self._inputs = {name: x.clone() for name, x in inputs.items()}
         self._device, self._pool, self._constants = inputs["input_ids"].device, pool, constants
+        self._forward = forward  # what it was compiled to, and that code's constants, must stay alive
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device), _without_cache(self._device.type):
             stream, current = torch.cuda.Stream(), torch.cuda.current_stream()

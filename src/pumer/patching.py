@@ -97,6 +97,9 @@ def patched(model: Model, config: ReductionConfig) -> Iterator[Model]:
     """
     before = [(root, backbone, root.__dict__.get("pumer_reduction")) for root, backbone in _roots(model)]
     patch(model, config)
+    for root, _, state in before:
+        if state is not None:
+            root.pumer_reduction.slice_size = state.slice_size  # type: ignore[union-attr]
     try:
         yield model
     finally:

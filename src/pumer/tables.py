@@ -4,8 +4,8 @@ How many tokens stay is an integer rule (Python's arithmetic, Python's rounding)
 sample's own length, so that shapes stay static and padding does not count.
 """
 
-from functools import lru_cache
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -73,6 +73,7 @@ def tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
         image: ``V``, slots of the image block.
         device: Where they are needed.
     """
+    text, image = len(range(text)), len(range(image))  # where they are symbols, a compiled graph is for these numbers
     if torch.compiler.is_exporting():  # an exported program holds them as constants
         return _make(rule, text, image, device)
     found: Tables = _constant_tables(rule, text, image, device)
@@ -81,13 +82,25 @@ def tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant_tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
-    return _cached_tables(rule, text, image, device)
+    found: Tables = _kept((rule, text, image, device), lambda: _make(rule, text, image, device))
+    return found
 
 
-@lru_cache(maxsize=1024)
-def _cached_tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
-    with torch.inference_mode(False):  # a later forward may train
-        return _make(rule, text, image, device)
+def _kept(key: Hashable, make: Callable[[], tuple[Any, ...]]) -> Any:
+    """What was made for a key before, or is made now: on the CPU first, whatever the default device is."""
+    found = _KEPT.get(key)
+    if found is None:
+        with torch.inference_mode(False), torch.device("cpu"):  # a later forward may train
+            found = make()
+        if all(type(x) is Tensor for x in found if isinstance(x, Tensor)):  # a fake one is for its own mode only
+            while len(_KEPT) >= _MOST:
+                _KEPT.pop(next(iter(_KEPT)), None)
+            _KEPT[key] = found
+    return found
+
+
+_KEPT: dict[Hashable, tuple[Any, ...]] = {}
+_MOST = 2048
 
 
 def _make(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
@@ -136,10 +149,7 @@ def ranks(count: int, device: torch.device) -> Tensor:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant(device: torch.device, values: tuple[int, ...] | range) -> tuple[Tensor]:
     """In a tuple: the compiler gives all bare tensors that one such function returns the same name, and refuses it."""
-    return (_cached(device, values),)
-
-
-@lru_cache(maxsize=1024)
-def _cached(device: torch.device, values: tuple[int, ...] | range) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.int64).to(device)
+    found: tuple[Tensor] = _kept(
+        (device, values), lambda: (torch.tensor(values, dtype=torch.int64, device="cpu").to(device),)
+    )
+    return found

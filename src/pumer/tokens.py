@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pumer import kernels
 from pumer.functional import gather_tokens
+from pumer.kernels import GONE
 from pumer.tables import ranks
 
-GONE = 2**30
-"""Code of a token that is pruned, and of padding."""
+__all__ = ["GONE", "Decision", "Tokens", "attention_bias"]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class Decision:
     @property
     def destination(self) -> Tensor:
         """``(B, N)`` int64, output slot of each input slot, -1 if pruned or padding."""
-        return torch.where(self.moves < GONE, self.moves >> 1, -1)
+        moves = self.moves
+        return torch.where(moves < GONE, moves >> 1, -1)
 
     @property
     def mask(self) -> Tensor:
@@ -356,7 +357,7 @@ class Tokens:
             return (bias,)
         text, image = bias[..., :text_length], bias[..., text_length:]
         # A GPU's fused attention reads several numbers at once, and fails where the first one is not aligned for that.
-        return text, image.contiguous() if image.is_cuda else image
+        return text, image.clone() if image.is_cuda else image
 
 
 def _rows(parts: Sequence[Tensor | None]) -> Tensor | None:

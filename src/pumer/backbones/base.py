@@ -56,7 +56,7 @@ class Reduction:
         self.reducers = self.config.reducers() | self.config.learned(self.widths)
 
     def reduces(self, stack: str) -> bool:
-        """Whether some layer of a stack has a reducer at work; oldest torch's compiler knows no truth of a dict."""
+        """Whether some layer of a stack has a reducer at work."""  # not bool(dict): torch 2.11 cannot compile that
         return len(self.active_reducers(stack)) > 0
 
     def active_reducers(self, stack: str) -> dict[int, Reducer]:

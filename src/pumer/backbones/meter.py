@@ -313,15 +313,17 @@ class ReducedMeterModel(MeterModel):
         self._check_buffer(image)
         batch = text.states.shape[0]
         slices = [slice(0, batch)] if output_hidden_states else reduction.slices(batch)
-        start, parts = 0, []
-        if len(slices) > 1:  # the pairs before the last reduction, where most of the memory goes
+        start = 0
+        if len(slices) == 1:
+            tokens = self._joined(text, image, image_token_type_idx)
+        else:  # the pairs before the last reduction, where most of the memory goes
             start = 1 + max(reduction.active_reducers("fusion"), default=2 * len(self.encoder.text_layers) - 1) // 2
-        for rows in slices:
-            pair = (text, image) if len(slices) == 1 else (text.part(rows), image.part(rows))
-            part = self._joined(*pair, image_token_type_idx)
-            parts.append(self.encoder.run(part, reduction, 0, start))
-        tokens = Tokens.of_slices(parts)
-        del parts, part
+            parts = []
+            for rows in slices:
+                part = self._joined(text.part(rows), image.part(rows), image_token_type_idx)
+                parts.append(self.encoder.run(part, reduction, 0, start))
+            tokens = Tokens.of_slices(parts)
+            del parts, part
         tokens, text_states, image_states = self.encoder(tokens, reduction, output_hidden_states, start)
         words, patches = tokens.streams
         pooled = torch.cat([self.text_pooler(words), self.image_pooler(patches)], dim=-1)

@@ -118,7 +118,7 @@ class FastViltEmbeddings(ViltEmbeddings):
         if max_image_tokens is None or max_image_tokens >= grid:
             return grid
         most = real.flatten(1).sum(dim=1).max()
-        if torch.compiler.is_compiling() or most.is_cuda:  # nothing here waits for a GPU
+        if torch.compiler.is_compiling() or (most.is_cuda and torch.cuda.is_current_stream_capturing()):
             torch._assert_async(most <= max_image_tokens, "an image has more patches than max_image_tokens")
         elif int(most) > max_image_tokens:
             raise InputError(
@@ -288,15 +288,17 @@ class ReducedViltModel(ViltModel):
         }
         batch = next(x for x in (input_ids, inputs_embeds) if x is not None).shape[0]
         slices = [slice(0, batch)] if output_hidden_states else reduction.slices(batch)
-        start, parts = 0, []
-        if len(slices) > 1:  # the layers before the last reduction, where most of the memory goes
+        start = 0
+        if len(slices) == 1:
+            tokens = self._embedded(**given, image_type=kind)
+        else:  # the layers before the last reduction, where most of the memory goes
             start = 1 + max(reduction.active_reducers("fusion"), default=len(self.encoder.layer) - 1)
-        for rows in slices:
-            here = {name: None if x is None else x[rows] for name, x in given.items()}
-            part = self._embedded(**here, image_type=kind)
-            parts.append(self.encoder.run(part, reduction, 0, start))
-        tokens = Tokens.of_slices(parts)
-        del parts, part
+            parts = []
+            for rows in slices:
+                here = {name: None if x is None else x[rows] for name, x in given.items()}
+                parts.append(self.encoder.run(self._embedded(**here, image_type=kind), reduction, 0, start))
+            tokens = Tokens.of_slices(parts)
+            del parts
         tokens, hidden_states = self.encoder(tokens, reduction, output_hidden_states, start)
         states = self.layernorm(tokens.states)
         pooled = self.pooler(states) if self.pooler is not None else None

@@ -21,6 +21,7 @@ GONE = 2**30
 
 _INSTALLED = find_spec("triton") is not None
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_SUPPORTED: dict[int, bool] = {}
 _enabled = os.environ.get("PUMER_KERNELS", "1") != "0"
 
 
@@ -34,9 +35,24 @@ def enable(flag: bool) -> None:
     _enabled = flag
 
 
+def enabled() -> bool:
+    """Whether the kernels are switched on."""
+    return _enabled
+
+
 def usable(x: Tensor) -> bool:
-    """Whether the kernels are for tensors like ``x``: on CUDA, of 16 or 32 bits, with Triton, and not for an export."""
-    return _enabled and _INSTALLED and x.is_cuda and x.dtype in _DTYPES and not torch.compiler.is_exporting()
+    """Whether the kernels are for tensors like ``x``: of 16 or 32 bits, on a supported GPU, and not for an export."""
+    if not (_enabled and _INSTALLED and x.is_cuda) or x.dtype not in _DTYPES or torch.compiler.is_exporting():
+        return False
+    return bool(_supported(x.get_device()))
+
+
+@torch.compiler.assume_constant_result
+def _supported(device: int) -> bool:
+    """Whether a GPU is one that the kernels are written for: NVIDIA's since Ampere."""
+    if device not in _SUPPORTED:
+        _SUPPORTED[device] = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return _SUPPORTED[device]
 
 
 def attends(query: Tensor) -> bool:
@@ -45,7 +61,8 @@ def attends(query: Tensor) -> bool:
     Args:
         query: ``(B, H, Q, Dh)``.
     """
-    if query.dtype == torch.float32 or torch.is_grad_enabled() or query.shape[3] not in (32, 64, 128):
+    batch, heads, _, width = query.shape
+    if query.dtype == torch.float32 or torch.is_grad_enabled() or width not in (32, 64, 128) or batch * heads > 65_535:
         return False
     return usable(query)
 
@@ -178,4 +195,4 @@ def quick_gelu(x: Tensor) -> Tensor:
     return y
 
 
-__all__ = ["GONE", "apply", "attends", "attention", "compact", "decide", "enable", "quick_gelu", "usable"]
+__all__ = ["GONE", "apply", "attends", "attention", "compact", "decide", "enable", "enabled", "quick_gelu", "usable"]

@@ -1,4 +1,4 @@
-"""The operators ``pumer::decide``, ``apply``, ``compact`` and ``attention`` for eager mode, dynamo and autograd.
+"""The operators of ``pumer::`` for eager mode, dynamo and autograd.
 
 They are registered for CPU tensors too, where only Triton's interpreter runs them: that is how they are tested.
 """

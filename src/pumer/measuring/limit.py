@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pumer.cues import Cues
+from pumer.kernels.layout import padded
 from pumer.reducers import PuMerConfig, ReductionConfig, Step, config_from_dict, config_to_dict
 from pumer.reducers.base import Place, Reducer
 from pumer.tables import tables
@@ -122,4 +123,4 @@ def _constants(slots: tuple[int, int], left: tuple[int, int], device: torch.devi
 def _open(tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(1, 1, 1, tokens)``, an attention bias that hides nothing, in rows as long as fused attention asks for."""
     with torch.inference_mode(False):
-        return torch.zeros(1, 1, 1, -(-tokens // 16) * 16, dtype=dtype, device=device)[..., :tokens]
+        return torch.zeros(1, 1, 1, padded(tokens), dtype=dtype, device=device)[..., :tokens]
