@@ -66,11 +66,18 @@ def test_a_graph_asks_whether_they_are_usable():
 
 def test_never_for_a_cpu_and_never_if_switched_off(monkeypatch):
     class OnCuda:
-        is_cuda, dtype = True, torch.float16
+        is_cuda, dtype, device = True, torch.float16, 0
+
+        def get_device(self):
+            return self.device
 
     monkeypatch.setattr(kernels, "_INSTALLED", True)
+    monkeypatch.setattr(kernels, "_SUPPORTED", {0: True, 1: False})
     assert not kernels.usable(torch.zeros(1))
     assert kernels.usable(OnCuda())
+    OnCuda.device = 1  # a GPU before Ampere, or of another make
+    assert not kernels.usable(OnCuda())
+    OnCuda.device = 0
     OnCuda.dtype = torch.float64
     assert not kernels.usable(OnCuda())
     OnCuda.dtype = torch.float32
