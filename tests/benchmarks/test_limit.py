@@ -87,3 +87,8 @@ def test_only_measuring_knows_it():
         config_from_dict(plain)
     with pytest.raises(ValueError, match="give a reduction of method 'pumer'"):
         limit_of({"method": "none"})
+
+
+def test_an_unknown_small_model_names_the_known():
+    with pytest.raises(InputError, match=r"'nothing' is unknown.*meter, vilt"):
+        model_from("small:nothing")

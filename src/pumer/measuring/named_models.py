@@ -92,7 +92,12 @@ def skeleton(name: str) -> PreTrainedModel:
 
 def _checkpoint(name: str) -> str:
     """Folder or hub name of what is no preset."""
-    return str(ASSETS / f"{name.removeprefix(SMALL)}-small") if name.startswith(SMALL) else name
+    if not name.startswith(SMALL):
+        return name
+    known = sorted(folder.name.removesuffix("-small") for folder in ASSETS.glob("*-small"))
+    if (small := name.removeprefix(SMALL)) not in known:
+        raise InputError(f"small model '{small}' is unknown; there are: {', '.join(known)}")
+    return str(ASSETS / f"{small}-small")
 
 
 def _preset(name: str) -> PreTrainedModel:
