@@ -89,10 +89,6 @@ def build(kernel, constants, warps, stages, types):
         file.flush()
         command = [os.environ["TRITON_PTXAS_PATH"], "-v", "--gpu-name=sm_90a", file.name, "-o", "/dev/null"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    if "--ptx" in sys.argv:
-        Path(f"/tmp/{kernel.fn.__name__}.ptx").write_text(compiled.asm["ptx"])
-    if "--cubin" in sys.argv:
-        Path(f"/tmp/{kernel.fn.__name__}.cubin").write_bytes(compiled.asm["cubin"])
     return {
         "registers": int(re.search(r"Used (\d+) registers", said)[1]),
         "spilled": int(re.search(r"(\d+) bytes spill stores", said)[1]),
@@ -143,8 +139,6 @@ def kernels(name, dtype):
 if __name__ == "__main__":
     os.environ["TRITON_PTXAS_PATH"] = ptxas()
     for wanted in sys.argv[1:]:
-        if wanted.startswith("--"):
-            continue
         name, _, kind = wanted.partition(":")
         dtype = torch.float32 if kind == "fp32" else torch.bfloat16
         for kernel, values, *rest in kernels(name, dtype):
