@@ -132,7 +132,11 @@ def launch(config, output, launcher, script=None, **changes):
         program = [str(child)]
     command = [sys.executable, "-m", *launcher, *program, "train", str(recipe)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment), config.output
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if "exitcode: -11" in done.stderr:
+        # Seen once: torch crashed in a process that gathers shards over gloo. The same command goes on with the run.
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return done, config.output
 
 
 def curve(output, name="loss"):
