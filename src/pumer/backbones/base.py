@@ -66,7 +66,9 @@ class Reduction:
         return {layer: reducer for (place, layer), reducer in self.reducers.items() if place == stack}
 
     def slices(self, batch: int) -> list[slice]:
-        """The rows of a batch that run together while there are many tokens; all of them in training and in a graph.
+        """The rows of a batch that run together while there are many tokens.
+
+        All of them where gradients are enabled, inside `pumer.trace` and in an export.
 
         Args:
             batch: Examples.

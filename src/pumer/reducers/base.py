@@ -42,7 +42,8 @@ class ReductionConfig:
 
     Attributes:
         max_image_tokens: Patch slots of the image buffer, [CLS] not counted; None for the padded grid. 228 holds
-            whatever transformers' ViLT processor yields at 384 px. An image with more patches is refused.
+            whatever transformers' ViLT processor yields at 384 px. An image with more patches is refused; looking
+            for one is all that a forward waits for on a GPU.
     """
 
     max_image_tokens: int | None = None
