@@ -29,9 +29,9 @@ def patch(
         model: A transformers model of a supported family, or anything that contains one (a PEFT model, a compiled one).
         config: `PuMerConfig` or that of another method, `NoReduction` for the fast path alone. What a method has
             learned in the model, it keeps in the layers that the new config names as well.
-        slice_size: Where gradients are disabled (``torch.inference_mode()``, ``torch.no_grad()``), run the layers before
-            the last reduction on this many examples at a time, and join them when their tokens are few: less memory,
-            the same answers. None: the whole batch at once.
+        slice_size: Where gradients are disabled, as in ``torch.inference_mode()``, run the layers before the last
+            reduction on this many examples at a time, and join them when their tokens are few: less memory, the same
+            answers. None: the whole batch at once.
         slice_bytes: The same, chosen so that the activations of a slice take about this many bytes.
 
     Returns:
