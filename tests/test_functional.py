@@ -1,5 +1,7 @@
 """Each function against a plain Python loop over one example, on random shapes, masks and ratios."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
@@ -78,7 +80,7 @@ def test_what_the_text_asks_for_is_saliency_times_words(block, tokens, heads):
     rows = torch.rand(len(lengths), heads, slots, tokens, dtype=torch.float64, generator=random_for(seed))
     mask = compact_mask(lengths, slots)
     saliency = functional.text_saliency(rows, mask)
-    asked = functional.asked_for(rows, ~mask)
+    asked = functional.asked_for(rows, mask.to(rows.dtype))
     torch.testing.assert_close(asked, saliency * torch.tensor(lengths)[:, None])
     for b, words in enumerate(lengths):
         for v in range(tokens):
@@ -141,6 +143,7 @@ def pairs(features, lengths, counts):
     slots = features.shape[1]
     features = functional.unit(torch.cat([features, features[:, : slots % 2]], dim=1))
     outside = ~compact_mask(lengths, features.shape[1])
+    outside[:, 0] = True  # [CLS]
     spared = ~compact_mask(counts, features.shape[1] // 2)
     stays, receiver = functional.propose(features, outside, spared)
     merged = [(~row).nonzero()[:, 0].tolist() for row in stays]
@@ -201,7 +204,8 @@ def test_after_merging_the_others_move_up(block, first, data):
         for i, odd in into.items():
             stays[b, i], receiver[b, i] = False, odd
     rank = torch.arange(width)
-    code = functional.after_merging(2 * (rank + first) - 2 * (rank // 2 + 1), stays, receiver)
+    least = (2 * (rank + first) - 2 * (rank // 2 + 1)).view(-1, 2)
+    code = functional.after_merging(torch.stack([*least.unbind(1), least[:, 1] + 1], dim=1), stays, receiver)
     for b, into in enumerate(merges):
         left = [r for r in range(width) if r % 2 or r // 2 not in into]
         expected = {r: 2 * (first + slot) for slot, r in enumerate(left)}
@@ -219,3 +223,15 @@ def test_gather_tokens(block, wide):
     for b in range(len(lengths)):
         for k in range(6):
             assert torch.equal(picked[b, k], x[b, index[b, k]])
+
+
+@given(
+    st.lists(st.integers(-2, 2), min_size=1, max_size=12), st.booleans(), st.sampled_from([torch.float32, torch.bool])
+)
+def test_the_order_an_exported_program_counts_is_that_of_a_stable_sort(values, descending, dtype):
+    score = torch.tensor([values]).to(dtype)
+    expected = sorted(range(len(values)), key=lambda i: (-1 if descending else 1) * float(score[0, i]))
+    assert functional.ordered(score, descending)[0].tolist() == expected
+    if not (dtype == torch.bool and descending):
+        with mock.patch("torch.compiler.is_exporting", lambda: True):
+            assert functional.ordered(score, descending)[0].tolist() == expected

@@ -565,15 +565,17 @@ def count_padding(found, lengths):
     return original_counts(found, torch.tensor([found.text, found.image]).expand_as(lengths))
 
 
-def all_rows(text_rows, padded):
+def all_rows(text_rows, words):
     """Saliency that padded words have a say in."""
-    return functional.asked_for(text_rows, torch.zeros_like(padded))
+    return functional.asked_for(text_rows, torch.ones_like(words))
 
 
 def unstable(score, dropped):
     """Free order of what is kept."""
     order = functional.kept_first(score, dropped)
-    return order.gather(1, torch.rand(score.shape).masked_fill(dropped, 2).argsort(dim=1, stable=True))
+    fixed = (score == torch.inf) | dropped  # words and [CLS], which stand where they stood, and what is gone
+    key = torch.arange(score.shape[1]) + torch.rand(score.shape).masked_fill(fixed, 0) * score.shape[1]
+    return order.gather(1, key.argsort(dim=1))
 
 
 def free_slots_seen(mask, dtype=torch.float32):

@@ -58,16 +58,19 @@ class Cues:
         """``(B, V, D)`` after the attention."""
         return self.tokens.streams[-1][:, -self.tokens.slots[1] :]
 
+    def text_attention(self) -> Tensor:
+        """``(B, H, T, M)`` attention probabilities of the words, to all that they attend to here."""
+        assert self.query is not None and self.key is not None
+        return self.probabilities(self.query, self.key, self.bias)
+
     def text_rows(self) -> Tensor:
         """``(B, H, T, V)`` text-to-image attention probabilities."""
-        assert self.query is not None
-        return self._image_columns(self.query)
+        return self._image_columns(self.text_attention())
 
     def cls_row(self) -> Tensor:
         """``(B, H, V)`` attention probabilities of the image's [CLS]."""
-        assert self.cls_query is not None
-        return self._image_columns(self.cls_query)[:, :, 0]
+        assert self.cls_query is not None and self.key is not None
+        return self._image_columns(self.probabilities(self.cls_query, self.key, self.bias))[:, :, 0]
 
-    def _image_columns(self, query: Tensor) -> Tensor:
-        assert self.key is not None
-        return self.probabilities(query, self.key, self.bias)[..., self.key.shape[2] - self.tokens.slots[1] :]
+    def _image_columns(self, rows: Tensor) -> Tensor:
+        return rows[..., rows.shape[3] - self.tokens.slots[1] :]

@@ -7,7 +7,7 @@ come first (a *compact* buffer), so a token's rank is its index, and padding nev
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -49,17 +49,36 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
     return logits.softmax(dim=-1)
 
 
-def asked_for(text_rows: Tensor, padded: Tensor) -> Tensor:
+def ordered(score: Tensor, descending: bool = False) -> Tensor:
+    """Indices ``(B, n)`` int64 that sort ``score (B, n)``; ties go to the lower index, booleans count as numbers."""
+    if torch.compiler.is_exporting():
+        return _ordered_by_counting(-score if descending else score)
+    if score.dtype == torch.bool:
+        score = score.to(torch.uint8)
+    return torch.sort(score, dim=1, descending=descending, stable=True)[1]
+
+
+def _ordered_by_counting(score: Tensor) -> Tensor:
+    """The same without a stable sort, which ONNX has not, and whose order no runtime keeps."""
+    index = torch.arange(score.shape[1], device=score.device)
+    if score.dtype == torch.bool:
+        return torch.sort(torch.add(index, score, alpha=score.shape[1]), dim=1)[1]
+    mine, other = score[:, :, None], score[:, None]
+    before = (other < mine) | ((other == mine) & (index < index[:, None]))
+    return torch.zeros_like(score, dtype=torch.int64).scatter(1, before.sum(dim=2), index.expand(score.shape))
+
+
+def asked_for(text_rows: Tensor, words: Tensor) -> Tensor:
     """`text_saliency` without its division by the number of words, which no order of tokens depends on.
 
     Args:
-        text_rows: ``(B, H, T, V)`` text-to-image attention probabilities; overwritten.
-        padded: ``(B, T)`` bool, True for text slots without a token.
+        text_rows: ``(B, H, T, V)`` text-to-image attention probabilities.
+        words: ``(B, T)`` of the same dtype, 1 for real text tokens and 0 for the others.
 
     Returns:
         ``(B, V)``.
     """
-    return text_rows.masked_fill_(padded[:, None, :, None], 0).sum(dim=(1, 2))
+    return torch.bmm(words[:, None], text_rows.sum(dim=1))[:, 0]
 
 
 def text_saliency(text_rows: Tensor, text_mask: Tensor) -> Tensor:
@@ -74,9 +93,8 @@ def text_saliency(text_rows: Tensor, text_mask: Tensor) -> Tensor:
 
     Differs from the paper: padded rows are left out (the released code sums them too).
     """
-    weight = text_mask.to(text_rows.dtype)
-    summed = (text_rows.sum(dim=1) * weight[:, :, None]).sum(dim=1)
-    return summed / weight.sum(dim=1, keepdim=True).clamp(min=1)
+    words = text_mask.to(text_rows.dtype)
+    return asked_for(text_rows, words) / words.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -89,7 +107,7 @@ def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
     Returns:
         ``index (B, length)`` int64, valid everywhere; ``valid (B, length)`` bool, False for free slots.
     """
-    order = (~keep).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]
+    order = ordered(~keep)[:, :length]
     slots = torch.arange(length, device=keep.device)
     return order, slots < keep.sum(dim=1, keepdim=True)
 
@@ -104,32 +122,33 @@ def kept_first(score: Tensor, dropped: Tensor) -> Tensor:
     Returns:
         ``(B, n)`` int64, a permutation: the token at each rank after pruning. Ties go to the lower rank.
     """
-    order = score.argsort(dim=1, descending=True, stable=True)
-    gone = torch.empty_like(dropped).scatter_(1, order, dropped)
-    return gone.to(torch.uint8).argsort(dim=1, stable=True)
+    n = score.shape[1]
+    moved = torch.add(ordered(score, descending=True), dropped, alpha=n)
+    return moved.sort(dim=1)[0].remainder_(n)
 
 
 def propose(features: Tensor, outside: Tensor, spared: Tensor) -> tuple[Tensor, Tensor]:
     """Bipartite soft matching among the tokens of one modality in rank order (Algorithm 1, lines 5 to 9).
 
     Tokens of even rank propose, tokens of odd rank receive. Each proposer looks for its most similar receiver (cosine);
-    the best pairs are merged. Rank 0, [CLS], never proposes and, being even, never receives.
+    the best pairs are merged. Rank 0, [CLS], never receives, being even.
 
     Args:
         features: ``(B, W, Dh)``, W even: what similarity is measured on (the attention keys, averaged over heads), of
             length one.
-        outside: ``(B, W)`` bool, True from the number of tokens on.
+        outside: ``(B, W)`` bool, True from the number of tokens on, and at rank 0, which therefore never proposes.
         spared: ``(B, W / 2)`` bool, True from the number of pairs to merge on.
 
     Returns:
         ``stays (B, W / 2)`` bool, False for the proposers that are merged away, and ``receiver (B, W / 2)`` int64, each
         one's best: i stands for rank ``2 i`` of the former and ``2 i + 1`` of the latter. Ties go to the lower rank.
     """
-    similarity = torch.bmm(features[:, 0::2], features[:, 1::2].transpose(1, 2))
-    best, receiver = similarity.masked_fill_(outside[:, None, 1::2], -torch.inf).max(dim=-1)
-    best = best.masked_fill(outside[:, 0::2], -torch.inf)
-    best[:, 0].fill_(-torch.inf)
-    order = best.argsort(dim=1, descending=True, stable=True)
+    half = spared.shape[1]
+    even, odd = features.view(-1, half, 2, features.shape[2]).unbind(dim=2)
+    outside_even, outside_odd = outside.view(-1, half, 2).unbind(dim=2)
+    similarity = torch.bmm(even, odd.transpose(1, 2)).masked_fill_(outside_odd[:, None], -torch.inf)
+    best, receiver = similarity.max(dim=2)
+    order = ordered(best.masked_fill(outside_even, -torch.inf), descending=True)
     return torch.empty_like(spared).scatter_(1, order, spared), receiver
 
 
@@ -137,22 +156,23 @@ def after_merging(slot: Tensor, stays: Tensor, receiver: Tensor) -> Tensor:
     """Where tokens go once pairs are merged: the others move up, a merged token goes into its receiver.
 
     Args:
-        slot: ``(..., W)`` int64, twice the slot of each rank if every proposer so far were merged (see `Tables`).
+        slot: ``(..., W / 2, 3)`` int64, codes if every proposer so far were merged (see `Tables.least`).
         stays: ``(..., W / 2)``, as from `propose`.
         receiver: ``(..., W / 2)``, as from `propose`.
 
     Returns:
         ``(..., W)`` int64, the code of each rank (see `Decision`).
     """
-    pairs = slot.view(*slot.shape[:-1], -1, 2)
-    even, odd = torch.add(pairs, stays.cumsum(dim=-1)[..., None], alpha=2).unbind(dim=-1)
-    into = odd.gather(-1, receiver) + 1
-    return torch.stack([torch.where(stays, even, into), odd], dim=-1).flatten(-2)
+    even, odd, into = torch.add(slot, stays.cumsum(dim=-1)[..., None], alpha=2).unbind(dim=-1)
+    return torch.stack([torch.where(stays, even, into.gather(-1, receiver)), odd], dim=-1).flatten(-2)
 
 
 def unit(features: Tensor) -> Tensor:
     """Features ``(..., Dh)`` of length one, at least float32."""
-    return normalize(features.float() if features.dtype in HALF else features, dim=-1)
+    if features.dtype in HALF:
+        features = features.float()
+    length: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return features / length.clamp_min(1e-12)
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
@@ -168,5 +188,7 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     if x.ndim == 2:
         return x.gather(1, index)
     batch, tokens = x.shape[:2]
+    if batch == 1:
+        return torch.embedding(x[0], index)
     offset = torch.arange(batch, device=x.device)[:, None] * tokens
     return x.flatten(0, 1).index_select(0, (index + offset).flatten()).view(batch, index.shape[1], -1)

@@ -38,14 +38,21 @@ class Tables(NamedTuple):
         prunes: Whether image tokens are pruned at some length.
         merges_text: Whether text tokens are merged at some length.
         merges_image: Whether image tokens are merged at some length.
-        counts: ``(T + 1 + V + 1, 3)`` int64: kept, merged away and left of a text of n tokens in row n, of an image
-            of n tokens in row T + 1 + n.
-        counts_int32: The same for the kernels.
+        counts: ``(T + 1 + V + 1, 4)`` int64: kept, merged away, left and once more kept, of a text of n tokens in row
+            n, of an image of n tokens in row T + 1 + n.
+        counts_int32: The first three for the kernels.
         offset: ``(2,)`` int64, first row of the text and of the image.
         rank: ``(W,)`` int64: 0, 1, 2, ..., where W is the longer block's length, rounded up to an even number.
+        limits: ``(4, W)`` int64, to be compared with counts: ranks; in the last row [CLS] counts as beyond all of them,
+            since it never is merged away.
         code: ``(2, W)`` int64: code of each rank if nothing is merged (see `Decision`), of the text and of the image.
-        least: ``(2, W)`` int64: the same if every token of even rank were merged away.
-        at: ``(rows * W,)`` int64: the token at each rank of the blocks in which tokens merge, if none is pruned.
+        least: ``(2, W / 2, 3)`` int64, of each pair if every token of even rank were merged away: code of the even one
+            (if it alone were not), of the odd one, and of what is merged into that.
+        at: ``(rows * W,)`` int64: the token at each rank of the blocks in which tokens merge, if any do, while none is
+            pruned.
+        flat: ``(T + V,)`` int64: where each token's rank stands in rows of W, if none is pruned.
+        place: ``(T + V,)`` int64: the rank of each image token; below 0 for words.
+        fixed: ``(T + V,)`` bool: whether it is a word or the image's [CLS], which are not pruned.
     """
 
     text: int
@@ -59,9 +66,13 @@ class Tables(NamedTuple):
     counts_int32: Tensor
     offset: Tensor
     rank: Tensor
+    limits: Tensor
     code: Tensor
     least: Tensor
     at: Tensor
+    flat: Tensor
+    place: Tensor
+    fixed: Tensor
 
 
 def tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
@@ -114,6 +125,7 @@ def _make(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
     if merges_image:
         at.append(rank.clamp(max=image - 1) + (text if merges_text else 0))
     code = torch.stack([2 * rank, 2 * (rank + text_left)])
+    least, place = code - 2 * (rank // 2 + 1), torch.arange(text + image) - text
     return Tables(
         text=text,
         image=image,
@@ -122,13 +134,17 @@ def _make(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
         prunes=any(kept < n for n, (kept, _, _) in enumerate(images)),
         merges_text=merges_text,
         merges_image=merges_image,
-        counts=counts.to(device),
+        counts=torch.cat([counts, counts[:, :1]], dim=1).to(device),
         counts_int32=counts.int().to(device),
         offset=torch.tensor([0, text + 1]).to(device),
         rank=rank.to(device),
+        limits=torch.stack([rank, rank, rank, rank.masked_fill(rank == 0, longest + 1)]).to(device),
         code=code.to(device),
-        least=(code - 2 * (rank // 2 + 1)).to(device),
-        at=torch.cat([*at, rank[:0]]).to(device),
+        least=torch.stack([least[:, 0::2], least[:, 1::2], least[:, 1::2] + 1], dim=2).to(device),
+        at=(torch.cat(at) if at else rank).to(device),
+        flat=torch.cat([rank[:text], rank[:image] + len(rank)]).to(device),
+        place=place.to(device),
+        fixed=(place <= 0).to(device),
     )
 
 

@@ -196,6 +196,12 @@ class Decision:
         return torch.where(owner < 0, -1, moved)
 
 
+def _spread(weight: Tensor, slot: Tensor, slots: int) -> Tensor:
+    """Weights ``(B, N)`` in the rows of the slots ``(B, 1, N)`` they go to: ``(B, K, N)``; what is gone has slot K."""
+    rows = weight.new_zeros(weight.shape[0], slots + 1, weight.shape[1])
+    return rows.scatter_(1, slot, weight[:, None])[:, :slots]
+
+
 def _shares(weight: Tensor, whole: Tensor) -> Tensor:
     """What part of its slot each member is: ``weight (B, K, N)`` over the sum of each slot, ``whole (B, K)``."""
     return weight / whole.clamp(min=torch.finfo(whole.dtype).tiny)[:, :, None]
@@ -311,11 +317,11 @@ class Tokens:
         return Tokens(streams, size, biases, decision.slots[0], self.origin, history, decision.lengths)
 
     def _reduce_plain(self, decision: Decision) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor | None, ...]]:
-        members = decision.members()
-        weight = members * self.size[:, None, :]
+        slot = (decision.moves >> 1).clamp_(max=sum(decision.slots))[:, None]
+        weight = _spread(self.size, slot, sum(decision.slots))
         size = whole = weight.sum(dim=-1)
         if decision.weight is not None:
-            weight = members * decision.weight[:, None, :]
+            weight = _spread(decision.weight, slot, sum(decision.slots))
             whole = weight.sum(dim=-1)
         share = _shares(weight, whole).to(self.streams[0].dtype)
         if len(self.streams) == 1:

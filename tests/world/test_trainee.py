@@ -83,9 +83,9 @@ def test_a_batch_without_a_kind_of_sentence_has_finite_losses() -> None:
 def test_words_are_told_to_attend_by_what_a_reducer_prunes_by() -> None:
     model, batch, seen = trainee(3), _SOURCE.batch(0, 4), []
 
-    def noted(rows: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
-        seen.append(text_saliency(rows, ~padded))  # of the patches, without [CLS]
-        return asked_for(rows, padded)
+    def noted(rows: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        seen.append(text_saliency(rows, words > 0)[:, words.shape[1] + 1 :])  # of the patches, without words and [CLS]
+        return asked_for(rows, words)
 
     with torch.no_grad():
         told = model(batch)["asked_for"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from pumer import kernels
-from pumer.functional import compact, gather_tokens
+from pumer.functional import gather_tokens, ordered
 from pumer.tables import ranks
 from pumer.tokens import Tokens
 
@@ -52,8 +52,10 @@ def text_block(
     if kernels.usable(states):
         states, lengths = kernels.compact(states, mask, image_mask)
         return states, ranks(mask.shape[1], mask.device) < lengths[:, :1], lengths
-    order, mask = compact(mask, mask.shape[1])
-    return gather_tokens(states, order), mask, None
+    words = mask.sum(dim=1, keepdim=True)
+    patches = torch.zeros_like(words) if image_mask is None else image_mask.sum(dim=1, keepdim=True)
+    states = gather_tokens(states, ordered(~mask))
+    return states, ranks(mask.shape[1], mask.device) < words, torch.cat([words, patches], dim=1)
 
 
 def slots_at_start(text_mask: Tensor, image_mask: Tensor, reduced: bool) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pumer.cues import Cues
+from pumer.functional import ordered
 from pumer.reducers.base import CLS_ROW, Place, Reducer
 from pumer.reducers.decisions import counts, keep_all, prune_to, words_stay
 from pumer.reducers.layered import PruningConfig
@@ -84,10 +85,10 @@ class EViTReducer:
         if not found.merges_image:
             return replace(keep_all(cues), proportional=False)
         count, mask, saliency = counts(found, cues.tokens.lengths), cues.image_mask, _saliency(cues)
-        _, merged, left = count[:, 1].unbind(dim=1)
+        _, merged, left, _ = count[:, 1].unbind(dim=1)
         scores = saliency[:, 1:].masked_fill(~mask[:, 1:], -1)
         beyond = found.rank[1 : found.image] >= (left - merged.clamp(max=1))[:, None]
-        lost = torch.empty_like(beyond).scatter_(1, scores.argsort(dim=1, descending=True, stable=True), beyond)
+        lost = torch.empty_like(beyond).scatter_(1, ordered(scores, descending=True), beyond)
         strongest = scores.masked_fill(~lost, -1).argmax(dim=1, keepdim=True)
         stands = (~lost).scatter_(1, strongest, True)  # and padding, whose code comes last
         code = 2 * (stands.cumsum(dim=1) + found.text_left)

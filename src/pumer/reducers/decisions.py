@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pumer import kernels
 from pumer.cues import Cues
-from pumer.functional import after_merging, asked_for, kept_first, propose, unit
+from pumer.functional import after_merging, asked_for, gather_tokens, kept_first, ordered, propose, unit
 from pumer.tables import Rule, Tables, ranks, tables
 from pumer.tokens import GONE, Decision
 
@@ -46,7 +47,7 @@ def prune_to(cues: Cues, rule: Rule, score: Tensor) -> Decision:
     """
     found = _tables(cues, rule)
     score = score.masked_fill(~cues.image_mask, -torch.inf)
-    return assign(cues, found, counts(found, cues.tokens.lengths), score[:, 1:])
+    return assign(cues, found, counts(found, cues.tokens.lengths), score)
 
 
 def merge_as_one(cues: Cues, rule: Rule) -> Decision:
@@ -65,7 +66,7 @@ def merge_as_one(cues: Cues, rule: Rule) -> Decision:
         return _fused(cues, found, whole=True)
     index = None
     if T:  # no gap between words and patches: a rank is a rank; the first word stands first
-        index = (~cues.tokens.mask[:, 1:]).to(torch.uint8).argsort(dim=1, stable=True)
+        index = ordered(~cues.tokens.mask)
     length = cues.tokens.lengths.sum(dim=1, keepdim=True) * ranks(2, cues.tokens.size.device)
     count = counts(found, length)
     code = _by_rank(found, _beyond(found, count), lambda: unit(cues.key.mean(dim=1)), index)  # type: ignore[union-attr]
@@ -79,14 +80,19 @@ def assign(cues: Cues, found: Tables, count: Tensor, score: Tensor | None = None
         cues: With what the rule asks for.
         found: How many of each length.
         count: From `counts`.
-        score: ``(B, V - 1)`` by which image tokens but [CLS] are pruned, zero or lowest for padding; None: by what the
-            text asks for.
+        score: ``(B, V)`` by which image tokens but [CLS] are pruned, zero or lowest for padding; None: by what the text
+            asks for.
     """
     index, beyond = None, _beyond(found, count)
     if found.prunes:
         if score is None:
-            score = asked_for(cues.text_rows()[..., 1:], beyond[:, 0, 0, : found.text])
-        index = kept_first(score, beyond[:, 1, 0, 1 : found.image])
+            rows = cues.text_attention()
+            score = asked_for(rows, cues.tokens.size[:, : found.text].sign().to(rows.dtype))
+        if score.shape[1] == len(found.fixed):
+            score = score.masked_fill(found.fixed, torch.inf)
+        else:  # as many as words, which nobody scored, and [CLS] stand before the patches of a stream
+            score = pad(score[:, 1:], (found.text + 1, 0), value=torch.inf)
+        index = kept_first(score, found.place >= count[:, 1, :1])
     code = _by_rank(found, beyond, lambda: _features(cues, found), index)
     stays = not found.merges_text, not (found.prunes or found.merges_image)
     slots = found.text_left, found.image_left
@@ -94,8 +100,8 @@ def assign(cues: Cues, found: Tables, count: Tensor, score: Tensor | None = None
 
 
 def _beyond(found: Tables, count: Tensor) -> Tensor:
-    """``(B, 2, 2, W)`` bool, of text and image: ranks from the number kept on, and from the number merged away on."""
-    return found.rank >= count[:, :, :2, None]
+    """``(B, 2, 4, W)`` bool, of text and image: see `Tables.limits`."""
+    return found.limits >= count[..., None]
 
 
 def words_stay(cues: Cues, found: Tables, code: Tensor, left: Tensor) -> Decision:
@@ -114,21 +120,21 @@ def words_stay(cues: Cues, found: Tables, code: Tensor, left: Tensor) -> Decisio
 
 
 def counts(found: Tables, lengths: Tensor) -> Tensor:
-    """Kept, merged away and left of text and image, by each sample's own lengths: ``(B, 2)`` to ``(B, 2, 3)`` int64."""
-    return found.counts.index_select(0, (lengths + found.offset).flatten()).view(-1, 2, 3)
+    """Rows of `Tables.counts` for text and image, by each sample's own lengths: ``(B, 2)`` to ``(B, 2, 4)`` int64."""
+    return torch.embedding(found.counts, lengths + found.offset)
 
 
 def _features(cues: Cues, found: Tables) -> Tensor:
     """Keys averaged over heads, of length one: ``(B, N, Dh)``, or those of the block alone in which tokens merge."""
-    image = cues.image_key
+    if cues.one_stream and found.merges_text and found.merges_image:
+        assert cues.key is not None  # for the type checker: it is in `needs`
+        return unit(cues.key.mean(dim=1))
     if not found.merges_text:
-        return unit(image.mean(dim=1))
-    assert cues.text_key is not None  # for the type checker: it is in `needs`
+        return unit(cues.image_key.mean(dim=1))
+    assert cues.text_key is not None
     if not found.merges_image:
         return unit(cues.text_key.mean(dim=1))
-    if cues.one_stream and cues.key is not None:
-        return unit(cues.key.mean(dim=1))
-    return unit(torch.cat([cues.text_key.mean(dim=1), image.mean(dim=1)], dim=1))
+    return unit(torch.cat([cues.text_key, cues.image_key], dim=2).mean(dim=1))
 
 
 def _by_rank(found: Tables, beyond: Tensor, features: Callable[[], Tensor], index: Tensor | None) -> Tensor:
@@ -138,16 +144,17 @@ def _by_rank(found: Tables, beyond: Tensor, features: Callable[[], Tensor], inde
         found: Says which of the blocks merge.
         beyond: From `_beyond`.
         features: Gives what similarity is measured on, as `_features` does.
-        index: ``(B, V - 1)``, image token but [CLS] at each rank, counted from the first patch; None: none is gone.
+        index: ``(B, T + V)``, the token at each rank: words, then the image's; None: each at its own.
     """
-    W, outside = len(found.rank), beyond[:, :, 0]
+    W = len(found.rank)
+    outside, gone, _, unable = beyond.unbind(dim=2)
     if not (found.merges_text or found.merges_image):
-        return found.code.masked_fill(outside, GONE)
+        return torch.where(outside, GONE, found.code)
     blocks = slice(0 if found.merges_text else 1, 2 if found.merges_image else 1)
-    hidden, spared = outside[:, blocks].reshape(-1, W), beyond[:, blocks, 1, : W // 2]
-    ordered = _ordered(found, features(), index).view(hidden.shape[0], W, -1)
-    stays, receiver = propose(ordered, hidden, spared.reshape(-1, W // 2))
-    code = after_merging(found.least[blocks], stays.view(spared.shape), receiver.view(spared.shape))
+    hidden, spared = unable[:, blocks].flatten(0, 1), gone[:, blocks, : W // 2].flatten(0, 1)
+    stays, receiver = propose(_ordered(found, features(), index).view(hidden.shape[0], W, -1), hidden, spared)
+    shape = -1, blocks.stop - blocks.start, W // 2
+    code = after_merging(found.least[blocks], stays.view(shape), receiver.view(shape))
     if found.merges_text != found.merges_image:
         other = found.code[1:] if found.merges_text else found.code[:1]
         pair = [code, other.expand(code.shape[0], 1, W)]
@@ -159,22 +166,18 @@ def _ordered(found: Tables, features: Tensor, index: Tensor | None) -> Tensor:
     """Features of the tokens at each rank, a row of W for each block that merges: ``(B, rows * W, Dh)``."""
     if index is None or not found.merges_image:
         return features.index_select(1, found.at)
-    (B, _, width), W, V = features.shape, len(found.rank), found.image
-    before = found.text if found.merges_text else 0
-    first = found.at[: len(found.at) - W + 1]  # the words, and the image's [CLS]
-    parts = [first.expand(B, -1), index + (before + 1)]
-    if V < W:  # a rank beyond the last: whatever stands there
-        parts.append(found.at[V - W :].expand(B, -1))
-    at = torch.cat(parts, dim=1)
-    return features.gather(1, at[:, :, None].expand(-1, -1, width))
+    if found.text and not found.merges_text:  # there are features of the image alone
+        index = index[:, found.text :] - found.text
+    at = index.index_select(1, found.at)
+    if at.shape[0] == 1:
+        return gather_tokens(features, at)
+    return features.gather(1, at[:, :, None].expand(-1, -1, features.shape[2]))
 
 
 def _by_token(found: Tables, code: Tensor, index: Tensor | None) -> Tensor:
     """From codes by rank ``(B, 2, W)`` to codes by input slot ``(B, T + V)``."""
-    text, first, image = code[:, 0, : found.text], code[:, 1, :1], code[:, 1, 1 : found.image]
-    if index is not None:
-        image = torch.empty_like(image).scatter_(1, index, image)
-    return torch.cat([text, first, image], dim=1)
+    code = code.flatten(1).index_select(1, found.flat)
+    return code if index is None else torch.empty_like(code).scatter_(1, index, code)
 
 
 def _tables(cues: Cues, rule: Rule) -> Tables:

@@ -60,7 +60,7 @@ class Pooler:
         if not found.merges_image:
             return keep_all(cues)
         count = counts(found, cues.tokens.lengths)
-        length, merges, left = count[:, 1, :, None].unbind(dim=1)
+        length, merges, left, _ = count[:, 1, :, None].unbind(dim=1)
         pairs = ((length - 1) // 2).clamp(min=1)
         rank = found.rank[: found.image]
         pair = (rank - 1) // 2  # of the k-th merged pair: k * pairs // merges

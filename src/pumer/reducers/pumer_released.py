@@ -14,7 +14,7 @@ from torch.nn.functional import dropout as drop
 
 from pumer.cues import Cues
 from pumer.errors import InputError
-from pumer.functional import propose, unit
+from pumer.functional import ordered, propose, unit
 from pumer.reducers.base import (
     KEYS,
     TEXT_ROWS,
@@ -117,7 +117,7 @@ class ReleasedPuMerReducer:
         if merges == 0 and not cues.one_stream:  # released METER loses what it pruned when it merges nothing
             kept, order = V, ranks(V, device).expand(B, V)
         else:
-            order = cues.text_rows().mean(dim=1).sum(dim=1).argsort(dim=1, descending=True, stable=True)[:, :kept]
+            order = ordered(cues.text_rows().sum(dim=(1, 2)), descending=True)[:, :kept]
         text_merges = min(round(self.config.text_merge_ratio * T), (T - 1) // 2)
         left, image_left = T - text_merges, kept - merges
         text, image = self._codes(cues, order, text_merges, merges)
@@ -150,12 +150,13 @@ class ReleasedPuMerReducer:
         before, longest = T - text_merges, max(T, kept)
         W = longest + longest % 2
         count = integers(device, T, text_merges, kept, merges).view(2, 2, 1).expand(B, 2, 2, 1)
-        beyond = ranks(W, device) >= count
+        first = integers(device, W, *range(1, W))  # [CLS] counts as beyond all: it is never merged away
+        hidden, spared = first >= count[:, :, 0], ranks(W // 2, device) >= count[:, :, 1]
         parts = [ranks(T, device), ranks(W - T, device), order + T, ranks(W - kept, device)]
         at = torch.cat([part.expand(B, part.shape[-1]) for part in parts], dim=1)[:, :, None]
         features = self._features(cues)
         features = features.gather(1, at.expand(-1, -1, features.shape[2])).view(2 * B, W, -1)
-        stays, receiver = propose(features, beyond[:, :, 0].view(-1, W), beyond[:, :, 1, : W // 2].reshape(-1, W // 2))
+        stays, receiver = propose(features, hidden.view(2 * B, W), spared.view(2 * B, W // 2))
         stays, receiver = stays.view(B, 2, -1), receiver.view(B, 2, -1)
         first_odd = 2 * ((T + 1) // 2 - text_merges), 2 * (before + (kept + 1) // 2 - merges)
         even = torch.add(integers(device, -2, 2 * before - 2)[:, None], stays.cumsum(dim=2), alpha=2)
@@ -172,12 +173,8 @@ class ReleasedPuMerReducer:
     def _features(self, cues: Cues) -> Tensor:
         """``(B, N, Dh)``, of length one."""
         assert cues.key is not None and cues.text_key is not None  # for the type checker: they are in `needs`
-        keys = [cues.key] if cues.one_stream else [cues.text_key, cues.image_key]
-        if self.config.similarity == "mean_head":
-            parts = [key.mean(dim=1) for key in keys]
-        else:
-            parts = [key[:, 0] for key in keys]
-        return unit(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+        key = cues.key if cues.one_stream else torch.cat([cues.text_key, cues.image_key], dim=2)
+        return unit(key.mean(dim=1) if self.config.similarity == "mean_head" else key[:, 0])
 
 
 def _soft_mask(cues: Cues, modality: int) -> Tensor:
