@@ -24,10 +24,11 @@ from rich.table import Table
 
 import pumer
 from pumer import drawing
-from pumer.checkpoint import load, load_processor, write_json
+from pumer.checkpoint import load, load_processor
 from pumer.provenance import collect
 from pumer.reducers import ClsPruningConfig, PuMerConfig, RandomPruningConfig, ReductionConfig
 from pumer.tasks.statistics import bootstrap
+from pumer.utils.files import write_json
 from pumer.world import checkpoint_dir
 from pumer.world.scenes import Scene, generator, make_scene, patch_objects, render
 from pumer.world.sentences import Question, ask

@@ -15,10 +15,10 @@ import torch
 from rows import CASES, RESULTS, Case, row_model, sizes, sliced_rows
 
 from pumer.benchmark import BenchmarkConfig, run
-from pumer.checkpoint import read_json, write_json
 from pumer.measuring.named_models import model_from
 from pumer.measuring.peak_memory import Job, inputs_for, peak_memory
 from pumer.measuring.timing import compare, reason
+from pumer.utils.files import read_json, write_json
 
 DEFAULT = ("vilt-b32", "meter-b16", "meter-b16-nlvr2", "vilt-small")
 

@@ -18,13 +18,13 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from pumer.checkpoint import read_json, write_json
 from pumer.config import to_dict
 from pumer.provenance import collect
 from pumer.tasks.augment import AugmentConfig
 from pumer.train import TrainConfig, TrainingData
 from pumer.training.checkpoints import STATE_FILE, last_checkpoint
 from pumer.training.optimizer import OptimizerConfig
+from pumer.utils.files import read_json, write_json
 from pumer.world import WorldConfig, checkpoint_dir, write_world
 
 RESULTS = Path(__file__).parent / "results"

@@ -15,11 +15,11 @@ from typing import Any
 from rich.console import Console
 
 from pumer import check, prepare, train
-from pumer.checkpoint import read_json, write_json
 from pumer.jobs import best_device
 from pumer.provenance import collect
 from pumer.training.config import TrainConfig, TrainingData
 from pumer.training.optimizer import OptimizerConfig
+from pumer.utils.files import read_json, write_json
 from pumer.world import checkpoint_dir
 
 RESULTS = Path(__file__).parent / "results"

@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from pumer.checkpoint import ensure_patched, load_processor, write_json
+from pumer.checkpoint import ensure_patched, load_processor
 from pumer.jobs import best_device, make_inputs, text_length_of
 from pumer.measuring.peak_memory import peak_since, resident
 from pumer.provenance import collect
 from pumer.ranking import rank
 from pumer.tasks import Flickr30k
+from pumer.utils.files import write_json
 from pumer.world import checkpoint_dir
 
 RESULTS = Path(__file__).parent / "results"

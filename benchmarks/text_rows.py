@@ -16,10 +16,10 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from pumer.checkpoint import write_json
 from pumer.functional import attention, attention_probabilities
 from pumer.measuring.timing import compare
 from pumer.provenance import collect
+from pumer.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 HEADS, WIDTH = 12, 64

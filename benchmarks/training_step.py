@@ -26,7 +26,6 @@ from rows import LIMIT, RESULTS, UNREDUCED, row_model
 from torch import Tensor, nn
 
 from pumer import NoReduction, PuMerConfig
-from pumer.checkpoint import write_json
 from pumer.measuring.limit import limit_of
 from pumer.measuring.named_models import bytes_of, default_text_length, model_from, variant
 from pumer.measuring.peak_memory import inputs_for, measured_apart, peak_since, resident
@@ -35,6 +34,7 @@ from pumer.provenance import collect
 from pumer.reducers import config_to_dict
 from pumer.tasks import VQAv2
 from pumer.training.distill import distillation_loss
+from pumer.utils.files import write_json
 
 if TYPE_CHECKING:
     from rich.table import Table

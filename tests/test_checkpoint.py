@@ -12,7 +12,8 @@ from torch import nn
 
 import pumer
 from pumer import InputError, NoReduction, PuMerConfig
-from pumer.checkpoint import load_processor, read_json, replacing, write_json
+from pumer.checkpoint import load_processor
+from pumer.utils.files import read_json, replacing, write_json
 
 VILT = TINY["vilt"]
 CONFIG = PuMerConfig(layers=(0, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)

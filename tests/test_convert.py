@@ -17,6 +17,7 @@ import pumer
 from pumer import ReleasedPuMerConfig, checkpoint, convert, sources
 from pumer.errors import InputError
 from pumer.tasks.heads import classifier_from
+from pumer.utils.files import write_json
 
 GOLDENS = Path(__file__).parent / "goldens"
 RATIOS = {"prune_r": 0.1, "merge_r": 0.3, "merge_text": 0.2}
@@ -276,7 +277,7 @@ def test_sources_that_cannot_be_read(source, tmp_path):
 
 def test_answers(tmp_path, vqa):
     path = tmp_path / "answers.json"
-    checkpoint.write_json(path, ["yes", "no"])
+    write_json(path, ["yes", "no"])
     assert sources.read_answers(path) == ["yes", "no"]
     model = convert.from_released(vqa.weights, vqa.config, "vqa2")
     with pytest.raises(InputError, match="2 answers but the head has 11 outputs"):

@@ -16,12 +16,12 @@ from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from packaging.version import Version
 
 import pumer
-from pumer.checkpoint import read_json
 from pumer.config import to_dict
 from pumer.train import TrainConfig, TrainingData, run
 from pumer.training.checkpoints import checkpoints
 from pumer.training.optimizer import OptimizerConfig
 from pumer.training.trainer import layer_classes
+from pumer.utils.files import read_json
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PUMER = {"method": "pumer", "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}

@@ -8,13 +8,14 @@ from rich.console import Console
 from transformers import ViltForMaskedLM
 
 import pumer
-from pumer.checkpoint import load_processor, read_json
+from pumer.checkpoint import load_processor
 from pumer.errors import InputError
 from pumer.evaluate import EvaluateConfig, EvaluationData, labels_of, predict, run
 from pumer.jobs import make_inputs
 from pumer.prepare import PrepareConfig
 from pumer.prepare import run as prepare
 from pumer.tasks import VQAv2
+from pumer.utils.files import read_json
 
 REDUCTION = {"method": "pumer", "layers": [2, 5], "prune_ratio": 0.2, "merge_ratio": 0.4}
 

@@ -11,11 +11,11 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 import pumer
-from pumer.checkpoint import read_json, write_json
 from pumer.errors import InputError
 from pumer.evaluate import EvaluateConfig
 from pumer.evaluate import run as evaluate
 from pumer.train import run
+from pumer.utils.files import read_json, write_json
 
 
 class Hub:

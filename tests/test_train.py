@@ -11,7 +11,7 @@ import torch
 
 import pumer
 from pumer import evaluate
-from pumer.checkpoint import read_json, saved_files
+from pumer.checkpoint import saved_files
 from pumer.errors import InputError
 from pumer.evaluate import EvaluateConfig, labels_of
 from pumer.jobs import Collator, Examples, make_inputs
@@ -23,6 +23,7 @@ from pumer.training.distill import DistillationConfig
 from pumer.training.stopping import last_checkpoint
 from pumer.training.teacher import Teacher
 from pumer.training.trainer import DistillingTrainer
+from pumer.utils.files import read_json
 
 REDUCTION = {"method": "pumer", "layers": [2, 5, 8], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
 

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from pumer.arguments import at_least, writable
 from pumer.buckets import Buckets
-from pumer.checkpoint import write_json
 from pumer.compiling import compile
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
@@ -28,6 +27,7 @@ from pumer.patching import reduction
 from pumer.planning import Plan, plan
 from pumer.provenance import collect, device_name
 from pumer.reducers import NoReduction, ReductionConfig, config_to_dict
+from pumer.utils.files import write_json
 
 __all__ = ["BenchmarkConfig", "compare", "run"]
 

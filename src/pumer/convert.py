@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, ViltImageProcessorPil
 
-from pumer.checkpoint import REDUCTION_FILE, first_line, replacing, save
+from pumer.checkpoint import REDUCTION_FILE, save
 from pumer.errors import InputError
 from pumer.models.meter import MeterImageProcessorPil, MeterPreTrainedModel
 from pumer.patching import reduction
@@ -17,6 +17,7 @@ from pumer.reducers import config_to_dict
 from pumer.released import from_released, released_reduction
 from pumer.released.meter import is_meter
 from pumer.sources import read_answers, read_source
+from pumer.utils.files import first_line, replacing
 
 __all__ = ["ConvertConfig", "from_released", "infer_task", "name_answers", "released_reduction", "run"]
 

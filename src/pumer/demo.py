@@ -14,7 +14,7 @@ from rich.console import Console
 from pumer import report
 from pumer.benchmark import BenchmarkConfig
 from pumer.benchmark import run as benchmark
-from pumer.checkpoint import load, load_processor, read_json, write_json
+from pumer.checkpoint import load, load_processor
 from pumer.config import to_dict
 from pumer.evaluate import EvaluateConfig, EvaluationData, labels_of
 from pumer.evaluate import run as evaluate
@@ -29,6 +29,7 @@ from pumer.stages import Stage, run_stages
 from pumer.tasks import TASKS, Example
 from pumer.train import run as train
 from pumer.training.config import OptimizerConfig, TrainConfig, TrainingData
+from pumer.utils.files import read_json, write_json
 from pumer.visualize import ask
 from pumer.world import QuestionsConfig, checkpoint_dir, write_vqav2
 

@@ -13,16 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from pumer.arguments import at_least, writable
-from pumer.checkpoint import (
-    ensure_patched,
-    learned_names,
-    load,
-    load_processor,
-    model_class,
-    read_json,
-    trained_with,
-    write_json,
-)
+from pumer.checkpoint import ensure_patched, learned_names, load, load_processor, model_class, trained_with
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
 from pumer.jobs import (
@@ -52,6 +43,7 @@ from pumer.scoring import (
 )
 from pumer.tasks import TASKS, Example, Inputs, Retrieval, Task
 from pumer.tasks.images import Resize
+from pumer.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

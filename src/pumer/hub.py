@@ -5,8 +5,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from pumer.checkpoint import first_line
 from pumer.errors import InputError
+from pumer.utils.files import first_line
 
 LEFT_OUT = [".*", "checkpoint-*", "teacher/*"]
 """What stays at home of a model's folder: half-written files, checkpoints, the teacher's answers."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from pumer import evaluate
 from pumer.arguments import at_least, writable
-from pumer.checkpoint import ensure_patched, load, load_processor, trained_with, write_text
+from pumer.checkpoint import ensure_patched, load, load_processor, trained_with
 from pumer.compiling import compile as compiled
 from pumer.errors import InputError
 from pumer.evaluate import EvaluateConfig, EvaluationData, check_class, labels_of
@@ -20,6 +20,7 @@ from pumer.jobs import best_device, make_inputs, task_class, text_length_of
 from pumer.ranking import score_all
 from pumer.tasks import Example, Retrieval
 from pumer.tasks.images import Resize
+from pumer.utils.files import write_text
 
 _TEXTS = ("question", "text", "sentence")
 

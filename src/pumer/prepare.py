@@ -19,12 +19,12 @@ from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from pumer.checkpoint import write_text
 from pumer.errors import InputError
 from pumer.jobs import progress_bar, task_class
 from pumer.tasks import Example, Retrieval, Task
 from pumer.tasks.images import decode, image_bytes
 from pumer.tasks.storage import RECORD, SHARDS, SKIPPED, open_shard
+from pumer.utils.files import write_text
 
 SHARD_IMAGES = 512
 """Images per Arrow file: what a killed run loses at most per process."""

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pumer.arguments import room_for
-from pumer.checkpoint import read_json, write_json
 from pumer.errors import InputError
 from pumer.fingerprint import weights_fingerprint
 from pumer.jobs import progress_bar
@@ -28,6 +27,7 @@ from pumer.tasks.base import words
 from pumer.tasks.karpathy import Picture
 from pumer.tasks.recall import best_of_columns, best_of_rows
 from pumer.tasks.retrieval import Retrieval, pictures_of
+from pumer.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

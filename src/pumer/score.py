@@ -10,7 +10,6 @@ import numpy as np
 from rich.console import Console
 
 from pumer.arguments import writable
-from pumer.checkpoint import write_json
 from pumer.errors import InputError
 from pumer.jobs import task_class
 from pumer.ranking import SCORES, best_candidates, in_galleries, shape_of
@@ -18,6 +17,7 @@ from pumer.scoring import per_example, summarise, table
 from pumer.tasks import Example, Retrieval, Task, VQAv2
 from pumer.tasks.karpathy import Picture
 from pumer.tasks.recall import CUTOFFS
+from pumer.utils.files import write_json
 
 _SHOWN = 3
 _ONE_EACH = "give one to each, and no others"

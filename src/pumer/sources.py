@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
 
-from pumer.checkpoint import first_line, read_json
 from pumer.errors import InputError
+from pumer.utils.files import first_line, read_json
 
 _LIGHTNING = ("pytorch_lightning.", "lightning.")  # its checkpoints name the classes of the callbacks
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

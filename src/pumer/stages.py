@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pumer.checkpoint import read_json, write_json
+from pumer.utils.files import read_json, write_json
 
 Record = Mapping[str, Any]
 """What is kept of a step: `key`, `done`, and once it is done `seconds` and `result`."""

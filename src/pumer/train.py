@@ -18,16 +18,7 @@ from transformers import (
 )
 
 from pumer import hub
-from pumer.checkpoint import (
-    TRAINING_RECORD,
-    load_processor,
-    read_json,
-    restore_learned,
-    save,
-    saved_files,
-    write_json,
-    write_text,
-)
+from pumer.checkpoint import TRAINING_RECORD, load_processor, restore_learned, save, saved_files
 from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.fingerprint import data_fingerprint
@@ -49,6 +40,7 @@ from pumer.training.stopping import StopOnSignal, full_disk_stops
 from pumer.training.teacher import Teacher, teacher_of
 from pumer.training.teacher_cache import RememberedTeacher, remember
 from pumer.training.trainer import DistillingTrainer
+from pumer.utils.files import read_json, write_json, write_text
 
 __all__ = ["OptimizerConfig", "TrainConfig", "TrainingData", "run"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pumer.checkpoint import read_json
+from pumer.utils.files import read_json
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "does_text_matter.py"
 

@@ -4,8 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pumer.checkpoint import read_json
 from pumer.measuring import peak_memory
+from pumer.utils.files import read_json
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "full_size.py"
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import pumer
-from pumer.checkpoint import read_json
 from pumer.measuring.timing import compare
+from pumer.utils.files import read_json
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 PARTS = ("vilt", "meter", "training", "memory", "reduction", "inductor")

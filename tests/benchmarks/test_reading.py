@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pumer.checkpoint import read_json
+from pumer.utils.files import read_json
 from pumer.world.write import WorldConfig, write_world
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "reading.py"

@@ -13,9 +13,9 @@ from torch import nn
 
 import pumer
 from pumer import ReleasedPuMerConfig, convert
-from pumer.checkpoint import read_json
 from pumer.errors import InputError
 from pumer.models.meter.positions_meter import resize_positions
+from pumer.utils.files import read_json
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 D = 32

@@ -9,10 +9,10 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pumer.checkpoint import read_json
 from pumer.cli import app
 from pumer.errors import InputError
 from pumer.reproduce.run import ReproduceConfig, Reproduction, alone, estimate
+from pumer.utils.files import read_json
 
 
 def names(reproduction, *kinds):

@@ -1,8 +1,8 @@
 import pytest
 
-from pumer.checkpoint import write_json
 from pumer.errors import InputError
 from pumer.reproduce.update import measured_pairs, read_results, updated
+from pumer.utils.files import write_json
 
 ORDER = {"table1": ["vilt/vqav2", "vilt/coco", "meter/coco"], "table7": ["meter/coco", "vilt/vqav2"]}
 

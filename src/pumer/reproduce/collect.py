@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from pumer.checkpoint import read_json
 from pumer.reproduce.cells import RETRIEVAL, Cell
 from pumer.reproduce.equal_speed import LEADING, Scores, compared
 from pumer.reproduce.paper import TABLE_7
@@ -13,6 +12,7 @@ from pumer.reproduce.steps import benchmark_step, macs_step, test_step, train_st
 from pumer.reproduce.tables import Row, Table
 from pumer.stages import Record
 from pumer.tasks.statistics import bootstrap
+from pumer.utils.files import read_json
 
 _QUERIES = {"TR": "image ", "IR": "caption "}
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pumer.checkpoint import write_json, write_text
 from pumer.reducers import ReleasedPuMerConfig
 from pumer.report import html_table, page, provenance_section, with_small_print
 from pumer.reproduce.figure import draw
 from pumer.reproduce.update import RESULTS
+from pumer.utils.files import write_json, write_text
 
 Results = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from pumer.arguments import at_least, writable
 from pumer.backbones import BACKBONES
-from pumer.checkpoint import model_class, read_json, write_json
+from pumer.checkpoint import model_class
 from pumer.config import load
 from pumer.errors import InputError
 from pumer.provenance import collect
@@ -30,6 +30,7 @@ from pumer.reproduce.tables import Table, chosen, tables
 from pumer.reproduce.update import measured_pairs, read_results, updated
 from pumer.stages import Record, Stage, Watch, finished, run_at_once
 from pumer.training.config import TrainConfig
+from pumer.utils.files import read_json, write_json
 from pumer.world.small import checkpoint_dir
 
 SMOKE_STEPS = "max_steps=2"

@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from pumer.checkpoint import load, load_processor, read_json, trained_with
+from pumer.checkpoint import load, load_processor, trained_with
 from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.jobs import text_length_of
@@ -21,6 +21,7 @@ from pumer.reproduce.setup import ORIGINAL, PUMER, Setup, pumer_cell, read_recip
 from pumer.reproduce.tables import Table
 from pumer.stages import Stage
 from pumer.tasks import TASKS
+from pumer.utils.files import read_json
 from pumer.world.small import checkpoint_dir
 
 WORLD = {

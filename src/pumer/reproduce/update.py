@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pumer.checkpoint import read_json
 from pumer.errors import InputError
+from pumer.utils.files import read_json
 
 logger = logging.getLogger(__name__)
 

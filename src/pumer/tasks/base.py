@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pumer.checkpoint import read_json, write_json
 from pumer.errors import InputError
 from pumer.tasks.images import Edit, Pixels
 from pumer.tasks.storage import SKIPPED, missing_images, storage_of
+from pumer.utils.files import read_json, write_json
 
 Entry = TypeVar("Entry")
 

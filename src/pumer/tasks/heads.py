@@ -9,8 +9,9 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from pumer.backbones.text_norm import restore_text_norm
-from pumer.checkpoint import first_line, model_class
+from pumer.checkpoint import model_class
 from pumer.errors import InputError
+from pumer.utils.files import first_line
 
 logger = logging.getLogger(__name__)
 

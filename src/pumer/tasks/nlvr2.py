@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, ViltForImagesAndTextClassification
 
-from pumer.checkpoint import write_text
 from pumer.errors import InputError
 from pumer.models.meter import MeterForImagesAndTextClassification
 from pumer.tasks.base import Example, spread
 from pumer.tasks.classification import SingleLabel, read_lines
+from pumer.utils.files import write_text
 
 _NAMES = {"train": "train", "val": "dev", "test": "test1"}
 _SUBSETS = ("balanced", "unbalanced")

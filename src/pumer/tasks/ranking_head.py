@@ -9,8 +9,9 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from pumer.backbones.text_norm import restore_text_norm
-from pumer.checkpoint import HEADS_FILE, first_line, model_class
+from pumer.checkpoint import HEADS_FILE, model_class
 from pumer.errors import InputError
+from pumer.utils.files import first_line
 
 logger = logging.getLogger(__name__)
 
