@@ -143,7 +143,7 @@ def apply(
 
     Returns:
         ``y_first (B, K or Kt, D)`` and ``y_second (B, 0 or Kv, D)`` states, an unmerged token's bit for bit;
-        ``new_size (B, K)`` float32; ``whole (B, K)`` float32, weights summed; ``bias_first`` and ``bias_second``,
+        ``new_size (B, K)`` float32; ``weight_sum (B, K)`` float32; ``bias_first`` and ``bias_second``,
         ``(B, 1, 1, .)`` attention bias of either stream, padded to a multiple of 16 columns. Free slots have states and
         sizes 0 and bias minus infinity.
     """

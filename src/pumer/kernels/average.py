@@ -18,7 +18,7 @@ from pumer.kernels.layout import blocks, power_of_two
 @triton.jit
 def apply_kernel(
     first_ptr, second_ptr, size_ptr, weight_ptr, code_ptr, following_ptr, y_first_ptr, y_second_ptr, new_size_ptr,
-    whole_ptr, bias_first_ptr, bias_second_ptr,
+    weight_sum_ptr, bias_first_ptr, bias_second_ptr,
     x_b, x_n, z_b, z_n, split, N, D, Kt, first_slots, K, first_columns, second_columns,
     BN: tl.constexpr, NB: tl.constexpr, BD: tl.constexpr, TWO: tl.constexpr, WEIGHTED: tl.constexpr,
     PROPORTIONAL: tl.constexpr,
@@ -70,17 +70,17 @@ def apply_kernel(
         own = tl.min(stands_at, 0)
         members = tl.sum(joined, 0)
         new_size = tl.sum(size, 0)
-        whole = tl.sum(weight, 0) if WEIGHTED else new_size
+        weight_sum = tl.sum(weight, 0) if WEIGHTED else new_size
         if (tl.where(k >= Kt, k - Kt, k) < left) & (own < GONE):
             state = tl.load(x + (own - start).to(tl.int64) * step + d, mask=d < D, other=0.0)
             if members == 0:
                 tl.store(y + d, state, mask=d < D)  # the very bits
             else:
-                total = state.to(tl.float32) * tl.div_rn(tl.load(weights + own), whole)
+                total = state.to(tl.float32) * tl.div_rn(tl.load(weights + own), weight_sum)
                 member = tl.min(joins_at, 0)
                 while members > 0:
                     state = tl.load(x + (member - start).to(tl.int64) * step + d, mask=d < D, other=0.0)
-                    total += state.to(tl.float32) * tl.div_rn(tl.load(weights + member), whole)
+                    total += state.to(tl.float32) * tl.div_rn(tl.load(weights + member), weight_sum)
                     members -= 1
                     if members > 0:  # seldom: so the codes are read again instead of kept in registers
                         joins_at = tl.full((BN,), GONE, tl.int32)
@@ -91,7 +91,7 @@ def apply_kernel(
                         member = tl.min(joins_at, 0)
                 tl.store(y + d, total.to(y_first_ptr.dtype.element_ty), mask=d < D)
             tl.store(new_size_ptr + b * K + k, new_size)
-            tl.store(whole_ptr + b * K + k, whole)
+            tl.store(weight_sum_ptr + b * K + k, weight_sum)
             if PROPORTIONAL:
                 tl.store(bias, tl.log(new_size).to(bias_first_ptr.dtype.element_ty))
             else:
@@ -99,7 +99,7 @@ def apply_kernel(
         else:
             tl.store(y + d, tl.zeros((BD,), y_first_ptr.dtype.element_ty), mask=d < D)
             tl.store(new_size_ptr + b * K + k, 0.0)
-            tl.store(whole_ptr + b * K + k, 0.0)
+            tl.store(weight_sum_ptr + b * K + k, 0.0)
             tl.store(bias, tl.full((), float("-inf"), bias_first_ptr.dtype.element_ty))
     else:
         tl.store(bias, tl.full((), float("-inf"), bias_first_ptr.dtype.element_ty))
@@ -107,7 +107,7 @@ def apply_kernel(
 
 @triton.jit
 def apply_backward_kernel(
-    g_first_ptr, g_second_ptr, weight_ptr, whole_ptr, code_ptr, out_first_ptr, out_second_ptr,
+    g_first_ptr, g_second_ptr, weight_ptr, weight_sum_ptr, code_ptr, out_first_ptr, out_second_ptr,
     x_b, x_n, z_b, z_n, split, N, D, first_slots, K,
     BD: tl.constexpr, TWO: tl.constexpr,
 ):  # fmt: skip
@@ -129,7 +129,7 @@ def apply_backward_kernel(
             last = K
             out = out_second_ptr + (b * (N - split) + n - split) * D
     if (row >= 0) & (k < last):
-        share = tl.div_rn(weight, tl.load(whole_ptr + b * K + k))
+        share = tl.div_rn(weight, tl.load(weight_sum_ptr + b * K + k))
         x = tl.load(g + row.to(tl.int64) * step + d, mask=d < D, other=0.0).to(tl.float32) * share
         tl.store(out + d, x.to(out_first_ptr.dtype.element_ty), mask=d < D)
     else:
@@ -153,7 +153,7 @@ def launch(
     outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], text_left: int, proportional: bool,
 ) -> None:  # fmt: skip
     """Fill the outputs of the operator ``pumer::apply``; see there for the arguments."""
-    y_first, y_second, new_size, whole, bias_first, bias_second = outputs
+    y_first, y_second, new_size, weight_sum, bias_first, bias_second = outputs
     batch, tokens = size.shape
     width = first.shape[2]
     values, warps = constants(tokens, width)
@@ -161,15 +161,15 @@ def launch(
     other = first if second is None else second
     columns, more = bias_first.shape[3], bias_second.shape[3]
     apply_kernel[(columns + more, batch)](
-        first, other, size, size if weight is None else weight, code, following, y_first, y_second, new_size, whole,
-        bias_first, bias_second, *first.stride()[:2], *other.stride()[:2], first.shape[1], tokens, width, text_left,
-        y_first.shape[1], new_size.shape[1], columns, more,
+        first, other, size, size if weight is None else weight, code, following, y_first, y_second, new_size,
+        weight_sum, bias_first, bias_second, *first.stride()[:2], *other.stride()[:2], first.shape[1], tokens, width,
+        text_left, y_first.shape[1], new_size.shape[1], columns, more,
         **values, TWO=two, WEIGHTED=weight is not None, PROPORTIONAL=proportional, num_warps=warps,
     )  # fmt: skip
 
 
 def launch_backward(
-    grad_first: Tensor, grad_second: Tensor, weight: Tensor, whole: Tensor, code: Tensor, out_first: Tensor,
+    grad_first: Tensor, grad_second: Tensor, weight: Tensor, weight_sum: Tensor, code: Tensor, out_first: Tensor,
     out_second: Tensor | None,
 ) -> None:  # fmt: skip
     """Fill the outputs of the operator ``pumer::apply_backward``; see there for the arguments."""
@@ -177,7 +177,7 @@ def launch_backward(
     two = out_second is not None
     wide = power_of_two(width, 32)
     apply_backward_kernel[(tokens, batch)](
-        grad_first, grad_second, weight, whole, code, out_first, out_first if out_second is None else out_second,
+        grad_first, grad_second, weight, weight_sum, code, out_first, out_first if out_second is None else out_second,
         *grad_first.stride()[:2], *grad_second.stride()[:2], out_first.shape[1], tokens, width, grad_first.shape[1],
-        whole.shape[1], BD=wide, TWO=two, num_warps=min(8, max(1, wide // 1024)),
+        weight_sum.shape[1], BD=wide, TWO=two, num_warps=min(8, max(1, wide // 1024)),
     )  # fmt: skip

@@ -136,7 +136,7 @@ def _apply_fake(
 
 
 def _apply_backward(
-    grad_first: Tensor, grad_second: Tensor, weight: Tensor, whole: Tensor, code: Tensor, first: int, two: bool
+    grad_first: Tensor, grad_second: Tensor, weight: Tensor, weight_sum: Tensor, code: Tensor, first: int, two: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the states.
 
@@ -144,7 +144,7 @@ def _apply_backward(
         grad_first: ``(B, K or Kt, D)`` gradient of ``y_first``.
         grad_second: ``(B, 0 or Kv, D)`` gradient of ``y_second``.
         weight: ``(B, N)`` float32, what the mean was weighted by.
-        whole: ``(B, K)`` float32, its sum over each slot.
+        weight_sum: ``(B, K)`` float32, its sum over each slot.
         code: ``(B, N)`` int32.
         first: Tokens of the first stream.
         two: Whether there are two.
@@ -158,7 +158,7 @@ def _apply_backward(
             _rows_together(grad_first),
             _rows_together(grad_second),
             weight.contiguous(),
-            whole.contiguous(),
+            weight_sum.contiguous(),
             code.contiguous(),
             out_first,
             out_second if two else None,
@@ -167,22 +167,22 @@ def _apply_backward(
 
 
 def _apply_backward_fake(
-    grad_first: Tensor, grad_second: Tensor, weight: Tensor, whole: Tensor, code: Tensor, first: int, two: bool
+    grad_first: Tensor, grad_second: Tensor, weight: Tensor, weight_sum: Tensor, code: Tensor, first: int, two: bool
 ) -> tuple[Tensor, Tensor]:
     return _gradients(grad_first, weight, first)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     first, second, size, weight, code = inputs[:5]
-    _, _, new_size, whole, bias_first, bias_second = output
-    ctx.mark_non_differentiable(new_size, whole, bias_first, bias_second)
-    ctx.save_for_backward(size if weight is None else weight, whole, code)
+    _, _, new_size, weight_sum, bias_first, bias_second = output
+    ctx.mark_non_differentiable(new_size, weight_sum, bias_first, bias_second)
+    ctx.save_for_backward(size if weight is None else weight, weight_sum, code)
     ctx.first, ctx.two = first.shape[1], second is not None
 
 
 def _backward(ctx: Any, grad_first: Tensor, grad_second: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    weight, whole, code = ctx.saved_tensors
-    first, second = apply_backward(grad_first, grad_second, weight, whole, code, ctx.first, ctx.two)
+    weight, weight_sum, code = ctx.saved_tensors
+    first, second = apply_backward(grad_first, grad_second, weight, weight_sum, code, ctx.first, ctx.two)
     return (first, second if ctx.two else None, *(None,) * 8)
 
 
@@ -266,12 +266,12 @@ def _outputs(first: Tensor, second: Tensor | None, text_left: int, image_left: i
     batch, _, width = first.shape
     left = text_left + image_left
     slots, more = (left, 0) if second is None else (text_left, image_left)
-    whole = first.new_empty(batch, left, dtype=torch.float32)
+    weight_sum = first.new_empty(batch, left, dtype=torch.float32)
     return (
         first.new_empty(batch, slots, width),
         first.new_empty(batch, more, width),
-        torch.empty_like(whole),
-        whole,
+        torch.empty_like(weight_sum),
+        weight_sum,
         first.new_empty(batch, 1, 1, padded(slots), dtype=bias_dtype),
         first.new_empty(batch, 1, 1, padded(more), dtype=bias_dtype),
     )
@@ -301,8 +301,8 @@ _SCHEMAS = {
     "bool merge, bool whole) -> (Tensor code, Tensor following)",
     "apply": "(Tensor first, Tensor? second, Tensor size, Tensor? weight, Tensor code, Tensor following, "
     "SymInt text_left, SymInt image_left, bool proportional, ScalarType bias_dtype) -> "
-    "(Tensor y_first, Tensor y_second, Tensor new_size, Tensor whole, Tensor bias_first, Tensor bias_second)",
-    "apply_backward": "(Tensor grad_first, Tensor grad_second, Tensor weight, Tensor whole, Tensor code, "
+    "(Tensor y_first, Tensor y_second, Tensor new_size, Tensor weight_sum, Tensor bias_first, Tensor bias_second)",
+    "apply_backward": "(Tensor grad_first, Tensor grad_second, Tensor weight, Tensor weight_sum, Tensor code, "
     "SymInt first, bool two) -> (Tensor out_first, Tensor out_second)",
     "compact": "(Tensor states, Tensor mask, Tensor? image_mask) -> (Tensor compacted, Tensor lengths)",
     "attention": "(Tensor query, Tensor key, Tensor value, Tensor? bias) -> Tensor",
