@@ -23,7 +23,7 @@ from pumer.kernels.layout import layout
 
 POINTERS = {
     "lengths_ptr": "*i64", "following_ptr": "*i64", "table_ptr": "*i32", "slots_ptr": "*i32", "code_ptr": "*i32",
-    "work_ptr": "*fp32", "size_ptr": "*fp32", "weight_ptr": "*fp32", "whole_ptr": "*fp32", "new_size_ptr": "*fp32",
+    "work_ptr": "*fp32", "size_ptr": "*fp32", "weight_ptr": "*fp32", "weight_sum_ptr": "*fp32", "new_size_ptr": "*fp32",
 }  # fmt: skip
 UNALIGNED = {
     "T", "V", "M", "N", "Q", "H", "K", "Kt", "split", "splits", "first_slots", "skipped", "rows", "text_parts",
