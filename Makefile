@@ -7,8 +7,9 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 # One thread per worker: on small machines two threads in each of two workers fight for the cores.
 run_tests = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal -q tests
+quick := -m "not slow"
 
-.PHONY: help install demo test test-oldest lint bench bench-gpu clean
+.PHONY: help install demo test test-all test-oldest lint bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -25,10 +26,13 @@ demo: $(VENV)/.installed  ## fine-tune, reduce, compare, report: out/demo/report
 	$(BIN)/pumer demo
 
 test: $(VENV)/.installed  ## run the tests
+	$(call run_tests,$(VENV)) $(quick)
+
+test-all: $(VENV)/.installed  ## the slow ones as well: fuzzing, every export
 	$(call run_tests,$(VENV))
 
 test-oldest: $(OLDEST)/.installed  ## the same tests on the oldest supported transformers
-	$(call run_tests,$(OLDEST))
+	$(call run_tests,$(OLDEST)) $(quick)
 
 # The pinned set, but for transformers itself and the hub client that its old versions ask for.
 $(OLDEST)/.installed: pyproject.toml constraints.txt
