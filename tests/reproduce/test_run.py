@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from pumer.cli import app
 from pumer.errors import InputError
-from pumer.reproduce.run import ReproduceConfig, Reproduction, alone, estimate
+from pumer.reproduce.run import ReproduceConfig, Reproduction, estimate, run
 from pumer.utils.files import read_json
+from pumer.utils.locks import only_one
 
 
 def names(reproduction, *kinds):
@@ -134,10 +135,8 @@ def test_a_trial_keeps_out_of_the_folder_of_another_run(config, tmp_path, run_no
 
 
 def test_two_runs_in_one_folder_are_refused(config):
-    with alone(config.out), pytest.raises(InputError, match="another `pumer reproduce` is running"), alone(config.out):
-        pass
-    with alone(config.out):
-        pass
+    with only_one(config.out), pytest.raises(InputError, match="another process writes"):
+        run(config, Console(quiet=True))
 
 
 def test_a_step_that_fails_is_told_and_others_go_on(config, tmp_path):

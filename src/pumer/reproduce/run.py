@@ -2,13 +2,11 @@
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -31,6 +29,7 @@ from pumer.reproduce.update import measured_pairs, read_results, updated
 from pumer.stages import Record, Stage, Watch, finished, run_at_once
 from pumer.training.config import TrainConfig
 from pumer.utils.files import read_json, write_json
+from pumer.utils.locks import only_one
 from pumer.world.small import checkpoint_dir
 
 SMOKE_STEPS = "max_steps=2"
@@ -233,21 +232,6 @@ class Reproduction:
         return places | ({config.results: "results"} if config.results else {})
 
 
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Keep a second run out of a folder; what is killed keeps no lock.
-
-    Raises:
-        InputError: when there is one.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise InputError(f"another `pumer reproduce` is running in {out}; wait for it, or give another --out") from None
-
-
 def run(config: ReproduceConfig, console: Console, collect_only: bool = False, list_only: bool = False) -> None:
     """Run, or list, or only report.
 
@@ -261,7 +245,7 @@ def run(config: ReproduceConfig, console: Console, collect_only: bool = False, l
     if collect_only:
         failures: dict[str, Exception] = {}
     else:
-        with alone(config.out):
+        with only_one(config.out):
             reproduction.remember()
             failures = reproduction.run(console)
     results = reproduction.report()

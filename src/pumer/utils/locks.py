@@ -1,0 +1,59 @@
+"""One process at a time writes a folder or a file."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pumer.errors import InputError
+from pumer.processes import is_main_process
+
+
+@contextmanager
+def only_one(*places: str | Path | None) -> Iterator[None]:
+    """Keep other processes from writing the same folders or files for the length of a block.
+
+    The operating system frees the lock of a process that dies. Of the processes that `torchrun` starts, the first one
+    holds the lock for all.
+
+    Args:
+        *places: folders or files that the block writes, there or not; None is passed over.
+
+    Raises:
+        InputError: When another process writes one of them, or it lies where nothing can be written.
+
+    Example:
+        >>> with only_one(config.output):  # doctest: +SKIP
+        ...     train(config)
+    """
+    with ExitStack() as held:
+        for place in {Path(place).resolve() for place in places if place is not None} if is_main_process() else ():
+            held.enter_context(_locked(place))
+        yield
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    file = _lock_file(place)
+    lock = FileLock(file, timeout=0)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another process writes {place}; wait for it to end, or give another place") from None
+    except OSError as error:
+        raise InputError(f"{place} cannot be written ({error.strerror}); give another place") from error
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that it has no name any more
+        lock.release()
+
+
+def _lock_file(place: Path) -> Path:
+    """Beside the place, which may be replaced as a whole; or inside a folder, such as a mount, whose parent is protected."""
+    if place.is_dir() and not os.access(place.parent, os.W_OK):
+        return place / ".lock"
+    return place.parent / f".{place.name}.lock"
