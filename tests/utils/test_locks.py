@@ -13,8 +13,6 @@ with only_one(sys.argv[1]):
     print("held", flush=True)
     input()
 """
-    "import sys; from pumer.utils.locks import only_one\nwith only_one(sys.argv[1]): print('held', flush=True); input()"
-)
 
 
 @pytest.fixture

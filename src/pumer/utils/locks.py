@@ -53,7 +53,7 @@ def _locked(place: Path) -> Iterator[None]:
 
 
 def _lock_file(place: Path) -> Path:
-    """Beside the place, which may be replaced as a whole; or inside a folder, such as a mount, whose parent is protected."""
+    """Beside the place, which may be replaced as a whole; inside a folder whose parent is protected, as of a mount."""
     if place.is_dir() and not os.access(place.parent, os.W_OK):
         return place / ".lock"
     return place.parent / f".{place.name}.lock"
