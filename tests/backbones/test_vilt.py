@@ -8,7 +8,7 @@ import torch
 from by_hand import decide_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import GRIDS, TINY, answer
+from tiny import GRIDS, PATCH, TINY, answer
 from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -93,13 +93,91 @@ def test_patches_stand_in_raster_order_with_transformers_embedding(grids):
 def test_positions_against_torch_interpolate(side, sizes):
     table = torch.randn(side * side, 5)
     heights, widths = (torch.tensor(axis) for axis in zip(*sizes, strict=True))
-    rows, columns = int(heights.max()) + 1, int(widths.max())
-    resized = interpolate_positions(table, heights, widths, rows, columns).view(-1, rows, columns, 5)
+    rows, columns, corner = int(heights.max()) + 3, int(widths.max()) + 2, 2
+    spans = [(torch.full_like(axis, corner), corner + axis - 1) for axis in (heights, widths)]
+    resized = interpolate_positions(table, *spans, rows, columns).view(-1, rows, columns, 5)
     square = table.view(1, side, side, 5).permute(0, 3, 1, 2)
     for b, (height, width) in enumerate(sizes):
         expected = interpolate(square, (height, width), mode="bilinear", align_corners=True)[0].permute(1, 2, 0)
-        CLOSE(resized[b, :height, :width], expected)
-        assert not resized[b, height:].any() and not resized[b, :, width:].any()
+        CLOSE(resized[b, corner : corner + height, corner : corner + width], expected)
+    assert resized.isfinite().all()
+
+
+# ---------------------------------------------------------------- where an image lies
+
+
+def shifted(inputs, down, right, canvas=9):
+    """The batch with each image elsewhere on a canvas of so many patches a side; what surrounds it is noise."""
+    B, side = len(inputs["input_ids"]), canvas * PATCH
+    pixels, mask = torch.randn(B, 3, side, side), torch.zeros(B, side, side, dtype=torch.int64)
+    for b in range(B):
+        height, width = (int(inputs["pixel_mask"][b].any(dim=dim).sum()) for dim in (1, 0))
+        place = (
+            slice(down * VILT.patch, down * VILT.patch + height),
+            slice(right * VILT.patch, right * VILT.patch + width),
+        )
+        pixels[b][:, *place], mask[b][place] = inputs["pixel_values"][b, :, :height, :width], 1
+    return inputs | {"pixel_values": pixels, "pixel_mask": mask}
+
+
+@pytest.mark.parametrize("config", [NoReduction(), NoReduction(max_image_tokens=40), STRONG], ids=str)
+@pytest.mark.parametrize(("down", "right"), [(0, 3), (2, 0), (1, 2)])
+def test_an_image_may_lie_anywhere(config, down, right):
+    model, inputs = VILT.build(), VILT.batch(GRIDS)
+    expected = answer(model, inputs)
+    if config.method != "none":
+        expected = answer(pumer.patch(model, config), inputs)
+    CLOSE(answer(pumer.patch(model, config), shifted(inputs, down, right)), expected)
+
+
+def test_images_that_lie_elsewhere_are_traced_alike():
+    model, inputs = pumer.patch(VILT.build(), STRONG), VILT.batch(GRIDS)
+    with pumer.trace(model) as trace:
+        model(**inputs | {"pixel_mask": inputs["pixel_mask"]})
+        model(**shifted(inputs, 2, 1, canvas=8))
+    here, there = trace.forwards
+    slots = here.patch_cell.shape[1]
+    assert torch.equal(here.grid, there.grid)
+    assert torch.equal(here.patch_cell, there.patch_cell[:, :slots]) and (there.patch_cell[:, slots:] == -1).all()
+
+
+def test_patches_left_out_inside_an_image_move_no_others():
+    """The image is the rectangle around its real patches."""
+    model, inputs = pumer.patch(VILT.build("ViltModel"), NoReduction()), VILT.batch(GRIDS[:1])
+    whole, _, cells = model.embeddings.image_tokens(inputs["pixel_values"], inputs["pixel_mask"], None)
+    hole = inputs["pixel_mask"].clone()
+    hole[:, 8:24], hole[:, :, 32:40] = 0, 0
+    states, mask, cell = model.embeddings.image_tokens(inputs["pixel_values"], hole, None)
+    left = [i for i, (row, column) in enumerate(cells[0].tolist()) if row not in (1, 2) and column != 4]
+    assert cell[0, : len(left)].tolist() == cells[0, left].tolist() and mask.sum() == len(left)
+    CLOSE(states[0, : len(left)], whole[0, left])
+
+
+@pytest.mark.parametrize("config", [NoReduction(), STRONG], ids=["none", "pumer"])
+def test_an_image_without_a_real_pixel_is_refused(config):
+    model, inputs = pumer.patch(VILT.build(), config), VILT.batch(GRIDS)
+    inputs["pixel_mask"][1] = 0
+    with pytest.raises(InputError, match=r"pixel_mask of image 1 is 0 everywhere"):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("config", [NoReduction(), STRONG], ids=["none", "pumer"])
+def test_in_a_graph_an_image_without_a_real_pixel_has_no_answer(config):
+    model, inputs = pumer.patch(VILT.build(), config), VILT.batch(GRIDS)
+    with torch.no_grad():
+        expected = answer(model, inputs)
+        exported = torch.export.export(model, (), inputs).module()
+        inputs["pixel_mask"][1] = 0
+        output = exported(**inputs).logits
+    assert output[1].isnan().all()
+    CLOSE(output[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize("shape", [(2, 48, 48), (3, 1, 48, 48), (48, 48)])
+def test_a_mask_of_another_batch(shape):
+    model, inputs = pumer.patch(VILT.build(), STRONG), VILT.batch(GRIDS)
+    with pytest.raises(InputError, match=r"pixel_mask is \(.*\(3, height, width\)"):
+        model(**inputs | {"pixel_mask": torch.ones(shape)})
 
 
 def test_no_patches_are_drawn_at_random(no_random_patches):

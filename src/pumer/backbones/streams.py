@@ -32,6 +32,13 @@ def autocast_off(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
+def in_graph(x: Tensor) -> bool:
+    """Whether a graph is being made of what is computed, so that no value of ``x`` can be looked at."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def text_block(
     states: Tensor, mask: Tensor, reduced: bool, image_mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:

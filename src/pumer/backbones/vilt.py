@@ -37,6 +37,7 @@ from pumer.backbones.streams import (
     attention_dtype,
     autocast_off,
     expand_text,
+    in_graph,
     layer_bytes,
     slots_at_start,
     text_block,
@@ -80,30 +81,37 @@ class FastViltEmbeddings(ViltEmbeddings):
 
         Args:
             pixel_values: ``(B, C, height, width)``.
-            pixel_mask: ``(B, height, width)``, 1 for real pixels, or None.
+            pixel_mask: ``(B, height, width)``, 1 for real pixels, or None. The image may lie anywhere: it is the
+                smallest rectangle that holds its real patches, and other patches inside it are left out.
             max_image_tokens: Length of the patch buffer, or None for the whole grid.
 
         Returns:
             ``states (B, 1 + V, D)`` with [CLS] first and no modality embedding yet; ``mask (B, 1 + V)`` bool; ``cell
-            (B, 1 + V, 2)``: row and column of each patch, -1 for [CLS] and free slots.
+            (B, 1 + V, 2)``: row and column of each patch in its image, -1 for [CLS] and free slots.
 
         Raises:
-            InputError: If the buffer is too short for an image, or the model samples patches at random.
+            InputError: If the buffer is too short for an image, an image has no real pixel, or the model samples
+                patches at random. On a GPU and in graphs nobody waits for the masks: an image without a real pixel
+                makes its own answer NaN there.
         """
         patches = self.patch_embeddings(pixel_values)
         batch, _, rows, columns = patches.shape
         real = torch.ones(batch, rows, columns, dtype=torch.bool, device=patches.device)
         if pixel_mask is not None:
+            _check_mask(pixel_mask, batch)
             real = interpolate(pixel_mask[:, None].float(), size=(rows, columns))[:, 0] > 0
         length = self._buffer_length(real, max_image_tokens)
-        height, width = real[:, :, 0].sum(dim=1), real[:, 0, :].sum(dim=1)
+        height, width = _extent(real.any(dim=2)), _extent(real.any(dim=1))
         positions = interpolate_positions(self.position_embeddings[0, 1:], height, width, rows, columns)
         index, valid = compact(real.flatten(1), length)
         states = patches.flatten(2).transpose(1, 2) + positions.to(patches.dtype)
         states = gather_tokens(states, index)
         first = (self.cls_token + self.position_embeddings[:, :1]).expand(batch, -1, -1).to(states.dtype)
+        if pixel_mask is not None:
+            first = _without_blanks(first, height[1] < height[0])
         states = self.dropout(torch.cat([first, states], dim=1))
-        return states, *_with_cls(valid, torch.stack([index // columns, index % columns], dim=-1))
+        cell = torch.stack([index // columns - height[0][:, None], index % columns - width[0][:, None]], dim=-1)
+        return states, *_with_cls(valid, cell)
 
     def _buffer_length(self, real: Tensor, max_image_tokens: int | None) -> int:
         """Slots for patches; a buffer that would lose patches is refused."""
@@ -118,7 +126,7 @@ class FastViltEmbeddings(ViltEmbeddings):
         if max_image_tokens is None or max_image_tokens >= grid:
             return grid
         most = real.flatten(1).sum(dim=1).max()
-        if torch.compiler.is_compiling() or (most.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if in_graph(most):
             torch._assert_async(most <= max_image_tokens, "an image has more patches than max_image_tokens")
         elif int(most) > max_image_tokens:
             raise InputError(
@@ -127,18 +135,49 @@ class FastViltEmbeddings(ViltEmbeddings):
         return max_image_tokens
 
 
-def interpolate_positions(table: Tensor, height: Tensor, width: Tensor, rows: int, columns: int) -> Tensor:
+def _check_mask(pixel_mask: Tensor, batch: int) -> None:
+    """Refuse a mask of another batch, or of another kind."""
+    if pixel_mask.ndim != 3 or pixel_mask.shape[0] != batch:
+        raise InputError(f"pixel_mask is {tuple(pixel_mask.shape)}; give ({batch}, height, width), one mask per image")
+
+
+def _without_blanks(first: Tensor, blank: Tensor) -> Tensor:
+    """Refuse images without a real pixel, or make their [CLS] NaN where that would have to wait for the device.
+
+    Args:
+        first: ``(B, 1, D)``.
+        blank: ``(B,)`` bool.
+    """
+    if first.device.type != "cpu" or in_graph(first):
+        return first.masked_fill(blank[:, None, None], torch.nan)
+    try:
+        torch._assert_async(~blank.any())  # raises at once on a CPU
+    except RuntimeError:
+        row = int(blank.int().argmax())
+        raise InputError(f"pixel_mask of image {row} is 0 everywhere; give it 1 where the image is") from None
+    return first
+
+
+def _extent(used: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last used slot of an axis: of ``used (B, slots)`` bool, ``(B,)`` and ``(B,)``."""
+    slots = ranks(used.shape[1], used.device)
+    return torch.where(used, slots, used.shape[1]).amin(dim=1), torch.where(used, slots, -1).amax(dim=1)
+
+
+def interpolate_positions(
+    table: Tensor, height: tuple[Tensor, Tensor], width: tuple[Tensor, Tensor], rows: int, columns: int
+) -> Tensor:
     """Resize a square position table to each image's own grid, bilinearly with aligned corners.
 
     Args:
         table: ``(P * P, D)``.
-        height: ``(B,)`` patch rows of each image.
-        width: ``(B,)`` patch columns.
+        height: First and last patch row of each image, ``(B,)`` and ``(B,)``.
+        width: First and last patch column.
         rows: Rows of the padded grid.
         columns: Columns of the padded grid.
 
     Returns:
-        ``(B, rows * columns, D)``, zero outside an image; at least float32.
+        ``(B, rows * columns, D)``, arbitrary outside an image; at least float32.
     """
     side = round(table.shape[0] ** 0.5)
     square = table.view(side, side, -1).to(torch.promote_types(table.dtype, torch.float32))
@@ -149,12 +188,12 @@ def interpolate_positions(table: Tensor, height: Tensor, width: Tensor, rows: in
         return torch.einsum("bwq,bhqd->bhwd", horizontal, resized).flatten(1, 2)
 
 
-def _bilinear_weights(length: Tensor, slots: int, side: int) -> Tensor:
-    """``(B, slots, side)``: weight of table entry q for position i of an axis of each image's own length."""
-    position = ranks(slots, length.device)
-    entry = position * (side - 1.0) / (length[:, None] - 1).clamp(min=1)
-    weights = relu(1 - (entry[:, :, None] - ranks(side, length.device)).abs())
-    return weights * (position < length[:, None])[:, :, None]
+def _bilinear_weights(extent: tuple[Tensor, Tensor], slots: int, side: int) -> Tensor:
+    """``(B, slots, side)``: weight of table entry q for position i of an axis on which each image has its extent."""
+    first, last = extent
+    position = ranks(slots, first.device) - first[:, None]
+    entry = position * (side - 1.0) / (last - first)[:, None].clamp(min=1)
+    return relu(1 - (entry[:, :, None] - ranks(side, first.device)).abs())
 
 
 class FastViltSelfAttention(ViltSelfAttention):
