@@ -8,7 +8,7 @@ from tiny import GRIDS, HEADS, TINY, answer
 from torch import nn
 
 import pumer
-from pumer import InputError, NoReduction, PuMerConfig, Step
+from pumer import DynamicViTConfig, InputError, NoReduction, PuMerConfig, Step
 from pumer.patching import reductions
 
 VILT = TINY["vilt"]
@@ -305,20 +305,65 @@ def test_lora_trains_on_a_patched_model(inputs):
     assert adapters and all(p.grad is not None and p.grad.any() for p in adapters)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_quantised_linear_layers(model, inputs, reduced):
+class Packed(nn.Linear):
+    """Integer weights, two in a byte and flat or one in a byte, as bitsandbytes' linear layers hold them."""
+
+    def __init__(self, linear, bits):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.bits, self.scale = bits, linear.weight.detach().abs().max() / (2 ** (bits - 1) - 1)
+        whole = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        if bits == 4:
+            pairs = (whole + 8).to(torch.uint8).view(-1, 2)
+            whole = (pairs[:, :1] << 4) | pairs[:, 1:]
+        self.weight, self.bias = nn.Parameter(whole, requires_grad=False), linear.bias
+
+    def forward(self, x):
+        whole = self.weight
+        if self.bits == 4:
+            whole = torch.cat([whole >> 4, whole & 15], dim=1).to(x.dtype).view(self.out_features, -1) - 8
+        return nn.functional.linear(x, whole.to(x.dtype) * self.scale, self.bias)
+
+
+def packed(model, bits):
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                setattr(module, name, Packed(child, bits))
+    return model
+
+
+def dynamic(model):
     quantise = getattr(getattr(torch.ao, "quantization", None), "quantize_dynamic", None)
     if quantise is None or "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("this torch quantises no linear layers on a CPU")
-    pumer.patch(model, CONFIG)
+    return quantise(model, {nn.Linear}, dtype=torch.qint8)
+
+
+QUANTISE = {"dynamic": dynamic, "int8": lambda model: packed(model, 8), "int4": lambda model: packed(model, 4)}
+LEARNS = DynamicViTConfig(layers=(0, 2), prune_ratio=0.3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("kind", QUANTISE)
+@pytest.mark.parametrize(("backbone", "head"), HEADS)
+def test_quantised_linear_layers(backbone, head, kind):
+    case, quantise = TINY[backbone], QUANTISE[kind]
+    config, inputs = case.fit(CONFIG), case.batch(GRIDS, head)
     with torch.no_grad():
-        quantised = quantise(model, {nn.Linear}, dtype=torch.qint8)
-        assert type(quantised.vilt.encoder.layer[0].attention.attention.query) is not nn.Linear
-        assert pumer.reduction(quantised) == CONFIG
-        low = answer(quantised, inputs)
-        assert (torch.cosine_similarity(low, reduced, dim=-1) > 0.9).all()
-        again = quantise(VILT.build(), {nn.Linear}, dtype=torch.qint8)
-        torch.testing.assert_close(answer(pumer.patch(again, CONFIG), inputs), low)
+        full = answer(pumer.patch(case.build(head), config), inputs)
+        model = quantise(case.build(head))
+        assert not any(type(module) is nn.Linear for module in model.modules())
+        plain, fast = answer(model, inputs), answer(pumer.patch(model, NoReduction()), inputs)
+        # dynamic scales are those of a whole batch, padding included: rounded otherwise in another order
+        torch.testing.assert_close(fast, plain, **({"atol": 0.5, "rtol": 0} if kind == "dynamic" else {}))
+        low = answer(pumer.patch(model, config), inputs)
+        assert pumer.reduction(model) == config and low.isfinite().all()
+        torch.testing.assert_close(answer(quantise(pumer.patch(case.build(head), config)), inputs), low)
+        if kind != "int4" and full.shape[-1] > 1:
+            assert torch.cosine_similarity(low, full, dim=-1).mean() > 0.9
+        learns = pumer.patch(model, case.fit(LEARNS))
+        assert answer(learns, inputs).isfinite().all()
+        assert answer(pumer.unpatch(model), inputs).equal(plain) or backbone == "vilt"  # which shuffles its patches
 
 
 class Answering(transformers.Pipeline):

@@ -202,9 +202,9 @@ def _install(root: nn.Module, backbone: Backbone, state: Reduction) -> None:
             _swap(module, backbone.classes[type(module)])
     root.pumer_reduction = state  # type: ignore[assignment]
     if (learned := state.modules()) is not None:
-        weight = next(root.parameters())
-        dtype = weight.dtype if weight.is_floating_point() else torch.float32
-        root.add_module(LEARNED, learned.to(weight.device, dtype).train(root.training))
+        weights = list(root.parameters())
+        dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
+        root.add_module(LEARNED, learned.to(weights[0].device, dtype).train(root.training))
 
 
 def _learned(root: nn.Module, method: str) -> dict[str, Tensor]:

@@ -341,7 +341,7 @@ class MeterModel(MeterPreTrainedModel):
             mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
         else:
             mask = attention_mask > 0
-        bias = attention_bias(mask, self.text_projection.weight.dtype)
+        bias = attention_bias(mask, self.dtype)  # not that of a linear layer, which may be quantised
         encoded = self.text_model(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=bias)
         return MeterEncoding(self.text_projection(encoded.last_hidden_state), mask)
 
