@@ -1,28 +1,182 @@
 """Reading and writing whole files: JSON and text, there as a whole or not at all."""
 
+import codecs
+import csv
+import io
 import json
+import math
+import os
+import re
 import shutil
+import stat
+import sys
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from pumer.errors import InputError
 
+MAX_BYTES = 4 * 2**30
+"""Larger text files are refused; the largest official one has 0.7 GB."""
+MAX_CONFIG_BYTES = 64 * 2**20
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
-def read_json(path: str | Path) -> Any:
-    """Content of a JSON file.
+
+def read_json(path: str | Path, remedy: str = "give another file") -> Any:
+    """Content of a JSON file, with or without a byte-order mark.
+
+    Args:
+        path: The file.
+        remedy: What to do if it cannot be used, for the message.
 
     Raises:
-        InputError: If it is missing or not JSON, with the line where it breaks.
+        InputError: If it is missing, too large or not JSON, with the line where it breaks; and for what Python's parser
+            takes beyond the standard: ``NaN``, ``Infinity`` and half of a surrogate pair.
     """
+    with _remedy(remedy):
+        return _parsed(_text(path, MAX_BYTES), str(path))
+
+
+def read_config(path: str | Path, remedy: str = "give another file") -> dict[str, Any]:
+    """Content of a small JSON file that holds one object, such as a config; arguments as of `read_json`.
+
+    Raises:
+        InputError: As of `read_json`; and if it holds something else, a key twice or a number too large for a float.
+    """
+    with _remedy(remedy):
+        content = _parsed(_text(path, MAX_CONFIG_BYTES), str(path), "a config")
+        if not isinstance(content, dict):
+            raise InputError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+        return content
+
+
+def read_json_lines(path: str | Path, remedy: str = "give another file") -> list[tuple[int, Any]]:
+    """Number and content of every line of a file of JSON lines that is not empty; arguments as of `read_json`.
+
+    Raises:
+        InputError: As of `read_json`, with the line.
+    """
+    with _remedy(remedy):
+        lines = enumerate(_lines(_text(path, MAX_BYTES)), start=1)
+        return [(number, _parsed(line, f"{path}: line {number}", "a line")) for number, line in lines if line.strip()]
+
+
+def read_csv(path: str | Path, remedy: str = "give another file") -> list[tuple[int, list[str]]]:
+    """Values of every row of a CSV file that is not empty, with the number of the line it ends in.
+
+    Raises:
+        InputError: If it is missing or not CSV; a quotation mark without its second one swallows no lines.
+    """
+    with _remedy(remedy):
+        reader = csv.reader(io.StringIO(_text(path, MAX_BYTES), newline=""), strict=True)
+        try:
+            return [(reader.line_num, row) for row in reader if row]
+        except csv.Error as error:
+            raise InputError(f"{path} is not valid CSV: {error} in line {reader.line_num}") from error
+
+
+def read_lines(path: str | Path, remedy: str = "give another file") -> list[str]:
+    r"""Lines of a text file, without their ends: ``\n``, ``\r\n`` or ``\r``.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    return _lines(read_text(path, remedy))
+
+
+def read_text(path: str | Path, remedy: str = "give another file") -> str:
+    """Text of a file in UTF-8, or in UTF-16 with a byte-order mark; without the mark, its line ends as they are.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    with _remedy(remedy):
+        return _text(path, MAX_BYTES)
+
+
+@contextmanager
+def _remedy(remedy: str) -> Iterator[None]:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from error.__cause__
+
+
+def _text(path: str | Path, most: int) -> str:
+    data = _content(path, most)
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding, name = ("utf-16", "UTF-16") if data.startswith(marks) else ("utf-8-sig", "UTF-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not {name} text: {error.reason} at byte {error.start}") from error
+
+
+def _content(path: str | Path, most: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            about = os.fstat(file.fileno())
+            if stat.S_ISCHR(about.st_mode):
+                raise InputError(f"{path} is a device, not a file")
+            if about.st_size > most:
+                raise InputError(f"{path} is too large ({about.st_size} bytes; at most {most} are read)")
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path} does not exist") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a null character in the name
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(path)!r} is not a file name: {first_line(error)}") from error
+
+
+def _lines(text: str) -> list[str]:
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # other line breaks may stand in a text
+
+
+def _parsed(text: str, name: str, what: Literal["a file", "a line", "a config"] = "a file") -> Any:
+    """Parse JSON; of a config, which is small, every object and number is checked."""
+    try:
+        if what == "a config":
+            return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_without_doubles)
+        content = json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON: {error.msg} in line {error.lineno}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
+        where = "" if what == "a line" else f" in line {error.lineno}"
+        raise InputError(f"{name} is not valid JSON: {error.msg}{where}") from error
+    except RecursionError:
+        raise InputError(f"{name} is nested too deeply to be read") from None
+    except InputError as error:
+        raise InputError(f"{name} {error}") from None
+    except ValueError as error:  # a number that Python refuses to convert
+        raise InputError(f"{name} holds a number of more than {sys.get_int_max_str_digits()} digits") from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name} holds half of a surrogate pair, {error.object[error.start]!r}") from error
+    return content
+
+
+def _refuse(constant: str) -> Any:
+    raise InputError(f"is not valid JSON: it holds {constant}")
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise InputError(f"holds {number[:20]}, which is too large a number")
+    return value
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise InputError(f"holds {key!r} twice")
+    return content
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -31,15 +185,24 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file aside, then rename it: it is there as a whole or not at all."""
+    """Write a text file aside, then rename it: it is there as a whole or not at all.
+
+    Half of a surrogate pair, which a file name may hold, is written as JSON writes it.
+
+    Raises:
+        InputError: If it cannot be written, as on a full disk.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
         aside.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; give another place, or make room") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager
