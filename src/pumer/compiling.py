@@ -197,7 +197,7 @@ class CompiledModel(nn.Module):
         options = {name: kwargs[name] for name in OPTIONS if kwargs.get(name) is not None}
         for name in ("output_hidden_states", "return_dict"):
             options.setdefault(name, bool(getattr(model.config, name)))
-        (batch, words), per_word = inputs["input_ids"].shape, type(model) in PER_WORD
+        (batch, words), per_word = inputs["input_ids"].shape, isinstance(model, PER_WORD)
         exact = options["output_hidden_states"] or any(
             isinstance(each.config, ReleasedPuMerConfig) or (each.expands and not per_word) for each in states
         )

@@ -1,6 +1,6 @@
 """Switch reduction on and off in a model that is already there: patch, unpatch, patched, disabled, reduction."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, TypeVar
 
@@ -38,8 +38,8 @@ def patch(
         The same model.
 
     Raises:
-        InputError: If the model holds no supported family, has no such layer, has too few tokens, or is under control
-            of another library that replaced its ``forward``.
+        InputError: If the model holds no supported family, has no such layer, has too few tokens, is a subclass that
+            overrides what is replaced, or is under control of another library that replaced its ``forward``.
     """
     if not isinstance(config, ReductionConfig):
         raise InputError(f"{config!r} is not a reduction config; give pumer.PuMerConfig(...) or pumer.NoReduction()")
@@ -48,8 +48,7 @@ def patch(
     for root, backbone in roots:
         _check_layers(config, backbone, root)
         config.check_tokens(backbone.tokens(root))
-        known = {*backbone.classes, *backbone.classes.values()}
-        _check_untouched(root, known, "patch the model before, or load it without device_map")
+        _check_untouched(root, backbone, "patch the model before, or load it without device_map")
     before = [_learned(root, config.method) for root, _ in roots]
     unpatch(model)
     for (root, backbone), weights in zip(roots, before, strict=True):
@@ -72,16 +71,17 @@ def unpatch(model: Model) -> Model:
         The same model.
 
     Raises:
-        InputError: If another library replaced a patched module's ``forward`` in the meantime.
+        InputError: If another library replaced a patched module's ``forward``, or its class, in the meantime.
     """
-    for backbone in BACKBONES.values():
-        originals = {patched: parent for parent, patched in backbone.classes.items()}
-        _check_untouched(unwrapped(model), set(originals), "remove its hooks before unpatching")
-        for module in unwrapped(model).modules():
-            if type(module) in originals:
-                _swap(module, originals[type(module)])
-                module.__dict__.pop("pumer_reduction", None)
-                module._modules.pop(LEARNED, None)
+    roots = [(root, backbone) for root, backbone in _found(model) if backbone.is_patched(root)]
+    for root, backbone in roots:
+        _check_untouched(root, backbone, "remove its hooks before unpatching")
+    for root, backbone in roots:
+        for module in root.modules():
+            if (original := backbone.original_class(type(module))) is not None:
+                _swap(module, original)
+        root.__dict__.pop("pumer_reduction", None)
+        root._modules.pop(LEARNED, None)
     return model
 
 
@@ -169,16 +169,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _roots(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
     """Every module of a supported family inside a model, with its family."""
-    found = [
-        (module, backbone)
-        for module in unwrapped(model).modules()
-        for backbone in BACKBONES.values()
-        if type(module) in (backbone.root, backbone.classes[backbone.root])
-    ]
+    found = _found(model)
     if not found:
         supported = ", ".join(backbone.root.__name__ for backbone in BACKBONES.values())
         raise InputError(f"{type(model).__name__} cannot be patched; it must be or contain one of: {supported}")
     return found
+
+
+def _found(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
+    """The same, which may be none."""
+    return [
+        (module, backbone)
+        for module in unwrapped(model).modules()
+        for backbone in BACKBONES.values()
+        if isinstance(module, backbone.root)
+    ]
 
 
 def _check_slices(size: object, size_bytes: object) -> None:
@@ -198,8 +203,8 @@ def _parents(model: nn.Module, child: nn.Module) -> list[nn.Module]:
 def _install(root: nn.Module, backbone: Backbone, state: Reduction) -> None:
     """Swap the classes below a root that is not patched, and give it its state."""
     for module in root.modules():
-        if type(module) in backbone.classes:
-            _swap(module, backbone.classes[type(module)])
+        if (patched := backbone.patched_class(type(module))) is not None:
+            _swap(module, patched)
     root.pumer_reduction = state  # type: ignore[assignment]
     if (learned := state.modules()) is not None:
         weights = list(root.parameters())
@@ -245,10 +250,18 @@ def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) 
             raise InputError(f"{stack} layer {layer} of {backbone.name} cannot reduce: {reason}")
 
 
-def _check_untouched(model: nn.Module, classes: Container[type], remedy: str) -> None:
-    """Refuse modules whose ``forward`` was replaced on the instance: a swapped class would silently not be used."""
-    for name, module in model.named_modules():
-        if type(module) not in classes or "forward" not in module.__dict__:
+def _check_untouched(root: nn.Module, backbone: Backbone, remedy: str) -> None:
+    """Refuse modules that another library changed: whose ``forward`` was replaced on the instance, or whose class."""
+    for name, module in root.named_modules():
+        known = backbone.original_class(type(module)), backbone.patched_class(type(module))
+        if known == (None, None):
+            if not backbone.is_patched(module):
+                continue
+            raise InputError(
+                f"the class of '{name or type(module).__name__}' was replaced by another library after patching "
+                "(fully_shard does this); patch or unpatch the model before"
+            )
+        if "forward" not in module.__dict__:
             continue
         if getattr(module.__dict__["forward"], "__func__", None) is not type(module).forward:
             raise InputError(

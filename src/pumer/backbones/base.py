@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from pumer.backbones import subclasses
 from pumer.cues import Cues
 from pumer.reducers.base import CLS_ROW, KEYS, TEXT_ROWS, Place, Reducer, ReductionConfig
 from pumer.tokens import Decision, Tokens
@@ -170,6 +171,7 @@ class Backbone:
         example_bytes: From a root module to the bytes of activations that one example holds at most in inference,
             roughly, before anything is reduced.
         pooled: Classes of heads that read the pooled vector alone.
+        faster: Those of ``classes`` that are replaced for speed alone; a user's subclass of one stays as it is.
         unfit: From a stack and a layer of it to the reason why it cannot reduce, or None.
     """
 
@@ -183,9 +185,31 @@ class Backbone:
     tokens: Callable[[Any], dict[str, int]]
     example_bytes: Callable[[Any], int]
     pooled: frozenset[type[nn.Module]] = frozenset()
+    faster: frozenset[type[nn.Module]] = frozenset()
     unfit: Callable[[str, int], str | None] = lambda stack, layer: None
 
     def __post_init__(self) -> None:
         """Give each subclass its parent's ``__name__``: ``save_pretrained`` writes that into the config."""
         for parent, patched in self.classes.items():
             patched.__name__ = parent.__name__
+
+    def patched_class(self, cls: type[nn.Module]) -> type[nn.Module] | None:
+        """The class that takes a class's place, or None if it stays; a user's subclass gets one of its own.
+
+        Raises:
+            InputError: If a user's subclass overrides a method that is replaced.
+        """
+        parent = next((base for base in cls.__mro__ if base in self.classes), None)
+        if parent is None or issubclass(cls, self.classes[parent]) or (cls is not parent and parent in self.faster):
+            return None
+        patched = self.classes[parent]
+        return patched if cls is parent else subclasses.combined(patched, cls)
+
+    def original_class(self, cls: type[nn.Module]) -> type[nn.Module] | None:
+        """The class whose place a patched class takes; None for a class that is not patched."""
+        own = subclasses.original(cls)
+        return own or next((parent for parent, patched in self.classes.items() if cls is patched), None)
+
+    def is_patched(self, module: nn.Module) -> bool:
+        """Whether the class of a module is patched, even if another library has changed it since then."""
+        return isinstance(module, tuple(self.classes.values()))

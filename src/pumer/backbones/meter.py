@@ -444,6 +444,7 @@ METER = Backbone(
         model.config.vision_config.intermediate_size,
         model.dtype,
     ),
+    faster=frozenset({nn.Conv2d, QuickGELUActivation, RobertaLayer, RobertaSelfAttention}),
     pooled=frozenset({MeterForImageAndTextRetrieval, MeterForImagesAndTextClassification, MeterForQuestionAnswering}),
     unfit=_unfit,
 )

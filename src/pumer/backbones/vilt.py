@@ -456,5 +456,6 @@ VILT = Backbone(
         model.config.intermediate_size,
         model.dtype,
     ),
+    faster=frozenset({nn.Conv2d}),
     pooled=frozenset({ViltForImageAndTextRetrieval, ViltForImagesAndTextClassification, ViltForQuestionAnswering}),
 )

@@ -101,7 +101,7 @@ class _TimedReducer:
 def watched(model: nn.Module, watch: Watch) -> Iterator[None]:
     """Tell a watch about the parts of a patched model's forwards, for the length of a ``with`` block."""
     before = [(state, dict(vars(state))) for state in reductions(model)]
-    roots = [(m, b) for m in model.modules() for b in BACKBONES.values() if type(m) is b.classes[b.root]]
+    roots = [(m, b) for m in model.modules() for b in BACKBONES.values() if isinstance(m, b.classes[b.root])]
     handles = []
     for root, backbone in roots:
         for module in backbone.embedders(root):

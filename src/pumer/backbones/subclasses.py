@@ -1,0 +1,59 @@
+"""Patched classes for a user's subclasses of transformers' classes."""
+
+from inspect import unwrap
+from types import FunctionType, new_class
+from typing import Any
+
+from torch import nn
+
+from pumer.errors import InputError
+
+_ORIGINAL = "_pumer_original"
+_MADE: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+
+
+def combined(patched: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
+    """A class that computes as a patched one does and is the user's own for the rest; copied and pickled by its parts.
+
+    Args:
+        patched: Patched subclass of a transformers class.
+        own: The user's subclass of the same class.
+
+    Raises:
+        InputError: If the user's class overrides a method that the patched one replaces.
+    """
+    if (patched, own) not in _MADE:
+        _check_overrides(patched, own)
+        names = {name: getattr(own, name) for name in ("__module__", "__qualname__", "__doc__")}
+        names |= {_ORIGINAL: own, "__reduce_ex__": _reduce}
+        _MADE[patched, own] = new_class(own.__name__, (patched, own), exec_body=lambda body: body.update(names))
+    return _MADE[patched, own]
+
+
+def original(cls: type) -> type[nn.Module] | None:
+    """The user's class in one made by `combined`; None for another class."""
+    return vars(cls).get(_ORIGINAL)
+
+
+def _check_overrides(patched: type[nn.Module], own: type[nn.Module]) -> None:
+    parent = patched.__mro__[1]
+    replaced = [name for name, value in vars(patched).items() if isinstance(value, FunctionType)]
+    for cls in reversed(own.__mro__[: own.__mro__.index(parent)]):
+        for name in replaced:
+            mine, theirs = vars(cls).get(name), getattr(parent, name, None)
+            # transformers wraps the forward of every subclass of a layer anew, which overrides nothing
+            if mine is not None and (theirs is None or unwrap(mine) is not unwrap(theirs)):
+                raise InputError(
+                    f"{cls.__name__}.{name} cannot be patched: {parent.__name__}.{name} is what a patched model "
+                    f"replaces; give a subclass of {parent.__name__} without a {name} of its own"
+                )
+
+
+def _reduce(module: nn.Module, protocol: int) -> tuple[Any, ...]:
+    cls = type(module)
+    return _blank, (cls.__bases__[0], cls.__bases__[1]), module.__getstate__()
+
+
+def _blank(patched: type[nn.Module], own: type[nn.Module]) -> nn.Module:
+    cls = combined(patched, own)
+    return cls.__new__(cls)
