@@ -1,7 +1,9 @@
 """Saving and loading patched models: safetensors and config as transformers writes them, plus ``reduction.json``."""
 
+import logging
 import os
 import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,18 +19,28 @@ from pumer.backbones.text_norm import restore_text_norm
 from pumer.errors import InputError
 from pumer.models import meter
 from pumer.models.meter import MeterImageProcessorPil, MeterProcessor
-from pumer.patching import LEARNED, adopt, patch, reduction, unwrapped
+from pumer.patching import LEARNED, patch, reduction, unwrapped
 from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
+from pumer.sources import some
 from pumer.utils.files import first_line, read_json, replacing, write_json
+from pumer.utils.tensors import not_finite
+
+logger = logging.getLogger(__name__)
 
 REDUCTION_FILE = "reduction.json"
 LEARNED_FILE = "reduction.safetensors"
 """Weights of a method that learns; plain transformers does not see them."""
+WEIGHTS_FILE = "model.safetensors"
 HEADS_FILE = "pretraining_heads.safetensors"
 """A matching layer that the checkpoint's own model class has no place for."""
 TRAINING_RECORD = "run.json"
 """File in a trained model's folder: provenance, config and results of its training."""
 SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_HEADS = ("classifier", "itm_score", "mlm_score", "rank_output")
+"""What stands on the body in the models of either family, by task; poolers count as heads too."""
+_OLD_NAMES = {r"^mlm_score\.bias$": "mlm_score.decoder.bias"}
+"""What transformers 4 called a tensor."""
+_READ = re.compile(r".*\.(json|safetensors|bin)|(vocab|merges)\.txt")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
@@ -90,20 +102,100 @@ def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         InputError: If the checkpoint is missing, broken or of an unknown model type, or if its reduction has an unknown
             method, version or key.
     """
-    hub = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
+    hub = _hub_options(kwargs)
     cls = model_class(name, **hub)
     config = read_reduction(name, **hub)
-    try:
-        model: PreTrainedModel = cls.from_pretrained(str(name), **kwargs)
-    except (OSError, EOFError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise InputError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
-    restore_text_norm(model)
-    if config is None:
-        return model.eval()
-    patch(model.eval(), config)
-    if wanted := learned_names(model):
-        model.load_state_dict(_read_learned(name, wanted, **hub), strict=False)
+    model, _ = read_model(cls, name, **kwargs)
+    if config is not None:
+        patch(model, config)
+    _fill_learned(model.eval(), name, _read_learned(name, **hub), learned_names(model))
     return model
+
+
+def read_model(
+    cls: type[PreTrainedModel], name: str | Path, head: bool = True, **kwargs: Any
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """A model of a class with the weights of a checkpoint: each of its tensors is read, and none is left over.
+
+    Buffers that older versions of transformers saved, and heads of other tasks, may be left over; the log names the
+    latter. What a reduction learned is no part of it.
+
+    Args:
+        cls: The class to make.
+        name: A folder, or the name of a model on the Hugging Face hub.
+        head: Whether the checkpoint must have the head of the class; otherwise a head that it lacks starts at random.
+        **kwargs: Passed to ``from_pretrained``.
+
+    Returns:
+        The model, and which of its heads the checkpoint lacks (such as "classifier", "pooler").
+
+    Raises:
+        InputError: If weights cannot be read, or tensors are missing, left over, of another shape, no floating-point
+            numbers or not finite; it names them.
+    """
+    allowed = bool(kwargs.get("ignore_mismatched_sizes"))  # by the caller
+    options = {"key_mapping": _OLD_NAMES} | kwargs | {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        model, report = cls.from_pretrained(str(name), **options)
+    except (OSError, EOFError, ValueError, RuntimeError, ArithmeticError, SafetensorError, UnpicklingError) as error:
+        raise InputError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
+    of_head = {key: part for key in model.state_dict() if (part := _head_of(key, model))}
+    lost = set(report["missing_keys"])
+    whole = {part for part in of_head.values() if {key for key in of_head if of_head[key] == part} <= lost}
+    absent = frozenset() if head else frozenset(whole)
+    buffers = dict(model.named_buffers())  # derived from the config
+    extra = {key for key in report["unexpected_keys"] if key not in buffers and not _is_learned(key)}
+    others = {key: part for key in extra if (part := _head_of(key, model)) and part not in of_head.values()}
+    _refuse(
+        name,
+        missing=(key for key in lost if of_head.get(key) not in absent),
+        unexpected=extra - others.keys(),
+        misshapen=() if allowed else (key for key, *_ in report["mismatched_keys"]),
+        not_floating_point=_no_floats(model, name, **_hub_options(kwargs)),
+        not_finite=not_finite(model.named_parameters()),
+    )
+    if others:
+        left = some(sorted(set(others.values())))
+        logger.info("%s also holds what a %s has no place for: %s", name, cls.__name__, left)
+    return restore_text_norm(model), absent
+
+
+def _hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that say where on the hub to look."""
+    return {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
+
+
+def _head_of(key: str, model: PreTrainedModel) -> str | None:
+    """The head, or pooler, that a tensor belongs to; None for one of the body."""
+    part = key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
+    return part if part in _HEADS or part.endswith("pooler") else None
+
+
+def _no_floats(model: PreTrainedModel, name: str | Path, **hub: Any) -> list[str]:
+    """Names of the weights that a checkpoint holds as integers; transformers would take these for the values."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        return []
+    single = cached_file(str(name), WEIGHTS_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+    files = [Path(single)] if single is not None else sorted(Path(name).glob("model-*-of-*.safetensors"))
+    wanted = {key for key, parameter in model.named_parameters() if parameter.is_floating_point()}
+    found = []
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            types = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys() if key in wanted}  # noqa: SIM118
+        found += [f"{key} ({kind})" for key, kind in types.items() if "F" not in kind]
+    return found
+
+
+def _refuse(name: str | Path, **faults: Iterable[str]) -> None:
+    """Raise if there is a tensor with a fault, naming it.
+
+    Raises:
+        InputError: With all faults.
+    """
+    found = {fault.replace("_", " "): sorted(keys) for fault, keys in faults.items()}
+    said = "; ".join(f"{fault}: {some(keys)}" for fault, keys in found.items() if keys)
+    if said:
+        raise InputError(f"the tensors of {name} are not those of its model; {said}; give a whole checkpoint")
 
 
 def restore_learned(model: nn.Module, name: str | Path) -> set[str]:
@@ -119,7 +211,11 @@ def restore_learned(model: nn.Module, name: str | Path) -> set[str]:
     config, saved, wanted = reduction(model), read_reduction(name), learned_names(model)
     if not wanted or config is None or saved is None or config.method != saved.method:
         return set()
-    return adopt(model, _read_learned(name, wanted, partly=True))
+    learned = [f".{stack}_{layer}." for stack, layer in saved.places()]
+    wanted = {key for key in wanted if any(place in key for place in learned)}
+    found = {key: x for key, x in _read_learned(name).items() if key in wanted}
+    _fill_learned(model, name, found, wanted)
+    return wanted
 
 
 def learned_names(model: nn.Module) -> set[str]:
@@ -132,18 +228,60 @@ def _is_learned(name: str) -> bool:
     return f".{LEARNED}." in f".{name}"
 
 
-def _read_learned(name: str | Path, wanted: set[str], partly: bool = False, **hub: Any) -> dict[str, Tensor]:
+def _read_learned(name: str | Path, **hub: Any) -> dict[str, Tensor]:
     """Tensors of a method that learns: `save` writes them apart, a checkpoint of a run holds them with the others."""
-    found: dict[str, Tensor] = {}
-    for file in (LEARNED_FILE, "model.safetensors"):
+    return read_tensors(name, LEARNED_FILE, _is_learned, **hub) or read_tensors(name, WEIGHTS_FILE, _is_learned, **hub)
+
+
+def _fill_learned(model: nn.Module, name: str | Path, found: Mapping[str, Tensor], wanted: set[str]) -> None:
+    """Give a patched model the weights that its reduction learned: all that it wants, and no others."""
+    own = model.state_dict()
+    check_tensors(f"{name} ({REDUCTION_FILE}, {LEARNED_FILE})", found, {key: own[key] for key in wanted})
+    model.load_state_dict(found, strict=False)
+
+
+def read_tensors(name: str | Path, file: str, wanted: Callable[[str], bool], **hub: Any) -> dict[str, Tensor]:
+    """Tensors of one safetensors file of a checkpoint; none where it has no such file.
+
+    Args:
+        name: A folder or a hub name.
+        file: Its name there.
+        wanted: From a tensor's name to whether it is read.
+        **hub: As for `model_class`.
+
+    Raises:
+        InputError: If the file is there but cannot be read.
+    """
+    try:
         path = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
-        if path is not None and not found:
-            with safe_open(path, framework="pt") as tensors:
-                found = {key: tensors.get_tensor(key) for key in tensors.keys() if key in wanted}  # noqa: SIM118
-    if found.keys() != wanted and not partly:
-        missing = sorted(wanted - found.keys())
-        raise InputError(f"{name} lacks weights that its reduction learned, such as {missing[0]} (file {LEARNED_FILE})")
-    return found
+        if path is None:
+            return {}
+        with safe_open(path, framework="pt") as tensors:
+            return {key: tensors.get_tensor(key) for key in tensors.keys() if wanted(key)}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} of {name} cannot be read: {first_line(error)}") from error
+
+
+def check_tensors(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those that are wanted.
+
+    Args:
+        name: Of the checkpoint.
+        found: By name, as read.
+        wanted: By name, of the right shapes.
+
+    Raises:
+        InputError: Naming those that are missing, left over, of another shape or not finite.
+    """
+    shared = wanted.keys() & found.keys()
+    _refuse(
+        name,
+        missing=wanted.keys() - shared,
+        unexpected=found.keys() - shared,
+        misshapen=(key for key in shared if found[key].shape != wanted[key].shape),
+        not_floating_point=(key for key in shared if not found[key].is_floating_point()),
+        not_finite=not_finite(found.items()),
+    )
 
 
 def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
@@ -161,6 +299,7 @@ def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
             raise InputError(f"checkpoint {name} is not a folder; give a folder with config.json and model.safetensors")
         if not (Path(name) / "config.json").is_file():
             raise InputError(f"checkpoint {name} holds no config.json; give a folder that pumer or transformers wrote")
+        _check_readable(Path(name))
     try:
         config = AutoConfig.from_pretrained(str(name), **hub)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -171,6 +310,17 @@ def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise InputError(f"config.json of {name} names the architecture '{architecture}', unknown to transformers")
     return cls
+
+
+def _check_readable(folder: Path) -> None:
+    """Refuse files of a model that are there but cannot be read, which would count as absent.
+
+    Raises:
+        InputError: Naming the first.
+    """
+    for file in sorted(folder.iterdir()):
+        if _READ.fullmatch(file.name) and not (file.is_file() and os.access(file, os.R_OK)):
+            raise InputError(f"{file} is there but cannot be read as a file; restore it, or remove it")
 
 
 def read_reduction(name: str | Path, **hub: Any) -> ReductionConfig | None:
@@ -210,7 +360,7 @@ def load_processor(name: str | Path) -> ViltProcessor | MeterProcessor:
         kind = MeterImageProcessorPil if of_meter else ViltImageProcessorPil
         images, tokenizer = kind.from_pretrained(str(name)), AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError, KeyError) as error:
-        if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file():
+        if Path(name).is_dir() and not os.path.lexists(Path(name) / "preprocessor_config.json"):
             raise InputError(f"{name} holds no processor; add one: processor.save_pretrained('{name}')") from error
         raise InputError(f"the processor of {name} cannot be read: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up from the model type when there are no files
@@ -230,7 +380,7 @@ def trained_with(model: str | Path) -> dict[str, Any]:
         InputError: If its record is something else.
     """
     record = Path(model) / TRAINING_RECORD
-    content = read_json(record) if record.is_file() else {}
+    content = read_json(record) if os.path.lexists(record) else {}
     settings: Any = content.get("config", {}) if isinstance(content, dict) else None
     if not isinstance(settings, dict) or not isinstance(settings.get("data", {}), dict):
         raise InputError(f"{record} is no record of a training; remove it")

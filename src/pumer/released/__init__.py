@@ -19,6 +19,7 @@ from pumer.released.family import Family, Head
 from pumer.released.meter import METER, is_meter
 from pumer.released.vilt import VILT
 from pumer.sources import some
+from pumer.utils.tensors import not_finite
 
 _SIMILARITY = {
     "mean_head": "mean_head",
@@ -50,7 +51,7 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], t
 
     Raises:
         InputError: For an unknown task, a reduction this library does not know, and for tensors that are missing,
-            unexpected or of a wrong shape; it names them.
+            unexpected, of a wrong shape, no floating-point numbers or not finite; it names them.
     """
     family = family_of(state_dict)
     if task not in family.heads:
@@ -120,12 +121,14 @@ def _fill(model: PreTrainedModel, weights: Mapping[str, Tensor], family: Family,
         missing=set(places.values()) - set(weights),
         unexpected=set(weights) - set(places.values()),
         wrong=wrong,
+        not_floating_point=[places[name] for name, x in filled.items() if not x.is_floating_point()],
+        not_finite=not_finite((places[name], x) for name, x in filled.items()),
     )
     model.load_state_dict(filled)
 
 
 def _refuse(model: str, **kinds: Iterable[str]) -> None:
     """Raise if there is a name of any kind."""
-    said = [f"{word}: {some(sorted(names))}" for word, names in kinds.items() if names]
+    said = [f"{word.replace('_', ' ')}: {some(sorted(set(names)))}" for word, names in kinds.items() if names]
     if said:
         raise InputError(f"the tensors of the checkpoint do not fit {model}; {'; '.join(said)}")

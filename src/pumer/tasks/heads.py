@@ -9,9 +9,8 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from pumer.backbones.text_norm import restore_text_norm
-from pumer.checkpoint import model_class
+from pumer.checkpoint import model_class, read_model
 from pumer.errors import InputError
-from pumer.utils.files import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +46,10 @@ def classifier_from(
     known = [config.id2label[index] for index in range(config.num_labels)] if saved_as is cls else []
     if not known:
         config.num_labels = len(labels)
-    try:
-        if saved_as is cls:
-            model = cls.from_pretrained(checkpoint, config=config, dtype=torch.float32)
-        else:
-            model = _around_body(cls, saved_as, checkpoint, config, images)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"the weights of {checkpoint} cannot be loaded: {first_line(error)}") from error
-    restore_text_norm(model)
+    if saved_as is cls:
+        model, _ = read_model(cls, checkpoint, config=config, dtype=torch.float32)
+    else:
+        model = restore_text_norm(_around_body(cls, saved_as, checkpoint, config, images))
     if known != list(labels):
         _relabel(model, known, labels)
     return model
@@ -64,14 +59,16 @@ def _around_body(
     cls: type[PreTrainedModel], saved_as: type[PreTrainedModel], checkpoint: str, config: Any, images: int
 ) -> PreTrainedModel:
     """A model with a new head around the body of a model of another class."""
-    body = saved_as.from_pretrained(checkpoint, dtype=torch.float32).base_model.state_dict()
+    body = read_model(saved_as, checkpoint, head=False, dtype=torch.float32)[0].base_model.state_dict()
     if images > 1:
         kinds = _KINDS[config.model_type]
         missing = max(0, 1 + images - len(body[kinds]))
         body[kinds] = torch.cat([body[kinds], body[kinds][[_IMAGE] * missing]])
         config.num_images, config.modality_type_vocab_size = images, len(body[kinds])
     model = cls(config).eval()
-    model.base_model.load_state_dict(body, strict=False)  # some models have no pooler
+    missing = model.base_model.load_state_dict(body, strict=False).missing_keys
+    fresh = "head and pooler start" if missing else "the head starts"
+    logger.info("%s is a %s: %s at random", checkpoint, saved_as.__name__, fresh)
     return model
 
 

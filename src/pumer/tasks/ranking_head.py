@@ -4,17 +4,14 @@ import logging
 from collections.abc import Mapping
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import cached_file
 
-from pumer.backbones.text_norm import restore_text_norm
-from pumer.checkpoint import HEADS_FILE, model_class
+from pumer.checkpoint import HEADS_FILE, WEIGHTS_FILE, check_tensors, model_class, read_model, read_tensors
 from pumer.errors import InputError
-from pumer.utils.files import first_line
 
 logger = logging.getLogger(__name__)
 
+_RANKING = "rank_output"
 _MATCHING = "itm_score.fc"  # scores "does not belong", "belongs": the second is where a ranking starts
 
 
@@ -31,20 +28,17 @@ def ranking_from(checkpoint: str, models: Mapping[str, type[PreTrainedModel]]) -
     Raises:
         InputError: when the checkpoint cannot be read or is of another model type.
     """
-    model_class(checkpoint)  # names a missing or broken checkpoint
+    saved_as = model_class(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint)
     if config.model_type not in models:
         allowed = " or ".join(f"'{name}'" for name in models)
         raise InputError(f"checkpoint {checkpoint} is a '{config.model_type}' model; this task needs {allowed}")
     config.num_labels = 1
-    try:
-        model, loaded = models[config.model_type].from_pretrained(
-            checkpoint, config=config, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"the weights of {checkpoint} cannot be loaded: {first_line(error)}") from error
-    restore_text_norm(model)
-    if any(name.startswith("rank_output.") for name in loaded["missing_keys"]):
+    cls = models[config.model_type]
+    model, absent = read_model(cls, checkpoint, head=saved_as is cls, config=config, dtype=torch.float32)
+    if poolers := sorted(absent - {_RANKING}):
+        logger.info("%s has no %s: it starts at random", checkpoint, " and no ".join(poolers))
+    if _RANKING in absent:
         matched = _start_from_matching(model, checkpoint)
         logger.info("ranking layer: starts %s", "from image-text matching" if matched else "at random")
     return model
@@ -52,13 +46,15 @@ def ranking_from(checkpoint: str, models: Mapping[str, type[PreTrainedModel]]) -
 
 def _start_from_matching(model: PreTrainedModel, checkpoint: str) -> bool:
     """Fill the ranking layer from the checkpoint's matching layer; False where it has none."""
-    for file in ("model.safetensors", HEADS_FILE):
-        path = cached_file(checkpoint, file, _raise_exceptions_for_missing_entries=False)
-        if path is None:
+    for file in (WEIGHTS_FILE, HEADS_FILE):
+        tensors = read_tensors(checkpoint, file, lambda name: name.startswith(f"{_MATCHING}."))
+        if not tensors:
             continue
-        with safe_open(path, "pt") as tensors, torch.no_grad():
-            if f"{_MATCHING}.weight" in tensors.keys():  # noqa: SIM118 (no dict)
-                for name in ("weight", "bias"):
-                    getattr(model.rank_output, name).copy_(tensors.get_tensor(f"{_MATCHING}.{name}")[1:])
-                return True
+        own = {f"{_MATCHING}.{name}": tensor for name, tensor in model.rank_output.named_parameters()}
+        pairs = {name: tensor.new_zeros(2, *tensor.shape[1:]) for name, tensor in own.items()}
+        check_tensors(f"{checkpoint} ({file})", tensors, pairs)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name][1:])
+        return True
     return False
