@@ -85,10 +85,14 @@ def tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
         device: Where they are needed.
     """
     text, image = len(range(text)), len(range(image))  # where they are symbols, a compiled graph is for these numbers
-    if torch.compiler.is_exporting():  # an exported program holds them as constants
+    if _exporting():  # an exported program holds them as constants
         return _make(rule, text, image, device)
     found: Tables = _constant_tables(rule, text, image, device)
     return found
+
+
+def _exporting() -> bool:
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -154,12 +158,12 @@ def _row(kept: int, merged: int) -> tuple[int, int, int]:
 
 def integers(device: torch.device, *values: int) -> Tensor:
     """A small constant ``(n,)`` int64 on the device, made once."""
-    return torch.tensor(values, device=device) if torch.compiler.is_exporting() else _constant(device, values)[0]
+    return torch.tensor(values, device=device) if _exporting() else _constant(device, values)[0]
 
 
 def ranks(count: int, device: torch.device) -> Tensor:
     """0, 1, 2, ... up to ``count - 1``: ``(count,)`` int64 on the device, made once."""
-    return torch.arange(count, device=device) if torch.compiler.is_exporting() else _constant(device, range(count))[0]
+    return torch.arange(count, device=device) if _exporting() else _constant(device, range(count))[0]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

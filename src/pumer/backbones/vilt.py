@@ -14,6 +14,7 @@ Weights, state dict and class names stay as they are.
 """
 
 from functools import partial
+from math import isqrt
 from typing import Any
 
 import torch
@@ -179,7 +180,7 @@ def interpolate_positions(
     Returns:
         ``(B, rows * columns, D)``, arbitrary outside an image; at least float32.
     """
-    side = round(table.shape[0] ** 0.5)
+    side = isqrt(int(table.shape[0]))
     square = table.view(side, side, -1).to(torch.promote_types(table.dtype, torch.float32))
     vertical = _bilinear_weights(height, rows, side).to(square.dtype)
     horizontal = _bilinear_weights(width, columns, side).to(square.dtype)

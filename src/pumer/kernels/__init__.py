@@ -42,7 +42,9 @@ def enabled() -> bool:
 
 def usable(x: Tensor) -> bool:
     """Whether the kernels are for tensors like ``x``: of 16 or 32 bits, on a supported GPU, and not for an export."""
-    if not (_enabled and _INSTALLED and x.is_cuda) or x.dtype not in _DTYPES or torch.compiler.is_exporting():
+    if not (_enabled and _INSTALLED and x.is_cuda) or x.dtype not in _DTYPES:
+        return False
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     return bool(_supported(x.get_device()))
 

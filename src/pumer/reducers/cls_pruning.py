@@ -90,7 +90,7 @@ class EViTReducer:
         beyond = found.rank[1 : found.image] >= (left - merged.clamp(max=1))[:, None]
         lost = torch.empty_like(beyond).scatter_(1, ordered(scores, descending=True), beyond)
         strongest = scores.masked_fill(~lost, -1).argmax(dim=1, keepdim=True)
-        stands = (~lost).scatter_(1, strongest, True)  # and padding, whose code comes last
+        stands = (~lost).scatter_(1, strongest, 1)  # and padding, whose code comes last
         code = 2 * (stands.cumsum(dim=1) + found.text_left)
         code = torch.where(stands, code, code.gather(1, strongest) + 1).masked_fill(~mask[:, 1:], GONE)
         code = torch.cat([found.code[1, :1].expand(code.shape[0], 1), code], dim=1)

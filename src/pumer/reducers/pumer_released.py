@@ -107,7 +107,8 @@ class ReleasedPuMerReducer:
 
     def decide(self, cues: Cues) -> Decision:
         """Prune by score, then merge; the image mask is all ones afterwards, the text mask an average."""
-        (T, V), device, B = cues.tokens.slots, cues.tokens.size.device, cues.tokens.size.shape[0]
+        T, V = map(int, cues.tokens.slots)  # of a traced model, they are tensors
+        device, B = cues.tokens.size.device, cues.tokens.size.shape[0]
         pruned = round(self.config.prune_ratio * V)
         if pruned == 0:
             bias = torch.cat([_soft_mask(cues, modality) for modality in (0, 1)], dim=1).log()[:, None, None]
