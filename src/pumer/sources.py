@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from pumer.errors import InputError
-from pumer.utils.files import first_line, read_json
+from pumer.utils.files import first_line, read_json, read_lines
 
 _LIGHTNING = ("pytorch_lightning.", "lightning.")  # its checkpoints name the classes of the callbacks
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -102,12 +102,9 @@ def read_answers(path: Path) -> list[str]:
     Raises:
         InputError: If the file cannot be read, or is JSON but no list of texts.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"answers file {path} cannot be read: {first_line(error)}") from error
-    if path.suffix != ".json" and not text.lstrip().startswith("["):
-        return text.splitlines()
+    lines = read_lines(path, "give a file of answers")
+    if path.suffix != ".json" and not next((line for line in lines if line.strip()), "").lstrip().startswith("["):
+        return lines[:-1] if lines[-1] == "" else lines
     answers = read_json(path)
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise InputError(f"answers file {path} must hold a JSON list of texts, or one answer per line")

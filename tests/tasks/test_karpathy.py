@@ -35,7 +35,7 @@ def test_folders_of_coco(tiny_flickr):
             entry["filepath"] = "train2014"
         last = content["images"][-1]
         last |= {"split": "restval", "filepath": "val2014"}
-        last["sentences"] += last["sentences"][:2]
+        last["sentences"] += [sentence | {"sentid": 900 + sentence["sentid"]} for sentence in last["sentences"][:2]]
         (tiny_flickr / "train2014" / last["filename"]).rename(tiny_flickr / "val2014" / last["filename"])
 
     edit(tiny_flickr, change)
@@ -53,7 +53,7 @@ def test_folders_of_coco(tiny_flickr):
         (lambda content: content["images"][6].pop("filename"), r"entry 6 of 'images' has no 'filename' \(str\)"),
         (lambda content: content["images"][6].update(filepath=3), "'filepath' of image 1006.jpg must be text, not 3"),
         (lambda content: content["images"][6].update(sentences=[]), "image 1006.jpg has no captions"),
-        (lambda content: content["images"][6]["sentences"][0].pop("raw"), "1006.jpg has no 'raw' text"),
+        (lambda content: content["images"][6]["sentences"][0].pop("raw"), "1006.jpg has no 'raw'"),
     ],
 )
 def test_what_is_wrong_is_named(tiny_flickr, change, message):
@@ -68,8 +68,8 @@ def test_missing_or_broken_file(tiny_flickr):
     ):
         read(tiny_flickr, "train+al")
     (tiny_flickr / FILE).write_text("{")
-    with pytest.raises(InputError, match="broken JSON"):
+    with pytest.raises(InputError, match="not valid JSON"):
         read(tiny_flickr)
     (tiny_flickr / FILE).unlink()
-    with pytest.raises(InputError, match=r"does not exist; give data\.root=FOLDER"):
+    with pytest.raises(InputError, match=r"does not exist; the data folder must hold"):
         read(tiny_flickr)

@@ -173,10 +173,10 @@ def folder_for_file(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (broken_json, r"val2014_questions\.json is broken JSON"),
-        (no_list, r"val2014_questions\.json is not an official VQAv2 file: it has no list 'questions'"),
+        (broken_json, r"val2014_questions\.json is not valid JSON"),
+        (no_list, r"val2014_questions\.json holds no list 'questions'"),
         (missing_file, r"val2014_annotations\.json does not exist"),
-        (folder_for_file, r"val2014_annotations\.json cannot be read \(Is a directory\)"),
+        (folder_for_file, r"val2014_annotations\.json cannot be read: Is a directory"),
         (missing_images, r"image folder .*val2014 does not exist"),
         (missing_image, r"image .*COCO_val2014_000000000001\.jpg does not exist; 1 images of split val are missing"),
         (missing_key, r"entry 3 of 'questions' has no 'image_id' \(int\)"),

@@ -1,6 +1,5 @@
-"""What tasks with one right label out of a few have in common: cross-entropy, accuracy, files of JSON lines."""
+"""What tasks with one right label out of a few have in common: cross-entropy and accuracy."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,35 +70,3 @@ class SingleLabel(Task):
         if not example.answers:
             raise InputError(f"example {example.id} has no public label; score the submission file on the server")
         return float(answer == example.answers[0])
-
-
-def read_lines(path: Path, kinds: Mapping[str, type], files: str) -> list[dict[str, Any]]:
-    """The entries of a file of JSON lines, each checked to hold `kinds`.
-
-    Args:
-        path: the file; empty lines are passed over.
-        kinds: keys that every entry must have, with the type of their values.
-        files: what the data folder must hold, for messages.
-
-    Raises:
-        InputError: when the file is missing or broken; the message names file and line.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # other line breaks may stand in a text
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; the data folder must hold {files}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); download it again") from error
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path} is broken JSON in line {number} ({error}); download it again") from error
-        for name, kind in kinds.items():
-            if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
-                raise InputError(f"{path}: line {number} has no '{name}' ({kind.__name__})")
-        entries.append(entry)
-    return entries

@@ -1,12 +1,12 @@
 """Images with their captions in Karpathy's JSON files, which split Flickr30k and COCO for retrieval."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pumer.errors import InputError
+from pumer.tasks.records import hold, listed, once
 
 RESTVAL = "restval"
 """COCO's validation images that are in neither split; usually joined to the training images."""
@@ -52,28 +52,23 @@ def _picture(entry: Mapping[str, Any], root: Path, images: str) -> Picture:
     return Picture(entry["imgid"], root / entry.get("filepath", images) / entry["filename"], captions)
 
 
-def _entries(path: Path, images: str) -> Iterator[Mapping[str, Any]]:
-    """The file's images, each checked to hold what is needed."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give data.root=FOLDER with that file in it") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give the official file") from error
-    except ValueError as error:
-        raise InputError(f"{path} is broken JSON ({error}); download it again") from error
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise InputError(f"{path} is no Karpathy file: it has no list 'images'")
-    for index, entry in enumerate(content["images"]):
-        for name, kind in _FIELDS.items():
-            if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
-                raise InputError(f"{path}: entry {index} of 'images' has no '{name}' ({kind.__name__})")
-        if not isinstance(entry.get("filepath", images), str):
-            raise InputError(f"{path}: 'filepath' of image {entry['filename']} must be text, not {entry['filepath']!r}")
-        if not entry["sentences"]:
-            raise InputError(f"{path}: image {entry['filename']} has no captions")
-        for caption in entry["sentences"]:
-            known = isinstance(caption, dict)
-            if not known or not isinstance(caption.get("raw"), str) or not isinstance(caption.get("sentid"), int):
-                raise InputError(f"{path}: a caption of image {entry['filename']} has no 'raw' text or no 'sentid'")
-        yield entry
+def _entries(path: Path, images: str) -> list[dict[str, Any]]:
+    """The file's images, each checked to hold what is needed, and to have numbers of its own."""
+    entries = [
+        _checked(hold(entry, _FIELDS, f"{path}: entry {index} of 'images'"), path, images)
+        for index, entry in enumerate(listed(path, "images", f"the official {path.name}"))
+    ]
+    once(path, "imgid", (entry["imgid"] for entry in entries))
+    once(path, "sentid", (caption["sentid"] for entry in entries for caption in entry["sentences"]))
+    return entries
+
+
+def _checked(entry: dict[str, Any], path: Path, images: str) -> dict[str, Any]:
+    name = entry["filename"]
+    if not isinstance(entry.get("filepath", images), str):
+        raise InputError(f"{path}: 'filepath' of image {name} must be text, not {entry['filepath']!r}")
+    if not entry["sentences"]:
+        raise InputError(f"{path}: image {name} has no captions")
+    for caption in entry["sentences"]:
+        hold(caption, {"raw": str, "sentid": int}, f"{path}: a caption of image {name}")
+    return entry

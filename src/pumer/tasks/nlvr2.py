@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, ViltForImagesAndTextClassification
 from pumer.errors import InputError
 from pumer.models.meter import MeterForImagesAndTextClassification
 from pumer.tasks.base import Example, spread
-from pumer.tasks.classification import SingleLabel, read_lines
-from pumer.utils.files import write_text
+from pumer.tasks.classification import SingleLabel
+from pumer.tasks.records import lines
+from pumer.utils.files import read_csv, write_text
 
 _NAMES = {"train": "train", "val": "dev", "test": "test1"}
 _SUBSETS = ("balanced", "unbalanced")
@@ -103,15 +104,11 @@ class NLVR2(SingleLabel):
     @classmethod
     def read_submission(cls, path: Path) -> list[tuple[int | str, str]]:
         """Predictions of a result file, written as True or False in any case; see `Task.read_submission`."""
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = [row for row in csv.reader(file) if row]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"{path} cannot be read ({error}); give lines like 'dev-1-0-0,True' in UTF-8") from error
-        for number, row in enumerate(rows, start=1):
+        rows = read_csv(path, "give lines like 'dev-1-0-0,True'")
+        for number, row in rows:
             if len(row) != 2 or row[1].strip().capitalize() not in cls.fixed_labels:
                 raise InputError(f"{path}: line {number} must be 'identifier,True' or 'identifier,False', not {row}")
-        return [(row[0].strip(), row[1].strip().capitalize()) for row in rows]
+        return [(row[0].strip(), row[1].strip().capitalize()) for _, row in rows]
 
 
 def _name_and_subset(split: str) -> tuple[str, str]:
@@ -124,7 +121,7 @@ def _name_and_subset(split: str) -> tuple[str, str]:
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    entries = read_lines(path, {"identifier": str, "sentence": str}, NLVR2.files)
+    entries = lines(path, {"identifier": str, "sentence": str}, NLVR2.files, unique="identifier")
     for entry in entries:
         if entry["identifier"].count("-") < 3:
             raise InputError(f"{path}: identifier '{entry['identifier']}' is not of the form split-set-pair-sentence")

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, ViltForQuestionAnswering
 from pumer.errors import InputError
 from pumer.models.meter import MeterForQuestionAnswering
 from pumer.tasks.base import Example, spread
-from pumer.tasks.classification import SingleLabel, read_lines
+from pumer.tasks.classification import SingleLabel
+from pumer.tasks.records import lines
 from pumer.tasks.storage import images_in
 
 _NAMES = {"train": "train", "val": "dev", "test": "test"}
@@ -69,7 +70,7 @@ class SNLIVE(SingleLabel):
     @classmethod
     def known(cls, annotations: Path) -> set[int | str]:
         """The ids of all lines, also of those without a gold label; see `Task.known`."""
-        return {entry["pairID"] for entry in read_lines(annotations, {"pairID": str}, cls.files)}
+        return {entry["pairID"] for entry in lines(annotations, {"pairID": str}, cls.files, unique="pairID")}
 
     @classmethod
     def read_submission(cls, path: Path) -> list[tuple[int | str, str]]:
@@ -91,7 +92,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     """The lines with a gold label; `Flickr30K_ID` as text, which some releases give as a number."""
     kinds = {"pairID": str, "sentence2": str, "gold_label": str}
     agreed = []
-    for entry in read_lines(path, kinds, SNLIVE.files):
+    for entry in lines(path, kinds, SNLIVE.files, unique="pairID"):
         if entry["gold_label"] == _NO_AGREEMENT:
             continue
         if entry["gold_label"] not in SNLIVE.fixed_labels:

@@ -11,7 +11,7 @@ Files of a prepared folder::
     ...                         the task's annotation files, as downloaded
 """
 
-import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pumer.errors import InputError
+from pumer.utils.files import first_line, read_config
 
 RECORD = "prepared.json"
 SKIPPED = "skipped.csv"
@@ -38,10 +39,12 @@ class Storage:
         """Open a prepared folder.
 
         Raises:
-            InputError: when it is not complete or its Arrow files cannot be read.
+            InputError: when it is not complete, or its record or its Arrow files cannot be read.
         """
         self.root = root
-        self.record: dict[str, Any] = json.loads((root / RECORD).read_text(encoding="utf-8"))
+        self.record = read_config(root / RECORD, "prepare the folder again")
+        if not isinstance(self.record.get("complete"), bool) or not isinstance(self.record.get("shards"), int):
+            raise InputError(f"{root / RECORD} has no 'complete' (bool) or no 'shards' (int); prepare the folder again")
         if not self.record["complete"]:
             raise InputError(f"{root} is prepared only in part; run the same `pumer data prepare` again to complete it")
         shards = sorted((root / SHARDS).glob("*.arrow"))
@@ -83,14 +86,21 @@ def open_shard(path: Path) -> tuple[list[str], Any, list[str | None]]:
 
     try:
         table = Dataset.from_file(str(path)).data
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is broken ({error}); remove it and prepare the folder again") from error
-    return table.column("name").to_pylist(), table.column("image"), table.column("problem").to_pylist()
+        return table.column("name").to_pylist(), table.column("image"), table.column("problem").to_pylist()
+    except (OSError, ValueError, KeyError) as error:  # KeyError: a column is missing
+        raise InputError(f"{path} is broken ({first_line(error)}); remove it and prepare the folder again") from error
 
 
 def storage_of(path: Path) -> Storage | None:
-    """The prepared folder that a path lies in, if it lies in one."""
-    root = next((folder for folder in path.parents if (folder / RECORD).is_file()), None)
+    """The prepared folder that a path lies in, if it lies in one.
+
+    Raises:
+        InputError: when one of the folders above may not be looked into, or the prepared folder is broken.
+    """
+    try:
+        root = next((folder for folder in path.parents if (folder / RECORD).is_file()), None)
+    except OSError as error:
+        raise InputError(f"{path} cannot be looked for ({error.strerror}); allow reading its folders") from error
     return None if root is None else _opened(root)
 
 
@@ -110,9 +120,15 @@ def images_in(folder: Path) -> dict[str, str | None]:
     """The files of an image folder by name, each with its problem if a prepared folder had to skip it.
 
     Empty for a folder that does not exist.
+
+    Raises:
+        InputError: when it may not be listed.
     """
-    if folder.is_dir():
-        return {path.name: None for path in folder.iterdir()}
+    try:
+        if folder.is_dir():
+            return dict.fromkeys(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"image folder {folder} cannot be listed ({error.strerror}); allow reading it") from error
     storage = storage_of(folder / "image")
     return {} if storage is None else storage.folders.get(folder.relative_to(storage.root).as_posix(), {})
 

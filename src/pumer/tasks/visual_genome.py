@@ -1,12 +1,12 @@
 """Questions of Visual Genome (homes.cs.washington.edu/~ranjay/visualgenome) as more training data for VQAv2."""
 
-import json
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from pumer.errors import InputError
 from pumer.tasks.base import Example
+from pumer.tasks.records import hold, listed, once
 from pumer.tasks.vqa_accuracy import normalise
 
 FILES = ("question_answers.json", "image_data.json")
@@ -34,9 +34,11 @@ def read_questions(root: Path, answers: Container[str], left_out: Container[int]
     Raises:
         InputError: for a missing or broken file; the message names it.
     """
-    paths = {_number(image, "image_id", root): _image(image, root, left_out) for image in _entries(root / FILES[1])}
+    images = _entries(root / FILES[1], {"image_id": int})
+    once(root / FILES[1], "image_id", (image["image_id"] for image in images))
+    paths = {image["image_id"]: _image(image, root, left_out) for image in images}
     examples = []
-    for entry in _entries(root / FILES[0]):
+    for entry in _entries(root / FILES[0], {}):
         for question in _questions(entry, root):
             answer, number = normalise(question["answer"]), question["image_id"]
             if number not in paths:
@@ -46,6 +48,7 @@ def read_questions(root: Path, answers: Container[str], left_out: Container[int]
                 groups = {"answer_type": "other", "question_type": "visual genome"}
                 name = f"vg{question['qa_id']}"
                 examples.append(Example(name, (path,), question["question"], (answer,) * _ANNOTATORS, groups))
+    once(root / FILES[0], "qa_id", (example.id for example in examples))
     return examples
 
 
@@ -61,27 +64,10 @@ def _questions(entry: Mapping[str, Any], root: Path) -> list[dict[str, Any]]:
     found = entry.get("qas")
     if not isinstance(found, list):
         raise InputError(f"{root / FILES[0]}: an entry has no list 'qas'")
-    for question in found:
-        for key, kind in {"qa_id": int, "image_id": int, "question": str, "answer": str}.items():
-            if not isinstance(question, dict) or not isinstance(question.get(key), kind):
-                raise InputError(f"{root / FILES[0]}: a question has no '{key}' ({kind.__name__})")
-    return found
+    kinds = {"qa_id": int, "image_id": int, "question": str, "answer": str}
+    return [hold(question, kinds, f"{root / FILES[0]}: a question") for question in found]
 
 
-def _number(entry: Mapping[str, Any], key: str, root: Path) -> int:
-    number = entry.get(key)
-    if not isinstance(number, int):
-        raise InputError(f"{root / FILES[1]}: an entry has no '{key}' (int)")
-    return number
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; split train+vg needs {' and '.join(FILES)}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is broken JSON ({error}); download it again") from error
-    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-        raise InputError(f"{path} is no file of Visual Genome's: it must hold a list of objects")
-    return content
+def _entries(path: Path, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
+    found = enumerate(listed(path, None, f"{' and '.join(FILES)} for split train+vg"))
+    return [hold(entry, kinds, f"{path}: entry {index}") for index, entry in found]

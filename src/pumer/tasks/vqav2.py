@@ -1,6 +1,5 @@
 """VQAv2 in its official files (visualqa.org): open questions about one image, ten answers each."""
 
-import json
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pumer.models.meter import MeterForQuestionAnswering
 from pumer.tasks import visual_genome
 from pumer.tasks.base import Example, Task, spread
 from pumer.tasks.heads import classifier_from
+from pumer.tasks.records import hold, listed, once
 from pumer.tasks.storage import images_in
 from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
 
@@ -200,21 +200,8 @@ def _known(split: str, names: Mapping[str, str]) -> str:
 
 
 def _entries(path: Path, key: str, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
-    """The list under `key` of an official JSON file, every entry checked to hold `kinds`."""
-    if not path.parent.is_dir():
-        raise InputError(f"data folder {path.parent} does not exist; give data.root=FOLDER with {VQAv2.files}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; the data folder must hold {VQAv2.files}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give the official file") from error
-    except ValueError as error:
-        raise InputError(f"{path} is broken JSON ({error}); download it again") from error
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise InputError(f"{path} is not an official VQAv2 file: it has no list '{key}'")
-    for index, entry in enumerate(content[key]):
-        for name, kind in kinds.items():
-            if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
-                raise InputError(f"{path}: entry {index} of '{key}' has no '{name}' ({kind.__name__})")
-    return content[key]
+    """The list under `key` of an official JSON file, every entry checked to hold `kinds`, every question once."""
+    found = enumerate(listed(path, key, VQAv2.files))
+    entries = [hold(entry, kinds, f"{path}: entry {index} of '{key}'") for index, entry in found]
+    once(path, "question_id", (entry["question_id"] for entry in entries))
+    return entries
