@@ -20,6 +20,7 @@ import pumer.backbones.vilt as vilt
 import pumer.reducers.decisions as decisions
 from pumer import PuMerConfig, Step, functional, tokens
 from pumer.backbones import BACKBONES
+from pumer.backbones.base import switched
 from pumer.patching import reductions
 from pumer.reducers import METHODS
 
@@ -306,11 +307,8 @@ class Notes:
 @contextmanager
 def noted(model):
     notes = Notes()
-    for state in reductions(model):
-        state.recorder = notes
-    yield notes
-    for state in reductions(model):
-        state.recorder = None
+    with switched(reductions(model), "recording", notes):
+        yield notes
 
 
 def check_states_follow_the_decisions(case, model, inputs, example):

@@ -183,6 +183,8 @@ class CompiledModel(nn.Module):
             return "the model is not patched"
         if any(each.recorder is not None for each in states):
             return "a trace"
+        if any(each.enabled != (each.disabling == 0) for each in states):  # which a graph would not tell apart
+            return "pumer.disabled in another thread or task"
         if given.get("output_attentions") or model.config.output_attentions:
             return "output_attentions"
         if not all(isinstance(x, Tensor) for x in tensors.values()) or not {"input_ids", "pixel_values"} <= {*tensors}:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pumer.backbones import BACKBONES, Backbone, Reduction
+from pumer.backbones.base import switched
 from pumer.errors import InputError
 from pumer.reducers import ReductionConfig
 
@@ -87,7 +88,7 @@ def unpatch(model: Model) -> Model:
 
 @contextmanager
 def patched(model: Model, config: ReductionConfig) -> Iterator[Model]:
-    """Patch a model for the length of a ``with`` block, then restore what was there before.
+    """Patch a model for the length of a ``with`` block, for all threads, then restore what was there before.
 
     Args:
         model: As for `patch`.
@@ -114,6 +115,9 @@ def patched(model: Model, config: ReductionConfig) -> Iterator[Model]:
 def disabled(model: Model) -> Iterator[Model]:
     """Switch the reduction off for the length of a ``with`` block; the fast path stays on.
 
+    Other threads and tasks are not concerned, and tasks that begin inside the block are. A graph of ``torch.compile``
+    cannot tell threads apart: it is switched off for all of them while one is inside the block.
+
     Args:
         model: A patched model.
 
@@ -123,21 +127,8 @@ def disabled(model: Model) -> Iterator[Model]:
     Raises:
         InputError: If the model is not patched.
     """
-    with overriding(reductions(model), "enabled", False):
+    with switched(reductions(model), "disabling", True):
         yield model
-
-
-@contextmanager
-def overriding(states: list[Reduction], name: Literal["enabled", "recorder"], value: object) -> Iterator[None]:
-    """Give an attribute of every state a value for the length of a ``with`` block."""
-    before = [getattr(state, name) for state in states]
-    for state in states:
-        setattr(state, name, value)
-    try:
-        yield
-    finally:
-        for state, kept in zip(states, before, strict=True):
-            setattr(state, name, kept)
 
 
 def reduction(model: nn.Module) -> ReductionConfig | None:

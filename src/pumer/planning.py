@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pumer.backbones import BACKBONES
+from pumer.backbones.base import switched
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
 from pumer.measuring import named_models
@@ -202,7 +203,7 @@ def _hooked(meta: nn.Module, watch: _Watch) -> Iterator[None]:
     counter = watch.counter
     for module in meta.modules():
         for backbone in BACKBONES.values():
-            if type(module) is not backbone.classes[backbone.root]:
+            if not isinstance(module, backbone.classes[backbone.root]):
                 continue
             handles.append(module.register_forward_pre_hook(lambda *_: setattr(counter, "section", EMBEDDING)))
             for stack, layers in backbone.layers(module).items():
@@ -214,15 +215,12 @@ def _hooked(meta: nn.Module, watch: _Watch) -> Iterator[None]:
                 after = HEAD if stack == "fusion" else EMBEDDING
                 leave = lambda *_, after=after: setattr(counter, "section", after)  # noqa: E731
                 handles.append(encoder.register_forward_hook(leave))
-    for state in reductions(meta):
-        state.recorder = watch
     try:
-        yield
+        with switched(reductions(meta), "recording", watch):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        for state in reductions(meta):
-            state.recorder = None
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
 
 
 def _exporting() -> bool:
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

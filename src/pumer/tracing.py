@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from pumer.backbones.base import switched
 from pumer.errors import InputError
-from pumer.patching import overriding, reductions, unwrapped
+from pumer.patching import reductions, unwrapped
 from pumer.reducers.base import Place
 from pumer.tokens import Decision, Tokens
 
@@ -139,7 +140,7 @@ class Trace:
 
 @contextmanager
 def trace(model: nn.Module) -> Iterator[Trace]:
-    """Record what becomes of every token in the forwards of a ``with`` block.
+    """Record what becomes of every token in the forwards of a ``with`` block, those of this thread or task alone.
 
     Args:
         model: A patched model that is not compiled.
@@ -157,7 +158,7 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     if unwrapped(model) is not model or compiled:
         raise InputError("a compiled model cannot be traced; trace the model that was given to torch.compile")
     record = Trace()
-    with overriding(reductions(model), "recorder", record):
+    with switched(reductions(model), "recording", record):
         yield record
 
 

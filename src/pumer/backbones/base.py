@@ -1,8 +1,12 @@
 """What a model family provides, and what a patched model carries along."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from threading import Lock
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,30 +35,55 @@ class Recorder(Protocol):
 
 @dataclass
 class Reduction:
-    """State of one patched model: the config, its reducers, and whether they are at work.
+    """State of one patched model: the config and its reducers; whether they are at work depends on the context.
 
     Attributes:
         config: The method and its settings.
         widths: ``D`` of each stack of layers.
         reducers: Reducer of each reducing layer.
-        enabled: False inside `pumer.disabled`.
-        recorder: Set inside `pumer.trace`.
         slice_size: Examples that run together through the layers before the last reduction, in inference; None: all.
         expands: Whether the words are put back to their places in the output, which a head that reads the pooled vector
             alone does not look at.
+        disabling: Blocks of `pumer.disabled` that some thread or task is in; what a compiled graph looks at.
+        recording: Blocks of `pumer.trace` that some thread or task is in; the same.
     """
 
     config: ReductionConfig
     widths: Mapping[str, int] = field(default_factory=dict)
     reducers: dict[Place, Reducer] = field(init=False)
-    enabled: bool = True
-    recorder: Recorder | None = None
     slice_size: int | None = None
     expands: bool = True
+    disabling: int = field(default=0, compare=False)
+    recording: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         """Build the reducers."""
         self.reducers = self.config.reducers() | self.config.learned(self.widths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are inside no block."""
+        return {**self.__dict__, "disabling": 0, "recording": 0}
+
+    @property
+    def enabled(self) -> bool:
+        """False inside `pumer.disabled`."""
+        if torch.compiler.is_compiling():  # a graph has guards on attributes, and cannot read context variables
+            return self.disabling == 0
+        return self._switched("disabling") is None
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What takes notes, inside `pumer.trace`."""
+        if torch.compiler.is_compiling():
+            if self.recording:
+                raise RuntimeError("a trace cannot be taken inside a compiled graph; trace the model before compiling")
+            return None
+        recorder: Recorder | None = self._switched("recording")
+        return recorder
+
+    def _switched(self, name: str) -> Any:
+        _, value = _SWITCHED.get().get((id(self), name), (self, None))
+        return value
 
     def reduces(self, stack: str) -> bool:
         """Whether some layer of a stack has a reducer at work."""  # not bool(dict): torch 2.11 cannot compile that
@@ -82,9 +111,8 @@ class Reduction:
 
     def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]] = ()) -> None:
         """Tell the recorder, if there is one, that a forward begins."""
-        if self.recorder is not None:
-            self._refuse_compiled()
-            self.recorder.begin(tokens, cell, history)
+        if (recorder := self.recorder) is not None:
+            recorder.begin(tokens, cell, history)
 
     def decide(self, reducer: Reducer, cues: Cues) -> Decision:
         """A reducer's decision; no gradient flows into one that has no weights."""
@@ -100,12 +128,40 @@ class Reduction:
 
     def record(self, place: Place, decision: Decision, tokens: Tokens) -> None:
         """Tell the recorder, if there is one, about a decision."""
-        if self.recorder is not None:
-            self.recorder.step(place, decision, tokens)
+        if (recorder := self.recorder) is not None:
+            recorder.step(place, decision, tokens)
 
-    def _refuse_compiled(self) -> None:
-        if torch.compiler.is_compiling():
-            raise RuntimeError("a trace cannot be taken inside a compiled graph; trace the model before compiling it")
+
+_SWITCHED: ContextVar[Mapping[tuple[int, str], tuple[Reduction, Any]]] = ContextVar(
+    "switched", default=MappingProxyType({})
+)
+"""What is switched in this thread or task: of each state, by its id and the name of its counter, the value."""
+_COUNTING = Lock()
+
+
+@contextmanager
+def switched(states: Sequence[Reduction], name: Literal["disabling", "recording"], value: Any) -> Iterator[None]:
+    """Switch every state for the length of a ``with`` block, in this thread or task alone.
+
+    Args:
+        states: Of one or several models.
+        name: "disabling", or "recording".
+        value: True, or a `Recorder`.
+    """
+    before = _SWITCHED.get()
+    _SWITCHED.set({**before, **{(id(state), name): (state, value) for state in states}})
+    _count(states, name, 1)
+    try:
+        yield
+    finally:
+        _count(states, name, -1)
+        _SWITCHED.set(before)
+
+
+def _count(states: Sequence[Reduction], name: str, step: int) -> None:
+    with _COUNTING:
+        for state in states:
+            setattr(state, name, getattr(state, name) + step)
 
 
 class AttentionCues(NamedTuple):

@@ -26,7 +26,9 @@ _enabled = os.environ.get("PUMER_KERNELS", "1") != "0"
 
 
 def enable(flag: bool) -> None:
-    """Use the kernels where they can be used, or never. Initially they are, unless ``PUMER_KERNELS=0`` is set.
+    """Use the kernels where they can be used, or never, in the whole process.
+
+    Initially they are used, unless ``PUMER_KERNELS=0`` is set.
 
     Args:
         flag: Whether to use them.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pumer.errors import InputError
-from pumer.patching import patch, reduction, reductions, unwrapped
+from pumer.patching import patch, reduction, unwrapped
 from pumer.reducers import NoReduction
 
 
@@ -23,8 +23,6 @@ def on_meta(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(original, memo).eval()
     if reduction(twin) is None:
         patch(twin, NoReduction())
-    for state in reductions(twin):
-        state.enabled, state.recorder = True, None
     return twin
 
 

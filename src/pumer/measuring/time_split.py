@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pumer.backbones import BACKBONES
+from pumer.backbones.base import switched
 from pumer.cues import Cues
 from pumer.measuring.timing import synchronise, timed
 from pumer.patching import reductions
@@ -100,7 +101,7 @@ class _TimedReducer:
 @contextmanager
 def watched(model: nn.Module, watch: Watch) -> Iterator[None]:
     """Tell a watch about the parts of a patched model's forwards, for the length of a ``with`` block."""
-    before = [(state, dict(vars(state))) for state in reductions(model)]
+    before = [(state, state.reducers) for state in reductions(model)]
     roots = [(m, b) for m in model.modules() for b in BACKBONES.values() if isinstance(m, b.classes[b.root])]
     handles = []
     for root, backbone in roots:
@@ -109,11 +110,11 @@ def watched(model: nn.Module, watch: Watch) -> Iterator[None]:
             handles.append(module.register_forward_hook(lambda *_: watch.stop(EMBEDDING)))
     for state, _ in before:
         state.reducers = {place: _TimedReducer(reducer, watch) for place, reducer in state.reducers.items()}
-        state.recorder = _Recorder(watch)
     try:
-        yield
+        with switched([state for state, _ in before], "recording", _Recorder(watch)):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        for state, values in before:
-            vars(state).update(values)
+        for state, reducers in before:
+            state.reducers = reducers
