@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from rows import CASES, RESULTS, Case, row_model, sizes, sliced_rows
 
-from pumer.benchmark import BenchmarkConfig, run
+from pumer.benchmark import run
 from pumer.measuring.named_models import model_from
 from pumer.measuring.peak_memory import Job, inputs_for, peak_memory
 from pumer.measuring.timing import compare, reason
+from pumer.settings.benchmark import BenchmarkConfig
 from pumer.utils.files import read_json, write_json
 
 DEFAULT = ("vilt-b32", "meter-b16", "meter-b16-nlvr2", "vilt-small")

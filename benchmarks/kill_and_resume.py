@@ -20,10 +20,9 @@ from safetensors.torch import load_file
 
 from pumer.config import to_dict
 from pumer.provenance import collect
-from pumer.tasks.augment import AugmentConfig
-from pumer.train import TrainConfig, TrainingData
+from pumer.settings.common import AugmentConfig
+from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
 from pumer.training.checkpoints import STATE_FILE, last_checkpoint
-from pumer.training.optimizer import OptimizerConfig
 from pumer.utils.files import read_json, write_json
 from pumer.world import WorldConfig, checkpoint_dir, write_world
 

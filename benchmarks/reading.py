@@ -17,8 +17,7 @@ from rich.console import Console
 from pumer import check, prepare, train
 from pumer.jobs import best_device
 from pumer.provenance import collect
-from pumer.training.config import TrainConfig, TrainingData
-from pumer.training.optimizer import OptimizerConfig
+from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
 from pumer.utils.files import read_json, write_json
 from pumer.world import checkpoint_dir
 

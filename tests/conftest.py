@@ -234,7 +234,7 @@ def tiny_snli_ve(tmp_path):
 @pytest.fixture
 def training(tiny_vilt, tiny_vqa, tmp_path):
     """Settings of a training of six steps of four questions: one pass over the training questions."""
-    from pumer.training.config import OptimizerConfig, TrainConfig, TrainingData
+    from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
 
     layers = {"layers": [2, 5, 8], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
     return TrainConfig(

@@ -49,7 +49,7 @@ def test_train_then_evaluate(recipe, tmp_path):
     result = invoke("train", recipe, "teacher=self")
     assert result.exit_code == 0, result.output
     assert "accuracy" in result.stdout
-    assert "max_steps: 2" in result.stderr  # the resolved config
+    assert "max_steps: 2" not in result.stderr
     result = invoke("evaluate", tmp_path / "out", "split=val", f"output={tmp_path}/result.json")
     assert result.exit_code == 0, result.output
     assert "question type what colour" in result.stdout
@@ -82,7 +82,7 @@ def test_missing_data_folder(recipe):
 
 def test_broken_json(recipe, tiny_vqa):
     (tiny_vqa / "v2_mscoco_val2014_annotations.json").write_text('{"annotations": [{]}')
-    refused(invoke("train", recipe), "v2_mscoco_val2014_annotations.json", "broken JSON")
+    refused(invoke("train", recipe), "v2_mscoco_val2014_annotations.json", "not valid JSON")
 
 
 def test_question_whose_image_is_missing(recipe, tiny_vqa):
@@ -261,7 +261,7 @@ def test_data_world_writes_what_train_reads(tmp_path, tiny_vilt):
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "coco").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "some"):
-        refused(invoke("data", "world", folder), "is no folder to write to")
+        refused(invoke("data", "world", folder), "is not writable")
     assert [path.name for path in (tmp_path / "some").iterdir()] == ["coco"]
 
 

@@ -14,10 +14,10 @@ from torch import nn
 
 import pumer
 from pumer import Buckets, InputError, NoReduction, PuMerConfig, benchmark, predict, tables
-from pumer.benchmark import BenchmarkConfig
 from pumer.buckets import Sizes, cut
 from pumer.graphs import CudaGraph, Pool, constants_of, inductor
-from pumer.predict import PredictConfig
+from pumer.settings.benchmark import BenchmarkConfig
+from pumer.settings.predict import PredictConfig
 
 ODD = ((9, 5, 3), (4, 5, 2), (7, 2, 3))
 """Words, patch rows and columns of a batch in which everything needs padding."""

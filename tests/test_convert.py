@@ -1,6 +1,7 @@
 """Released checkpoints: their own outputs (goldens), and what cannot be converted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,17 @@ def test_unpublished_reductions_are_refused_by_name(key, value):
     with pytest.raises(InputError, match=f"{key} '{value}'.*allowed"):
         convert.released_reduction({"reduce_layers": [2], key: value})
     assert convert.released_reduction({"reduce_layers": [], key: value}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [(lambda x: x * float("nan"), "not finite"), (lambda x: (100 * x).to(torch.int8), "not floating point")],
+)
+def test_tensors_without_usable_values_are_named(vqa, value, fault):
+    weights = vqa.weights
+    name = next(name for name in weights if name.endswith("mlp.fc1.weight"))
+    with pytest.raises(InputError, match=f"{fault}: {name}"):
+        convert.from_released(weights | {name: value(weights[name])}, vqa.config, "vqa2")
 
 
 def test_missing_and_unexpected_tensors_are_named(vqa):
@@ -233,7 +245,9 @@ def test_an_unreduced_checkpoint_replaces_a_reduced_one(source, tmp_path, vqa):
     config = convert.ConvertConfig(str(source), tmp_path / "out")
     convert.run(config)
     (source / "config.json").write_text(json.dumps(vqa.config))
-    assert convert.run(config)["reduction"] is None
+    with pytest.raises(InputError, match=r"holds a model already; .*--force"):
+        convert.run(config)
+    assert convert.run(replace(config, force=True))["reduction"] is None
     assert pumer.reduction(pumer.load(tmp_path / "out")) is None
 
 

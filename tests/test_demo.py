@@ -9,9 +9,9 @@ from transformers import ViltForQuestionAnswering
 
 from pumer import demo
 from pumer.checkpoint import load
-from pumer.demo import DemoConfig
 from pumer.errors import InputError
 from pumer.patching import reduction
+from pumer.settings.demo import DemoConfig
 from pumer.world import QuestionsConfig, small_processor, small_vilt
 
 

@@ -17,9 +17,9 @@ from packaging.version import Version
 
 import pumer
 from pumer.config import to_dict
-from pumer.train import TrainConfig, TrainingData, run
+from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
+from pumer.train import run
 from pumer.training.checkpoints import checkpoints
-from pumer.training.optimizer import OptimizerConfig
 from pumer.training.trainer import layer_classes
 from pumer.utils.files import read_json
 

@@ -17,9 +17,9 @@ from transformers import AutoConfig
 import pumer
 from pumer import checkpoint, score
 from pumer.errors import InputError
-from pumer.predict import PredictConfig
 from pumer.predict import run as predict
 from pumer.reducers import config_to_dict
+from pumer.settings.predict import PredictConfig
 from pumer.tasks import VQAv2
 from pumer.tasks.images import decode
 

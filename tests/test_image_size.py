@@ -9,18 +9,18 @@ from typer.testing import CliRunner
 
 import pumer
 from pumer import benchmark, evaluate, train
-from pumer.benchmark import BenchmarkConfig
 from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.errors import InputError
-from pumer.evaluate import EvaluateConfig, EvaluationData
 from pumer.image_size import set_image_size
 from pumer.jobs import make_inputs
 from pumer.measuring.named_models import default_image_size
 from pumer.models.meter.positions_meter import resize_positions
-from pumer.planning import PlanConfig
 from pumer.planning import run as run_plan
 from pumer.predict import Predictor
+from pumer.settings.benchmark import BenchmarkConfig
+from pumer.settings.evaluate import EvaluateConfig, EvaluationData
+from pumer.settings.plan import PlanConfig
 
 backbones = pytest.mark.parametrize("backbone", ["vilt", "meter"])
 LAYERS = {"vilt": [2, 5], "meter": [0, 2]}

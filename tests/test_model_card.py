@@ -12,8 +12,8 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 import pumer
 from pumer.errors import InputError
-from pumer.evaluate import EvaluateConfig
 from pumer.evaluate import run as evaluate
+from pumer.settings.evaluate import EvaluateConfig
 from pumer.train import run
 from pumer.utils.files import read_json, write_json
 

@@ -1,9 +1,12 @@
 """Training, evaluating, predicting and scoring through the command line, for every task and backbone."""
 
 import csv
+import io
 import json
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import FOLDERS
 from typer.testing import CliRunner
@@ -12,8 +15,11 @@ import pumer
 from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.errors import InputError
-from pumer.predict import Predictor
-from pumer.tasks import TASKS, Flickr30k
+from pumer.predict import Predictor, run
+from pumer.settings.predict import PredictConfig
+from pumer.tasks import NLVR2, TASKS, Example, Flickr30k
+from pumer.tasks.base import model_inputs
+from pumer.tasks.images import read_image
 
 RECIPE = """
 model: {model}
@@ -67,8 +73,8 @@ def test_train_evaluate_predict_score(task, backbone, tmp_path, request):
         == json.loads(per_example.read_text())["examples"]
     )
     if task in ("flickr30k", "coco"):
-        invoke("evaluate", model, "galleries=2x2", f"output={result}", f"scores={tmp_path / 'scores'}")
-        invoke("predict", model, "split=val", "galleries=2x2", "--out", predictions)
+        invoke("evaluate", model, "galleries=2x2", "--force", f"output={result}", f"scores={tmp_path / 'scores'}")
+        invoke("predict", model, "split=val", "galleries=2x2", "--force", "--out", predictions)
         for path in (predictions, tmp_path / "scores"):
             files = ("--annotations", root / ANNOTATIONS[task], "--predictions", path, "--split", "val")
             scored = json.loads(invoke("score", task, *files, "--galleries", "2x2", "--json"))
@@ -103,19 +109,33 @@ def test_a_list_of_questions(tiny_vilt, tiny_vqa, tmp_path):
         assert row["answer"] == predictor(tiny_vqa / "val2014" / row["image"], row["question"])
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_as_spreadsheets_write_it(tiny_vilt, tiny_vqa, tmp_path, encoding):
+    text = 'note,image,question\r\n"été, ""2""\r\n",COCO_val2014_000000000001.png,what is this?\r\n\r\n'
+    (tmp_path / "q.csv").write_bytes(text.encode(encoding))
+    files = {"questions": tmp_path / "q.csv", "images": tiny_vqa / "val2014"}
+    assert run(PredictConfig(str(tiny_vilt), tmp_path / "a.csv", **files)) == 1
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "a.csv").read_bytes().decode(), newline=""))
+    assert row["note"] == 'été, "2"\r\n'
+    assert list(row) == ["note", "image", "question", "answer"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("image,colour\na.png,red\n", r"must have the columns image \(or image1, image2\) and question"),
         ("", "has no heading"),
         ("image,question\n", "holds no questions"),
-        ("image,question\na.png\n", "line 2 has not 2 values"),
+        ("image,question\na.png\n", "line 2 has 1 values, not 2"),
+        ("image,question\na.png,a,b\n", "line 2 has 3 values, not 2"),
+        ("image,question,question\na.png,what,where\n", "2 columns 'question'"),
+        ("image,question,,\na.png,what,1,2\n", "2 columns ''"),
+        ("image,question,answer\na.png,what,cat\n", "a column 'answer'"),
+        ('image,question\na.png,"what\na.png,where\n', "unexpected end of data"),
         ("image,question\na.png,what\n", r"a\.png does not exist"),
     ],
 )
 def test_lists_that_cannot_be_answered(tiny_vilt, tmp_path, text, message):
-    from pumer.predict import PredictConfig, run
-
     (tmp_path / "q.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         run(PredictConfig(str(tiny_vilt), tmp_path / "out.csv", questions=tmp_path / "q.csv", images=tmp_path))
@@ -123,20 +143,73 @@ def test_lists_that_cannot_be_answered(tiny_vilt, tmp_path, text, message):
 
 
 def test_a_list_and_a_split_do_not_go_together(tiny_vilt, tmp_path):
-    from pumer.predict import PredictConfig, run
-
     with pytest.raises(InputError, match="limit would be of a split, whose place questions take"):
         run(PredictConfig(str(tiny_vilt), tmp_path / "out.csv", questions=tmp_path / "q.csv", limit=3))
 
 
-def test_pictures_are_given_as_files(tiny_vilt):
-    with pytest.raises(InputError, match="images must be the names of image files, not Image"):
-        Predictor(tiny_vilt)(Image.new("RGB", (8, 8)), "what?")
+@pytest.fixture(scope="module")
+def predictor(tiny_vilt):
+    found = Predictor(tiny_vilt)
+    examples = [Example(0, (read_image(NOISE),), question) for question in QUESTIONS]
+    with torch.inference_mode():  # centred, the answers differ
+        found.model.classifier[-1].bias -= found.model(**model_inputs(examples, found.inputs)).logits.mean(0)
+    return found
 
 
-def test_the_number_of_images_must_fit(tiny_vilt):
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+QUESTIONS = ["what is this?", "is it red?", "", "what colour is it?", "is it?"]
+
+
+def test_paths_pil_images_and_arrays_are_images(predictor, tmp_path):
+    path = tmp_path / "cat.png"
+    Image.fromarray(NOISE).save(path)
+    expected = [predictor(path, question) for question in QUESTIONS]
+    assert len(set(expected)) > 1
+    for image in (path, str(path), Image.open(path), NOISE, NOISE / 255, [path], (NOISE,)):
+        assert [predictor(image, question) for question in QUESTIONS] == expected
+        assert predictor(image, QUESTIONS) == predictor(image, tuple(QUESTIONS)) == expected
+    assert predictor(path, QUESTIONS[:1]) == expected[:1]
+    assert predictor(path, []) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "named"),
+    [
+        (NOISE, 3, "int"),
+        (NOISE, ["what?", 3], "int"),
+        (NOISE, [["what?", "where?"]], "list"),
+        (NOISE, None, "NoneType"),
+        (NOISE, b"what?", "bytes"),
+        (NOISE, "\ud83d", "surrogate"),
+        (NOISE, ["what?", "\ude00"], "surrogate"),
+        (3, "what?", "int"),
+        (b"cat.png", "what?", "bytes"),
+        ([3], "what?", "int"),
+        ([], "what?", "not 0"),
+        (NOISE[None], "what?", "(1, 40, 30, 3)"),
+        (NOISE.transpose(2, 0, 1), "what?", "(3, 40, 30)"),
+        ([NOISE, NOISE], ["what?", "is it?"], "not 2"),
+    ],
+)
+def test_what_is_no_image_and_no_question_is_named(predictor, image, text, named):
+    with pytest.raises(InputError) as caught:
+        predictor(image, text)
+    assert named in str(caught.value)
+
+
+def test_the_number_of_images_must_fit(predictor):
     with pytest.raises(InputError, match=r"task vqav2 looks at 1 image\(s\) at once, not 2"):
-        Predictor(tiny_vilt)(["a.png", "b.png"], "what?")
+        predictor(["a.png", "b.png"], "what?")
+
+
+def test_several_sentences_about_a_pair(tiny_meter, tmp_path):
+    NLVR2.model(str(tiny_meter), NLVR2.fixed_labels).save_pretrained(tmp_path)
+    load_processor(tiny_meter).save_pretrained(tmp_path)
+    predictor = Predictor(tmp_path, "nlvr2")
+    pair = [NOISE, Image.fromarray(255 - NOISE)]
+    assert predictor(pair, QUESTIONS) == [predictor(pair, question) for question in QUESTIONS]
+    with pytest.raises(InputError, match=r"looks at 2 image\(s\) at once, not 1"):
+        predictor(NOISE, QUESTIONS[:2])
 
 
 @pytest.mark.parametrize("backbone", LAYERS)
@@ -155,6 +228,11 @@ def test_images_and_captions_are_ranked(backbone, tmp_path, tiny_flickr, request
     for row, image in enumerate(images):
         for column, text in enumerate(texts):
             assert abs(predictor.scores([image], [text])[0, 0] - scores[row, column]) < 1e-4
+    opened = [Image.open(images[0]), np.asarray(Image.open(images[1])), str(images[2])]
+    assert np.array_equal(predictor.scores(opened, texts, batch_size=2), scores)
+    for given in ((images[0], texts), (str(images[0]), texts), (images, "it is red"), (images, [3]), (3, texts)):
+        with pytest.raises(InputError, match=r"images|texts|list"):
+            predictor.scores(*given)
     with pytest.raises(InputError, match=r"a model for flickr30k gives no answers; .* Predictor\(\.\.\.\)\.scores"):
         predictor(images[0], "it is red")
     with pytest.raises(InputError, match="a model for vqav2 does not rank"):

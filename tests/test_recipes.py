@@ -11,8 +11,8 @@ from pumer import NoReduction, PuMerConfig, patch, reduction
 from pumer.config import load, to_dict
 from pumer.jobs import reduction_from
 from pumer.measuring.named_models import skeleton
+from pumer.settings.train import TrainConfig
 from pumer.tasks import TASKS
-from pumer.train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("recipes/**/*.yaml"))

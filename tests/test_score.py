@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 
 from pumer.errors import InputError
-from pumer.score import ScoreConfig, run
+from pumer.score import run
+from pumer.settings.score import ScoreConfig
 from pumer.tasks import VQAv2
 
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
@@ -33,7 +34,8 @@ def predictions(tiny_vqa, tmp_path):
 
 
 def test_scores_overall_and_by_group(tiny_vqa, predictions, tmp_path, capsys):
-    result = run(config(tiny_vqa, predictions, per_example=tmp_path / "each.json"), Console(width=100))
+    scored = config(tiny_vqa, predictions, per_example=tmp_path / "each.json", rule="published")
+    result = run(scored, Console(width=100))
     assert result["questions"] == 12
     assert result["accuracy"]["mean"] == pytest.approx((0.6 + 11) / 12)
     assert result["question_type"]["what colour"]["mean"] == pytest.approx((0.6 + 5) / 6)
@@ -44,6 +46,36 @@ def test_scores_overall_and_by_group(tiny_vqa, predictions, tmp_path, capsys):
     assert "question type what colour" in capsys.readouterr().out
 
 
+def test_the_official_rule_and_the_published_one(tiny_vqa, predictions):
+    """The predictions are not as the annotators wrote them, and only of the first question do these differ."""
+    assert run(config(tiny_vqa, predictions))["accuracy"]["mean"] == pytest.approx(0.6 / 12)
+    assert run(config(tiny_vqa, predictions, rule="official"))["accuracy"]["mean"] == pytest.approx(0.6 / 12)
+    assert run(config(tiny_vqa, predictions, rule="published"))["accuracy"]["mean"] == pytest.approx((0.6 + 11) / 12)
+    with pytest.raises(InputError, match="rule must be one of official, published, not 'strict'"):
+        config(tiny_vqa, predictions, rule="strict")
+    with pytest.raises(InputError, match="rule=published is for task vqav2, not for task nlvr2"):
+        ScoreConfig("nlvr2", predictions, predictions, rule="published")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_result_files_with_a_byte_order_mark(tiny_vqa, predictions, tiny_nlvr2, encoding):
+    before = run(config(tiny_vqa, predictions))
+    predictions.write_bytes(predictions.read_text().replace(", ", ",\r\n").encode(encoding))
+    assert run(config(tiny_vqa, predictions)) == before
+    pairs = [json.loads(line)["identifier"] for line in (tiny_nlvr2 / "dev.json").read_text().splitlines()]
+    predictions.write_bytes("".join(f"{pair},true\r\n" for pair in pairs).encode(encoding))
+    assert run(ScoreConfig("nlvr2", tiny_nlvr2 / "dev.json", predictions))["questions"] == len(pairs)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '[{"question_id": 1' + "0" * 5000 + "}]", '[{"question_id": NaN}]'])
+def test_result_files_that_are_no_json(tiny_vqa, predictions, text):
+    predictions.write_text(text)
+    with pytest.raises(InputError) as caught:
+        run(config(tiny_vqa, predictions))
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
 def test_a_file_of_questions_says_what_counts(tiny_vqa, predictions):
     path = tiny_vqa / "v2_OpenEnded_mscoco_val2014_questions.json"
     content = json.loads(path.read_text())
@@ -51,7 +83,8 @@ def test_a_file_of_questions_says_what_counts(tiny_vqa, predictions):
     path.write_text(json.dumps(content))
     assert run(config(tiny_vqa, predictions, questions=path))["questions"] == 2  # the others are known, but not scored
     predictions.write_text(json.dumps(json.loads(predictions.read_text())[-2:]))
-    assert run(config(tiny_vqa, predictions, questions=path))["accuracy"]["mean"] == pytest.approx((0.6 + 1) / 2)
+    scored = run(config(tiny_vqa, predictions, questions=path, rule="published"))
+    assert scored["accuracy"]["mean"] == pytest.approx((0.6 + 1) / 2)
 
 
 def test_lines_without_a_gold_label_may_be_answered(tiny_snli_ve, tmp_path):
@@ -69,9 +102,9 @@ def test_lines_without_a_gold_label_may_be_answered(tiny_snli_ve, tmp_path):
 @pytest.mark.parametrize(
     ("task", "option", "message"),
     [
-        ("nlvr2", {"questions": FLICKR}, "--questions is for task vqav2, not for task nlvr2; leave it out"),
-        ("vqav2", {"split": "test"}, "--split is for retrieval, not for task vqav2"),
-        ("snli_ve", {"galleries": "2x2"}, "--galleries is for retrieval, not for task snli_ve"),
+        ("nlvr2", {"questions": FLICKR}, "--questions is for vqav2, not for task nlvr2; leave it out"),
+        ("vqav2", {"split": "test"}, "--split is for flickr30k and coco, not for task vqav2"),
+        ("snli_ve", {"galleries": "2x2"}, "--galleries is for flickr30k and coco, not for task snli_ve"),
         ("flickr30k", {}, "annotations.json does not exist; give --annotations a file that does"),
     ],
 )

@@ -14,9 +14,9 @@ import yaml
 import pumer
 from pumer.config import to_dict
 from pumer.errors import InputError
-from pumer.train import TrainConfig, TrainingData, run
+from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
+from pumer.train import run
 from pumer.training.checkpoints import checkpoints, last_checkpoint
-from pumer.training.optimizer import OptimizerConfig
 from pumer.training.order import EpochOrder
 from pumer.training.trainer import DistillingTrainer
 

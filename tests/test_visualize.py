@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -10,8 +11,9 @@ from transformers import ViltForQuestionAnswering
 
 import pumer
 from pumer import drawing
+from pumer.settings.visualize import VisualizeConfig
 from pumer.tracing import ForwardTrace, Trace, trace
-from pumer.visualize import PICTURE, VisualizeConfig, draw, run
+from pumer.visualize import PICTURE, draw, run
 from pumer.world.small import small_processor, small_vilt
 
 BLUE = (40, 90, 200)
@@ -58,6 +60,20 @@ def patch_colour(picture, panel, patch, rows, cols):
     left = drawing.MARGIN + panel * (width + drawing.MARGIN)
     row, col = divmod(patch, cols)
     return picture.getpixel((left + col * cell + cell // 2, drawing.MARGIN + 34 + row * cell + cell // 2))
+
+
+def test_paths_pil_images_and_arrays_are_drawn_alike(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    path, exif = tmp_path / "cat.png", Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(colours).save(path, exif=exif)
+    expected = draw(hand_made(3, 3), np.rot90(colours, -1)).tobytes()
+    for image in (path, str(path), Image.open(path), np.rot90(colours, -1) / 255):
+        assert draw(hand_made(3, 3), image).tobytes() == expected
+    dark = np.full((8, 8), 60 << 8, dtype=np.uint16)
+    assert draw(hand_made(1, 1), dark).tobytes() == draw(hand_made(1, 1), np.uint8(dark >> 8)).tobytes()
+    with pytest.raises(pumer.InputError, match=r"\(3, 30, 40\)"):
+        draw(hand_made(3, 3), colours.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(3, 3), (2, 5), (6, 2)])

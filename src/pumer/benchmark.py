@@ -1,17 +1,15 @@
 """`pumer benchmark`: speed, memory and arithmetic of a model beside its unreduced self, on the machine at hand."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel
 
-from pumer.arguments import at_least, writable
 from pumer.buckets import Buckets
 from pumer.compiling import compile
 from pumer.errors import InputError
@@ -27,71 +25,13 @@ from pumer.patching import reduction
 from pumer.planning import Plan, plan
 from pumer.provenance import collect, device_name
 from pumer.reducers import NoReduction, ReductionConfig, config_to_dict
+from pumer.settings.benchmark import BenchmarkConfig
 from pumer.utils.files import write_json
+from pumer.utils.locks import only_one
 
 __all__ = ["BenchmarkConfig", "compare", "run"]
 
 REDUCED, TRANSFORMERS = "reduced", "transformers"
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """Settings of a benchmark; all models are timed in turn, in one process and in inference mode.
-
-    Attributes:
-        model: A folder, a hub name, or "preset:vilt-b32" (full size, random weights, no download).
-        reductions: Method and settings by name of the row; empty for the reduction the model was saved with. A row may
-            have its own `image_size`, to put fewer pixels beside fewer tokens.
-        transformers: Whether transformers' own forward is measured as well.
-        batch_sizes: Examples per forward, one point each.
-        pairs: Least number of interleaved rounds per point.
-        seconds: Least time per point.
-        search: Whether to search upward (doubling) for the batch of highest throughput, of each model apart.
-        search_seconds: Time per batch size of that search.
-        memory_batch: Examples in the forward whose peak memory is measured; 0 to leave memory out.
-        image_size: Pixels each way, a multiple of the patch size; None for the model's own.
-        text_length: Words, special tokens counted; None for as many as the checkpoint was trained with, else 32 (or its
-            positions, if fewer).
-        dtype: Number format of weights and arithmetic.
-        device: "auto" takes a GPU where there is one.
-        threads: CPU threads; None for torch's own choice.
-        compile: Whether to time the models as `pumer.compile` makes them, at the very sizes that are asked for:
-            transformers' own forward stays as it is, memory and the split of the time are of the models themselves.
-        output: JSON file to write, or None.
-        progress: Whether to show a progress bar.
-    """
-
-    model: str = "preset:vilt-b32"
-    reductions: dict[str, Any] = field(default_factory=dict)
-    transformers: bool = True
-    batch_sizes: tuple[int, ...] = (1, 8)
-    pairs: int = 20
-    seconds: float = 0.0
-    search: bool = False
-    search_seconds: float = 1.0
-    memory_batch: int = 8
-    image_size: int | None = None
-    text_length: int | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = None
-    compile: bool = False
-    output: Path | None = None
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise InputError(f"batch_sizes is {list(self.batch_sizes)}; give at least one integer above 0")
-        if self.pairs < 1:
-            raise InputError(f"pairs is {self.pairs}; give an integer above 0 (20 or more for figures to publish)")
-        at_least(1, threads=self.threads, image_size=self.image_size, text_length=self.text_length)
-        if self.seconds < 0:
-            raise InputError(f"seconds is {self.seconds}; give a number of 0 or more")
-        if self.memory_batch < 0:
-            raise InputError(f"memory_batch is {self.memory_batch}; give an integer above 0, or 0 to leave memory out")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device is 'cuda' but torch sees no GPU; give device=cpu")
 
 
 def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, Any]:
@@ -109,7 +49,14 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     Raises:
         InputError: If there is no such model, or a setting does not fit it.
     """
-    writable(config.output)
+    config.check_places()
+    with only_one(*config.written):
+        return _measured(config, console)
+
+
+def _measured(config: BenchmarkConfig, console: Console | None) -> dict[str, Any]:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda' but torch sees no GPU; give device=cpu")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = best_device() if config.device == "auto" else torch.device(config.device)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +11,18 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from transformers import ViltImageProcessorPil
 
-from pumer.arguments import at_least, writable
 from pumer.errors import InputError
 from pumer.jobs import progress_bar, task_class
 from pumer.prepare import annotated, write_list
+from pumer.settings.data import CheckConfig
 from pumer.tasks import Pixels
 from pumer.tasks.base import spread
 from pumer.tasks.images import read_image
 from pumer.tasks.storage import missing_images, storage_of
+from pumer.utils.locks import only_one
 
 _SHOWN = 10
 _PER_CALL = 64
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """Settings of `pumer data check`.
-
-    Attributes:
-        task: name in `pumer.tasks.TASKS`.
-        root: data folder: a download or a prepared folder.
-        splits: what to check; null for all splits whose annotation files are there.
-        limit: decode only so many images of each split, spread evenly; null decodes all.
-        workers: processes that read images; 0 reads in this one.
-        output: CSV file for the list of unusable images.
-        speed: measure how many images one core reads per second.
-        edge: side in pixels that `speed` resizes images to.
-        speed_images: images that `speed` reads, spread evenly.
-    """
-
-    task: str
-    root: Path
-    splits: tuple[str, ...] | None = None
-    limit: int | None = None
-    workers: int = 0
-    output: Path | None = None
-    speed: bool = False
-    edge: int = 384
-    speed_images: int = 500
-
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        at_least(1, edge=self.edge, speed_images=self.speed_images, limit=self.limit)
-        at_least(0, workers=self.workers)
 
 
 def run(config: CheckConfig, console: Console | None = None, progress: bool = True) -> dict[str, Any]:
@@ -72,13 +40,18 @@ def run(config: CheckConfig, console: Console | None = None, progress: bool = Tr
     Raises:
         InputError: when the annotation files are missing or broken.
     """
-    writable(config.output)
+    config.check_places()
+    with only_one(*config.written):
+        return _found(config, console, progress)
+
+
+def _found(config: CheckConfig, console: Console | None, progress: bool) -> dict[str, Any]:
     examples = annotated(task_class(config.task), config.root, config.splits)
     problems: dict[Path, str] = {}
     result: dict[str, Any] = {"splits": {}}
     sound: list[Path] = []
     for split, found in examples.items():
-        paths = list(dict.fromkeys(path for example in found for path in example.images))
+        paths = list(dict.fromkeys(path for example in found for path in example.files))
         missing = missing_images(paths)
         there = spread([path for path in paths if path not in missing], config.limit)
         broken = _broken(split, there, config.workers, progress)

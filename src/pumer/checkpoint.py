@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from pumer.backbones.text_norm import restore_text_norm
 from pumer.errors import InputError
+from pumer.limits import check_checkpoint, check_model, is_place
 from pumer.models import meter
 from pumer.models.meter import MeterImageProcessorPil, MeterProcessor
 from pumer.patching import LEARNED, patch, reduction, unwrapped
@@ -294,17 +295,15 @@ def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
     Raises:
         InputError: If there is no readable ``config.json``, or it names no class of transformers.
     """
-    if isinstance(name, Path) or name.startswith((os.sep, ".")) or name.count("/") > 1 or Path(name).exists():
-        if not Path(name).is_dir():
-            raise InputError(f"checkpoint {name} is not a folder; give a folder with config.json and model.safetensors")
-        if not (Path(name) / "config.json").is_file():
-            raise InputError(f"checkpoint {name} holds no config.json; give a folder that pumer or transformers wrote")
+    check_checkpoint(name)
+    if is_place(name):
         _check_readable(Path(name))
     try:
         config = AutoConfig.from_pretrained(str(name), **hub)
     except (OSError, ValueError, KeyError, TypeError) as error:
         where = "cannot be read" if Path(name).is_dir() else "is neither a folder nor on the hub"
         raise InputError(f"checkpoint {name} {where}: {first_line(error)}") from error
+    check_model(config.to_dict(), str(name))
     architecture = (config.architectures or [""])[0]
     cls = getattr(transformers, architecture, getattr(meter, architecture, None)) if architecture else None
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ from pumer.patching import reduction
 from pumer.reducers import config_to_dict
 from pumer.released import from_released, released_reduction
 from pumer.released.meter import is_meter
+from pumer.settings.convert import ConvertConfig
 from pumer.sources import read_answers, read_source
 from pumer.utils.files import first_line, replacing
+from pumer.utils.locks import only_one
 
 __all__ = ["ConvertConfig", "from_released", "infer_task", "name_answers", "released_reduction", "run"]
 
@@ -29,26 +30,6 @@ _TASK_HEADS = {
     "nlvr2": ("nlvr2_classifier",),
     "irtr": ("rank_output",),
 }
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """`pumer convert`.
-
-    Attributes:
-        source: Folder with ``config.json`` and weights (safetensors, ``.bin`` or ``.ckpt``), such a file by itself, or
-            a name on the hub.
-        out: Folder to write.
-        answers: JSON list, or text with one answer per line, in the order of the head's outputs; for vqa2.
-        task: "vqa2", "ve", "nlvr2", "irtr" or "mlm"; None: that of the head among the tensors.
-        image_size: Pixels along a side that the model shall read, for METER; None: those the checkpoint was made for.
-    """
-
-    source: str
-    out: Path
-    answers: Path | None = None
-    task: str | None = None
-    image_size: int | None = None
 
 
 def run(config: ConvertConfig) -> dict[str, Any]:
@@ -64,6 +45,12 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     Raises:
         InputError: For a source that cannot be read, a wrong number of answers, and whatever `from_released` refuses.
     """
+    config.check_places()
+    with only_one(*config.written):
+        return _converted(config)
+
+
+def _converted(config: ConvertConfig) -> dict[str, Any]:
     released, weights = read_source(config.source)
     if config.image_size is not None:
         if not is_meter(weights):

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from pumer import report
-from pumer.benchmark import BenchmarkConfig
 from pumer.benchmark import run as benchmark
 from pumer.checkpoint import load, load_processor
 from pumer.config import to_dict
-from pumer.evaluate import EvaluateConfig, EvaluationData, labels_of
+from pumer.evaluate import labels_of
 from pumer.evaluate import run as evaluate
 from pumer.jobs import best_device, make_inputs, text_length_of
 from pumer.measuring.named_models import variant
@@ -25,56 +24,20 @@ from pumer.measuring.timing import fastest_batch
 from pumer.provenance import collect
 from pumer.reducers import NoReduction
 from pumer.scoring import compare, constant_per_template, summarise
+from pumer.settings.benchmark import BenchmarkConfig
+from pumer.settings.demo import DemoConfig
+from pumer.settings.evaluate import EvaluateConfig, EvaluationData
+from pumer.settings.train import TrainConfig, TrainingData
 from pumer.stages import Stage, run_stages
 from pumer.tasks import TASKS, Example
 from pumer.train import run as train
-from pumer.training.config import OptimizerConfig, TrainConfig, TrainingData
 from pumer.utils.files import read_json, write_json
+from pumer.utils.locks import only_one
 from pumer.visualize import ask
-from pumer.world import QuestionsConfig, checkpoint_dir, write_vqav2
+from pumer.world import checkpoint_dir, write_vqav2
 
 TASK = TASKS["vqav2"]
 ORIGINAL, REDUCED = "original", "reduced, distilled"
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """Settings of `pumer demo`.
-
-    Attributes:
-        output: folder for data, models, results and report. A demo that was interrupted continues there.
-        model: checkpoint to start from; by default the small ViLT that ships with the package.
-        world: the questions.
-        reduction: how the model is reduced.
-        optimizer: learning rates of original and reduced model: small steps, for they know the questions already.
-        blind_optimizer: of the models that see one input alone, which must forget.
-        questions: how many training questions the original and those two see; the reduced model, which imitates the
-            original, sees all of them.
-        batch_size: questions per step.
-        pairs: timed pairs of original and reduced model at batch 1 and at the original's best batch.
-        largest_batch: where the search for the best batch ends.
-        seed: of the fine-tunings.
-    """
-
-    output: Path = Path("out/demo")
-    model: Path | None = None
-    world: QuestionsConfig = field(default_factory=lambda: QuestionsConfig(train=2400, val=2700, heldout=600))
-    reduction: dict[str, Any] = field(
-        default_factory=lambda: {
-            "method": "pumer",
-            "layers": [2, 5, 8],
-            "prune_ratio": 0.1,
-            "merge_ratio": 0.3,
-            "text_merge_ratio": 0.2,
-        }
-    )
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5, head_factor=1.0))
-    blind_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-4, head_factor=1.0))
-    questions: int = 1200
-    batch_size: int = 32
-    pairs: int = 20
-    largest_batch: int = 64
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +76,12 @@ def run(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
     Raises:
         InputError: for whatever the user can correct.
     """
-    console = console or Console()
+    config.check_places()
+    with only_one(*config.written):
+        return _compared(config, console or Console())
+
+
+def _compared(config: DemoConfig, console: Console) -> dict[str, Any]:
     done = run_stages(_stages(config), config.output / "stages", console)
     results = _results(config, done)
     write_json(config.output / "results.json", results)
@@ -233,6 +201,7 @@ def _test(config: DemoConfig, model: _Model) -> dict[str, Any]:
         reduction=model.reduction,
         per_example=_answers(config, model.key),
         against=None if model.key == "original" else _answers(config, "original"),
+        force=True,  # of an attempt that was interrupted
     )
     result = evaluate(settings)
     if model.unseen:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from pumer.arguments import at_least, writable
 from pumer.checkpoint import ensure_patched, learned_names, load, load_processor, model_class, trained_with
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
 from pumer.jobs import (
-    Blank,
     Collator,
     Examples,
     best_device,
@@ -40,77 +37,15 @@ from pumer.scoring import (
     sources_of,
     summarise,
     table,
+    task_for,
 )
+from pumer.settings.evaluate import EvaluateConfig
 from pumer.tasks import TASKS, Example, Inputs, Retrieval, Task
-from pumer.tasks.images import Resize
 from pumer.utils.files import read_json, write_json
+from pumer.utils.locks import only_one
+from pumer.utils.tensors import numbers
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvaluationData:
-    """Where the questions are.
-
-    Attributes:
-        root: data folder; by default the one the model was trained on.
-        train: split from which the best constant answers are computed, where it is there; null for none.
-    """
-
-    root: Path | None = None
-    train: str | None = "train"
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Settings of `pumer evaluate`. Settings left at null are those of the model's own training.
-
-    Attributes:
-        model: folder or hub name.
-        task: name in `pumer.tasks.TASKS`.
-        data: where the questions are.
-        split: "train", "val" or "test"; a split without public answers needs `submission`.
-        limit: only so many questions, spread evenly over the split.
-        reduction: another reduction than the saved one, without fine-tuning; "none" switches it off.
-        batch_size: questions per forward pass.
-        text_length: questions are cut to this many tokens; by default to what the model can take.
-        image_size: pixels along a side of the pictures, without fine-tuning; a multiple of the patch size.
-        resize: "square" or "aspect", see `pumer.tasks.Pixels`.
-        blank: "image" or "text" hides that input from the model, "none" neither.
-        workers: processes that read images.
-        output: result file (JSON).
-        per_example: file for the answer and score of every question, to compare other runs `against`.
-        against: `per_example` file of another run on the same questions.
-        submission: file in the official result format.
-        galleries: for retrieval: "50x20" ranks within 50 galleries of 20 images each, with their captions; null within
-            one of all.
-        scores: for retrieval: folder that keeps the score of every pair, so that an evaluation that was interrupted
-            goes on where it was.
-    """
-
-    model: str
-    task: str | None = None
-    data: EvaluationData = field(default_factory=EvaluationData)
-    split: str = "val"
-    limit: int | None = None
-    reduction: dict[str, Any] | str | None = None
-    batch_size: int = 64
-    text_length: int | None = None
-    image_size: int | None = None
-    resize: Resize | None = None
-    blank: Blank | None = None
-    workers: int = 0
-    output: Path | None = None
-    per_example: Path | None = None
-    against: Path | None = None
-    submission: Path | None = None
-    galleries: str | None = None
-    scores: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        at_least(1, batch_size=self.batch_size, image_size=self.image_size, text_length=self.text_length)
-        at_least(0, workers=self.workers)
 
 
 def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
@@ -129,11 +64,16 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     Raises:
         InputError: for whatever the user can correct.
     """
+    config.check_places()
+    with only_one(*config.written):
+        return _evaluated(config, console)
+
+
+def _evaluated(config: EvaluateConfig, console: Console | None) -> dict[str, Any]:
     settings = _with_training_settings(config)
     task_type = task_class(settings["task"])
     if not issubclass(task_type, Retrieval) and (config.galleries or config.scores):
         raise InputError(f"galleries and scores are for retrieval, not for task {task_type.name}; leave them out")
-    writable(config.output, config.per_example, config.submission)
     against = None if config.against is None else read_json(config.against)
     model = load(config.model)
     check_class(config.model, model, task_type)
@@ -143,7 +83,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         _reduce(model, config)
     ensure_patched(model)
     model.to(best_device())
-    task = task_type(labels_of(model))
+    task = task_for(task_type, labels_of(model), config.rule)
     examples, left_out = task.read_and_count(settings["root"], config.split, config.limit)
     public = bool(examples[0].answers) or isinstance(task, Retrieval)
     if not public and (config.submission is None or config.per_example or config.against):
@@ -210,9 +150,7 @@ def predict(
         shown = bar.add_task("evaluate", total=len(examples), note="")
         for batch in loader:
             on_device = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
-            logits = model(**on_device).logits
-            if logits.isnan().any():
-                raise InputError("the model gives logits that are not numbers; its weights are broken, or their format")
+            logits = numbers(model(**on_device).logits)
             columns = task.choose(logits).tolist()
             answers += [task.labels[column] for column in columns]
             bar.advance(shown, len(columns))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from pumer.errors import InputError
-from pumer.measuring.named_models import reduction_from
 from pumer.processes import is_main_process
+from pumer.reducers import reduction_from
+from pumer.settings.common import AugmentConfig, Blank, Resize
 from pumer.tasks import TASKS, Example, Inputs, Pixels, Task
-from pumer.tasks.augment import AugmentConfig, rand_augment
-from pumer.tasks.images import Resize
+from pumer.tasks.augment import rand_augment
 
 __all__ = [
     "Blank",
@@ -31,8 +31,6 @@ __all__ = [
     "task_class",
     "text_length_of",
 ]
-
-Blank = Literal["none", "image", "text"]
 
 
 def task_class(name: str) -> type[Task]:

@@ -1,6 +1,5 @@
 """The model card of a trained model: what it is, what was measured, and how it came about."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,12 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from pumer.errors import InputError
 from pumer.jobs import reduction_from
 from pumer.reducers import config_to_dict
+from pumer.settings.train import TrainConfig
 from pumer.tasks.statistics import Interval
-from pumer.training.config import TrainConfig
+from pumer.utils.files import read_json
 
 FILE = "README.md"
 _TAGS = ["pumer", "token-pruning", "token-merging"]
@@ -83,8 +84,8 @@ def _results(folder: Path, began: str) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            content = read_json(path)
+        except InputError:
             continue
         if isinstance(content, dict) and ("rows" in content or {"split", "accuracy"} <= content.keys()):
             date = content.get("provenance", content).get("date", "")

@@ -7,7 +7,6 @@ meta device: shapes only, no arithmetic.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,9 @@ from pumer.measuring.macs import MacCounter
 from pumer.measuring.meta import meta_inputs, on_meta
 from pumer.models.meter import MeterModel
 from pumer.patching import disabled, patch, reductions
+from pumer.reducers import reduction_from
 from pumer.reducers.base import Place
+from pumer.settings.plan import PlanConfig
 from pumer.tokens import Decision, Tokens
 
 GIGA = 1e9
@@ -223,25 +224,6 @@ def _hooked(meta: nn.Module, watch: _Watch) -> Iterator[None]:
             handle.remove()
 
 
-@dataclass(frozen=True)
-class PlanConfig:
-    """`pumer plan`.
-
-    Attributes:
-        model: "preset:vilt-b32" (random weights, no download), or a folder or hub name, of which only ``config.json``
-            and ``reduction.json`` are read.
-        reduction: Method and settings; None for what the checkpoint was saved with.
-        image_size: Height and width in pixels, a multiple of the patch size; None for the model's own.
-        text_length: Words of the text, special tokens counted; None for as many as the checkpoint was trained with,
-            else 32 (or its positions, if fewer).
-    """
-
-    model: str = "preset:vilt-b32"
-    reduction: dict[str, Any] | str | None = None
-    image_size: int | None = None
-    text_length: int | None = None
-
-
 def run(config: PlanConfig) -> Plan:
     """Plan a checkpoint or a preset.
 
@@ -252,6 +234,6 @@ def run(config: PlanConfig) -> Plan:
         model = named_models.skeleton(config.model)
     set_image_size(config.image_size, model)
     if config.reduction is not None:
-        patch(model, named_models.reduction_from(config.reduction))
+        patch(model, reduction_from(config.reduction))
     size = config.image_size or named_models.default_image_size(config.model, model)
     return plan(model, size, config.text_length or named_models.default_text_length(config.model, model))

@@ -4,74 +4,29 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
 from pumer import evaluate
-from pumer.arguments import at_least, writable
 from pumer.checkpoint import ensure_patched, load, load_processor, trained_with
 from pumer.compiling import compile as compiled
 from pumer.errors import InputError
-from pumer.evaluate import EvaluateConfig, EvaluationData, check_class, labels_of
+from pumer.evaluate import check_class, labels_of
 from pumer.image_size import set_image_size
 from pumer.jobs import best_device, make_inputs, task_class, text_length_of
 from pumer.ranking import score_all
+from pumer.settings.common import Resize
+from pumer.settings.evaluate import EvaluateConfig, EvaluationData
+from pumer.settings.predict import PredictConfig
 from pumer.tasks import Example, Retrieval
-from pumer.tasks.images import Resize
-from pumer.utils.files import write_text
+from pumer.tasks.images import ImageLike, read_image
+from pumer.utils.files import read_csv, write_text
+from pumer.utils.locks import only_one
 
 _TEXTS = ("question", "text", "sentence")
-
-
-@dataclass(frozen=True)
-class PredictionData:
-    """Where the examples of an official split are.
-
-    Attributes:
-        root: data folder; by default the one the model was trained on.
-    """
-
-    root: Path | None = None
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Settings of `pumer predict`. Settings left at null are those of the model's own training.
-
-    Attributes:
-        model: folder or hub name.
-        out: file to write: of a split the official result file, of a list the list with a column `answer`.
-        task: name in `pumer.tasks.TASKS`.
-        data: where the split is.
-        split: "train", "val" or "test" of the task's official files.
-        limit: only so many examples, spread evenly over the split.
-        questions: instead of a split, a CSV file with the columns `question` and `image`, or `image1` and `image2`
-            for a task on pairs.
-        images: folder of the images that `questions` names.
-        batch_size: examples per forward pass.
-        image_size: see `pumer.evaluate.EvaluateConfig`.
-        workers: processes that read images.
-        galleries: for retrieval, see `pumer.evaluate.EvaluateConfig`.
-        scores: for retrieval, see `pumer.evaluate.EvaluateConfig`.
-        compile: answer `questions` with the model as `pumer.compile` makes it: faster for many of them.
-    """
-
-    model: str
-    out: Path
-    task: str | None = None
-    data: PredictionData = field(default_factory=PredictionData)
-    split: str = "test"
-    limit: int | None = None
-    questions: Path | None = None
-    images: Path = Path(".")
-    batch_size: int = 64
-    image_size: int | None = None
-    workers: int = 0
-    galleries: str | None = None
-    scores: Path | None = None
-    compile: bool = False
+_ANSWER = "answer"
 
 
 class Predictor:
@@ -82,6 +37,10 @@ class Predictor:
         >>> predictor = Predictor("out/vqav2-pumer")  # doctest: +SKIP
         >>> predictor("cat.jpg", "what is on the sofa?")  # doctest: +SKIP
         'cat'
+        >>> predictor(PIL.Image.open("cat.jpg"), ["what is it?", "is it asleep?"])  # doctest: +SKIP
+        ['cat', 'yes']
+
+    Images are file names, PIL images or arrays, see `pumer.tasks.images.read_image`.
 
     A model for retrieval scores images against texts instead:
         >>> Predictor("out/flickr30k-pumer").scores(["cat.jpg", "dog.jpg"], ["a cat"]).argmax(axis=0)  # doctest: +SKIP
@@ -124,20 +83,30 @@ class Predictor:
         self._answering = compiled(self.model) if compile else self.model
         self.image_count = getattr(task_type, "image_count", 1)
 
-    def __call__(self, images: str | Path | Sequence[str | Path], text: str) -> str:
-        """The answer to one question or sentence.
+    @overload
+    def __call__(self, images: ImageLike | Sequence[ImageLike], text: str) -> str: ...
+
+    @overload
+    def __call__(self, images: ImageLike | Sequence[ImageLike], text: list[str] | tuple[str, ...]) -> list[str]: ...
+
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], text: str | list[str] | tuple[str, ...]
+    ) -> str | list[str]:
+        """The answer to a question or sentence, or the answers to several about the same image.
 
         Args:
-            images: an image file; two of them for a task on pairs.
-            text: the question or sentence.
+            images: an image; a list of two for a task on pairs.
+            text: the question or sentence, or a list of them.
+
+        Returns:
+            The answer; of a list of texts a list of answers, in their order.
 
         Raises:
-            InputError: for another number of images, and images that cannot be read.
+            InputError: for another number of images, images that cannot be read, and texts that are none.
         """
-        files = (images,) if isinstance(images, str | Path) else images
-        if not isinstance(files, Sequence) or not all(isinstance(file, str | Path) for file in files):
-            raise InputError(f"images must be the names of image files, not {type(images).__name__}")
-        return self.answers([Example(0, tuple(Path(file) for file in files), text)])[0]
+        shown, asked = _shown(images), _asked([text] if isinstance(text, str) else text)
+        answers = self.answers([Example(number, shown, each) for number, each in enumerate(asked)])
+        return answers[0] if isinstance(text, str) else answers
 
     def answers(
         self, examples: Sequence[Example], batch_size: int = 64, workers: int = 0, progress: bool = False
@@ -153,13 +122,13 @@ class Predictor:
         return evaluate.predict(self._answering, self.task, examples, self.inputs, batch_size, workers, progress)
 
     def scores(
-        self, images: Sequence[str | Path], texts: Sequence[str], batch_size: int = 64
+        self, images: Sequence[ImageLike], texts: Sequence[str], batch_size: int = 64
     ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """How well every image fits every text, by a model for retrieval; METER encodes each of them once.
 
         Args:
-            images: image files.
-            texts: captions.
+            images: several images.
+            texts: several captions.
             batch_size: pairs per forward pass.
 
         Returns:
@@ -171,7 +140,10 @@ class Predictor:
         """
         if not isinstance(self.task, Retrieval):
             raise InputError(f"a model for {self.task.name} does not rank images and texts; call it with a question")
-        return score_all(self.model, [Path(image) for image in images], texts, self.inputs, batch_size)
+        for name, given in (("images", images), ("texts", texts)):
+            if isinstance(given, ImageLike):
+                raise InputError(f"{name} must be a list of {name}, not one {type(given).__name__}; put it in a list")
+        return score_all(self.model, _shown(images), _asked(texts), self.inputs, batch_size)
 
     def check(self, example: Example) -> None:
         """Refuse an example with another number of images than the task looks at at once."""
@@ -179,6 +151,22 @@ class Predictor:
             raise InputError(
                 f"task {self.task.name} looks at {self.image_count} image(s) at once, not {len(example.images)}"
             )
+
+
+def _shown(images: ImageLike | Sequence[ImageLike]) -> tuple[ImageLike, ...]:
+    """Files by their `Path`, to be read when their turn comes; other images read now, so that a bad one is named."""
+    given = (images,) if isinstance(images, ImageLike) else images
+    if not isinstance(given, Sequence) or isinstance(given, bytes):
+        raise InputError(f"images must be one image or a list of them, not {type(images).__name__}")
+    return tuple(Path(image) if isinstance(image, str | Path) else read_image(image) for image in given)
+
+
+def _asked(texts: Sequence[str]) -> list[str]:
+    """A list of texts, checked to be one."""
+    odd = [text for text in texts if not isinstance(text, str)] if isinstance(texts, list | tuple) else [texts]
+    if odd:
+        raise InputError(f"a question must be a text, or several of them a list of texts, not {type(odd[0]).__name__}")
+    return list(texts)
 
 
 def run(config: PredictConfig) -> int:
@@ -190,17 +178,10 @@ def run(config: PredictConfig) -> int:
     Raises:
         InputError: for whatever the user can correct.
     """
-    at_least(1, batch_size=config.batch_size, image_size=config.image_size)
-    at_least(0, workers=config.workers)
-    writable(config.out)
+    config.check_places()
     if config.questions is not None:
-        of_a_split = {"data.root": config.data.root, "limit": config.limit, "galleries": config.galleries}
-        given = [name for name, value in (of_a_split | {"scores": config.scores}).items() if value is not None]
-        if given:
-            raise InputError(f"{', '.join(given)} would be of a split, whose place questions take; leave one out")
-        return _answer_list(config, config.questions)
-    if config.compile:
-        raise InputError("compile is for questions=FILE, not for a split; leave it out")
+        with only_one(*config.written):
+            return _answer_list(config, config.questions)
     data = EvaluationData(config.data.root, train=None)
     result = evaluate.run(
         EvaluateConfig(
@@ -212,7 +193,8 @@ def run(config: PredictConfig) -> int:
             batch_size=config.batch_size,
             image_size=config.image_size,
             workers=config.workers,
-            submission=config.out,
+            submission=config.file,
+            force=config.force,
             galleries=config.galleries,
             scores=config.scores,
         )
@@ -234,26 +216,27 @@ def _answer_list(config: PredictConfig, questions: Path) -> int:
     ]
     answers = predictor.answers(examples, config.batch_size, config.workers, progress=True)
     written = io.StringIO()
-    writer = csv.DictWriter(written, [name for name in columns if name != "answer"] + ["answer"], lineterminator="\n")
+    writer = csv.DictWriter(written, [*columns, _ANSWER], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "answer": answer} for row, answer in zip(rows, answers, strict=True))
-    write_text(config.out, written.getvalue())
+    writer.writerows({**row, _ANSWER: answer} for row, answer in zip(rows, answers, strict=True))
+    write_text(config.file, written.getvalue())
     return len(rows)
 
 
 def _read_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     """The rows of a CSV file with a heading, and its columns."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), list(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({error}); give a CSV file in UTF-8") from error
-    if not columns:
+    lines = read_csv(path, "give a CSV file whose first line names the columns, as in image,question")
+    if not lines:
         raise InputError(f"{path} has no heading; its first line must name the columns, as in image,question")
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise InputError(f"{path}: line {number} has not {len(columns)} values, as the heading has")
+    (_, columns), *rows = lines
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path} has {columns.count(twice)} columns '{twice}'; give each a name of its own")
+    if _ANSWER in columns:
+        raise InputError(f"{path} has a column '{_ANSWER}' already, where the answers would go; rename it")
+    for number, row in rows:
+        if len(row) != len(columns):
+            raise InputError(f"{path}: line {number} has {len(row)} values, not {len(columns)} as the heading has")
     if not rows:
         raise InputError(f"{path} holds no questions below its heading")
-    return rows, columns
+    return [dict(zip(columns, row, strict=True)) for _, row in rows], columns

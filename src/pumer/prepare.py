@@ -8,7 +8,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from pumer.errors import InputError
 from pumer.jobs import progress_bar, task_class
+from pumer.settings.data import PrepareConfig
 from pumer.tasks import Example, Retrieval, Task
 from pumer.tasks.images import decode, image_bytes
 from pumer.tasks.storage import RECORD, SHARDS, SKIPPED, open_shard
-from pumer.utils.files import write_text
+from pumer.utils.files import read_config, write_text
+from pumer.utils.locks import only_one
 
 SHARD_IMAGES = 512
 """Images per Arrow file: what a killed run loses at most per process."""
@@ -33,41 +34,6 @@ _VERSION = 1
 _ROWS_IN_MEMORY = 16
 _UNFINISHED = ".unfinished"
 _JPEG = {"quality": 95, "subsampling": 0}
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Settings of `pumer data prepare`.
-
-    Attributes:
-        task: name in `pumer.tasks.TASKS`.
-        root: data folder with the task's official files.
-        out: folder to write; it takes the place of `root` in every other command.
-        splits: what to prepare; null for all splits whose annotation files are there.
-        resize: scale images whose shorter edge has more pixels down to this (bicubic, aspect ratio kept, JPEG of
-            quality 95, upright); null keeps every file as it is.
-        workers: processes that read images; 0 reads in this one.
-        retry: look again at images that an earlier run had to skip.
-        strict: stop at the first file's worth of images in which one is missing or broken.
-    """
-
-    task: str
-    root: Path
-    out: Path
-    splits: tuple[str, ...] | None = None
-    resize: int | None = None
-    workers: int = 0
-    retry: bool = False
-    strict: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        if self.resize is not None and self.resize < 1:
-            raise InputError(f"resize must be at least 1 pixel or null, not {self.resize}")
-        if self.workers < 0:
-            raise InputError(f"workers must be at least 0, not {self.workers}")
-        if self.out.resolve() == self.root.resolve():
-            raise InputError(f"the prepared folder needs a place of its own, not {self.out} itself")
 
 
 def run(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
@@ -87,9 +53,15 @@ def run(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
     Raises:
         InputError: for whatever the user can correct, and with `strict` for the first bad image.
     """
+    config.check_places()
+    with only_one(*config.written):
+        return _prepared(config, progress)
+
+
+def _prepared(config: PrepareConfig, progress: bool) -> dict[str, Any]:
     task = task_class(config.task)
     examples = annotated(task, config.root, config.splits)
-    names = sorted({_name(config.root, path) for each in examples.values() for one in each for path in one.images})
+    names = sorted({_name(config.root, path) for each in examples.values() for one in each for path in one.files})
     record = _start(config, examples, names)
     for split in examples:
         for path in task.annotation_files(config.root, split):
@@ -130,9 +102,6 @@ def annotated(task: type[Task], root: Path, splits: Sequence[str] | None = None)
         file = task.annotation_files(root, split)[0]
         if not found:
             raise InputError(f"{file} holds no examples of split {split}; download it again, or give other splits")
-        ((number, count),) = Counter(example.id for example in found).most_common(1)
-        if count > 1:
-            raise InputError(f"{file} holds example {number} {count} times; each may be there once, download it again")
     return examples
 
 
@@ -171,7 +140,7 @@ def _start(config: PrepareConfig, examples: Mapping[str, Any], names: Sequence[s
     }
     found = config.out / RECORD
     if found.is_file():
-        before = json.loads(found.read_text(encoding="utf-8"))
+        before = read_config(found, "remove the folder, or give a new one")
         for name, value in record.items():
             if before.get(name) != value:
                 raise InputError(
@@ -205,7 +174,7 @@ def _write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _counts(root: Path, examples: Sequence[Example], skipped: Mapping[str, str]) -> dict[str, int]:
-    left_out = sum(any(_name(root, path) in skipped for path in example.images) for example in examples)
+    left_out = sum(any(_name(root, path) in skipped for path in example.files) for example in examples)
     return {"examples": len(examples), "left_out": left_out}
 
 

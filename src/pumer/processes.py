@@ -1,6 +1,13 @@
-"""Which of several processes this is, known before any library asks; and how they part."""
+"""Which of several processes this is, known before any library asks; how they part, and what Ctrl-C does to them."""
 
+import contextlib
 import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+_INTERRUPTED = 130
 
 
 def is_main_process() -> bool:
@@ -14,3 +21,35 @@ def leave_group() -> None:
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def own_interrupts() -> None:
+    """From now on Ctrl-C ends the process at once, in one line: what a command does before its work, and after it.
+
+    For the entry point of the command line; a program that imports the package keeps its own handler.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _end)
+
+
+def interrupts_raise() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt, for work that cleans up after itself; see `own_interrupts`."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, _raise)
+
+
+def interrupts_end_at_once() -> None:
+    """Go back from `interrupts_raise`, when the work is done."""
+    if signal.getsignal(signal.SIGINT) is _raise:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os.write(2, b"interrupted\n")
+    os._exit(_INTERRUPTED)

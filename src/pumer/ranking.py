@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +21,15 @@ from pumer.jobs import progress_bar
 from pumer.models.meter import MeterForImageAndTextRetrieval
 from pumer.patching import reduction
 from pumer.reducers import NoReduction, config_to_dict
+from pumer.settings.common import gallery_sizes
 from pumer.tasks import Example, Inputs
 from pumer.tasks.base import words
+from pumer.tasks.images import ImageLike
 from pumer.tasks.karpathy import Picture
 from pumer.tasks.recall import best_of_columns, best_of_rows
 from pumer.tasks.retrieval import Retrieval, pictures_of
 from pumer.utils.files import read_json, write_json
+from pumer.utils.tensors import numbers
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +84,11 @@ def rank(
 
 @torch.inference_mode()
 def score_all(
-    model: PreTrainedModel, paths: Sequence[Path], texts: Sequence[str], inputs: Inputs, batch_size: int = 64
+    model: PreTrainedModel, images: Sequence[ImageLike], texts: Sequence[str], inputs: Inputs, batch_size: int = 64
 ) -> np.ndarray:
     """The score of every image with every text, float32 (images, texts); other arguments as of `rank`."""
-    scores = np.full((len(paths), len(texts)), np.nan, dtype=np.float32)
-    for _ in _fill_part(scores, model.eval(), paths, texts, inputs, batch_size):
+    scores = np.full((len(images), len(texts)), np.nan, dtype=np.float32)
+    for _ in _fill_part(scores, model.eval(), images, texts, inputs, batch_size):
         pass
     return scores
 
@@ -141,18 +143,6 @@ def split(pictures: Sequence[Picture], galleries: str | None) -> list[Sequence[P
     return [pictures[start : start + size] for start in range(0, count * size, size)]
 
 
-def gallery_sizes(galleries: str) -> tuple[int, int]:
-    """How many galleries of how many images "50x20" means.
-
-    Raises:
-        InputError: for another form.
-    """
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", galleries)
-    if found is None:
-        raise InputError(f"galleries must be of the form 50x20 (50 galleries of 20 images), not '{galleries}'")
-    return int(found[1]), int(found[2])
-
-
 def _parts(rooms: Sequence[Sequence[Picture]], scores: np.ndarray) -> Iterator[tuple[Sequence[Picture], np.ndarray]]:
     """Each gallery with its part of the scores, (images, captions)."""
     start = 0
@@ -182,15 +172,20 @@ def _fill(
 
 
 def _fill_part(
-    scores: np.ndarray, model: PreTrainedModel, paths: Sequence[Path], texts: Sequence[str], inputs: Inputs, size: int
+    scores: np.ndarray,
+    model: PreTrainedModel,
+    images: Sequence[ImageLike],
+    texts: Sequence[str],
+    inputs: Inputs,
+    size: int,
 ) -> Iterator[int]:
     """The same for one array (images, texts), block by block; yields how many pairs each has."""
-    for row in range(0, len(paths), size):
+    for row in range(0, len(images), size):
         score: Score | None = None
         for column in range(0, len(texts), size):
             block = scores[row : row + size, column : column + size]
             if np.isnan(block).any():
-                score = score or _scorer(model, paths[row : row + size], inputs)
+                score = score or _scorer(model, images[row : row + size], inputs)
                 _fill_block(block, score, _captions(model, texts[column : column + size], inputs))
             yield block.size
 
@@ -198,13 +193,12 @@ def _fill_part(
 def _fill_block(block: np.ndarray, score: Score, captions: Any) -> None:
     for row in range(len(block)):
         block[row] = score(row, captions).float().cpu().numpy()
-    if np.isnan(block).any():
-        raise InputError("the model gives scores that are not numbers; its weights are broken, or its number format")
+    numbers(torch.from_numpy(block))
 
 
-def _scorer(model: PreTrainedModel, paths: Sequence[Path], inputs: Inputs) -> Score:
+def _scorer(model: PreTrainedModel, images: Sequence[ImageLike], inputs: Inputs) -> Score:
     """How to score the images of a block with captions."""
-    pixels = {name: tensor.to(model.device) for name, tensor in inputs.pixels(paths).items()}
+    pixels = {name: tensor.to(model.device) for name, tensor in inputs.pixels(images).items()}
     if isinstance(model, MeterForImageAndTextRetrieval):
         encoded = model.encode_image(pixels["pixel_values"])
 
@@ -279,5 +273,5 @@ def _about(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
 
 
 def _digest_of_pairs(pairs: Sequence[Example]) -> str:
-    lines = (f"{pair.images[0].name}\t{pair.id}\t{pair.text}" for pair in pairs)
+    lines = (f"{pair.files[0].name}\t{pair.id}\t{pair.text}" for pair in pairs)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -2,51 +2,26 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from pumer.arguments import writable
 from pumer.errors import InputError
 from pumer.jobs import task_class
 from pumer.ranking import SCORES, best_candidates, in_galleries, shape_of
-from pumer.scoring import per_example, summarise, table
-from pumer.tasks import Example, Retrieval, Task, VQAv2
+from pumer.scoring import per_example, summarise, table, task_for
+from pumer.settings.score import ScoreConfig
+from pumer.tasks import Example, Retrieval
 from pumer.tasks.karpathy import Picture
 from pumer.tasks.recall import CUTOFFS
 from pumer.utils.files import write_json
+from pumer.utils.locks import only_one
 
 _SHOWN = 3
 _ONE_EACH = "give one to each, and no others"
 _REMEDY = "score it with the --split and --galleries it was made with"
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """Settings of `pumer score`.
-
-    Attributes:
-        task: name in `pumer.tasks.TASKS`.
-        annotations: official file with the right answers; for retrieval Karpathy's.
-        predictions: file in the task's result format; for retrieval also a `.npy` file with the score of every image
-            (row) with every caption (column) of its gallery, in the order of `annotations`, galleries one below the
-            other, or the folder `scores` of `pumer evaluate`.
-        questions: VQAv2: official file of questions; scores those alone. Null: all that are annotated.
-        split: for retrieval: part of a file that holds all splits; null for "test".
-        galleries: for retrieval: "50x20" if the file ranks within 50 galleries of 20 images each; null for one of all.
-        per_example: file for one value per example.
-    """
-
-    task: str
-    annotations: Path
-    predictions: Path
-    questions: Path | None = None
-    split: str | None = None
-    galleries: str | None = None
-    per_example: Path | None = None
 
 
 def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
@@ -64,9 +39,13 @@ def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
         InputError: for a missing or broken file, an option that the task has no use for, and for predictions that are
             missing, double, or of nothing that the annotations know.
     """
+    config.check_places()
+    with only_one(*config.written):
+        return _scored(config, console)
+
+
+def _scored(config: ScoreConfig, console: Console | None) -> dict[str, Any]:
     task_type = task_class(config.task)
-    writable(config.per_example)
-    _check(config, task_type)
     if issubclass(task_type, Retrieval):
         examples, answers = _ranked(config, task_type)
     else:
@@ -79,7 +58,8 @@ def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
             passed_over = task_type.known(config.annotations) - ids
             given = [(number, answer) for number, answer in given if number not in passed_over]
         answers = _in_order(examples, given, config.predictions, _ONE_EACH)
-    task = task_type(getattr(task_type, "fixed_labels", ()))  # a vocabulary is needed for training only
+    labels = getattr(task_type, "fixed_labels", ())  # a vocabulary is needed for training only
+    task = task_for(task_type, labels, config.rule)
     result = summarise(task, examples, answers)
     if config.per_example is not None:
         entries = per_example(examples, answers, task.scores(examples, answers).tolist())
@@ -88,22 +68,6 @@ def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
     if console is not None:
         console.print(table(result, task, f"{config.predictions} on {config.annotations}"))
     return result
-
-
-def _check(config: ScoreConfig, task: type[Task]) -> None:
-    """Refuse files that are not there, and options that the task has no use for."""
-    options = {
-        "questions": (VQAv2, "task vqav2"),
-        "split": (Retrieval, "retrieval"),
-        "galleries": (Retrieval, "retrieval"),
-    }
-    for name, (kind, use) in options.items():
-        if getattr(config, name) is not None and not issubclass(task, kind):
-            raise InputError(f"--{name} is for {use}, not for task {task.name}; leave it out")
-    for name in ("annotations", "questions", "predictions"):
-        path = getattr(config, name)
-        if path is not None and not path.exists():
-            raise InputError(f"{path} does not exist; give --{name} a file that does")
 
 
 def _ranked(config: ScoreConfig, task: type[Retrieval]) -> tuple[list[Example], list[str]]:

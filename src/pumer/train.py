@@ -1,6 +1,8 @@
 """Fine-tuning, with or without reduction, with or without the unreduced model as teacher."""
 
 import logging
+import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -29,18 +31,18 @@ from pumer.model_card import model_card
 from pumer.patching import patch
 from pumer.processes import is_main_process
 from pumer.provenance import collect
+from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
 from pumer.tasks import Inputs
 from pumer.tasks.statistics import bootstrap
 from pumer.training.callbacks import ShowProgress
-from pumer.training.checkpoints import last_checkpoint, step_of
-from pumer.training.config import TrainConfig, TrainingData
-from pumer.training.optimizer import OptimizerConfig
+from pumer.training.checkpoints import ANEW, check_whole, checkpoints, last_checkpoint, step_of
 from pumer.training.preflight import check
-from pumer.training.stopping import StopOnSignal, full_disk_stops
+from pumer.training.stopping import StopOnSignal, write_errors_stop
 from pumer.training.teacher import Teacher, teacher_of
 from pumer.training.teacher_cache import RememberedTeacher, remember
 from pumer.training.trainer import DistillingTrainer
 from pumer.utils.files import read_json, write_json, write_text
+from pumer.utils.locks import only_one
 
 __all__ = ["OptimizerConfig", "TrainConfig", "TrainingData", "run"]
 
@@ -87,12 +89,18 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
         results, it is there from the beginning. The folder gets a model card as well.
 
     Raises:
-        InputError: for whatever the user can correct; for a loss that is no number; for a full disk.
+        InputError: for whatever the user can correct, another training in the same folder among it; for a loss that is
+            NaN; for a full disk.
         Interrupted: after Ctrl-C or SIGTERM, with the current step saved.
     """
-    bar = progress_bar(enabled=progress)
-    stop = StopOnSignal()
-    inputs, repository = check(config), None
+    inputs = check(config)
+    with only_one(config.output), write_errors_stop(config.output):
+        return _run(config, inputs, progress_bar(enabled=progress))
+
+
+def _run(config: TrainConfig, inputs: Inputs, bar: Progress) -> dict[str, Any]:
+    """Train in a folder that no other process writes."""
+    stop, repository = StopOnSignal(), None
     if config.push_to_hub and is_main_process():
         repository = hub.create(config.hub_model_id or config.output.name, config.hub_private)
     prepared = _prepare(config, inputs, bar, stop)
@@ -101,37 +109,42 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
     record = {"model": str(config.output), "data_fingerprint": prepared.fingerprint}
     record |= collect(config, _DTYPES[config.precision])
     record["began"] = (_record(config) if prepared.checkpoint else record).get("began", record["date"])
-    with full_disk_stops(config.output):
-        if main and prepared.checkpoint is None:
-            for file in saved_files(config.output):  # of an earlier run, whose record this one's takes the place of
-                file.unlink()
-            write_json(config.output / TRAINING_RECORD, record)
-        with bar, stop.listening():
-            outcome = trainer.train(resume_from_checkpoint=prepared.checkpoint and str(prepared.checkpoint))
-        steps, before = trainer.state.global_step, step_of(prepared.checkpoint) if prepared.checkpoint else 0
-        seconds, trained = outcome.metrics["train_runtime"], steps - before
-        result = {
-            **record,
-            "steps": steps,
-            "resumed_from": before,
-            "seconds": seconds,
-            "input_seconds": round(trainer.input_seconds, 4),
-            "samples_per_second": round(trained * trainer.examples_per_step / seconds, 3),
-            "loss": trainer.summed_loss / trained if trained else None,
-            "history": trainer.state.log_history,
-        }
-        if config.data.eval is not None:
-            scores, sources = trainer.final_scores()
-            result |= {"questions": len(scores), "accuracy": asdict(bootstrap(scores, sources))}
-        weights = trainer.gathered_weights()
-        if main:
-            save(trainer.model, config.output, weights)
-            prepared.processor.save_pretrained(config.output)
-            write_json(config.output / TRAINING_RECORD, result)
-            write_text(config.output / CARD, str(model_card(config, result)))
+    if main and prepared.checkpoint is None:
+        for file in saved_files(config.output):  # of an earlier run, whose record this one's takes the place of
+            file.unlink()
+        write_json(config.output / TRAINING_RECORD, record)
+    with bar, stop.listening():
+        outcome = trainer.train(resume_from_checkpoint=prepared.checkpoint and str(prepared.checkpoint))
+    trainer.check_weights()
+    steps, before = trainer.state.global_step, step_of(prepared.checkpoint) if prepared.checkpoint else 0
+    seconds, trained = outcome.metrics["train_runtime"], steps - before
+    result = {
+        **record,
+        "steps": steps,
+        "resumed_from": before,
+        "seconds": seconds,
+        "input_seconds": round(trainer.input_seconds, 4),
+        "samples_per_second": round(trained * trainer.examples_per_step / seconds, 3),
+        "loss": trainer.summed_loss / trained if trained else None,
+        "history": [_without_nan(entry) for entry in trainer.state.log_history],
+    }
+    if config.data.eval is not None:
+        scores, sources = trainer.final_scores()
+        result |= {"questions": len(scores), "accuracy": asdict(bootstrap(scores, sources))}
+    weights = trainer.gathered_weights()
+    if main:
+        save(trainer.model, config.output, weights)
+        prepared.processor.save_pretrained(config.output)
+        write_json(config.output / TRAINING_RECORD, result)
+        write_text(config.output / CARD, str(model_card(config, result)))
     if repository is not None:
         hub.upload(repository, config.output)
     return result
+
+
+def _without_nan(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Logged values with null for what JSON has no number for: norms of gradients that float16's scaler skipped."""
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in entry.items()}
 
 
 def _prepare(config: TrainConfig, inputs: Inputs, bar: Progress, stop: StopOnSignal) -> _Prepared:
@@ -245,11 +258,11 @@ def _callbacks(config: TrainConfig, stop: StopOnSignal, bar: Progress) -> list[T
 
 def _checkpoint(config: TrainConfig) -> Path | None:
     """Where to continue; refuses to continue a run with other settings."""
-    found = last_checkpoint(config.output)
     if not config.resume:
-        for folder in config.output.glob("checkpoint-*"):
-            shutil.rmtree(folder, ignore_errors=True)  # another process may be at it
+        for folder in checkpoints(config.output) if is_main_process() else ():
+            shutil.rmtree(folder)
         return None
+    found = last_checkpoint(config.output)
     if found is None and not saved_files(config.output):
         return None
     before, now = _record(config)["config"], to_dict(config)
@@ -260,6 +273,7 @@ def _checkpoint(config: TrainConfig) -> Path | None:
                 "give another output, or resume=false to start anew"
             )
     if found is not None:
+        check_whole(found, scaled=config.precision == "fp16", best=config.patience is not None)
         logger.info("continuing from %s", found)
     return found
 
@@ -267,8 +281,9 @@ def _checkpoint(config: TrainConfig) -> Path | None:
 def _record(config: TrainConfig) -> Mapping[str, Any]:
     """What the run that is in the folder said when it began."""
     record = config.output / TRAINING_RECORD
-    content = read_json(record) if record.is_file() else {}
-    if not isinstance(content, dict) or not {"config", "data_fingerprint"} <= content.keys():
+    content = read_json(record, f"restore it, give another output, or {ANEW}") if os.path.lexists(record) else {}
+    ours = isinstance(content, dict) and isinstance(content.get("config"), dict) and "data_fingerprint" in content
+    if not ours:
         raise InputError(f"{config.output} holds a model that no run here made; give another output")
     found: Mapping[str, Any] = content
     return found

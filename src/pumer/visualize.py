@@ -2,25 +2,25 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from transformers import PreTrainedModel
 
 from pumer import drawing, patching, tracing
-from pumer.arguments import writable
 from pumer.errors import InputError
 from pumer.jobs import reduction_from
 from pumer.predict import Predictor
+from pumer.settings.visualize import VisualizeConfig
 from pumer.tasks import Example, Inputs, Retrieval, Task
 from pumer.tasks.base import model_inputs
-from pumer.tasks.images import Resize, read_image
+from pumer.tasks.images import ImageLike, read_image
 from pumer.tracing import ForwardTrace, Trace
 from pumer.tracing import name as place_name
+from pumer.utils.locks import only_one
+from pumer.utils.tensors import numbers
 
 PICTURE = 396  # pixels along the longer side of the picture in a panel
 PRUNED = (222, 222, 226)  # where the panel of merged patches shows pruned ones
@@ -28,7 +28,7 @@ PRUNED = (222, 222, 226)  # where the panel of merged patches shows pruned ones
 
 def draw(
     trace: Trace,
-    image: Image.Image,
+    image: ImageLike,
     question: str | Sequence[str] | None = None,
     answer: str | None = None,
     sample: int = 0,
@@ -42,7 +42,8 @@ def draw(
 
     Args:
         trace: the recording of a forward pass, see `pumer.trace`.
-        image: the picture; it is resized to the sample's patch grid, as the processor did.
+        image: a file name, a PIL image or an array, see `pumer.tasks.images.read_image`; it is resized to the sample's
+            patch grid, as the processor did.
         question: the text, or its tokens as the tokenizer names them (`[CLS]` and `[SEP]` included). Given
             as text it is split at spaces and punctuation; where that does not give one word per token,
             tokens are shown by their position.
@@ -54,7 +55,7 @@ def draw(
         An RGB picture about 1270 pixels wide for a square image.
 
     Raises:
-        InputError: when `sample` or `forward` is not in the trace.
+        InputError: when `sample` or `forward` is not in the trace, and for an image that cannot be read.
 
     Example:
         >>> with pumer.trace(model) as trace:  # doctest: +SKIP
@@ -63,8 +64,7 @@ def draw(
     """
     fate = _Fate.of(_forward(trace, forward), sample)
     cell = max(4, PICTURE // max(fate.rows, fate.cols))
-    picture = ImageOps.exif_transpose(image).convert("RGB")
-    picture = picture.resize((fate.cols * cell, fate.rows * cell), Image.Resampling.BICUBIC)
+    picture = read_image(image).resize((fate.cols * cell, fate.rows * cell), Image.Resampling.BICUBIC)
     panels = drawing.beside(
         (
             drawing.panel(picture, "input", [(None, f"{fate.rows} x {fate.cols} patches")]),
@@ -73,33 +73,6 @@ def draw(
         )
     )
     return drawing.stacked((panels, _text_line(fate, question, answer, panels.width), _counts_line(fate, panels.width)))
-
-
-@dataclass(frozen=True)
-class VisualizeConfig:
-    """Settings of `pumer visualize`. Settings left at null are those of the model's own training.
-
-    Attributes:
-        checkpoint: folder or hub name.
-        images: picture files: one, or two for a model for pairs.
-        question: the text.
-        out: the PNG file to write.
-        reduction: replaces the checkpoint's own: a mapping with `method`, or the name of a method.
-        task: key in `pumer.tasks.TASKS`.
-        resize: see `pumer.tasks.Pixels`.
-        text_length: the question is cut to this many tokens.
-        image_size: see `pumer.evaluate.EvaluateConfig`.
-    """
-
-    checkpoint: str
-    images: tuple[Path, ...]
-    question: str
-    out: Path = Path("tokens.png")
-    reduction: Mapping[str, Any] | str | None = None
-    task: str | None = None
-    resize: Resize | None = None
-    text_length: int | None = None
-    image_size: int | None = None
 
 
 def run(config: VisualizeConfig) -> str:
@@ -111,9 +84,12 @@ def run(config: VisualizeConfig) -> str:
     Raises:
         InputError: when the checkpoint or the image cannot be read, or the reduction does not fit the model.
     """
-    writable(config.out)
-    if config.out.suffix.lower() != ".png":
-        raise InputError(f"{config.out} must end in .png, for a PNG file is written")
+    config.check_places()
+    with only_one(*config.written):
+        return _drawn(config)
+
+
+def _drawn(config: VisualizeConfig) -> str:
     for image in config.images:
         read_image(image)  # the cheap check first
     predictor = Predictor(config.checkpoint, config.task, config.text_length, config.resize, config.image_size)
@@ -139,13 +115,13 @@ def ask(model: PreTrainedModel, task: Task, inputs: Inputs, example: Example) ->
     """
     batch = {name: tensor.to(model.device) for name, tensor in model_inputs([example], inputs).items()}
     with tracing.trace(model) as recorded:
-        logits = model(**batch).logits
+        logits = numbers(model(**batch).logits)
     answer = f"score {float(logits):.2f}" if isinstance(task, Retrieval) else task.labels[int(task.choose(logits))]
     words = inputs.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
     last = len(example.images) - 1
     drawings = [
-        draw(recorded, read_image(path), words, answer if forward == last else None, forward=forward)
-        for forward, path in enumerate(example.images)
+        draw(recorded, image, words, answer if forward == last else None, forward=forward)
+        for forward, image in enumerate(example.images)
     ]
     return answer, drawing.stacked(drawings) if last else drawings[0]
 

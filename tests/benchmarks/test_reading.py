@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from pumer.settings.data import WorldConfig
 from pumer.utils.files import read_json
-from pumer.world.write import WorldConfig, write_world
+from pumer.world.write import write_world
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "reading.py"
 

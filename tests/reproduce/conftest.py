@@ -11,8 +11,9 @@ from pumer import benchmark
 from pumer.cli import app
 from pumer.errors import InputError
 from pumer.measuring import peak_memory
-from pumer.reproduce.run import ReproduceConfig, Reproduction
+from pumer.reproduce.run import Reproduction
 from pumer.reproduce.setup import Setup
+from pumer.settings.reproduce import ReproduceConfig
 from pumer.world import write_vqav2
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"

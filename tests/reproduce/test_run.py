@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from pumer.cli import app
 from pumer.errors import InputError
-from pumer.reproduce.run import ReproduceConfig, Reproduction, estimate, run
+from pumer.reproduce.run import Reproduction, estimate, run
+from pumer.settings.reproduce import ReproduceConfig
 from pumer.utils.files import read_json
 from pumer.utils.locks import only_one
 
@@ -180,7 +181,7 @@ def test_the_list_and_the_report_need_no_run(config, tmp_path):
         ({"starts": {"clip": "x"}}, "there is no backbone 'clip'"),
         ({"scale": "half"}, "there is no scale 'half'"),
         ({"scale": "full"}, "--data FOLDER"),
-        ({"jobs": 0}, "jobs must be at least 1"),
+        ({"jobs": 0}, r"jobs must lie in .* not 0"),
         ({"galleries": "foo"}, "galleries must be of the form 50x20"),
         ({"only": ("figure5",), "cells": ("meter/coco",)}, "figure5: no row of these tables is about meter/coco"),
         ({"out": Path(__file__)}, "cannot be written"),
@@ -188,7 +189,7 @@ def test_the_list_and_the_report_need_no_run(config, tmp_path):
         ({"settings": ("foo=3",)}, "key 'foo' is unknown in train config"),
         ({"smoke": True, "results": Path("results")}, "leave out --results"),
         ({"seeds": 3, "trained": {"vilt/nlvr2": "m"}}, "leave out --trained, or --seeds 3"),
-        ({"data": Path("/nowhere")}, "/nowhere/vqav2 does not exist"),
+        ({"data": Path("/nowhere")}, "/nowhere does not exist"),
     ],
 )
 def test_what_cannot_be_is_refused(given, told, config, run_nothing):

@@ -8,8 +8,8 @@ import yaml
 from pumer.backbones import BACKBONES
 from pumer.reducers import METHODS, config_from_dict
 from pumer.reproduce import paper
-from pumer.reproduce.cells import PAIRS
 from pumer.reproduce.tables import RESOLUTION, STRENGTHS, VISION_RATIOS, chosen, tables
+from pumer.settings.reproduce import PAIRS
 from pumer.tasks import TASKS
 
 

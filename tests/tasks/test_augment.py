@@ -7,8 +7,9 @@ from PIL import Image
 from pumer.checkpoint import load_processor
 from pumer.errors import InputError
 from pumer.jobs import Collator, Examples, make_inputs
+from pumer.settings.common import AugmentConfig
 from pumer.tasks import NLVR2, VQAv2
-from pumer.tasks.augment import LARGEST, OPERATIONS, AugmentConfig, rand_augment
+from pumer.tasks.augment import LARGEST, OPERATIONS, rand_augment
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (3, 24, 32), dtype=np.uint8)
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pumer.errors import InputError
-from pumer.training.distill import DistillationConfig, distillation_loss, divergence
+from pumer.settings.train import DistillationConfig
+from pumer.training.distill import distillation_loss, divergence
 
 
 def softmax(row, temperature):

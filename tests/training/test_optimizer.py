@@ -6,8 +6,9 @@ import torch
 from pumer.errors import InputError
 from pumer.patching import patch
 from pumer.reducers import DynamicViTConfig
+from pumer.settings.train import OptimizerConfig
 from pumer.tasks import VQAv2
-from pumer.training.optimizer import OptimizerConfig, parameter_groups
+from pumer.training.optimizer import parameter_groups
 
 
 def rates(folder, **settings):

@@ -8,8 +8,8 @@ import yaml
 
 from pumer.config import load
 from pumer.errors import InputError
+from pumer.settings.train import TrainConfig
 from pumer.train import run
-from pumer.training.config import TrainConfig
 from pumer.training.preflight import check
 
 REDUCTION = {"method": "pumer", "layers": [0], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
@@ -84,13 +84,13 @@ def test_wrong_keys_name_the_nearest(recipe, tmp_path, key, nearest):
         ("augment=strong", "augment"),
         ("augment.magnitude=40", "augment.magnitude must lie in [0, 30], not 40"),
         ("distillation.temperature=0", "distillation.temperature must be above 0"),
-        ("data.limit=0", "data.limit must be at least 1 or null, not 0"),
-        ("data.min_answer_count=0", "data.min_answer_count must be at least 1, not 0"),
-        ("seed=-1", "seed must not be negative, not -1"),
+        ("data.limit=0", "data.limit must lie in [1, 1000000000], not 0"),
+        ("data.min_answer_count=0", "data.min_answer_count must lie in [1, 1000000000], not 0"),
+        ("seed=-1", "seed must lie in [0, 4294967295], not -1"),
         ("task=vqa", "task 'vqa' is unknown; there are: vqav2"),
         ("reduction.method=tomme", "reduction method 'tomme' is unknown"),
         ("reduction={method: tome, layers: [0], merge_count: 99}", "merge_count is 99, but fusion layers"),
-        ("image_size=0", "image_size must be at least 1 or null, not 0"),
+        ("image_size=0", "image_size must lie in [1, 16384], not 0"),
         ("image_size=20", "image_size 20 is not a multiple of the patch size 8; give 16"),
         ("reduction.merge_ratio=1.0", "merge_ratio"),
         ("reduction.layers=[12]", "fusion layer 12 does not exist; vilt has 12 of them, 0 to 11"),

@@ -11,11 +11,11 @@ from pumer.checkpoint import load_processor
 from pumer.errors import InputError
 from pumer.fingerprint import data_fingerprint
 from pumer.jobs import Collator, Examples, make_inputs, progress_bar
+from pumer.settings.common import AugmentConfig
+from pumer.settings.train import DistillationConfig
 from pumer.tasks import VQAv2
-from pumer.tasks.augment import AugmentConfig
 from pumer.train import run
 from pumer.training import teacher_cache
-from pumer.training.distill import DistillationConfig
 from pumer.training.teacher import Teacher
 from pumer.training.teacher_cache import remember
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, ViltForQuestionAnswering
 
 from pumer.checkpoint import HEADS_FILE
+from pumer.settings.pretrain import PretrainConfig
 from pumer.world.pool import Source
-from pumer.world.pretrain import PretrainConfig, _begin, accuracy, export, run
+from pumer.world.pretrain import _begin, accuracy, export, run
 from pumer.world.small import small_meter, small_vilt
 from pumer.world.tokenizer import SPECIAL, _assemble, train_tokenizer
 from pumer.world.trainee_meter import MeterTrainee

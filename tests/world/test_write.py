@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from pumer.errors import InputError
+from pumer.settings.data import SIZES as SIZES_BY_DEFAULT
 from pumer.tasks import TASKS
 from pumer.tasks.karpathy import read_pictures
 from pumer.world import WorldConfig, write_vqav2, write_world
 from pumer.world.descriptions import CAPTIONS_PER_IMAGE
-from pumer.world.write import SIZES as SIZES_BY_DEFAULT
 
 CONFIG = WorldConfig(seed=3, train=48, val=30, test=24, heldout=6)
 SIZES = {"train": 48, "val": 30, "test": 24}
@@ -139,9 +139,9 @@ def test_some_data_sets_only_and_nothing_foreign_is_replaced(tmp_path: Path) -> 
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(InputError, match="tasks must be some of vqav2, nlvr2, snli_ve, flickr30k, coco, not gqa"):
         WorldConfig(tasks=("vqav2", "gqa"))
-    with pytest.raises(InputError, match="val must be at least 0, not -1"):
+    with pytest.raises(InputError, match=r"val must lie in .* not -1"):
         WorldConfig(val=-1)
-    with pytest.raises(InputError, match="questions_per_image must be at least 1, not 0"):
+    with pytest.raises(InputError, match=r"questions_per_image must lie in .* not 0"):
         WorldConfig(questions_per_image=0)
 
 

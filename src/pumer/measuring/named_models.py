@@ -1,7 +1,6 @@
 """Models by name, for measuring and planning: presets with random weights, checkpoints, copies that share weights."""
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from transformers import (
     ViltImageProcessorPil,
 )
 
-from pumer.checkpoint import load, model_class, read_reduction, trained_with
+from pumer.checkpoint import load, model_class, read_model, read_reduction, saved_files, trained_with
 from pumer.errors import InputError
 from pumer.models.meter import MeterConfig, MeterForImagesAndTextClassification, MeterForQuestionAnswering
 from pumer.patching import patch, unpatch
-from pumer.reducers import ReductionConfig, config_from_dict
+from pumer.reducers import ReductionConfig
+from pumer.utils.files import first_line
 
 PREFIX, SMALL = "preset:", "small:"
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -86,6 +86,8 @@ def skeleton(name: str) -> PreTrainedModel:
         return _preset(name).eval()
     name = _checkpoint(name)
     model: PreTrainedModel = model_class(name)(AutoConfig.from_pretrained(name)).eval()
+    if saved_files(name):  # a folder
+        read_model(type(model), name, device_map="meta")  # refuses what cannot be loaded; no weights are read
     saved = read_reduction(name)
     return model if saved is None else patch(model, saved)
 
@@ -118,16 +120,14 @@ def default_image_size(name: str, model: PreTrainedModel) -> int:
     own = int(model.config.image_size)
     if name.startswith(PREFIX) or getattr(model.config, "model_type", "") != "vilt":
         return own
+    folder = Path(_checkpoint(name))
     try:
-        size = ViltImageProcessorPil.from_pretrained(_checkpoint(name)).size
-    except (OSError, ValueError):
+        size = ViltImageProcessorPil.from_pretrained(str(folder)).size
+    except (OSError, ValueError) as error:
+        if any((folder / file).exists() for file in ("preprocessor_config.json", "processor_config.json")):
+            raise InputError(f"the processor of {name} cannot be read: {first_line(error)}") from error
         return own
     return int(size["shortest_edge"])
-
-
-def reduction_from(value: Mapping[str, Any] | str) -> ReductionConfig:
-    """The `reduction` setting of a job: a mapping with ``method``, or the name of a method without settings."""
-    return config_from_dict({"method": value} if isinstance(value, str) else value)
 
 
 def variant(model: PreTrainedModel, config: ReductionConfig | None, slice_size: int | None = None) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pumer.config import from_dict, to_dict
 from pumer.errors import InputError
+from pumer.limits import check_reduction
 from pumer.reducers.base import NoReduction, Reducer, ReductionConfig
 from pumer.reducers.cls_pruning import ClsPruningConfig, EViTConfig
 from pumer.reducers.dynamicvit import DynamicViTConfig
@@ -39,6 +40,7 @@ def config_from_dict(mapping: Mapping[str, Any]) -> ReductionConfig:
     """
     if not isinstance(mapping, Mapping):
         raise InputError(f"a reduction must be a mapping with the key 'method', not {mapping!r}")
+    check_reduction(mapping)
     values = dict(mapping)
     method = values.pop("method", None)
     if not isinstance(method, str) or method not in METHODS:
@@ -55,6 +57,11 @@ def config_from_dict(mapping: Mapping[str, Any]) -> ReductionConfig:
         amounts = ", ".join(cls.amounts)
         raise InputError(f"reduction '{method}' names layers but not how much they remove; give {amounts}")
     return config
+
+
+def reduction_from(value: Mapping[str, Any] | str) -> ReductionConfig:
+    """The `reduction` setting of a job: a mapping with ``method``, or the name of a method without settings."""
+    return config_from_dict({"method": value} if isinstance(value, str) else value)
 
 
 def config_to_dict(config: ReductionConfig) -> dict[str, Any]:
@@ -78,4 +85,5 @@ __all__ = [
     "ToMeConfig",
     "config_from_dict",
     "config_to_dict",
+    "reduction_from",
 ]

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pumer.backbones import BACKBONES
 from pumer.jobs import Blank
 from pumer.tasks import TASKS, Retrieval
 
 RETRIEVAL = tuple(name for name, task in TASKS.items() if issubclass(task, Retrieval))
-PAIRS = tuple(f"{backbone}/{task}" for backbone in BACKBONES for task in TASKS)
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,17 @@
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from pumer.arguments import at_least, writable
-from pumer.backbones import BACKBONES
 from pumer.checkpoint import model_class
 from pumer.config import load
 from pumer.errors import InputError
 from pumer.provenance import collect
-from pumer.ranking import gallery_sizes
-from pumer.reproduce.cells import PAIRS
 from pumer.reproduce.collect import collect_table
 from pumer.reproduce.commands import Commands, Runner, cores
 from pumer.reproduce.places import without_places
@@ -26,8 +21,9 @@ from pumer.reproduce.setup import PUMER, Setup
 from pumer.reproduce.steps import steps
 from pumer.reproduce.tables import Table, chosen, tables
 from pumer.reproduce.update import measured_pairs, read_results, updated
+from pumer.settings.reproduce import ReproduceConfig, known
+from pumer.settings.train import TrainConfig
 from pumer.stages import Record, Stage, Watch, finished, run_at_once
-from pumer.training.config import TrainConfig
 from pumer.utils.files import read_json, write_json
 from pumer.utils.locks import only_one
 from pumer.world.small import checkpoint_dir
@@ -36,80 +32,25 @@ SMOKE_STEPS = "max_steps=2"
 _ASKED = "asked.json"
 
 
-@dataclass(frozen=True)
-class ReproduceConfig:
-    """Settings of `pumer reproduce`.
-
-    Attributes:
-        out: models, answers, logs, records, and the report.
-        scale: "world" trains the small models on the built-in world; "full" is the paper's data and models.
-        data: folder with one data folder per task; None: the world is written below `out`.
-        starts: checkpoints that fine-tuning starts from, by backbone; else the recipes'.
-        trained: fine-tuned unreduced models by cell, such as "vilt/nlvr2", to use in place of training them.
-        recipes: folder of the recipes.
-        only: names of tables; none: all.
-        cells: such as "vilt/nlvr2"; none: all.
-        seeds: of every row; None: three for the ViLT rows of Table 1, one for the rest.
-        jobs: steps that run at once.
-        galleries: retrieval is tested within so many galleries of so many images, as in "50x20"; "all" within one.
-        batch: examples per forward when speed and memory are measured.
-        settings: of every training, for trials.
-        smoke: two training steps on a tiny world: does everything run?
-        results: folder that report and results are copied to; what it has of tables and tasks that were not run here
-            stays there.
-    """
-
-    out: Path = Path("out/reproduce")
-    scale: str = "world"
-    data: Path | None = None
-    starts: dict[str, str] = field(default_factory=dict)
-    trained: dict[str, str] = field(default_factory=dict)
-    recipes: Path = Path("recipes")
-    only: tuple[str, ...] = ()
-    cells: tuple[str, ...] = ()
-    seeds: int | None = None
-    jobs: int = 1
-    galleries: str | None = None
-    batch: int = 32
-    settings: tuple[str, ...] = ()
-    smoke: bool = False
-    results: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        at_least(1, seeds=self.seeds, jobs=self.jobs, batch=self.batch)
-        _known("scale", [self.scale], ("world", "full"))
-        if self.scale == "full" and self.data is None:
-            raise InputError("--scale full needs --data FOLDER, with one data folder per task (vqav2, nlvr2, ...)")
-        if self.smoke and self.results:
-            raise InputError("--smoke gives figures of a handful of examples; leave out --results")
-        if self.trained and (self.seeds or 1) > 1:
-            raise InputError(f"a model that is given has no other seeds; leave out --trained, or --seeds {self.seeds}")
-        _known("cell", (*self.cells, *self.trained), PAIRS)
-        _known("backbone", self.starts, BACKBONES)
-        if self.galleries not in (None, "all"):
-            gallery_sizes(str(self.galleries))
-        writable(self.out / REPORT, self.results / REPORT if self.results else None)
-
-    def setup(self, runner: Runner) -> Setup:
-        """The same for the steps."""
-        here = {"world": "2x4" if self.smoke else "50x20", "full": "all"}
-        galleries = self.galleries or here[self.scale]
-        return Setup(
-            out=self.out,
-            runner=runner,
-            scale=self.scale,
-            data=self.data,
-            recipes=self.recipes,
-            starts=self.starts,
-            trained=self.trained,
-            galleries=None if galleries == "all" else galleries,
-            settings=(*self.settings, *([SMOKE_STEPS] if self.smoke else [])),
-            tiny=self.smoke,
-            batch=2 if self.smoke else self.batch,
-            pairs=2 if self.smoke else 20,
-            threads=(max(1, cores() // self.jobs), cores()),
-        )
+def setup_of(config: ReproduceConfig, runner: Runner) -> Setup:
+    """A reproduction for its steps."""
+    here = {"world": "2x4" if config.smoke else "50x20", "full": "all"}
+    galleries = config.galleries or here[config.scale]
+    return Setup(
+        out=config.out,
+        runner=runner,
+        scale=config.scale,
+        data=config.data,
+        recipes=config.recipes,
+        starts=config.starts,
+        trained=config.trained,
+        galleries=None if galleries == "all" else galleries,
+        settings=(*config.settings, *([SMOKE_STEPS] if config.smoke else [])),
+        tiny=config.smoke,
+        batch=2 if config.smoke else config.batch,
+        pairs=2 if config.smoke else 20,
+        threads=(max(1, cores() // config.jobs), cores()),
+    )
 
 
 class Reproduction:
@@ -127,9 +68,10 @@ class Reproduction:
                 that no training has, and for a folder for results that holds something else.
         """
         self.commands = Commands()
-        self.config, self.setup = config, config.setup(runner or self.commands.run)
+        config.check_places()
+        self.config, self.setup = config, setup_of(config, runner or self.commands.run)
         self.known = tables(self.setup, config.seeds)
-        _known("table", config.only, self.known)
+        known("table", config.only, self.known)
         self.tables: list[Table] = chosen(self.known, config.only, config.cells)
         if not any(table.rows for table in self.tables):
             raise InputError(f"{', '.join(config.only)}: no row of these tables is about {', '.join(config.cells)}")
@@ -275,12 +217,6 @@ def estimate(stages: Sequence[Stage], done: Mapping[str, Record]) -> dict[str, f
 def _kind(name: str) -> str:
     """Of "train/vilt/nlvr2/original/seed0" the first three."""
     return "/".join(name.split("/")[:3])
-
-
-def _known(what: str, names: Iterable[str], known: Collection[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise InputError(f"there is no {what} '{name}'; there are {', '.join(known)}")
 
 
 def _machines(done: Mapping[str, Record], kind: str) -> list[str]:

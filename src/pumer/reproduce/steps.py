@@ -13,12 +13,12 @@ from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.jobs import text_length_of
 from pumer.measuring.named_models import PAPER_TEXT_LENGTH, PREFIX
-from pumer.planning import PlanConfig
 from pumer.planning import run as run_plan
 from pumer.reducers import PuMerConfig, config_to_dict
 from pumer.reproduce.cells import RETRIEVAL, Cell
 from pumer.reproduce.setup import ORIGINAL, PUMER, Setup, pumer_cell, read_recipe
 from pumer.reproduce.tables import Table
+from pumer.settings.plan import PlanConfig
 from pumer.stages import Stage
 from pumer.tasks import TASKS
 from pumer.utils.files import read_json

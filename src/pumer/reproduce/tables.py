@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pumer.backbones import BACKBONES
 from pumer.reducers import PuMerConfig, config_from_dict, config_to_dict
 from pumer.reducers.pumer import VISION_PRESETS
-from pumer.reproduce.cells import PAIRS, RETRIEVAL, Cell, reduced
+from pumer.reproduce.cells import RETRIEVAL, Cell, reduced
 from pumer.reproduce.paper import (
     FIGURE_5_SPEEDUP,
     TABLE_1,
@@ -22,6 +22,7 @@ from pumer.reproduce.paper import (
     Figures,
 )
 from pumer.reproduce.setup import Setup, pumer_cell
+from pumer.settings.reproduce import PAIRS
 from pumer.tasks import TASKS
 
 SEEDS_OF_VILT = 3

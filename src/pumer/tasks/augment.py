@@ -1,39 +1,15 @@
 """RandAugment of training pictures, without the operations that ViLT leaves out because texts name what they change."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from pumer.errors import InputError
+from pumer.settings.common import LARGEST_MAGNITUDE as LARGEST
+from pumer.settings.common import AugmentConfig
 
-LARGEST = 30
-"""Magnitudes are fractions of this."""
 _TRANSLATION = 100 / 480
 """Largest shift, in shorter sides: 100 pixels of a COCO picture."""
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """RandAugment (Cubuk et al., 2020) as ViLT and METER are fine-tuned with it: 2 operations of magnitude 9.
-
-    Attributes:
-        operations: drawn for each picture, one after the other.
-        magnitude: of all of them, from 0 to 30.
-    """
-
-    operations: int = 2
-    magnitude: float = 9
-
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        if self.operations < 1:
-            raise InputError(
-                f"augment.operations must be at least 1, not {self.operations}; leave augment out for none"
-            )
-        if not 0 <= self.magnitude <= LARGEST:
-            raise InputError(f"augment.magnitude must lie in [0, {LARGEST}], not {self.magnitude}")
 
 
 def _affine(image: Image.Image, horizontal: Sequence[float], vertical: Sequence[float]) -> Image.Image:

@@ -3,9 +3,10 @@
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,12 +15,15 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 
 from pumer.errors import InputError
+from pumer.settings.common import Resize
 from pumer.tasks.storage import stored_image
 
-Resize = Literal["square", "aspect"]
+ImageLike = str | Path | Image.Image | np.ndarray
+"""What is an image everywhere: a file name, a PIL image or an array; see `read_image`."""
 Edit = Callable[[int, np.ndarray], np.ndarray]
 """From the position of an image in its batch and the image (3, height, width) in 8 bits to another of that shape."""
 GREY = 127
+_BITS, _WHITE = 258, 262  # TIFF tags: bits per sample; photometric interpretation, 0 if zero is white
 _LONGER = 1333 / 800
 """ViLT's image processor lets the longer edge be so much longer than the shorter one."""
 
@@ -29,19 +33,40 @@ MAX_PIXELS = 64 * 2**20
 MAX_BYTES = 64 * 2**20
 """Larger files are refused."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What is read, in Pillow's words; of moving pictures the first frame. Others run programs or fetch fonts."""
+"""What is read, in Pillow's words. Others run programs or fetch fonts."""
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode an image file to RGB, see `decode`.
+def read_image(image: ImageLike) -> Image.Image:
+    """An image as 8-bit RGB, whatever it is given as.
+
+    The image is turned the way its EXIF orientation asks. An alpha channel is dropped, as transformers' image
+    processors do: what lies below is shown. Of several frames the first one counts. Depth and range become 8 bits:
+
+    - 16 bits: the higher 8. 12 bits, in TIFF files: the higher 8.
+    - 32-bit integers, and any other integers in arrays: 0 to 255 as they are, up to 65535 as 16 bits.
+    - floats from 0 to 1: times 255; from 0 to 255: as they are.
+
+    All other values, NaN among them, are refused, for nobody knows what is black and what is white.
+
+    Args:
+        image: a file name; a PIL image; or an array (height, width), (height, width, 1), (height, width, 3) or
+            (height, width, 4), of which the last channel is alpha.
 
     Raises:
         InputError: when there is no usable image; the message names the file and the reason.
     """
+    if isinstance(image, str | Path):
+        try:
+            return decode(image_bytes(Path(image)))
+        except InputError as error:
+            remedy = "give a file that does" if str(error) == "does not exist" else "replace the file"
+            raise InputError(f"image {image} {error}; {remedy}") from error
+    if not isinstance(image, Image.Image | np.ndarray):
+        raise InputError(f"an image must be a file name, a PIL image or an array, not {type(image).__name__}")
     try:
-        return decode(image_bytes(path))
+        return _from_array(image) if isinstance(image, np.ndarray) else _usable(image)
     except InputError as error:
-        raise InputError(f"image {path} {error}; replace the file") from error
+        raise InputError(f"the image given as {type(image).__name__} {error}; give another one") from error
 
 
 def image_bytes(path: Path) -> bytes:
@@ -59,13 +84,14 @@ def image_bytes(path: Path) -> bytes:
         return stored_image(path)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})") from error
+    except ValueError as error:  # a null character in the name
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot be read ({error})") from error
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image to RGB by its content, whatever its name says.
-
-    The picture is turned the way its EXIF orientation asks; 16 bits per channel become 8 by dropping the lower ones;
-    an alpha channel is dropped. The whole picture must be there.
+    """Decode an image file to RGB by its content, whatever its name says; see `read_image`. All of it must be there.
 
     Args:
         data: content of the file.
@@ -76,24 +102,84 @@ def decode(data: bytes) -> Image.Image:
     if not data:
         raise InputError("is empty")
     Image.init()  # or Pillow may not know the formats yet; done once
+    with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return _usable(image)
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Whatever a decoder raises as an `InputError` with the reason."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about oddities that are either harmless or end in an error below
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise InputError(f"is too large ({image.width} x {image.height} pixels; at most {MAX_PIXELS})")
-                return _to_rgb(_upright(image))
-    except InputError:
+            yield
+    except (InputError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise InputError(f"is no image of a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise InputError(f"is too large (a decompression bomb; at most {MAX_PIXELS} pixels)") from None
-    except MemoryError:
-        raise
     except Exception as error:  # a decoder raises whatever it stumbles over in broken data
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"cannot be decoded ({reason})") from error
+
+
+def _usable(image: Image.Image) -> Image.Image:
+    """A PIL image as upright RGB."""
+    _check_size(image.width, image.height)
+    with _reasons():
+        about = getattr(image, "tag_v2", {})  # of a TIFF file; turning the image forgets them, and the format
+        known_as_16_bits = image.mode.startswith("I;") or image.format in ("PNG", "PPM")
+        bits = 12 if about.get(_BITS) == (12,) else 16 if known_as_16_bits else None
+        image = _upright(image)
+        if image.mode.startswith(("I", "F")):  # Pillow's own conversion cuts them at 255
+            values = _eight_bits(np.asarray(image), bits)
+            image = Image.fromarray(255 - values if about.get(_WHITE) == 0 else values)
+        if image.mode in ("La", "RGBa"):  # colours multiplied by alpha
+            image = image.convert(image.mode.upper())
+        return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    shape = array.shape
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        hint = ": use transpose(1, 2, 0)" if len(shape) == 3 and shape[0] in (1, 3, 4) else ""
+        raise InputError(f"has shape {shape}, not (height, width) or (height, width, 1, 3 or 4){hint}")
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"holds {array.dtype}, not integers or floats")
+    _check_size(shape[1], shape[0])
+    values = array if len(shape) == 2 else array[..., 0] if shape[2] == 1 else array[..., :3]
+    if array.dtype == bool:
+        values = values.astype(np.uint8) * 255
+    bits = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}.get(values.dtype.newbyteorder("="))
+    return Image.fromarray(_eight_bits(values, bits)).convert("RGB")
+
+
+def _check_size(width: int, height: int) -> None:
+    if not width * height:
+        raise InputError(f"is empty ({width} x {height} pixels)")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"is too large ({width} x {height} pixels; at most {MAX_PIXELS})")
+
+
+def _eight_bits(values: np.ndarray, bits: int | None) -> np.ndarray:
+    """Values from black to white as `uint8`, see `read_image`.
+
+    Args:
+        values: of any shape.
+        bits: of white, where the file or type says so; None takes it from the range.
+
+    Raises:
+        InputError: for a range that does not show what is white.
+    """
+    low, high = float(values.min()), float(values.max())  # NaN if any value is
+    floats = values.dtype.kind == "f"
+    if not (low >= 0 and high <= (255 if floats else 65535)):
+        raise InputError(f"holds values from {low:g} to {high:g}, not {'0 to 1' if floats else '0 to 255 or to 65535'}")
+    if floats:
+        return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+    bits = bits or (8 if high <= 255 else 16)
+    return np.ascontiguousarray(values >> (bits - 8), dtype=np.uint8)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -102,13 +188,6 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF data in a sound picture
         return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow's own conversion cuts 16 bits at 255
-        values = np.asarray(image).clip(0, 2**16 - 1) >> 8
-        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
 
 
 class Pixels:
@@ -157,21 +236,21 @@ class Pixels:
         self._cached_bytes = 0
         self._cache: OrderedDict[Path, np.ndarray] = OrderedDict()
 
-    def __call__(self, paths: Sequence[Path], edit: Edit | None = None) -> dict[str, Tensor]:
+    def __call__(self, given: Sequence[ImageLike], edit: Edit | None = None) -> dict[str, Tensor]:
         """Pixel tensors of B images.
 
         Args:
-            paths: image files.
-            edit: changes a resized image, given its position in `paths`; not what is kept of it.
+            given: images; resized ones are kept of those that are given as `Path`.
+            edit: changes a resized image, given its position in `given`; not what is kept of it.
 
         Returns:
             `pixel_values` (B, 3, height, width), float32, padded to the largest image, and for a model whose images
             differ in size `pixel_mask` (B, height, width), 1 on real pixels.
 
         Raises:
-            InputError: when a file cannot be read; the message names it.
+            InputError: when an image cannot be read; the message names it.
         """
-        images = [self._grey() if self.blank else self._resized(path) for path in paths]
+        images = [self._grey() if self.blank else self._resized(image) for image in given]
         if edit is not None and not self.blank:
             images = [edit(position, image) for position, image in enumerate(images)]
         batch: BatchFeature = self.image_processor(
@@ -182,8 +261,10 @@ class Pixels:
     def _grey(self) -> np.ndarray:
         return np.full((3, self.edge, self.edge), GREY, dtype=np.uint8)
 
-    def _resized(self, path: Path) -> np.ndarray:
+    def _resized(self, path: ImageLike) -> np.ndarray:
         """The resized image (3, height, width) in 8 bits, from the cache or from disk."""
+        if not isinstance(path, Path):
+            return self.resized(read_image(path))
         if path in self._cache:
             self._cache.move_to_end(path)
             return self._cache[path]

@@ -1,38 +1,9 @@
 """Distillation: the reduced model imitates the logits of the unreduced one (section 4 of the paper)."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from pumer.errors import InputError
-
-
-@dataclass(frozen=True)
-class DistillationConfig:
-    """Weights of the parts of the loss.
-
-    Attributes:
-        temperature: both logits are divided by it before the softmax; the divergence is multiplied by its
-            square, so that its gradients keep their scale.
-        task_weight: factor of the task's own loss.
-        weight: factor of the divergence from the teacher's logits.
-        hidden_weight: factor of the difference from the teacher's final hidden states, see
-            `pumer.training.hidden.hidden_divergence`; 0, as in the paper, leaves it out.
-    """
-
-    temperature: float = 1.0
-    task_weight: float = 1.0
-    weight: float = 1.0
-    hidden_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        if not self.temperature > 0:
-            raise InputError(f"distillation.temperature must be above 0, not {self.temperature}")
-        if min(self.task_weight, self.weight, self.hidden_weight) < 0:
-            weights = f"task_weight={self.task_weight}, weight={self.weight}, hidden_weight={self.hidden_weight}"
-            raise InputError(f"distillation weights must not be negative, not {weights}")
+from pumer.settings.train import DistillationConfig
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -14,8 +14,8 @@ from pumer.errors import InputError
 from pumer.image_size import set_image_size
 from pumer.jobs import make_inputs, reduction_from, task_class, text_length_of
 from pumer.patching import patch
+from pumer.settings.train import TrainConfig
 from pumer.tasks import Inputs, Task
-from pumer.training.config import TrainConfig
 
 SELF = "self"
 

@@ -14,13 +14,15 @@ from pumer.evaluate import check_class, labels_of
 from pumer.image_size import set_image_size
 from pumer.patching import patch
 from pumer.reducers import NoReduction
+from pumer.settings.train import TrainConfig
 from pumer.tasks import Task
 from pumer.tokens import Tokens
-from pumer.training.config import TrainConfig
 from pumer.training.hidden import final_tokens
 from pumer.training.preflight import SELF
 
 Batch = Mapping[str, Any]
+
+NOT_FINITE = "the teacher's logits are not all finite numbers; give another teacher, or precision=fp32"
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from pumer.config import to_dict
 from pumer.errors import InputError
 from pumer.fingerprint import weights_fingerprint
 from pumer.jobs import Collator, Examples
-from pumer.training.config import TrainConfig
-from pumer.training.stopping import full_disk_stops
-from pumer.training.teacher import Batch, Taught, Teacher
+from pumer.settings.train import TrainConfig
+from pumer.training.stopping import write_errors_stop
+from pumer.training.teacher import NOT_FINITE, Batch, Taught, Teacher
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -77,7 +77,7 @@ def remember(
     if state.is_main_process and not part.is_file():
         _make(part, len(examples), len(teacher.task.labels))
     state.wait_for_everyone()
-    with full_disk_stops(folder), bar:
+    with write_errors_stop(folder), bar:
         table = np.lib.format.open_memmap(part, mode="r+")
         todo = np.flatnonzero(np.isnan(table[:, 0]))[state.process_index :: state.num_processes].tolist()
         state.wait_for_everyone()  # all have looked at the table before anyone writes
@@ -140,5 +140,5 @@ def _ask(teacher: Teacher, batch: Batch, device: torch.device, autocast: torch.d
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         logits = teacher({"inputs": inputs}).logits.float().cpu().numpy()
     if not np.isfinite(logits).all():
-        raise InputError("the teacher's logits are not all finite numbers; give another teacher, or precision=fp32")
+        raise InputError(NOT_FINITE)
     return logits

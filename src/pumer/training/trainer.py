@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -15,17 +16,29 @@ from pumer.checkpoint import write_reduction
 from pumer.errors import InputError
 from pumer.reducers.learned import take_losses
 from pumer.scoring import sources_of
+from pumer.settings.train import DistillationConfig, OptimizerConfig
+from pumer.sources import some
 from pumer.tasks import Task
 from pumer.tokens import Tokens
 from pumer.training.callbacks import SetEpoch
-from pumer.training.checkpoints import STATE_FILE, checkpoint_folder, put, rotate
-from pumer.training.distill import DistillationConfig, distillation_loss
+from pumer.training.checkpoints import (
+    ANEW,
+    STATE_FILE,
+    check_weights,
+    checkpoint_folder,
+    put,
+    refused,
+    rotate,
+    way_out,
+)
+from pumer.training.distill import distillation_loss
 from pumer.training.hidden import final_tokens, hidden_divergence
-from pumer.training.optimizer import OptimizerConfig, parameter_groups
+from pumer.training.optimizer import parameter_groups
 from pumer.training.order import EpochOrder
-from pumer.training.stopping import full_disk_stops, where_to_go_on
-from pumer.training.teacher import Teacher
+from pumer.training.stopping import where_to_go_on, write_errors_stop
+from pumer.training.teacher import NOT_FINITE, Teacher
 from pumer.training.teacher_cache import RememberedTeacher
+from pumer.utils.tensors import not_finite
 
 _ASIDE = ".saving"
 
@@ -75,6 +88,7 @@ class DistillingTrainer(Trainer):
         self.sources: list[str] = []
         self.input_seconds = 0.0
         self._scored_step = -1
+        self._taught: Tensor | None = None
         self.keep = keep
         self._aside: Path | None = None
         self.add_callback(SetEpoch(self.train_dataset))
@@ -133,6 +147,7 @@ class DistillingTrainer(Trainer):
         """Logits and the loss beside a teacher."""
         with self.accelerator.autocast():
             taught = teacher(inputs)
+        self._taught = taught.logits
         watch: AbstractContextManager[list[Tokens]] = nullcontext([])
         if taught.tokens is not None:
             watch = final_tokens(self.accelerator.unwrap_model(model))
@@ -159,22 +174,33 @@ class DistillingTrainer(Trainer):
             InputError: for a loss that is no finite number, before it reaches the weights.
         """
         loss: Tensor = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise self._diverged(f"the loss is {loss.item()}")
-        return loss
+        if torch.isfinite(loss):
+            return loss
+        if self._taught is not None and not self._taught.isfinite().all():
+            raise InputError(NOT_FINITE)
+        raise self._diverged(f"the loss is {loss.item()}", self.state.global_step + 1)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """As `Trainer`, which asks before every update; refuses gradients that are no finite numbers."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         finite = norm is None or bool(torch.isfinite(torch.as_tensor(norm)).all())  # DeepSpeed may not know it yet
         if not finite and not self.args.fp16:  # in float16, the scaler skips such updates
-            raise self._diverged(f"the norm of the gradients is {float(norm)}")
+            raise self._diverged(f"the norm of the gradients is {float(norm)}", self.state.global_step + 1)
         return norm
 
-    def _diverged(self, what: str) -> InputError:
+    def check_weights(self) -> None:
+        """Refuse weights that the last update spoiled: they are not worth saving.
+
+        Raises:
+            InputError: naming them.
+        """
+        if broken := not_finite(self.model.named_parameters()):
+            raise self._diverged(f"the weights {some(broken)} are not finite", self.state.global_step)
+
+    def _diverged(self, what: str, step: int) -> InputError:
         return InputError(
-            f"{what} at step {self.state.global_step + 1}; {where_to_go_on(Path(self.args.output_dir))}; lower "
-            "optimizer.lr, or clip with optimizer.max_grad_norm=1"
+            f"{what} at step {step}; {where_to_go_on(Path(self.args.output_dir))}; lower optimizer.lr, or clip with "
+            "optimizer.max_grad_norm=1"
         )
 
     def prediction_step(
@@ -216,6 +242,8 @@ class DistillingTrainer(Trainer):
         examples = self.eval_dataset.examples
         answered = [examples[index] for index in predicted.label_ids]
         columns, losses = predicted.predictions
+        if not np.isfinite(losses).all():
+            raise self._diverged(f"the loss of the evaluation is {losses.mean()}", self.state.global_step)
         answers = [self.task.labels[column] for column in columns]
         self.scores = self.task.scores(answered, answers).tolist()
         self.sources = sources_of(answered)
@@ -236,6 +264,39 @@ class DistillingTrainer(Trainer):
             self.state.best_model_checkpoint = str(checkpoint_folder(output, self.state.best_global_step))
         return begun
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        with refused(f"the model in {folder}", way_out(folder)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        check_weights(best)
+        with refused(f"the best model so far, in {best},", ANEW):
+            super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Called by `Trainer` after weights were read.
+
+        Raises:
+            InputError: for weights that are missing, left over or not finite.
+        """
+        broken = not_finite(self.model.named_parameters())
+        if wrong := [*load_result.missing_keys, *load_result.unexpected_keys, *broken]:
+            raise InputError(f"weights are missing, left over or not finite: {some(wrong)}")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with refused(f"optimizer.pt or scheduler.pt in {checkpoint}", way_out(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with refused(f"scaler.pt in {checkpoint}", way_out(checkpoint)):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with refused(f"rng_state.pth in {checkpoint}", way_out(checkpoint)):
+            super()._load_rng_state(checkpoint)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """As `Trainer`, but a run that was over when its last checkpoint was written is not trained further."""
         saved = self.state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
@@ -251,15 +312,16 @@ class DistillingTrainer(Trainer):
         """Write a checkpoint aside, with `reduction.json` and the processor, then rename it: complete or not there.
 
         Raises:
-            InputError: on a full disk; earlier checkpoints are intact.
+            InputError: on a full disk, and for weights that are not finite; earlier checkpoints are intact.
         """
+        self.check_weights()
         output, aside = Path(self.args.output_dir), Path(self.args.output_dir) / _ASIDE
         final = checkpoint_folder(output, self.state.global_step)
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         try:
-            with full_disk_stops(output):
+            with write_errors_stop(output):
                 self._aside = aside
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()

@@ -31,14 +31,18 @@ def whole(root: Path) -> Iterator[Path]:
         raise InputError(f"{root} holds files that are no world: give an empty or new folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    before = aside.with_name(f"{aside.name}-before")
     try:
         yield aside
-        if root.exists():
-            shutil.rmtree(root)
         aside.chmod(0o755)
+        if root.exists():
+            root.rename(before)
         aside.rename(root)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if before.exists() and not root.exists():  # interrupted between the two
+            before.rename(root)
+        for folder in (aside, before):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def save_picture(scene: Scene, path: Path) -> None:

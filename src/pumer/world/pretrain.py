@@ -18,11 +18,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from math import cos, pi
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.multiprocessing as mp
@@ -32,10 +31,12 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, ViltForQuestionAnswering, ViltProcessor
 
-from pumer.checkpoint import HEADS_FILE
+from pumer.checkpoint import HEADS_FILE, read_model
 from pumer.models.meter import MeterProcessor
 from pumer.patching import unpatch
 from pumer.reducers import EViTConfig, PuMerConfig, ReductionConfig, ToMeConfig
+from pumer.settings.pretrain import PretrainConfig
+from pumer.utils.locks import only_one
 from pumer.world.pool import TEXTS, Batch, Source
 from pumer.world.sentences import KINDS
 from pumer.world.small import checkpoint_dir, meter_image_processor, small_image_processor, small_meter, small_vilt
@@ -81,67 +82,18 @@ _WEIGHTS = {
 }
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """How to pre-train.
-
-    Args:
-        model: "vilt" or "meter".
-        out: folder of the run's state and of the finished checkpoint.
-        minutes: length of the run, in minutes of training; a resumed run goes on where it was.
-        workers: processes that train, each on one CPU thread.
-        batch_size: samples per step of a worker, two per scene.
-        lr: peak learning rate of AdamW.
-        weight_decay: weight decay of AdamW.
-        seed: seed of weights and scenes (their split is "pretrain", no other uses it).
-        layers: transformer layers of the finished ViLT.
-        places: where the layers of the shallower first ViLT stand in it; the paper's reductions happen in layers 2, 5
-            and 8, which are therefore among the longest trained.
-        grow_at: fraction of the run after which ViLT gets its full depth.
-        pairs: pairs of cross-modal layers of METER.
-        vilt: folder of the ViLT whose first layers METER's vision encoder starts with; the one that ships by default.
-        full_at: fraction of the run after which it sees whole pictures.
-        fall_at: fraction of the run after which the learning rate falls.
-        reduce_at: fraction of the run after which every other batch has its tokens reduced.
-        ground_at: fraction of the run after which words are told which patches to attend to in the layers that reduce:
-            those that the sentence is about.
-        patches: patches per picture before that.
-        tasks: fraction of the sentences that are those of the data sets other than questions.
-        start: folder of a finished checkpoint to go on from, at full depth; words it does not know start afresh.
-        save_minutes: minutes between two saved states.
-        compile: speed the forward pass up with torch.compile.
-    """
-
-    model: Literal["vilt", "meter"] = "vilt"
-    out: str = "runs/world-pretrain"
-    minutes: float = 60.0
-    workers: int = 2
-    batch_size: int = 32
-    lr: float = 8e-4
-    weight_decay: float = 0.02
-    seed: int = 1
-    layers: int = 12
-    places: tuple[int, ...] = (0, 2, 5, 6, 8, 10)
-    grow_at: float = 0.6
-    pairs: int = 6
-    vilt: str | None = None
-    full_at: float = 0.6
-    fall_at: float = 0.45
-    reduce_at: float = 0.67
-    ground_at: float = 0.67
-    patches: int = 96
-    tasks: float = 0.4
-    start: str | None = None
-    save_minutes: float = 2.0
-    compile: bool = True
-
-
 def run(config: PretrainConfig) -> Path:
     """Pre-train, or go on with a run that was interrupted, and write the checkpoint.
 
     Returns:
         The folder of the checkpoint.
     """
+    config.check_places()
+    with only_one(*config.written):
+        return _pretrained(config)
+
+
+def _pretrained(config: PretrainConfig) -> Path:
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
@@ -173,7 +125,7 @@ def _begin(config: PretrainConfig, stage: int, before: Trainee | None) -> Traine
         if config.start:
             return _go_on(meter, Path(config.start))
         source = config.vilt or str(checkpoint_dir())
-        meter.borrow(ViltForQuestionAnswering.from_pretrained(source, dtype=torch.float32))
+        meter.borrow(read_model(ViltForQuestionAnswering, source, dtype=torch.float32)[0])
         return meter
     if isinstance(before, ViltTrainee):
         return before.grown(config.layers, config.places)
@@ -184,7 +136,7 @@ def _begin(config: PretrainConfig, stage: int, before: Trainee | None) -> Traine
 
 def _go_on(trainee: Trainee, folder: Path) -> Trainee:
     """Give a model the weights of a finished checkpoint, each word's embedding by its spelling."""
-    theirs = type(trainee.model).from_pretrained(folder, dtype=torch.float32).state_dict()
+    theirs = read_model(type(trainee.model), folder, dtype=torch.float32)[0].state_dict()
     own, vocabulary = trainee.model.state_dict(), _tokenizer().get_vocab()
     known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
     shared = [(vocabulary[word], index) for word, index in known.items() if word in vocabulary]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import Progress, TaskID
 
+from pumer.settings.data import QUESTIONS_PER_IMAGE, QuestionsConfig
+from pumer.utils.files import read_json
 from pumer.world.files import SIDECAR, describe_objects, dump, save_picture, sentence, whole
 from pumer.world.scenes import Scene, SceneConfig, generator, make_scene
 from pumer.world.sentences import ANSWERS, Question, ask
 
-QUESTIONS_PER_IMAGE = 6
 _DATE = "2026-01-01 00:00:00"
 _LICENSE = {"url": "http://www.apache.org/licenses/LICENSE-2.0", "name": "Apache License, Version 2.0"}
 _INFO = {
@@ -25,25 +24,6 @@ _INFO = {
     "contributor": "pumer",
     "date_created": _DATE,
 }
-
-
-@dataclass(frozen=True)
-class QuestionsConfig:
-    """What `write_vqav2` writes by default.
-
-    Args:
-        seed: seed of every scene and question.
-        train: training questions.
-        val: questions of the test split.
-        heldout: questions about colour x shape combinations that the other splits never show.
-        questions_per_image: questions about each picture.
-    """
-
-    seed: int = 0
-    train: int = 6000
-    val: int = 5400
-    heldout: int = 1800
-    questions_per_image: int = QUESTIONS_PER_IMAGE
 
 
 def write_vqav2(
@@ -155,7 +135,7 @@ class _Split:
         if self.split != "test":
             dump(self.folder / f"v2_mscoco_{self.name}_annotations.json", annotations)
         sidecar = self.folder / SIDECAR
-        known = json.loads(sidecar.read_text()) if sidecar.exists() else {}
+        known = read_json(sidecar) if sidecar.exists() else {}
         dump(sidecar, known | {self.name: self.scenes})
 
 

@@ -4,13 +4,87 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pumer.arguments import in_range, there, writable_folders
 from pumer.errors import InputError
-from pumer.jobs import Blank, reduction_from, task_class
-from pumer.tasks import Task
-from pumer.tasks.augment import AugmentConfig
-from pumer.tasks.images import Resize
-from pumer.training.distill import DistillationConfig
-from pumer.training.optimizer import OptimizerConfig
+from pumer.limits import check_checkpoint
+from pumer.settings.common import RETRIEVAL, AugmentConfig, Blank, Resize, known_task
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Linear warm-up, then polynomial decay; defaults are the paper's for ViLT (docs/paper.md).
+
+    Attributes:
+        lr: peak learning rate of the cross-modal layers, and of all that the factors do not name.
+        encoder_factor: what runs before the cross-modal layers (METER's two encoders and its modality embedding, ViLT's
+            embeddings) learns with `lr` times this.
+        head_factor: the task's head learns with `lr` times this.
+        reduction_factor: the weights of a reduction that has some, which always start at random, likewise.
+        end_lr: what `lr` has become after the last step; the factors apply to it too.
+        betas: of AdamW.
+        weight_decay: of all weights but biases and LayerNorms.
+        warmup: fraction of the steps, in [0, 1).
+        power: of the decay; 1 is linear.
+        max_grad_norm: gradients whose norm is larger are scaled down to it; null for no clipping, as in the paper.
+        name: "adamw", or "sgd": plain, without momentum.
+    """
+
+    lr: float = 1e-4
+    encoder_factor: float = 1.0
+    head_factor: float = 10.0
+    reduction_factor: float = 10.0
+    end_lr: float = 1e-7
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    power: float = 1.0
+    max_grad_norm: float | None = None
+    name: Literal["adamw", "sgd"] = "adamw"
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        if not self.lr > self.end_lr >= 0:
+            raise InputError(f"optimizer.lr must be above end_lr={self.end_lr}, not {self.lr}")
+        for name in ("encoder_factor", "head_factor", "reduction_factor"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"optimizer.{name} must not be negative, not {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"optimizer.warmup is a fraction of the steps in [0, 1), not {self.warmup}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer.betas must lie in [0, 1), not {self.betas}")
+        if not self.weight_decay >= 0:
+            raise InputError(f"optimizer.weight_decay must not be negative, not {self.weight_decay}")
+        if not self.power > 0:
+            raise InputError(f"optimizer.power must be above 0, not {self.power}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise InputError(f"optimizer.max_grad_norm must be above 0 or null, not {self.max_grad_norm}")
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Weights of the parts of the loss.
+
+    Attributes:
+        temperature: both logits are divided by it before the softmax; the divergence is multiplied by its
+            square, so that its gradients keep their scale.
+        task_weight: factor of the task's own loss.
+        weight: factor of the divergence from the teacher's logits.
+        hidden_weight: factor of the difference from the teacher's final hidden states, see
+            `pumer.training.hidden.hidden_divergence`; 0, as in the paper, leaves it out.
+    """
+
+    temperature: float = 1.0
+    task_weight: float = 1.0
+    weight: float = 1.0
+    hidden_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        if not self.temperature > 0:
+            raise InputError(f"distillation.temperature must be above 0, not {self.temperature}")
+        if min(self.task_weight, self.weight, self.hidden_weight) < 0:
+            weights = f"task_weight={self.task_weight}, weight={self.weight}, hidden_weight={self.hidden_weight}"
+            raise InputError(f"distillation weights must not be negative, not {weights}")
 
 
 @dataclass(frozen=True)
@@ -35,12 +109,7 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
-        for name in ("limit", "eval_limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"data.{name} must be at least 1 or null, not {value}")
-        if self.min_answer_count < 1:
-            raise InputError(f"data.min_answer_count must be at least 1, not {self.min_answer_count}")
+        in_range(self, "data.")
 
 
 @dataclass(frozen=True)
@@ -127,21 +196,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
-        for name in ("epochs", "batch_size", "accumulate", "log_steps", "keep"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("max_steps", "patience", "eval_steps", "image_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1 or null, not {value}")
-        for name in ("seed", "workers"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative, not {getattr(self, name)}")
-        task_class(self.task)
-        reduction_from(self.reduction)
+        in_range(self)
+        known_task(self.task)
         if self.patience is not None and self.data.eval is None:
             raise InputError("patience counts evaluations; give data.eval=val, or patience=null")
         self._check_distillation()
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """What is written."""
+        return (self.output,)
+
+    def check_places(self) -> None:
+        """Refuse files and folders that are not there, or could not be written."""
+        check_checkpoint(self.model, self.image_size)
+        if self.teacher not in (None, "self"):
+            check_checkpoint(str(self.teacher))
+        there("data folder", self.data.root)
+        writable_folders(self.output)
 
     def _check_distillation(self) -> None:
         """Refuse what distillation cannot do together."""
@@ -153,10 +225,9 @@ class TrainConfig:
             raise InputError("distillation.hidden_weight looks into the model, which compile hides; give compile=false")
         if self.teacher_cache is False:
             return
-        task = task_class(self.task)
         reasons = {
             "augment changes the pictures in every epoch": self.augment is not None,
-            f"task {self.task} draws other texts in every epoch": task.draw is not Task.draw,
+            f"task {self.task} draws other texts in every epoch": self.task in RETRIEVAL,
             "distillation.hidden_weight needs hidden states, of which no file is kept": hidden,
         }
         for reason, holds in reasons.items():

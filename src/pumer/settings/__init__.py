@@ -1,0 +1,1 @@
+"""What a user gives to each command: frozen dataclasses that check their values, and import nothing that takes long."""
