@@ -173,3 +173,13 @@ def test_empty_recipe_gives_the_defaults(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("# nothing\n")
     assert load(TrainConfig, recipe, []) == TrainConfig()
+
+
+@pytest.mark.parametrize("text", ["model: " + "[" * 5000 + "]" * 5000, "seed: 1" + "0" * 5000], ids=["deep", "long"])
+def test_what_python_refuses_to_parse_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(text)
+    for path, settings in ((tmp_path / "recipe.yaml", ()), (None, (text.replace(": ", "=", 1),))):
+        with pytest.raises(InputError) as caught:
+            load(TrainConfig, path, settings)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 400

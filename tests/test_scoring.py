@@ -3,10 +3,12 @@ from dataclasses import replace
 import pytest
 
 from pumer.errors import InputError
-from pumer.scoring import compare, constant_per_template, per_example, summarise
-from pumer.tasks import Example, VQAv2
+from pumer.scoring import compare, constant_per_template, per_example, summarise, task_for
+from pumer.tasks import NLVR2, Example, VQAv2
 
-TASK = VQAv2(("blue", "no", "red", "yes"))
+LABELS = ("blue", "no", "red", "yes")
+TASK = VQAv2(LABELS)
+ENTRY = {"id": 1, "answer": "a", "score": 1.0}
 
 
 def example(number, answer, template, matches=10):
@@ -78,6 +80,36 @@ def test_other_questions_are_refused():
     theirs = {"model": "x", "examples": [{"id": 9, "answer": "a", "score": 1.0}]}
     with pytest.raises(InputError, match="same split"):
         compare({1: 1.0}, {1: "a"}, theirs)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([ENTRY, ENTRY], "an id more than once"),
+        ([ENTRY | {"score": float("nan")}], "no per_example file"),
+        ([ENTRY | {"score": "1"}], "no per_example file"),
+        ([ENTRY | {"score": 2}], "no per_example file"),
+        ([ENTRY | {"id": [1]}], "no per_example file"),
+        ([ENTRY | {"answer": 3}], "no per_example file"),
+        ([{"id": 1}], "no per_example file"),
+        ([3], "no per_example file"),
+        (3, "no per_example file"),
+    ],
+)
+def test_broken_files_to_compare_with_are_refused(entries, message):
+    with pytest.raises(InputError, match=message):
+        compare({1: 1.0}, {1: "a"}, {"model": "x", "examples": entries})
+
+
+@pytest.mark.parametrize(("kind", "rule", "score"), [(VQAv2, None, 0), (VQAv2, "official", 0), (VQAv2, "published", 1)])
+def test_the_rule_of_vqa_accuracy(kind, rule, score):
+    assert task_for(kind, LABELS, rule).score(example(1, "Red!", "what"), "red") == score
+
+
+def test_other_tasks_have_no_rule():
+    assert task_for(NLVR2, NLVR2.fixed_labels).labels == NLVR2.fixed_labels
+    with pytest.raises(InputError, match="rule=published is for task vqav2, not for task nlvr2"):
+        task_for(NLVR2, NLVR2.fixed_labels, "published")
 
 
 def test_constant_per_template_takes_the_best_scoring_answer():

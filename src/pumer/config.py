@@ -116,8 +116,8 @@ def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = 
             if isinstance(value, DictConfig) and "method" in value:
                 OmegaConf.update(merged, key.strip(), None)
             merged = OmegaConf.merge(merged, given)
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise InputError(f"setting '{override}' cannot be read: {_first_line(error)}") from error
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
+            raise InputError(f"setting '{override[:100]}' cannot be read: {_first_line(error)}") from error
     try:
         plain = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
@@ -130,7 +130,7 @@ def _read_yaml(path: Path) -> Any:
         content = OmegaConf.load(path)
     except FileNotFoundError:
         raise InputError(f"recipe {path} does not exist; recipes of this project lie in recipes/") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError, OmegaConfBaseException) as error:
         raise InputError(f"recipe {path} is not readable YAML: {_first_line(error)}") from error
     if not OmegaConf.is_dict(content):
         raise InputError(f"recipe {path} must hold 'key: value' lines, not a list")

@@ -27,7 +27,7 @@ def data_fingerprint(task: type[Task], root: Path, splits: Iterable[str], exampl
     """
     digest = hashlib.sha256()
     files = {path for split in splits for path in task.annotation_files(root, split)}
-    folders = {path.parent for example in examples for path in example.images}
+    folders = {path.parent for example in examples for path in example.files}
     stored = {storage.root for folder in folders if (storage := storage_of(folder / "image")) is not None}
     if stored:
         files |= {folder / RECORD for folder in stored}

@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from pumer.errors import InputError
-from pumer.tasks import Example, Task
+from pumer.settings.common import Rule
+from pumer.tasks import Example, Task, VQAv2
 from pumer.tasks.statistics import Interval, bootstrap
 
 
@@ -32,6 +33,24 @@ def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -
     figures = {name: mean_score(*zip(*part, strict=True)) for name, part in task.figures(examples, answers).items()}
     result = {"questions": len(scores), "accuracy": asdict(bootstrap(scores, sources)), **by_group}
     return result | {"figures": figures} if figures else result
+
+
+def task_for(kind: type[Task], labels: Sequence[str], rule: Rule | None = None) -> Task:
+    """A task bound to labels, with the rule that VQAv2 scores by.
+
+    Args:
+        kind: the task's class.
+        labels: see `Task`.
+        rule: see `pumer.tasks.vqa_accuracy.accuracy`; None for the official one.
+
+    Raises:
+        InputError: for a rule where another task is scored.
+    """
+    if rule is None:
+        return kind(labels)
+    if not issubclass(kind, VQAv2):
+        raise InputError(f"rule={rule} is for task vqav2, not for task {kind.name}; leave it out")
+    return kind(labels, rule)
 
 
 def sources_of(examples: Iterable[Example]) -> list[str]:
@@ -84,16 +103,23 @@ def entries_for(numbers: Collection[int | str], other: Any) -> dict[int | str, M
     """
     entries = other.get("examples") if isinstance(other, Mapping) and "model" in other else None
     listed: list[Any] = entries if isinstance(entries, list) else [None]
-    needed = {"id", "answer", "score"}
-    if not all(isinstance(entry, Mapping) and needed <= entry.keys() for entry in listed):
+    if not all(isinstance(entry, Mapping) and _is_entry(entry) for entry in listed):
         raise InputError("the file to compare with is no per_example file of `pumer evaluate`; make one with it")
     theirs = {entry["id"]: entry for entry in listed}
+    if len(theirs) < len(listed):
+        raise InputError("the file to compare with has an id more than once; make it again with `pumer evaluate`")
     if theirs.keys() != set(numbers):
         raise InputError(
             f"the run to compare with answered {len(theirs)} other questions, this one {len(numbers)}; "
             "evaluate both on the same split and limit"
         )
     return theirs
+
+
+def _is_entry(entry: Mapping[str, Any]) -> bool:
+    score = entry.get("score")
+    number = isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1
+    return number and isinstance(entry.get("id"), int | str) and isinstance(entry.get("answer"), str)
 
 
 def constant_per_template(task: Task, train: Iterable[Example], test: Sequence[Example]) -> list[str]:
@@ -106,7 +132,7 @@ def constant_per_template(task: Task, train: Iterable[Example], test: Sequence[E
     """
     credit: dict[str | None, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for example in train:
-        for answer in sorted(set(example.answers)):
+        for answer in sorted(task.candidates(example)):
             score = task.score(example, answer)
             for name in {_template(task, example), None}:
                 credit[name][answer] += score

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
+from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score, stripped
 
 WORDS = ["a", "an", "the", "dont", "don't", "cant", "two", "ten", "none", "yes", "no", "red", "1,000", "3.5", ".5"]
 WORDS += ["a.m.", "10:30", "t-shirt", "on/off", "dog's"]
@@ -78,6 +78,7 @@ def plain_accuracy(answer, annotators):
         ("z;b=c+d_e<f>g@h`i\\j", "z b c d e f g h i j"),
         ("50% $5", "50% $5"),
         ("", ""),
+        ("." * 40 + "x", "." * 8 + "x"),  # the script removes 32
     ],
 )
 def test_every_rule_of_the_normalisation(answer, expected):
@@ -98,12 +99,40 @@ def test_normalising_twice_changes_nothing(words):
 @given(st.lists(st.sampled_from(["red", "blue", "2", "don't"]), min_size=10, max_size=10))
 def test_accuracy_is_the_mean_over_the_subsets_of_nine(annotators):
     for answer, normal in (("red", "red"), ("Two", "2"), ("dont", "don't"), ("The blue", "blue"), ("cat", "cat")):
-        assert accuracy(answer, annotators) == pytest.approx(plain_accuracy(normal, annotators), abs=1e-12)
+        expected = plain_accuracy(normal, annotators)
+        assert accuracy(answer, annotators, "published") == pytest.approx(expected, abs=1e-12)
+        if len(set(annotators)) > 1:
+            assert accuracy(answer, annotators) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("answer", "annotators", "official", "published"),
+    [
+        ("Yes", ["yes"] * 10, 0, 1),
+        ("yes", ["yes"] * 10, 1, 1),
+        (" yes\n", ["yes", "\tyes "] * 5, 1, 1),
+        ("no smoking!", ["no smoking!"] * 10, 1, 1),  # a text in the image
+        ("no smoking", ["no smoking!"] * 10, 0, 1),
+        ("two", ["two"] * 10, 1, 1),
+        ("2", ["two"] * 10, 0, 1),
+        ("2", ["two"] * 9 + ["Two"], 1, 1),  # alike only in the normal form: they differ
+        ("Yes", ["yes"] * 9 + ["no"], 1, 1),
+        ("no", ["yes"] * 9 + ["No."], 0.3, 0.3),
+    ],
+)
+def test_what_all_annotators_wrote_alike_is_left_as_written(answer, annotators, official, published):
+    assert accuracy(answer, annotators) == accuracy(answer, annotators, "official") == pytest.approx(official)
+    assert accuracy(answer, annotators, "published") == pytest.approx(published)
 
 
 def test_accuracy_takes_the_known_values():
     values = [accuracy("yes", ("yes",) * matches + ("no",) * (10 - matches)) for matches in range(11)]
     assert values == pytest.approx([0, 0.3, 0.6, 0.9] + [1] * 7)
+
+
+def test_answers_as_written_are_shared():
+    assert stripped(" a\tb\n") is stripped(" a\tb\n")
+    assert stripped(" a\tb\n") == "a b"
 
 
 def test_soft_scores():
@@ -166,16 +195,30 @@ def plain_official(answer):
             spaced += character
         elif character not in without_trace:
             spaced += " "
-    text = ""
+    text, removed = "", 0
     for i, character in enumerate(spaced):
-        if character != "." or (i + 1 < len(spaced) and spaced[i + 1].isdigit()):
+        if character != "." or removed == 32 or (i + 1 < len(spaced) and spaced[i + 1].isdigit()):
             text += character
+        else:
+            removed += 1
     words = [{"none": "0", **COUNTS}.get(word, word) for word in text.lower().split(" ") if word]
     return " ".join(SPELLINGS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
+def plain_as_written(answer):
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def plain_rule(answer, annotators, published):
+    """What counts as equal: as written if all annotators wrote the same and the rule is the script's."""
+    given = [plain_as_written(each) for each in annotators]
+    if not published and given.count(given[0]) == len(given):
+        return plain_accuracy(plain_as_written(answer), given)
+    return plain_accuracy(plain_official(answer), [plain_official(each) for each in annotators])
+
+
 def test_ten_thousand_cases_equal_the_plain_implementation():
-    pick, seen, hits = random.Random(0), set(), 0
+    pick, seen, hits, apart = random.Random(0), set(), 0, 0
     right = sorted(set(SPELLINGS.values()))
     bare = [whole.replace("'", "") for whole in (*right, "i'm", "i've", "let's", "she's")]
     pieces = [*PIECES, *SPELLINGS, *right, *bare]
@@ -184,12 +227,15 @@ def test_ten_thousand_cases_equal_the_plain_implementation():
         answer = "".join(word + pick.choice(("  ", " ", "\t", "\n", "", " ")) for word in words)
         assert normalise(answer) == plain_official(answer), answer
         seen |= set(words)
-        truth = plain_official(answer)
-        others = [plain_official(pick.choice(pieces)) for _ in range(10)]
-        matches = pick.randint(0, 10)
+        truth = pick.choice((answer, answer.upper(), f" {answer}", plain_official(answer)))
+        others = [pick.choice(pieces) for _ in range(10)]
+        matches = pick.choice((*range(11), 10, 10, 10))
         annotators = pick.sample([truth] * matches + others[matches:], 10)
-        found = accuracy(answer, annotators)
-        assert found == pytest.approx(plain_accuracy(truth, annotators), abs=1e-12)
-        hits += 0 < found < 1
+        official, published = (accuracy(answer, annotators, rule) for rule in ("official", "published"))
+        assert official == pytest.approx(plain_rule(answer, annotators, published=False), abs=1e-12)
+        assert published == pytest.approx(plain_rule(answer, annotators, published=True), abs=1e-12)
+        hits += 0 < official < 1
+        apart += official != published
     assert seen == set(pieces)
     assert hits > 1000
+    assert apart > 500

@@ -58,12 +58,23 @@ def test_test_split_has_no_answers(tiny_vqa):
     assert submission == [{"question_id": examples[0].id, "answer": "red"}]
 
 
-def test_answers_are_normalised(tiny_vqa):
+def test_answers_stay_as_written(tiny_vqa):
     def change(content):
-        content["annotations"][0]["answers"][0]["answer"] = "The Two"
+        content["annotations"][0]["answers"][0]["answer"] = " The\tTwo "
+        for answer in content["annotations"][1]["answers"]:
+            answer["answer"] = "Yes!"
 
     edit(tiny_vqa / ANNOTATIONS, change)
-    assert Counter(VQAv2.read(tiny_vqa, "val")[0].answers) == {"red": 9, "2": 1}
+    first, second = VQAv2.read(tiny_vqa, "val", limit=12)[:2]
+    assert Counter(first.answers) == {"red": 9, "The Two": 1}
+    assert second.answers == ("Yes!",) * 10
+    task, other = VQAv2(LABELS), VQAv2(LABELS, rule="published")
+    assert [task.score(first, answer) for answer in ("2", "The RED.")] == pytest.approx([0.3, 1])
+    assert [task.score(second, answer) for answer in ("yes", "Yes!")] == [0, 1]
+    assert [other.score(second, answer) for answer in ("yes", "Yes!")] == [1, 1]
+    assert task.targets([second])[0].tolist() == [0, 0, 0, 0, 1]
+    assert task.candidates(first) == {"red", "The Two", "2"}
+    assert task.candidates(second) == {"Yes!", "yes"}
 
 
 def test_vocabulary_counts_normalised_answers_of_train_and_val(tiny_vqa):

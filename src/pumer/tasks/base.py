@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pumer.errors import InputError
-from pumer.tasks.images import Edit, Pixels
+from pumer.tasks.images import Edit, ImageLike, Pixels
 from pumer.tasks.storage import SKIPPED, missing_images, storage_of
 from pumer.utils.files import read_json, write_json
 
@@ -27,9 +27,9 @@ class Example:
 
     Attributes:
         id: the official id (VQAv2: `question_id`, NLVR2: `identifier`), unique in its split.
-        images: image files; one, or two for tasks on image pairs.
+        images: image files; one, or two for tasks on image pairs. From Python also other images, see `read_image`.
         text: the question or sentence as written.
-        answers: ground truth (VQAv2: ten normalised answers, else one label); empty where the split has no public
+        answers: ground truth (VQAv2: ten answers as written, else one label); empty where the split has no public
             answers.
         groups: what scores are broken down by, for instance `{"question_type": "what color"}`.
         source: what it has in common with other examples, such as the number of its image: scores of one source may
@@ -37,11 +37,16 @@ class Example:
     """
 
     id: int | str
-    images: tuple[Path, ...]
+    images: tuple[ImageLike, ...]
     text: str
     answers: tuple[str, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The images that are files: all of them, where official files were read."""
+        return tuple(image for image in self.images if isinstance(image, Path))
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,11 @@ def spread(entries: Sequence[Entry], limit: int | None) -> Sequence[Entry]:
 
 def words(texts: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
     """Texts as the tokenizer's tensors, such as `input_ids`: each (number of texts, T), T the longest, or fixed."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the text {text!r} holds half of a surrogate pair, which is no character") from error
     shown = ["" if inputs.blank_text else text for text in texts]
     padding = "max_length" if inputs.fixed_length else "longest"
     return dict(
@@ -160,7 +170,7 @@ class Task(ABC):
         examples = cls.examples(root, split, limit)
         if not examples:
             raise InputError(f"split {split} in {root} is empty")
-        missing = missing_images(path for example in examples for path in example.images)
+        missing = missing_images(path for example in examples for path in example.files)
         if not missing:
             return examples, 0
         path, reason = next(iter(missing.items()))
@@ -251,6 +261,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, example: Example, answer: str) -> float:
         """Official score of one answer, in [0, 1]; the task's figure is the mean over examples."""
+
+    def candidates(self, example: Example) -> set[str]:
+        """Answers that could be right for an example: among them the best constant answer is looked for."""
+        return set(example.answers)
 
     @classmethod
     @abstractmethod

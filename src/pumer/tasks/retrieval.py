@@ -250,7 +250,7 @@ def pictures_of(pairs: Sequence[Example]) -> list[Picture]:
     """The images of the pairs with their captions, in order."""
     groups = [list(group) for _, group in groupby(map(_pair, pairs), lambda pair: pair.image_id)]
     return [
-        Picture(same[0].image_id, same[0].images[0], tuple((int(pair.id), pair.text) for pair in same))
+        Picture(same[0].image_id, same[0].files[0], tuple((int(pair.id), pair.text) for pair in same))
         for same in groups
     ]
 

@@ -1,12 +1,16 @@
-"""The VQA challenge's answer normalisation and accuracy, from the rules at visualqa.org/evaluation."""
+"""The VQA challenge's answer normalisation and accuracy, from visualqa.org/evaluation and as its script has them."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+
+from pumer.settings.common import Rule
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
+_FULL_STOPS = 32  # the official script removes no more: it gives `re.UNICODE` where `re.sub` expects a count
 _ARTICLES = {"a", "an", "the"}
 _NUMBERS = {
     "none": "0",
@@ -45,17 +49,20 @@ _APOSTROPHES["somebody'd"] = "somebodyd"  # as the official script has it
 
 
 @lru_cache(maxsize=2**18)
+def stripped(answer: str) -> str:
+    """An answer as written, on one line and without space around it; the same object for the same answer."""
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+@lru_cache(maxsize=2**18)
 def normalise(answer: str) -> str:
     """An answer in the form in which the VQA challenge compares answers.
 
-    Lower case, number words as digits, no articles, full stops only before a digit. A contraction that lacks one of
-    its apostrophes gets it, as far as the official script does it: that leaves "im", "ive", "lets" and "shes" as they
-    are, and spellings that lack two ("couldntve"), and turns "somebody'd" into "somebodyd". Other
-    punctuation (not apostrophes and colons) goes: without a trace when it touches a space or the text holds a number
-    like 1,000; as a space otherwise.
-
-    Differs from the official script in one thing: the script leaves answers as written when all ten annotators
-    agree; the published rules, followed here, always normalise.
+    Lower case, number words as digits, no articles, full stops only before a digit (or after 32 others). A
+    contraction that lacks one of its apostrophes gets it, as far as the official script does it: that leaves "im",
+    "ive", "lets" and "shes" as they are, and spellings that lack two ("couldntve"), and turns "somebody'd" into
+    "somebodyd". Other punctuation (not apostrophes and colons) goes: without a trace when it touches a space or the
+    text holds a number like 1,000; as a space otherwise.
 
     Example:
         >>> normalise("The T-shirt, dont you see?")
@@ -63,13 +70,13 @@ def normalise(answer: str) -> str:
         >>> normalise("Two of 1,000 a.m.")
         '2 of 1000 am'
     """
-    text = answer.replace("\n", " ").replace("\t", " ").strip()
+    text = stripped(answer)
     thousands = _THOUSANDS.search(text) is not None
     cleaned = text
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
         cleaned = cleaned.replace(mark, "" if thousands or beside_space else " ")
-    words = (_NUMBERS.get(word, word) for word in _FULL_STOP.sub("", cleaned).lower().split())
+    words = (_NUMBERS.get(word, word) for word in _FULL_STOP.sub("", cleaned, count=_FULL_STOPS).lower().split())
     return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
 
 
@@ -78,17 +85,23 @@ def soft_score(matches: int) -> float:
     return min(1.0, round(0.3 * matches, 1))
 
 
-def accuracy(answer: str, annotators: Sequence[str]) -> float:
-    """Official accuracy of one answer, in [0, 1].
+def accuracy(answer: str, annotators: Sequence[str], rule: Rule = "official") -> float:
+    """Accuracy of one answer, in [0, 1].
 
     An answer counts min(1, matches / 3) against every subset that leaves one annotator out; the mean over
     these subsets is the accuracy.
 
     Args:
         answer: the predicted answer, as the model gives it.
-        annotators: the annotators' answers (ten in the official files), already normalised.
+        annotators: the annotators' answers as written (ten in the official files).
+        rule: when answers are normalised before they are compared. "official": as the script of the challenge
+            (VQA's `vqaEval.py`) does it, only if the annotators differ; where all of them wrote the same, that very
+            text must be given, for it may be a text in the image. "published": always, as visualqa.org/evaluation
+            describes it.
     """
-    count = len(annotators)
-    matches = annotators.count(normalise(answer))
+    given, found = Counter(map(stripped, annotators)), stripped(answer)
+    if rule == "published" or len(given) > 1:
+        given, found = Counter(map(normalise, annotators)), normalise(answer)
+    count, matches = len(annotators), given[found]
     left_out_matches, left_out_differs = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
     return (matches * left_out_matches + (count - matches) * left_out_differs) / count

@@ -12,12 +12,13 @@ from transformers import PreTrainedModel, ViltForQuestionAnswering
 
 from pumer.errors import InputError
 from pumer.models.meter import MeterForQuestionAnswering
+from pumer.settings.common import Rule
 from pumer.tasks import visual_genome
 from pumer.tasks.base import Example, Task, spread
 from pumer.tasks.heads import classifier_from
 from pumer.tasks.records import hold, listed, once
 from pumer.tasks.storage import images_in
-from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score
+from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score, stripped
 
 _FOLDERS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test2015"}
 _FILES = _FOLDERS | {"test-dev": "test-dev2015"}
@@ -38,7 +39,7 @@ class VQAv2(Task):
     """Visual question answering on the official VQAv2 files.
 
     The answers are a closed vocabulary with soft scores; the loss is binary cross-entropy averaged over batch
-    **and** answers (docs/paper.md), the score the official accuracy over all ten annotators.
+    **and** answers (docs/paper.md), the score the accuracy over all ten annotators that the official script gives.
 
     Files under the data folder, as downloaded and unzipped::
 
@@ -62,13 +63,15 @@ class VQAv2(Task):
     template: ClassVar[str | None] = "question_type"
     result_keys: ClassVar[tuple[str, str]] = ("question_id", "answer")
 
-    def __init__(self, labels: Sequence[str]) -> None:
+    def __init__(self, labels: Sequence[str], rule: Rule = "official") -> None:
         """Bind to the answer vocabulary.
 
         Args:
             labels: the answers, normalised, one per column of the logits.
+            rule: see `pumer.tasks.vqa_accuracy.accuracy`.
         """
         super().__init__(labels)
+        self.rule = rule
         self._column = {label: column for column, label in enumerate(self.labels)}
 
     @classmethod
@@ -117,10 +120,14 @@ class VQAv2(Task):
         return classifier_from(checkpoint, labels, cls.models)
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
-        """Soft scores (B, A) of all answers: 0, 0.3, 0.6, 0.9 or 1 by the number of agreeing annotators."""
+        """Soft scores (B, A) of all answers: 0, 0.3, 0.6, 0.9 or 1 by the number of agreeing annotators.
+
+        Here the annotators' answers are always normalised, as the labels are: an answer that all of them wrote alike,
+        but not in the normal form, would otherwise teach that every label is wrong.
+        """
         targets = torch.zeros(len(examples), len(self.labels))
         for row, example in enumerate(examples):
-            for answer, matches in Counter(example.answers).items():
+            for answer, matches in Counter(map(normalise, example.answers)).items():
                 if answer in self._column:
                     targets[row, self._column[answer]] = soft_score(matches)
         return targets
@@ -130,10 +137,14 @@ class VQAv2(Task):
         return binary_cross_entropy_with_logits(logits.float(), batch["targets"])
 
     def score(self, example: Example, answer: str) -> float:
-        """Official VQA accuracy of one answer."""
+        """VQA accuracy of one answer."""
         if not example.answers:
             raise InputError(f"question {example.id} has no public answers; score the submission file on the server")
-        return accuracy(answer, example.answers)
+        return accuracy(answer, example.answers, self.rule)
+
+    def candidates(self, example: Example) -> set[str]:
+        """What the annotators wrote, and its normal form; see `Task.candidates`."""
+        return {*example.answers, *map(normalise, example.answers)}
 
     @classmethod
     def truth(cls, annotations: Path, questions: Path | None = None, split: str = "test") -> list[Example]:
@@ -170,7 +181,7 @@ def _truth(number: int, answered: Mapping[int, Any], path: Path) -> dict[str, An
         count = sum(isinstance(answer, str) for answer in given)
         raise InputError(f"question {number} has {count} answers in {path}; official files give ten")
     groups = {name: entry[name] for name in VQAv2.groups}
-    return {"answers": tuple(map(normalise, given)), "groups": groups, "source": str(entry.get("image_id", ""))}
+    return {"answers": tuple(map(stripped, given)), "groups": groups, "source": str(entry.get("image_id", ""))}
 
 
 def _questions(root: Path, split: str) -> list[dict[str, Any]]:
