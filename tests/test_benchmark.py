@@ -188,7 +188,7 @@ def test_words_are_those_of_the_training(tmp_path):
 
 
 def test_a_slow_down_is_called_one():
-    assert times(0.5) == "0.50x slower"
+    assert times(0.5) == "0.50x as fast"
     assert times(1.5) == "1.50x"
 
 

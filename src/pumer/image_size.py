@@ -6,6 +6,7 @@ from torch import nn
 from transformers.image_utils import SizeDict
 
 from pumer.errors import InputError
+from pumer.limits import check_tokens
 from pumer.models.meter import MeterModel
 
 
@@ -21,7 +22,7 @@ def set_image_size(image_size: int | None, model: nn.Module, processor: Any = No
         processor: The model's, with an ``image_processor``; None where there is none.
 
     Raises:
-        InputError: If it is no multiple of the patch size.
+        InputError: If it is no multiple of the patch size, or gives more tokens than are taken.
     """
     if image_size is None:
         return
@@ -29,6 +30,7 @@ def set_image_size(image_size: int | None, model: nn.Module, processor: Any = No
     if image_size < patch or image_size % patch:
         near = max(patch, round(image_size / patch) * patch)
         raise InputError(f"image_size {image_size} is not a multiple of the patch size {patch}; give {near}, or null")
+    check_tokens(image_size, patch)
     for module in model.modules():
         if isinstance(module, MeterModel):
             module.set_image_size(image_size)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pumer.errors import InputError
-from pumer.utils.files import read_json
+from pumer.utils.files import read_config
 
 LAYERS = 1024
 TOKENS = 16_384
@@ -95,17 +95,15 @@ def check_checkpoint(name: str | Path, image_size: int | None = None) -> None:
         raise InputError(f"checkpoint {name} is not a folder; give a folder with config.json and model.safetensors")
     if not (folder / "config.json").is_file():
         raise InputError(f"checkpoint {name} holds no config.json; give a folder that pumer or transformers wrote")
-    config = read_json(folder / "config.json")
-    if not isinstance(config, Mapping):
-        raise InputError(f"config.json of {name} must hold a mapping, not {type(config).__name__}")
+    config = read_config(folder / "config.json")
     check_model(config, str(name))
     if (folder / "reduction.json").is_file():
-        check_reduction(read_json(folder / "reduction.json"))
-    if image_size is not None:
-        vision = config.get("vision_config")
-        patch_size = (vision if isinstance(vision, Mapping) else config).get("patch_size")
-        if isinstance(patch_size, int):
-            check_tokens(image_size, patch_size)
+        check_reduction(read_config(folder / "reduction.json"))
+    vision = config.get("vision_config")
+    sizes = vision if isinstance(vision, Mapping) else config
+    size, patch_size = image_size or sizes.get("image_size"), sizes.get("patch_size")
+    if isinstance(size, int) and isinstance(patch_size, int):
+        check_tokens(size, patch_size)
 
 
 def is_place(name: str | Path) -> bool:

@@ -27,6 +27,8 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
+from pumer.utils.files import write_text
+
 UNMEASURED = "–"
 Results = Mapping[str, Any]
 
@@ -46,7 +48,7 @@ def write(results: Results, path: Path) -> None:
         _pictures_section(results, path.parent),
         provenance_section(results),
     ]
-    path.write_text(page(results["title"], sections), encoding="utf-8")
+    write_text(path, page(results["title"], sections))
 
 
 def page(title: str, sections: Sequence[str]) -> str:
@@ -134,7 +136,7 @@ def _speed(row: Results, batch: int) -> str:
             rate, speedup = f"{speed['images_per_second']:.0f}", speed.get("speedup")
             if speedup is None:
                 return rate
-            slower = " slower" if speedup["median"] < 1 else ""
+            slower = " as fast" if speedup["median"] < 1 else ""
             spread = f"[{speedup['low']:.2f}, {speedup['high']:.2f}]"
             return f"{rate} ({speedup['median']:.2f}x{slower})\n{spread}"
     return UNMEASURED

@@ -1,5 +1,6 @@
 """What a reduced model did to one picture and its question: what was pruned, what was merged."""
 
+import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pumer.tasks.base import model_inputs
 from pumer.tasks.images import ImageLike, read_image
 from pumer.tracing import ForwardTrace, Trace
 from pumer.tracing import name as place_name
+from pumer.utils.files import write_bytes
 from pumer.utils.locks import only_one
 from pumer.utils.tensors import numbers
 
@@ -98,8 +100,9 @@ def _drawn(config: VisualizeConfig) -> str:
     if config.reduction is not None:
         patching.patch(predictor.model, reduction_from(config.reduction))
     answer, picture = ask(predictor.model, predictor.task, predictor.inputs, example)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(config.out, format="PNG")
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    write_bytes(config.out, file.getvalue())
     return answer
 
 

@@ -87,7 +87,7 @@ def test_seeds_of_what_was_not_fine_tuned_are_told_where_they_differ():
 
 def test_a_slow_down_is_called_one():
     slower = {"median": 0.9, "low": 0.8, "high": 0.95}
-    assert cells_of(row(cost=row()["cost"] | {"throughput": slower}))["throughput"].startswith("0.90x slower")
+    assert cells_of(row(cost=row()["cost"] | {"throughput": slower}))["throughput"].startswith("0.90x as fast")
 
 
 @pytest.mark.parametrize(("difference", "missed"), [(-0.0101, True), (-0.01, False), (0.02, False)])

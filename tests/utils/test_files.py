@@ -172,7 +172,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
         path.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
     assert "No space left" in refusal(lambda path: write_text(path, "x"), tmp_path / "file")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "before")]
 

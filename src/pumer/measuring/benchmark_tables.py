@@ -44,7 +44,7 @@ def _speed_table(result: Mapping[str, Any]) -> Table:
 
 def times(ratio: float) -> str:
     """A speed-up, or a slow-down that says so."""
-    return f"{ratio:.2f}x" + (" slower" if ratio < 1 else "")
+    return f"{ratio:.2f}x" + (" as fast" if ratio < 1 else "")
 
 
 def _memory_table(result: Mapping[str, Any]) -> Table:

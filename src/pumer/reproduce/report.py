@@ -236,7 +236,7 @@ def _seeds(row: Mapping[str, Any]) -> str:
 
 def _cost(cost: Mapping[str, Any]) -> list[str]:
     speed = cost["throughput"]
-    slower = " slower" if speed["median"] < 1 else ""
+    slower = " as fast" if speed["median"] < 1 else ""
     shown = f"{speed['median']:.2f}x{slower}\n[{speed['low']:.2f}, {speed['high']:.2f}]"
     memory = [f"{100 * (cost[mode] - 1):+.0f}%" for mode in ("memory", "memory_inference")]
     return [shown, *memory, f"{cost['macs_fewer']:.2f}x"]

@@ -77,7 +77,8 @@ class Setup:
 
     def run(self, name: str, command: Sequence[str], alone: bool = False) -> str:
         """Run a command with its share of the machine."""
-        return self.runner(command, self.out / "logs" / f"{name}.txt", self.threads[alone])
+        force = [] if command[0] == "train" else ["--force"]  # what an interrupted attempt left may be replaced
+        return self.runner([*command, *force], self.out / "logs" / f"{name}.txt", self.threads[alone])
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -172,7 +172,7 @@ class WorldConfig:
     @property
     def written(self) -> tuple[Path, ...]:
         """What is written."""
-        return (self.out,)
+        return tuple(self.folders)
 
     def check_places(self) -> None:
         """Refuse folders that could not be written, or hold something."""

@@ -192,11 +192,20 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         InputError: If it cannot be written, as on a full disk.
     """
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file aside, then rename it: it is there as a whole or not at all.
+
+    Raises:
+        InputError: If it cannot be written, as on a full disk.
+    """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        aside.write_bytes(content)
         aside.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; give another place, or make room") from error
