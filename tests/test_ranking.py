@@ -128,6 +128,21 @@ def test_folders_without_usable_scores_are_refused(folder, pairs, tmp_path):
     (tmp_path / "scores" / "scores.npy").write_bytes(b"no array")
     with pytest.raises(InputError, match=r"scores\.npy cannot be read .*; remove .*scores to begin anew"):
         rank(model, pairs[:5], inputs, folder=tmp_path / "scores")
+    (tmp_path / "scores" / "scores.json").write_text("[")
+    with pytest.raises(InputError, match=r"scores\.json is not valid JSON.*; remove .*scores to begin anew"):
+        rank(model, pairs[:5], inputs, folder=tmp_path / "scores")
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-4], lambda whole: whole.replace(b"(1, 5)", b"(5, 1)")])
+def test_scores_that_lack_a_part_are_not_taken_for_zeros(folder, pairs, tmp_path, damage):
+    model, inputs = build(folder)
+    rank(model, pairs[:5], inputs, folder=tmp_path)
+    path = tmp_path / "scores.npy"
+    path.write_bytes(damage(path.read_bytes()))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"scores\.npy .*; remove .* to begin anew"):
+        rank(model, pairs[:5], inputs, folder=tmp_path)
+    assert path.read_bytes() == before
 
 
 def test_scores_that_are_no_numbers_are_refused(folder, pairs):

@@ -127,6 +127,7 @@ def test_options_without_a_use_and_missing_files(tmp_path, task, option, message
         (lambda entries: [{"question": 1}], r"entry 0 must have 'question_id' and 'answer'"),
         (lambda entries: [{"question_id": 1, "answer": 3}], r"'answer' of entry 0 must be text, not 3"),
         (lambda entries: [{"question_id": [], "answer": ""}], r"'question_id' of entry 0 must be a number or text"),
+        (lambda entries: [{"question_id": True, "answer": ""}], r"'question_id' of entry 0 must be a number or text"),
     ],
 )
 def test_unusable_predictions_are_named(tiny_vqa, predictions, change, message):
@@ -183,9 +184,13 @@ def test_unusable_rankings_are_named(tiny_flickr, gallery_scores):
     np.save(folder / "scores.npy", scores)
     with pytest.raises(InputError, match="image 15 lacks scores"):
         run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder, galleries="4x2"))
-    (folder / "scores.npy").write_text("no array")
-    with pytest.raises(InputError, match=r"scores\.npy cannot be read"):
-        run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder, galleries="4x2"))
+    whole = (folder / "scores.npy").read_bytes()
+    broken = [b"", b"no array", b"PK\3\4", whole[:-4], whole[:60], whole.replace(b"(8, 10)", b"(8, 10 ")]
+    for content in (*broken, whole.replace(b"<f4", b"|O8")):
+        (folder / "scores.npy").write_bytes(content)
+        with pytest.raises(InputError, match=r"scores\.npy cannot be read") as caught:
+            run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder, galleries="4x2"))
+        assert "\n" not in str(caught.value)
     entries = json.loads((folder / "found.json").read_text())
     entries[0]["found"] = "1010.jpg"
     (folder / "found.json").write_text(json.dumps(entries))

@@ -28,7 +28,7 @@ from pumer.tasks.images import ImageLike
 from pumer.tasks.karpathy import Picture
 from pumer.tasks.recall import best_of_columns, best_of_rows
 from pumer.tasks.retrieval import Retrieval, pictures_of
-from pumer.utils.files import read_json, write_json
+from pumer.utils.files import first_line, read_config, write_json
 from pumer.utils.tensors import numbers
 
 logger = logging.getLogger(__name__)
@@ -244,18 +244,37 @@ def _score_file(folder: Path | None, shape: tuple[int, int], about: dict[str, An
         room_for(needed, folder, "scores", "give scores=FOLDER on another disk")
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)[:] = np.nan
         write_json(note, about)
-    elif (other := read_json(note)) != about:
+    elif (other := read_config(note, f"remove {folder} to begin anew")) != about:
         names = ", ".join(name for name in about if other.get(name) != about[name])
         raise InputError(f"{folder} holds scores with other {names}; give scores=ANOTHER_FOLDER, or remove it")
-    try:
-        scores = np.lib.format.open_memmap(path, mode="r+")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); remove {folder} to begin anew") from error
+    read_scores(path, shape, f"remove {folder} to begin anew")  # opened for writing, a cut file would grow by zeros
+    scores = np.lib.format.open_memmap(path, mode="r+")
     done = int(np.count_nonzero(~np.isnan(scores[:, 0])))
     if done:
         logger.info("%s: going on with the scores of at least %d images", folder, done)
     yield scores
     scores.flush()
+
+
+def read_scores(file: Path, shape: tuple[int, int], remedy: str) -> np.ndarray:
+    """An array of scores, memory-mapped to be read.
+
+    Args:
+        file: a `.npy` file.
+        shape: which it must have.
+        remedy: what to do if it has not, for the message.
+
+    Raises:
+        InputError: when it cannot be read, is cut off, has another shape or holds no floats.
+    """
+    try:
+        scores: np.ndarray = np.lib.format.open_memmap(file, mode="r")
+    except Exception as error:  # a broken header raises whatever Python's parser stumbles over
+        raise InputError(f"{file} cannot be read as .npy file of numbers ({first_line(error)}); {remedy}") from error
+    if scores.shape != shape or not np.issubdtype(scores.dtype, np.floating):
+        seen = f"{scores.dtype} {scores.shape}"
+        raise InputError(f"{file} must hold floats of shape {shape} (images, captions), not {seen}; {remedy}")
+    return scores
 
 
 def _about(model: nn.Module, inputs: Inputs) -> dict[str, Any]:

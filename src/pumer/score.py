@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from pumer.errors import InputError
 from pumer.jobs import task_class
-from pumer.ranking import SCORES, best_candidates, in_galleries, shape_of
+from pumer.ranking import SCORES, best_candidates, in_galleries, read_scores, shape_of
 from pumer.scoring import per_example, summarise, table, task_for
 from pumer.settings.score import ScoreConfig
 from pumer.tasks import Example, Retrieval
@@ -79,7 +78,8 @@ def _ranked(config: ScoreConfig, task: type[Retrieval]) -> tuple[list[Example], 
     asked, rooms = in_galleries(pairs, config.galleries)
     queries, path = task.queries(asked), config.predictions
     if path.suffix == ".npy" or path.is_dir():
-        return queries, best_candidates(rooms, _scores(path, shape_of(rooms)))
+        file = path / SCORES if path.is_dir() else path
+        return queries, best_candidates(rooms, read_scores(file, shape_of(rooms), _REMEDY))
     answers = _in_order(queries, task.read_submission(path), path, _REMEDY)
     for query, answer, known in zip(queries, answers, _candidates(rooms), strict=True):
         found, needed = answer.split(), min(max(CUTOFFS), len(known))
@@ -97,19 +97,6 @@ def _candidates(rooms: Sequence[Sequence[Picture]]) -> Iterator[set[str]]:
         yield from [{str(number) for picture in room for number, _ in picture.captions}] * len(room)
     for room in rooms:
         yield from [{str(picture.id) for picture in room}] * sum(len(picture.captions) for picture in room)
-
-
-def _scores(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """An array of scores, memory-mapped."""
-    file = path / SCORES if path.is_dir() else path
-    try:
-        scores = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{file} cannot be read ({error}); give a .npy file of numbers") from error
-    if scores.shape != shape or not np.issubdtype(scores.dtype, np.floating):
-        seen = f"{scores.dtype} {scores.shape}"
-        raise InputError(f"{file} must hold floats of shape {shape} (images, captions), not {seen}; {_REMEDY}")
-    return scores
 
 
 def _in_order(

@@ -311,7 +311,7 @@ class Task(ABC):
                 raise InputError(f"{path}: entry {index} must have '{number}' and '{answered}'")
             if not isinstance(entry[answered], str):
                 raise InputError(f"{path}: '{answered}' of entry {index} must be text, not {entry[answered]!r}")
-            if not isinstance(entry[number], int | str):
+            if not isinstance(entry[number], int | str) or isinstance(entry[number], bool):
                 raise InputError(f"{path}: '{number}' of entry {index} must be a number or text, not {entry[number]!r}")
         return [(entry[number], entry[answered]) for entry in entries]
 
