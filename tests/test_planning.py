@@ -89,7 +89,7 @@ def test_the_closed_formula_with_reduction():
     planned = plan(model, image_size=SIDE * PATCH, text_length=T)
     counts = [(r.text_tokens, r.image_tokens, r.text_tokens_out, r.image_tokens_out) for r in planned.layers]
     assert counts == [(T, V, T, V), (T, V, 8, K), (8, K, 8, K), (8, K, 8, K)]
-    saliency = T * (T + V) * D
+    saliency = T * (T + V) * (D + 1)  # of every head, and the sum over words
     similarity = 2 * 73 * 73 * Dh  # even ranks with odd ones; words and image tokens are rows of 146
     merging = (8 + K) * (T + V) * D  # each token left is a mean over all there were
     expected = layer_macs(T + V, D, fed_forward=8 + K) + saliency + similarity + merging
@@ -175,9 +175,10 @@ def test_saliency_costs_at_most_one_percent_of_its_layer():
     size = torch.ones(1, tokens, device="meta")
     stream = Tokens((torch.empty(1, tokens, heads * width, device="meta"),), size, (None,), text, size.long)
     with MacCounter() as saliency:
-        shown = CueRequest(NoReduction(), frozenset({"text_rows"}), text).answer(query, query, lambda: query[:, :, :1])
-        rows = Cues(stream, shown.key, query=shown.query).text_rows()
-    assert rows.shape == (1, heads, text, tokens - text) and shown.cls_query is None
+        asked = CueRequest(NoReduction(), frozenset({"text_rows"}), text)
+        asked.answer(query, query, lambda: query[:, :, :1])
+        rows = Cues(stream, asked.shown.key, query=asked.shown.query).text_rows()
+    assert rows.shape == (1, heads, text, tokens - text) and asked.shown.cls_query is None
     assert 0 < saliency.total <= 0.01 * layer_macs(tokens, heads * width)
 
 

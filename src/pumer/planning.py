@@ -176,8 +176,6 @@ class _Watch:
         self.seen[place] = (before, self.tokens)
 
     def enter(self, place: Place, states: Tensor) -> None:
-        if self.counter.section == place:  # a layer that reduces is called twice, for its two parts
-            return
         if place[0] == "vision":  # there is no text yet
             self.tokens = (0, states.shape[1])
         self.counter.section = place

@@ -10,10 +10,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pumer.backbones import subclasses
+from pumer.backbones.streams import autocast_off
 from pumer.cues import Cues
 from pumer.reducers.base import CLS_ROW, KEYS, TEXT_ROWS, Place, Reducer, ReductionConfig
+from pumer.reducers.learned import LearnedReducer
 from pumer.tokens import Decision, Tokens
 
 
@@ -178,22 +181,24 @@ class AttentionCues(NamedTuple):
     cls_query: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class CueRequest:
-    """What a layer's attention is asked for.
+    """What a layer's attention is asked for; the answer stays here, so that modules return what they always do.
 
     Attributes:
         config: Computes the attention.
         needs: Cues to hand out.
         text_length: Words at the front of a stream of words and patches; None where all queries are words.
+        shown: The cues of the last attention that was asked.
     """
 
     config: ReductionConfig
     needs: frozenset[str] = frozenset()
     text_length: int | None = None
+    shown: AttentionCues = field(default_factory=AttentionCues)
 
-    def answer(self, query: Tensor, key: Tensor, cls_query: Callable[[], Tensor]) -> AttentionCues:
-        """What is needed of an attention.
+    def answer(self, query: Tensor, key: Tensor, cls_query: Callable[[], Tensor]) -> None:
+        """Keep what is needed of an attention.
 
         Args:
             query: ``(B, H, Q, Dh)``.
@@ -201,13 +206,101 @@ class CueRequest:
             cls_query: Gives the query ``(B, H, 1, Dh)`` of the image's [CLS].
         """
         if not self.needs & {KEYS, TEXT_ROWS, CLS_ROW}:
-            return AttentionCues()
+            return
         with torch.no_grad():
-            return AttentionCues(
+            self.shown = AttentionCues(
                 query[:, :, : self.text_length].detach() if TEXT_ROWS in self.needs else None,
                 key.detach(),
                 cls_query().detach() if CLS_ROW in self.needs else None,
             )
+
+
+class Between:
+    """What happens to tokens between the attention and the feed-forward part of one layer, in one forward.
+
+    A checkpoint around the layer may run it once more in the backward pass; nobody takes notes then.
+
+    Attributes:
+        decision: What the reducer has decided.
+        after: The tokens as they enter the feed-forward part.
+    """
+
+    decision: Decision
+    after: Tokens
+
+    def __init__(self, reduction: Reduction, place: Place, tokens: Tokens, cues: Callable[[Tokens], Cues]) -> None:
+        """Prepare a reduction.
+
+        Args:
+            reduction: The state of the model.
+            place: A layer with a reducer.
+            tokens: As they enter the layer.
+            cues: From the tokens after attention to what the reducer sees.
+        """
+        self._reduction, self._place, self._tokens, self._cues = reduction, place, tokens, cues
+        self._done = False
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Reduce.
+
+        Args:
+            states: ``(B, N, D)`` after attention, of the layer's own stream, which is the first one.
+
+        Returns:
+            ``(B, K, D)``, of the same stream.
+        """
+        reducer = self._reduction.reducers[self._place]
+        owed = reducer.losses if isinstance(reducer, LearnedReducer) else ()
+        with autocast_off(states.device):
+            tokens = self._tokens.with_streams(states, *self._tokens.streams[1:])
+            decision = self._reduction.decide(reducer, self._cues(tokens))
+            tokens = tokens.reduce(decision)
+        if not self._done:
+            self.after, self.decision, self._done = tokens, decision, True
+            self._reduction.record(self._place, decision, tokens)
+        elif isinstance(reducer, LearnedReducer):
+            reducer.losses = owed
+        return tokens.streams[0]
+
+
+class LayerInParts(GradientCheckpointingLayer):
+    """A layer in whose forward tokens can be reduced; of such a layer the parts are checkpointed, not the decision."""
+
+    def in_parts(
+        self, between: Between, feed_forward: Callable[[Tensor], Tensor], attend: Callable[..., Tensor], *inputs: Any
+    ) -> Tensor:
+        """Run the layer.
+
+        Args:
+            between: What happens after attention.
+            feed_forward: The second part.
+            attend: The first part.
+            *inputs: Of the first part.
+        """
+        return self._part(feed_forward, between(self._part(attend, *inputs)))
+
+    def _part(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            states: Tensor = self.__dict__[_CHECKPOINT](part, *inputs)
+            return states
+        return part(*inputs)
+
+    @property
+    def _gradient_checkpointing_func(self) -> Callable[..., Any]:
+        """What transformers calls around a layer's forward."""
+        return self._whole
+
+    @_gradient_checkpointing_func.setter
+    def _gradient_checkpointing_func(self, checkpoint: Callable[..., Any]) -> None:
+        self.__dict__[_CHECKPOINT] = checkpoint
+
+    def _whole(self, forward: Any, *inputs: Any) -> Any:
+        if forward.keywords.get("between") is not None:
+            return forward(*inputs)
+        return self.__dict__[_CHECKPOINT](forward, *inputs)
+
+
+_CHECKPOINT = "_gradient_checkpointing_func"
 
 
 @dataclass(frozen=True)

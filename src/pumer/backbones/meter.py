@@ -23,11 +23,10 @@ from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLay
 from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaSelfAttention
 
 from pumer import kernels
-from pumer.backbones.base import AttentionCues, Backbone, CueRequest, Reduction
+from pumer.backbones.base import Backbone, Between, CueRequest, LayerInParts, Reduction
 from pumer.backbones.streams import (
     PatchProjection,
     attention_dtype,
-    autocast_off,
     expand_text,
     layer_bytes,
     slots_at_start,
@@ -48,7 +47,7 @@ from pumer.models.meter.modeling_meter import (
     MeterModel,
     MeterModelOutput,
 )
-from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, Reducer, attention
+from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, attention
 from pumer.tables import integers
 from pumer.tokens import Decision, Tokens, attention_bias
 
@@ -58,14 +57,15 @@ class FastVisionAttention(CLIPAttention):
 
     def forward(  # noqa: D102
         self, hidden_states: Tensor, bias: Tensor | None = None, wanted: CueRequest | None = None
-    ) -> tuple[Tensor, AttentionCues]:
+    ) -> tuple[Tensor, None]:
         shape = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         context = attention(query, key, value, bias, self.dropout if self.training else 0.0)
-        shown = AttentionCues() if wanted is None else wanted.answer(query, key, lambda: query[:, :, :1])
-        return self.out_proj(context.transpose(1, 2).flatten(2)), shown
+        if wanted is not None:
+            wanted.answer(query, key, lambda: query[:, :, :1])
+        return self.out_proj(context.transpose(1, 2).flatten(2)), None
 
 
 class FastTextAttention(RobertaSelfAttention):
@@ -104,22 +104,24 @@ class FastQuickGELU(QuickGELUActivation):
         return (1.702 * input).sigmoid_().mul_(input)
 
 
-class ReducedVisionLayer(CLIPEncoderLayer):
-    """A layer that can be run in two parts, so that tokens are merged between them."""
+class ReducedVisionLayer(LayerInParts, CLIPEncoderLayer):
+    """A layer in which tokens may be merged between attention and feed-forward."""
 
     def forward(  # noqa: D102
         self,
         hidden_states: Tensor,
         bias: Tensor | None = None,
         wanted: CueRequest | None = None,
-        part: str = "whole",
-    ) -> Any:
-        if part == "feed_forward":
-            return hidden_states + self.mlp(self.layer_norm2(hidden_states))
-        attended, shown = self.self_attn(self.layer_norm1(hidden_states), bias, wanted)
-        hidden_states = hidden_states + attended
-        if part == "attention":
-            return hidden_states, shown
+        between: Between | None = None,
+    ) -> Tensor:
+        if between is not None:
+            return self.in_parts(between, self._feed_forward, self._attend, hidden_states, bias, wanted)
+        return self._feed_forward(self._attend(hidden_states, bias, wanted))
+
+    def _attend(self, hidden_states: Tensor, bias: Tensor | None, wanted: CueRequest | None) -> Tensor:
+        return hidden_states + self.self_attn(self.layer_norm1(hidden_states), bias, wanted)[0]
+
+    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
@@ -137,16 +139,17 @@ class ReducedVisionModel(CLIPVisionModel):
                 tokens = tokens.with_streams(layer(tokens.states, bias))
                 continue
             wanted = CueRequest(reduction.config, reducer.needs & {KEYS, CLS_ROW, STATES})
-            states, shown = layer(tokens.states, bias, wanted, part="attention")
-            with autocast_off(states.device):
-                tokens = tokens.with_streams(states)
-                cues = Cues(tokens, shown.key, None, None, shown.cls_query, bias, reduction.config.probabilities)
-                decision = reduction.decide(reducer, cues)
-                tokens = tokens.reduce(decision)
-            reduction.record(("vision", index), decision, tokens)
-            decisions.append((("vision", index), decision))
-            tokens = tokens.with_streams(layer(tokens.states, part="feed_forward"))
+            between = Between(reduction, ("vision", index), tokens, partial(_vision_cues, wanted, bias))
+            states = layer(tokens.states, bias, wanted, between=between)
+            tokens = between.after.with_streams(states)
+            decisions.append((("vision", index), between.decision))
         return tokens, tuple(decisions)
+
+
+def _vision_cues(wanted: CueRequest, bias: Tensor | None, tokens: Tokens) -> Cues:
+    """What attention over the image shows to a reducer."""
+    _, key, cls_query = wanted.shown
+    return Cues(tokens, key, None, None, cls_query, bias, wanted.config.probabilities)
 
 
 def image_stream(states: Tensor) -> Tokens:
@@ -161,7 +164,7 @@ class FastMeterAttention(MeterAttention):
 
     def forward(  # type: ignore[override]  # noqa: D102
         self, hidden_states: Tensor, context: Tensor | None, bias: Tensor | None, wanted: CueRequest
-    ) -> tuple[Tensor, AttentionCues]:
+    ) -> Tensor:
         shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
         query = self.query(hidden_states).view(shape).transpose(1, 2)
         source = hidden_states if context is None else context
@@ -170,11 +173,11 @@ class FastMeterAttention(MeterAttention):
         value = self.value(source).view(shape).transpose(1, 2)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         attended = wanted.config.attend(query, key, value, bias, dropout)
-        shown = wanted.answer(query, key, lambda: self._cls_query(source))
+        wanted.answer(query, key, lambda: self._cls_query(source))
         attended = self.dense(attended.transpose(1, 2).flatten(2))
         if self.training:
             attended = self.dropout(attended)
-        return self.layer_norm(attended + hidden_states), shown
+        return self.layer_norm(attended + hidden_states)
 
     def _cls_query(self, source: Tensor) -> Tensor:
         """What the image's [CLS] would ask for in this layer: ``(B, H, 1, Dh)``."""
@@ -182,27 +185,33 @@ class FastMeterAttention(MeterAttention):
         return query.unflatten(2, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
 
 
-class ReducedMeterLayer(MeterCrossModalLayer):
-    """A layer that can be run in two parts, so that tokens are reduced between them."""
+class ReducedMeterLayer(LayerInParts, MeterCrossModalLayer):
+    """A layer in which tokens may be reduced between attention and feed-forward."""
 
-    def forward(  # noqa: D102
+    def forward(  # type: ignore[override]  # noqa: D102
         self,
         hidden_states: Tensor,
-        context: Tensor | None = None,
-        bias: Tensor | None = None,
-        context_bias: Tensor | None = None,
-        wanted: CueRequest | None = None,
-        part: str = "whole",
-    ) -> Any:
-        if part == "feed_forward":
-            return self._feed_forward(hidden_states)
-        assert wanted is not None  # for the type checker: only the feed-forward part needs none
-        itself = CueRequest(wanted.config, wanted.needs & {KEYS})
-        hidden_states, own = self.attention(hidden_states, None, bias, itself)
-        hidden_states, shown = self.cross_attention(hidden_states, context, context_bias, wanted)
-        if part == "attention":
-            return hidden_states, own, shown
-        return self._feed_forward(hidden_states)
+        context: Tensor,
+        bias: Tensor | None,
+        context_bias: Tensor | None,
+        wanted: tuple[CueRequest, CueRequest],
+        between: Between | None = None,
+    ) -> Tensor:
+        inputs = hidden_states, context, bias, context_bias, wanted
+        if between is not None:
+            return self.in_parts(between, self._feed_forward, self._attend, *inputs)
+        return self._feed_forward(self._attend(*inputs))
+
+    def _attend(
+        self,
+        hidden_states: Tensor,
+        context: Tensor,
+        bias: Tensor | None,
+        context_bias: Tensor | None,
+        wanted: tuple[CueRequest, CueRequest],
+    ) -> Tensor:
+        hidden_states = self.attention(hidden_states, None, bias, wanted[0])
+        return self.cross_attention(hidden_states, context, context_bias, wanted[1])
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         inner = self.output(self.act(self.intermediate(hidden_states)))
@@ -233,7 +242,7 @@ class ReducedMeterEncoder(MeterCrossModalEncoder):
         states: list[tuple[Tensor, ...]] | None = None,
     ) -> Tokens:
         """Run the pairs from ``start`` up to ``stop``; the states that enter each are appended to a list, if given."""
-        reducers, plain = reduction.active_reducers("fusion"), CueRequest(reduction.config)
+        reducers, plain = reduction.active_reducers("fusion"), (CueRequest(reduction.config),) * 2
         sequential = self.config.cross_modal_order == "sequential"
         (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
         for pair in range(start, stop):
@@ -244,29 +253,24 @@ class ReducedMeterEncoder(MeterCrossModalEncoder):
             if reducer is None:
                 words = text_layer(words, patches, bias, image_bias, plain)
             else:
-                tokens = _reduce(tokens.with_streams(words, patches), text_layer, 2 * pair, reducer, reduction)
-                (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
-                words = text_layer(words, part="feed_forward")
+                itself = CueRequest(reduction.config, reducer.needs & {KEYS})
+                wanted = itself, CueRequest(reduction.config, reducer.needs)
+                tokens, cues = tokens.with_streams(words, patches), partial(_cues, wanted, image_bias)
+                between = Between(reduction, ("fusion", 2 * pair), tokens, cues)
+                words = text_layer(words, patches, bias, image_bias, wanted, between=between)
+                tokens = between.after
+                (_, patches), (bias, image_bias) = tokens.streams, tokens.biases
             if sequential:
                 seen, seen_bias = words, bias
             patches = image_layer(patches, seen, image_bias, seen_bias, plain)
         return tokens.with_streams(words, patches)
 
 
-def _reduce(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
-    """Run the attention part of a text layer and apply its reducer's decision to both streams."""
-    (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
-    wanted = CueRequest(reduction.config, reducer.needs)
-    words, own, shown = layer(words, patches, bias, image_bias, wanted, part="attention")
-    with autocast_off(words.device):
-        tokens = tokens.with_streams(words, patches)
-        cues = Cues(
-            tokens, shown.key, own.key, shown.query, shown.cls_query, image_bias, reduction.config.probabilities
-        )
-        decision = reduction.decide(reducer, cues)
-        tokens = tokens.reduce(decision)
-    reduction.record(("fusion", index), decision, tokens)
-    return tokens
+def _cues(wanted: tuple[CueRequest, CueRequest], bias: Tensor | None, tokens: Tokens) -> Cues:
+    """What a text layer's attention to itself and to the image shows to its reducer."""
+    own, image = (request.shown for request in wanted)
+    probabilities = wanted[1].config.probabilities
+    return Cues(tokens, image.key, own.key, image.query, image.cls_query, bias, probabilities)
 
 
 class ReducedMeterModel(MeterModel):

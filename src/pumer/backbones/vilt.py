@@ -32,7 +32,7 @@ from transformers.models.vilt.modeling_vilt import (
     ViltSelfAttention,
 )
 
-from pumer.backbones.base import AttentionCues, Backbone, CueRequest, Reduction
+from pumer.backbones.base import Backbone, Between, CueRequest, LayerInParts, Reduction
 from pumer.backbones.streams import (
     PatchProjection,
     attention_dtype,
@@ -46,7 +46,7 @@ from pumer.backbones.streams import (
 from pumer.cues import Cues
 from pumer.errors import InputError
 from pumer.functional import compact, gather_tokens
-from pumer.reducers.base import NoReduction, Reducer
+from pumer.reducers.base import NoReduction
 from pumer.tables import integers, ranks
 from pumer.tokens import Tokens, attention_bias
 
@@ -202,7 +202,7 @@ class FastViltSelfAttention(ViltSelfAttention):
 
     def forward(  # noqa: D102
         self, hidden_states: Tensor, bias: Tensor | None = None, wanted: CueRequest | None = None
-    ) -> tuple[Tensor, AttentionCues]:
+    ) -> tuple[Tensor]:
         shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
         query = self.query(hidden_states).view(shape).transpose(1, 2)
         key = self.key(hidden_states).view(shape).transpose(1, 2)
@@ -210,27 +210,27 @@ class FastViltSelfAttention(ViltSelfAttention):
         wanted = wanted or CueRequest(NoReduction())
         context = wanted.config.attend(query, key, value, bias, self.dropout.p if self.training else 0.0)
         first = wanted.text_length or 0
-        shown = wanted.answer(query, key, lambda: query[:, :, first : first + 1])
-        return context.transpose(1, 2).flatten(2), shown
+        wanted.answer(query, key, lambda: query[:, :, first : first + 1])
+        return (context.transpose(1, 2).flatten(2),)
 
 
-class ReducedViltLayer(ViltLayer):
-    """A layer that can be run in two parts, so that tokens are reduced between them."""
+class ReducedViltLayer(LayerInParts, ViltLayer):
+    """A layer in which tokens may be reduced between attention and feed-forward."""
 
     def forward(  # noqa: D102
         self,
         hidden_states: Tensor,
         bias: Tensor | None = None,
         wanted: CueRequest | None = None,
-        part: str = "whole",
-    ) -> Any:
-        if part == "feed_forward":
-            return self._feed_forward(hidden_states)
-        attended, shown = self.attention(self.layernorm_before(hidden_states), bias, wanted)
-        hidden_states = hidden_states + attended
-        if part == "attention":
-            return hidden_states, shown
-        return self._feed_forward(hidden_states)
+        between: Between | None = None,
+    ) -> tuple[Tensor]:
+        if between is not None:
+            return (self.in_parts(between, self._feed_forward, self._attend, hidden_states, bias, wanted),)
+        return (self._feed_forward(self._attend(hidden_states, bias, wanted)),)
+
+    def _attend(self, hidden_states: Tensor, bias: Tensor | None, wanted: CueRequest | None) -> Tensor:
+        (attended,) = self.attention(self.layernorm_before(hidden_states), bias, wanted)
+        return hidden_states + attended
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         return self.output(self.intermediate(self.layernorm_after(hidden_states)), hidden_states)
@@ -259,33 +259,21 @@ class ReducedViltEncoder(ViltEncoder):
                 hidden_states.append(states)
             reducer = reducers.get(index)
             if reducer is None:
-                states = layer(states, bias, plain)
+                (states,) = layer(states, bias, plain)
                 continue
-            tokens = _reduce(tokens.with_streams(states), layer, index, reducer, reduction)
-            states, bias = layer(tokens.states, part="feed_forward"), tokens.bias
+            wanted = CueRequest(reduction.config, reducer.needs, tokens.text_length)
+            cues = partial(_cues, wanted, bias)
+            between = Between(reduction, ("fusion", index), tokens.with_streams(states), cues)
+            (states,) = layer(states, bias, wanted, between=between)
+            tokens, bias = between.after, between.after.bias
         return tokens.with_streams(states)
 
 
-def _reduce(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
-    """Run the attention part of a layer and apply its reducer's decision."""
-    T = tokens.text_length
-    wanted = CueRequest(reduction.config, reducer.needs, T)
-    states, shown = layer(tokens.states, tokens.bias, wanted, part="attention")
-    with autocast_off(states.device):
-        tokens = tokens.with_streams(states)
-        cues = Cues(
-            tokens,
-            shown.key,
-            None if shown.key is None else shown.key[:, :, :T],
-            shown.query,
-            shown.cls_query,
-            tokens.bias,
-            reduction.config.probabilities,
-        )
-        decision = reduction.decide(reducer, cues)
-        tokens = tokens.reduce(decision)
-    reduction.record(("fusion", index), decision, tokens)
-    return tokens
+def _cues(wanted: CueRequest, bias: Tensor | None, tokens: Tokens) -> Cues:
+    """What a layer's attention shows to its reducer."""
+    query, key, cls_query = wanted.shown
+    text_key = None if key is None else key[:, :, : tokens.text_length]
+    return Cues(tokens, key, text_key, query, cls_query, bias, wanted.config.probabilities)
 
 
 class ReducedViltModel(ViltModel):

@@ -97,7 +97,7 @@ class MeterTrainee(Trainee):
         layers, plain = self.model.meter.encoder.text_layers[: max(1, len(images) * 4 // 6)], CueRequest(NoReduction())
         shares, alike = [], []
         for layer, text, image in zip(layers, texts, images, strict=False):
-            states, cross = layer.attention(text, None, bias, plain)[0], layer.cross_attention
+            states, cross = layer.attention(text, None, bias, plain), layer.cross_attention
             heads = (cross.num_attention_heads, cross.attention_head_size)
             query, key = (
                 linear(x).unflatten(2, heads).transpose(1, 2)
