@@ -353,8 +353,8 @@ def test_unusable_settings_are_named_before_training(config, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1"),
-        ({"max_steps": 0}, "max_steps must be at least 1 or null"),
+        ({"epochs": 0}, r"epochs must lie in \[1, .*not 0"),
+        ({"max_steps": 0}, r"max_steps must lie in \[1, .*not 0"),
         ({"patience": 1, "data": TrainingData("x", eval=None)}, "patience counts evaluations"),
     ],
 )

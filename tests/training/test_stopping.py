@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import resource
 import signal
 
 import pytest
@@ -18,7 +19,8 @@ from pumer.errors import InputError
 from pumer.tasks import VQAv2
 from pumer.train import run
 from pumer.training import trainer as trainer_module
-from pumer.training.stopping import Interrupted
+from pumer.training.stopping import Interrupted, StopOnSignal, write_errors_stop
+from pumer.training.teacher import Teacher
 from pumer.training.trainer import DistillingTrainer
 
 
@@ -85,6 +87,81 @@ def test_a_diverged_run_stops_before_its_weights_are_spoiled(config, monkeypatch
     assert all(tensor.isfinite().all() for tensor in pumer.load(config.output / "checkpoint-2").state_dict().values())
 
 
+def after_step(monkeypatch, number, act):
+    """Do something with the model and its optimizer after the update of a step."""
+    original = StopOnSignal.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == number:
+            act(kwargs["model"], kwargs["optimizer"])
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(StopOnSignal, "on_step_end", on_step_end)
+
+
+def spoil_weights(model, optimizer):
+    model.classifier[-1].bias.data[0] = float("nan")
+
+
+def spoil_optimizer(model, optimizer):
+    for state in optimizer.state.values():
+        state["exp_avg"].fill_(float("nan"))
+
+
+@pytest.mark.parametrize("split", [None, "val"])
+@pytest.mark.parametrize(
+    ("act", "after", "step", "last"), [(spoil_weights, 8, 8, 6), (spoil_weights, 4, 4, 2), (spoil_optimizer, 7, 8, 6)]
+)
+def test_weights_that_an_update_spoiled_are_not_saved(config, monkeypatch, act, after, step, last, split):
+    """Also those of the very last one, which no later loss shows."""
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval=split))
+    after_step(monkeypatch, after, act)
+    with pytest.raises(InputError, match=f"at step {step}; the last complete checkpoint is .*checkpoint-{last};"):
+        train(config)
+    assert all(folder.startswith("checkpoint-") for folder in folders(config))
+    assert not (config.output / "model.safetensors").exists() and not (config.output / "README.md").exists()
+
+
+def test_weights_spoiled_where_no_checkpoint_is_written(config, monkeypatch):
+    monkeypatch.setattr(DistillingTrainer, "_save_checkpoint", lambda self, model, trial: None)
+    after_step(monkeypatch, 8, spoil_weights)
+    with pytest.raises(InputError, match=r"classifier\.3\.bias.* at step 8; no checkpoint"):
+        train(config)
+    assert not (config.output / "model.safetensors").exists()
+
+
+def test_the_last_of_accumulated_batches_diverges(config, monkeypatch):
+    spoil_loss(monkeypatch, lambda loss, logits: loss * float("nan"), 2 * 8)
+    with pytest.raises(InputError, match="the loss is nan at step 8"):
+        train(config, batch_size=2, accumulate=2)
+
+
+def test_a_teacher_without_numbers_is_to_blame_itself(config, monkeypatch):
+    original = Teacher.__call__
+
+    def spoiled(self, batch):
+        taught = original(self, batch)
+        return dataclasses.replace(taught, logits=taught.logits * float("inf"))
+
+    monkeypatch.setattr(Teacher, "__call__", spoiled)
+    with pytest.raises(InputError, match="the teacher"):
+        train(config, teacher="self")
+
+
+def test_a_second_training_in_the_same_folder_is_refused(config, monkeypatch):
+    refused = []
+
+    def again():
+        with pytest.raises(InputError, match=str(config.output)) as caught:
+            train(config, resume=False)
+        refused.append(caught.value)
+
+    during_step(monkeypatch, 5, again)
+    assert train(config)["steps"] == 8
+    assert len(refused) == 1 and "\n" not in str(refused[0])
+    assert train(config)["resumed_from"] == 8
+
+
 def test_divergence_before_the_first_checkpoint(config, monkeypatch):
     spoil_loss(monkeypatch, lambda loss, logits: loss * float("nan"), 1)
     with pytest.raises(InputError, match="at step 1; no checkpoint was complete yet"):
@@ -107,21 +184,59 @@ def test_full_disk_leaves_the_last_checkpoint(config, monkeypatch, owner, name, 
         return original(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, full)
-    with pytest.raises(InputError, match=r"disk of .* is full; the last complete checkpoint is .*checkpoint-2; free"):
+    with pytest.raises(InputError, match=r"disk is full; the last complete checkpoint is .*checkpoint-2"):
         train(config)
     assert folders(config) == ["checkpoint-2"]
     monkeypatch.setattr(owner, name, original)
     assert train(config)["steps"] == 8
 
 
-def test_other_errors_while_saving_keep_their_traceback(config, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (lambda path: OSError(errno.EDQUOT, "Disk quota exceeded"), "quota"),
+        (lambda path: OSError(errno.EFBIG, "File too large"), "ulimit -f"),
+        (lambda path: OSError(errno.EACCES, "Permission denied", str(path / "x")), "Permission denied"),
+        (lambda path: OSError(errno.EROFS, "Read-only file system", str(path)), "Read-only"),
+        (lambda path: OSError(errno.ENOENT, "No such file or directory", path / ".saving"), "No such file"),
+        (lambda path: SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), "ulimit -f"),
+        (lambda path: RuntimeError("[enforce fail at inline_container.cc:626] . unexpected pos 64 vs 0"), "pos 64"),
+        (lambda path: RuntimeError(f"Parent directory {path} does not exist."), "Parent directory"),
+    ],
+)
+def test_what_keeps_a_run_from_writing_is_one_line(tmp_path, error, reason):
+    (tmp_path / "checkpoint-4").mkdir()
+    with pytest.raises(InputError, match=f"{tmp_path}.*{reason}.*checkpoint-4") as caught, write_errors_stop(tmp_path):
+        raise error(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EACCES, "Permission denied", "/elsewhere/image.jpg"), RuntimeError("a defect")]
+)
+def test_other_errors_while_saving_keep_their_traceback(config, monkeypatch, error):
     def broken(*args):
-        raise OSError(errno.EACCES, "Permission denied")
+        raise error
 
     monkeypatch.setattr(trainer_module, "write_reduction", broken)
-    with pytest.raises(OSError, match="Permission denied"):
+    with pytest.raises(type(error), match=error.args[-1] if len(error.args) == 1 else "Permission denied"):
         train(config)
-    assert folders(config) == []  # nothing half written
+    assert folders(config) == []
+
+
+@pytest.mark.parametrize("limit", [60, 150])
+def test_a_limit_on_file_sizes(config, limit):
+    """In KiB: too small for the weights, or for the optimizer alone, which torch itself writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit * 1024, before[1]))
+    try:
+        with pytest.raises(InputError) as caught:
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(config.output) in str(caught.value) and "\n" not in str(caught.value)
+    assert folders(config) == []
+    assert train(config)["steps"] == 8
 
 
 def test_interruption_saves_the_step_and_the_same_command_goes_on(config, tmp_path, monkeypatch):

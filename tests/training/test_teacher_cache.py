@@ -121,6 +121,18 @@ def test_an_interrupted_call_is_continued(ask, monkeypatch, tmp_path):
     assert torch.allclose(told(batch).logits, teacher(batch).logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".part"])
+@pytest.mark.parametrize("left", [0, 100, 300])
+def test_a_broken_file_is_refused_by_name(ask, tmp_path, suffix, left):
+    ask()
+    (file,) = (tmp_path / "cache").iterdir()
+    broken = file.rename(file.with_suffix(suffix))
+    broken.write_bytes(broken.read_bytes()[:left])
+    with pytest.raises(InputError, match=broken.name) as caught:
+        ask()
+    assert "\n" not in str(caught.value) and "pickle" not in str(caught.value)
+
+
 def test_no_numbers_are_refused(ask):
     with pytest.raises(InputError, match="not all finite"):
         ask(prepare=lambda model: torch.nn.init.constant_(model.classifier[-1].bias, float("nan")))

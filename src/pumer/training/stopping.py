@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import os
+import re
 import shutil
 import signal
 import threading
@@ -18,10 +20,19 @@ from transformers.trainer_utils import SaveStrategy
 
 from pumer.errors import InputError
 from pumer.training.checkpoints import checkpoint_folder, last_checkpoint
+from pumer.utils.files import first_line
 
 logger = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_WRITING = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would be larger than the limit on file sizes (ulimit -f)",
+}
+"""What only writing can raise, wherever."""
+_NUMBER = re.compile(r"os error (\d+)")
+_TORCH_WRITES = ("StreamWriter", "iostream", "inline_container", "unexpected pos", "Parent directory", "be opened")
+"""What torch's writer says."""
 _FEW_BYTES = 2**20
 
 
@@ -87,32 +98,41 @@ class StopOnSignal(TrainerCallback):
 
 
 @contextmanager
-def full_disk_stops(output: Path) -> Iterator[None]:
-    """Turn whatever a full disk raises inside a `with` block into one line.
+def write_errors_stop(output: Path) -> Iterator[None]:
+    """Turn what a full disk, a limit on file sizes or a protected folder raises inside a `with` block into one line.
 
     Args:
         output: the run's folder.
 
     Raises:
-        InputError: naming the last complete checkpoint.
+        InputError: naming the reason and the last complete checkpoint.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not _disk_is_full(error, output):
+        reason = _why_not_written(error, output)
+        if reason is None:
             raise
         raise InputError(
-            f"the disk of {output} is full; {where_to_go_on(output)}; free some space and run the same command again"
+            f"{output} cannot be written: {reason}; {where_to_go_on(output)}; mend it and run the same command again"
         ) from error
 
 
-def _disk_is_full(error: Exception, output: Path) -> bool:
+def _why_not_written(error: Exception, output: Path) -> str | None:
+    """Why something could not be written into a folder; None where the error is about something else."""
+    number = error.errno if isinstance(error, OSError) else None
+    if found := _NUMBER.search(str(error)):  # as safetensors says it
+        number = int(found[1])
+    if number in _WRITING:
+        return _WRITING[number]
     if isinstance(error, OSError):
-        return error.errno in _FULL
-    if "No space left" in str(error) or "Disk quota" in str(error):
-        return True
-    wrote = isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error) or "iostream" in str(error)
-    return wrote and shutil.disk_usage(output).free < _FEW_BYTES  # torch does not say why it could not write
+        inside = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(output)
+        return error.strerror if inside else None
+    if not (isinstance(error, SafetensorError) or any(words in str(error) for words in _TORCH_WRITES)):
+        return None
+    if shutil.disk_usage(next(there for there in (output, *output.parents) if there.exists())).free < _FEW_BYTES:
+        return _WRITING[errno.ENOSPC]  # torch does not say why it could not write
+    return first_line(error)
 
 
 def where_to_go_on(output: Path) -> str:

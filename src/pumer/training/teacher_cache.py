@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from pumer.jobs import Collator, Examples
 from pumer.settings.train import TrainConfig
 from pumer.training.stopping import write_errors_stop
 from pumer.training.teacher import NOT_FINITE, Batch, Taught, Teacher
+from pumer.utils.files import first_line
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,7 +34,7 @@ class RememberedTeacher:
 
     def __init__(self, path: Path) -> None:
         """Open a file that `remember` completed."""
-        self.table = np.load(path, mmap_mode="r")
+        self.table = _opened(path, "r")
 
     def to(self, device: torch.device) -> "RememberedTeacher":
         """Nothing to move; returns the teacher."""
@@ -78,7 +80,7 @@ def remember(
         _make(part, len(examples), len(teacher.task.labels))
     state.wait_for_everyone()
     with write_errors_stop(folder), bar:
-        table = np.lib.format.open_memmap(part, mode="r+")
+        table = _opened(part, "r+")
         todo = np.flatnonzero(np.isnan(table[:, 0]))[state.process_index :: state.num_processes].tolist()
         state.wait_for_everyone()  # all have looked at the table before anyone writes
         loader = DataLoader(Subset(examples, todo), config.batch_size, collate_fn=collate, num_workers=config.workers)
@@ -127,6 +129,19 @@ def _make(part: Path, rows: int, columns: int) -> None:
     table[:, 0] = np.nan
     table.flush()
     aside.replace(part)
+
+
+def _opened(path: Path, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
+    """A table in a file.
+
+    Raises:
+        InputError: when the file was cut or changed since it was made.
+    """
+    try:
+        np.lib.format.open_memmap(path, mode="r")  # "r+" would fill up a file that was cut
+        return np.lib.format.open_memmap(path, mode=mode)
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path}, what the teacher said, cannot be read ({first_line(error)}); remove it") from error
 
 
 def _note(table: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> None:
