@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from pumer.errors import InputError
-from pumer.scoring import compare, constant_per_template, per_example, summarise, task_for
+from pumer.scoring import compare, constant_per_template, per_example, summarise, table, task_for
 from pumer.tasks import NLVR2, Example, VQAv2
 
 LABELS = ("blue", "no", "red", "yes")
@@ -103,7 +103,10 @@ def test_broken_files_to_compare_with_are_refused(entries, message):
 
 @pytest.mark.parametrize(("kind", "rule", "score"), [(VQAv2, None, 0), (VQAv2, "official", 0), (VQAv2, "published", 1)])
 def test_the_rule_of_vqa_accuracy(kind, rule, score):
-    assert task_for(kind, LABELS, rule).score(example(1, "Red!", "what"), "red") == score
+    task, given = task_for(kind, LABELS, rule), [example(1, "Red!", "what")]
+    summary = summarise(task, given, ["red"])
+    assert summary["accuracy"]["mean"] == score
+    assert ("published rule" in str(table(summary, task, "scores").title)) == (rule == "published")
 
 
 def test_other_tasks_have_no_rule():

@@ -19,7 +19,8 @@ def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -
     Returns:
         `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]), for every group that the task breaks
         scores down by, such as `question_type`, the same by value, and `figures`, what the task reports beside
-        accuracy, such as `consistency`; their `questions` are how many values the figure is the mean of.
+        accuracy, such as `consistency`; their `questions` are how many values the figure is the mean of. Of VQAv2 also
+        `rule`, unless it is the official one.
     """
     scores, sources = task.scores(examples, answers).tolist(), sources_of(examples)
     groups: dict[str, dict[str, list[tuple[float, str]]]] = defaultdict(lambda: defaultdict(list))
@@ -32,6 +33,8 @@ def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -
     }
     figures = {name: mean_score(*zip(*part, strict=True)) for name, part in task.figures(examples, answers).items()}
     result = {"questions": len(scores), "accuracy": asdict(bootstrap(scores, sources)), **by_group}
+    if isinstance(task, VQAv2) and task.rule != "official":
+        result["rule"] = task.rule
     return result | {"figures": figures} if figures else result
 
 
@@ -152,7 +155,7 @@ def table(result: Mapping[str, Any], task: type[Task] | Task, title: str) -> Tab
         task: names its groups, and says whether it has templates.
         title: above the table.
     """
-    shown = Table(title=title)
+    shown = Table(title=f"{title}, {result['rule']} rule" if "rule" in result else title)
     for heading in ("questions of", "number", "accuracy % [95% interval]"):
         shown.add_column(heading, justify="left" if heading == "questions of" else "right")
     for group in task.groups:

@@ -56,10 +56,12 @@ def read_image(image: ImageLike) -> Image.Image:
         InputError: when there is no usable image; the message names the file and the reason.
     """
     if isinstance(image, str | Path):
+        remedy = "give a file that can be read"
         try:
-            return decode(image_bytes(Path(image)))
+            data = image_bytes(Path(image))
+            remedy = "replace the file"
+            return decode(data)
         except InputError as error:
-            remedy = "give a file that does" if str(error) == "does not exist" else "replace the file"
             raise InputError(f"image {image} {error}; {remedy}") from error
     if not isinstance(image, Image.Image | np.ndarray):
         raise InputError(f"an image must be a file name, a PIL image or an array, not {type(image).__name__}")
