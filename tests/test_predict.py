@@ -197,6 +197,21 @@ def test_what_is_no_image_and_no_question_is_named(predictor, image, text, named
     assert named in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "setting", [{"text_length": 0}, {"text_length": 1}, {"text_length": 99}, {"resize": ""}, {"image_size": 0}]
+)
+def test_no_value_means_the_default_in_secret(tiny_vilt, setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(InputError, match=rf"{name} .*{value}"):
+        Predictor(tiny_vilt, **setting)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 10**6])
+def test_batches_have_at_least_one_example(predictor, batch_size):
+    with pytest.raises(InputError, match=rf"batch_size .* not {batch_size}"):
+        predictor.answers([Example(0, (NOISE,), "what?")], batch_size)
+
+
 def test_the_number_of_images_must_fit(predictor):
     with pytest.raises(InputError, match=r"task vqav2 looks at 1 image\(s\) at once, not 2"):
         predictor(["a.png", "b.png"], "what?")

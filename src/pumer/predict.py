@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 
 from pumer import evaluate
+from pumer.arguments import RANGES
 from pumer.checkpoint import ensure_patched, load, load_processor, trained_with
 from pumer.compiling import compile as compiled
 from pumer.errors import InputError
@@ -75,8 +76,8 @@ class Predictor:
         check_class(str(model), self.model, task_type)
         ensure_patched(self.model).to(best_device())
         self.task = task_type(labels_of(self.model))
-        length = text_length_of(self.model, text_length or trained.get("text_length"))
-        resize = resize or trained.get("resize", "square")
+        length = text_length_of(self.model, trained.get("text_length") if text_length is None else text_length)
+        resize = trained.get("resize", "square") if resize is None else resize
         processor = load_processor(model)
         set_image_size(image_size, self.model, processor)
         self.inputs = make_inputs(processor, length, resize, trained.get("blank", "none"))
@@ -117,6 +118,7 @@ class Predictor:
                 f"a model for {self.task.name} gives no answers; from Python, Predictor(...).scores(images, texts) "
                 "ranks any images and texts, and `pumer predict MODEL data.root=FOLDER` those of a split"
             )
+        _check_batch(batch_size)
         for example in examples:
             self.check(example)
         return evaluate.predict(self._answering, self.task, examples, self.inputs, batch_size, workers, progress)
@@ -140,6 +142,7 @@ class Predictor:
         """
         if not isinstance(self.task, Retrieval):
             raise InputError(f"a model for {self.task.name} does not rank images and texts; call it with a question")
+        _check_batch(batch_size)
         for name, given in (("images", images), ("texts", texts)):
             if isinstance(given, ImageLike):
                 raise InputError(f"{name} must be a list of {name}, not one {type(given).__name__}; put it in a list")
@@ -151,6 +154,12 @@ class Predictor:
             raise InputError(
                 f"task {self.task.name} looks at {self.image_count} image(s) at once, not {len(example.images)}"
             )
+
+
+def _check_batch(batch_size: int) -> None:
+    least, most = RANGES["batch_size"]
+    if not least <= batch_size <= most:
+        raise InputError(f"batch_size must lie in [{least}, {most}], not {batch_size}")
 
 
 def _shown(images: ImageLike | Sequence[ImageLike]) -> tuple[ImageLike, ...]:
