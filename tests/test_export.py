@@ -53,3 +53,66 @@ def test_every_method_traced_by_jit(backbone, example):
 
 def test_a_bounded_buffer_traced_by_jit():
     check_traced(TINY["vilt"], "ViltForQuestionAnswering", replace(CONFIG, max_image_tokens=36))
+
+
+# ---------------------------------------------------------------- ONNX
+
+
+def shallow(backbone):
+    """One layer of each kind, and no positions of patches: those of one colour are all alike."""
+    model = TINY[backbone].build(layers=1)
+    if backbone == "meter":
+        root = model.base_model
+        root.vision_model.encoder.layers = root.vision_model.encoder.layers[:1]
+        root.text_model.encoder.layer = root.text_model.encoder.layer[:1]
+    for name, parameter in model.named_parameters():
+        if name.endswith(("embeddings.position_embeddings", "position_embedding.weight")):
+            torch.nn.init.zeros_(parameter)
+    return model
+
+
+def in_onnx_runtime(model, inputs):
+    """What ONNX Runtime answers with an exported model, of any batch size."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            (),
+            kwargs=dict(inputs),
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes={name: {0: batch} for name in inputs},
+        )
+    session = runtime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def run(batch):
+        logits, *_ = session.run(None, {each.name: batch[each.name].numpy() for each in session.get_inputs()})
+        return torch.from_numpy(logits)
+
+    return run
+
+
+def check_onnx(case, model):
+    """Equal to eager for the exported batch, for one of another size, and for images of one colour, where all ties."""
+    inputs = padded_alike(case)
+    run = in_onnx_runtime(model, inputs)
+    others = padded_alike(case, seed=7, grids=(*OTHER_GRIDS, *GRIDS))
+    grey = inputs | {"pixel_values": torch.full_like(inputs["pixel_values"], 0.3)}
+    for batch in (inputs, others, grey):
+        with torch.no_grad():
+            CLOSE(run(batch), answer(model, batch))
+
+
+@pytest.mark.parametrize("backbone", TINY)
+def test_onnx(backbone):
+    config = PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
+    check_onnx(TINY[backbone], pumer.patch(shallow(backbone), config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backbone", "example"), GRID, ids=tiny.label)
+def test_every_method_in_onnx(backbone, example):
+    check_onnx(TINY[backbone], pumer.patch(TINY[backbone].build(), example.config))
