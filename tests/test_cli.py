@@ -1,7 +1,11 @@
 """What a user can do wrong, through the real command line: one clear line and exit code 2."""
 
+import errno
 import inspect
 import json
+import subprocess
+import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ import pumer
 from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.tasks import NLVR2
+from pumer.utils.locks import only_one
 
 RECIPE = """
 model: {model}
@@ -267,3 +272,218 @@ def test_data_world_writes_what_train_reads(tmp_path, tiny_vilt):
 
 def test_convert_refuses_what_is_no_checkpoint(tmp_path):
     refused(invoke("convert", tmp_path, tmp_path / "out"), "config.json")
+
+
+def test_the_version_and_the_settings_on_request(tiny_vilt):
+    assert invoke("--version").stdout == f"pumer {version('pumer')}\n"
+    for arguments in (["--verbose", "plan", tiny_vilt], ["plan", tiny_vilt, "--verbose", "text_length=9"]):
+        result = invoke(*arguments)
+        assert result.exit_code == 0, result.output
+        assert f"model: {tiny_vilt}" in result.stderr
+    assert invoke("plan", tiny_vilt).stderr == ""
+
+
+EARLY = """
+import sys
+from typer.testing import CliRunner
+from pumer.cli import app
+commands = "train evaluate predict score benchmark visualize plan convert demo reproduce"
+for command in commands.split():
+    assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
+for arguments, said in {arguments!r}:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2 and said in result.stderr, (arguments, result.output)
+print({{"torch", "transformers", "numpy"}} & set(sys.modules))
+"""
+
+
+def test_help_and_mistakes_are_told_before_anything_heavy_is_loaded(recipe, tiny_vilt, tiny_vqa, tmp_path):
+    model, train = str(tiny_vilt), ["train", str(recipe)]
+    picture = str(next((tiny_vqa / "val2014").iterdir()))
+    mistakes = [
+        ([*train, "epochz=3"], "epochz"),
+        ([*train, "optimizer.rl=3"], "optimizer.rl"),
+        ([*train, "seed=18446744073709551616"], "seed"),
+        ([*train, "model=/nowhere"], "/nowhere"),
+        ([*train, "data.root=/nowhere"], "/nowhere"),
+        (["evaluate", model, "spilt=val"], "spilt"),
+        (["evaluate", "/nowhere"], "/nowhere"),
+        (["evaluate", model, "text_length=0"], "text_length"),
+        (["evaluate", model, f"output={model}"], "is a folder"),
+        (["predict", model, "batch_size=1000000"], "batch_size"),
+        (["predict", model, "--questions", "/nowhere.csv"], "/nowhere.csv"),
+        (["score", "vqa", "--annotations", "a", "--predictions", "p"], "'vqa'"),
+        (["score", "vqav2", "--annotations", "/nowhere", "--predictions", "p"], "/nowhere"),
+        (["benchmark", model, "pears=3"], "pears"),
+        (["visualize", model, "/nowhere.jpg", "what?"], "/nowhere.jpg"),
+        (["visualize", model, picture, "what?", "text_length=0"], "text_length"),
+        (["visualize", model, picture, "what?", "image_size=16384"], "16384"),
+        (["plan", model, "image_size=320000"], "image_size"),
+        (["plan", model, "text_length=0"], "text_length"),
+        (["convert", model, str(recipe / "x")], str(recipe)),
+        (["data", "world", str(tmp_path / "w"), "train=-3"], "train"),
+        (["data", "prepare", "vqav2", "/nowhere", str(tmp_path / "p")], "/nowhere"),
+        (["data", "check", "vqav2", str(tiny_vqa), "workers=-1"], "workers"),
+        (["world", "pretrain", "minutes=-1"], "minutes"),
+        (["demo", "qestions=3"], "qestions"),
+        (["reproduce", "--cells", "vilt/vqa"], "vilt/vqa"),
+    ]
+    told = subprocess.run([sys.executable, "-c", EARLY.format(arguments=mistakes)], capture_output=True, text=True)
+    assert told.stdout == "set()\n", told.stderr[-2000:]
+
+
+INTERRUPT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == MODULE:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from pumer.__main__ import main
+sys.argv = ["pumer", "plan", "model=preset:vilt-b32"]
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["pumer.cli", "typer", "torch", "pumer.planning"])
+def test_an_interrupt_while_modules_are_loaded(module):
+    code = INTERRUPT.replace("MODULE", repr(module))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
+
+
+def test_interrupts_raise_in_a_program_that_imports_the_package():
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+    invoke("plan", "model=preset:vilt-b32", "text_length=9")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "out"),
+        (OSError(errno.EFBIG, "File too large", "model.bin"), "model.bin"),
+        (PermissionError(errno.EACCES, "Permission denied", "images"), "images"),
+        (OSError(errno.EROFS, "Read-only file system"), "out"),
+        (OSError("Caught OSError in DataLoader worker process 0.\nOSError: [Errno 28] No space left"), "out"),
+        (OSError("Caught\nPermissionError: [Errno 13] Permission denied: '/data/x'\n"), "/data/x"),
+        (RuntimeError("Error while serializing: IoError(Os { code: 28, kind: StorageFull })"), "out"),
+        (MemoryError("Unable to allocate 9 TiB"), "Unable to allocate 9 TiB; lower batch_size"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(recipe, monkeypatch, error, place):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("pumer.train.run", fail)
+    refused(invoke("train", recipe), place)
+
+
+def test_other_errors_of_the_system_are_defects(recipe, monkeypatch):
+    def fail(*args, **kwargs):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "asset.json")
+
+    monkeypatch.setattr("pumer.train.run", fail)
+    assert isinstance(invoke("train", recipe).exception, FileNotFoundError)
+
+
+def test_a_name_that_is_too_long(tiny_vilt, tiny_vqa):
+    refused(invoke("evaluate", tiny_vilt, f"data.root={tiny_vqa}", f"output={'x' * 300}/x"), "xxx", "too long")
+    refused(invoke("evaluate", f"/{'x' * 300}", f"data.root={tiny_vqa}"), "xxx", "too long")
+
+
+@pytest.fixture
+def writers(recipe, tiny_vilt, tiny_vqa, tmp_path):
+    """Every command that writes, with what it writes."""
+    folder, file = tmp_path / "out", tmp_path / "file"
+    picture = next((tiny_vqa / "val2014").iterdir())
+    root = f"data.root={tiny_vqa}"
+    return {
+        "evaluate": (["evaluate", tiny_vilt, root, f"output={file}"], file),
+        "evaluate per_example": (["evaluate", tiny_vilt, root, f"per_example={file}"], file),
+        "evaluate submission": (["evaluate", tiny_vilt, root, f"submission={file}"], file),
+        "predict": (["predict", tiny_vilt, root, "split=val", "--out", file], file),
+        "visualize": (["visualize", tiny_vilt, picture, "what?", "--out", f"{file}.png"], tmp_path / "file.png"),
+        "benchmark": (["benchmark", tiny_vilt, f"output={file}"], file),
+        "check": (["data", "check", "vqav2", tiny_vqa, f"output={file}"], file),
+        "score": (["score", "vqav2", "--annotations", recipe, "--predictions", recipe, "--per-example", file], file),
+        "world": (["data", "world", folder, "tasks=[coco]", "train=5", "val=5", "test=25"], folder / "coco"),
+        "convert": (["convert", tiny_vilt, folder], folder),
+        "prepare": (["data", "prepare", "vqav2", tiny_vqa, folder], folder),
+        "pretrain": (["world", "pretrain", f"out={folder}"], folder),
+        "demo": (["demo", f"output={folder}"], folder),
+        "train": (["train", recipe], folder),
+    }
+
+
+FILES = [
+    "evaluate",
+    "evaluate per_example",
+    "evaluate submission",
+    "predict",
+    "visualize",
+    "benchmark",
+    "check",
+    "score",
+]
+FOLDERS = ["world", "convert", "prepare", "pretrain", "demo", "train"]
+
+
+@pytest.mark.parametrize("command", [*FILES, *FOLDERS])
+def test_a_second_process_is_refused(writers, command):
+    arguments, place = writers[command]
+    with only_one(place):
+        refused(invoke(*arguments), "another process", str(place))
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("command", FILES)
+def test_no_result_is_replaced_unasked(writers, command):
+    arguments, place = writers[command]
+    place.write_text("kept")
+    refused(invoke(*arguments), str(place), "--force")
+    assert place.read_text() == "kept"
+
+
+@pytest.mark.parametrize(("command", "file"), [("world", "scenes.json"), ("convert", "config.json")])
+def test_no_folder_is_replaced_unasked(writers, command, file):
+    arguments, place = writers[command]
+    place.mkdir(parents=True)
+    (place / file).write_text("kept")
+    refused(invoke(*arguments), str(place), "--force")
+    assert (place / file).read_text() == "kept"
+    assert "--force" not in invoke(*arguments, "--force").stderr
+
+
+def test_force_replaces_a_result(writers):
+    arguments, place = writers["predict"]
+    place.write_text("old")
+    assert invoke(*arguments, "--force").exit_code == 0
+    assert json.loads(place.read_text())
+
+
+def test_an_input_is_never_overwritten(tiny_vilt, tiny_vqa, tmp_path):
+    picture = tmp_path / "x.png"
+    Image.new("RGB", (40, 40)).save(picture)
+    before = picture.read_bytes()
+    refused(invoke("visualize", tiny_vilt, picture, "what?", "--out", picture, "--force"), str(picture))
+    assert picture.read_bytes() == before
+
+
+def test_a_list_of_answers_ends_in_csv(tiny_vilt, tiny_vqa, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = next((tiny_vqa / "val2014").iterdir()).name
+    (tmp_path / "q.csv").write_text(f"image,question\n{name},what?\n")
+    result = invoke("predict", tiny_vilt, "--questions", "q.csv", "--images", tiny_vqa / "val2014")
+    assert result.exit_code == 0, result.output
+    assert "predictions.csv" in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["predictions.csv", "q.csv"]
+
+
+def test_plan_takes_a_folder_as_other_commands_do(tiny_vilt):
+    named = invoke("plan", f"model={tiny_vilt}", "text_length=9")
+    given = invoke("plan", tiny_vilt, "text_length=9")
+    assert given.exit_code == 0, given.output
+    assert given.stdout == named.stdout

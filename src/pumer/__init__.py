@@ -3,10 +3,14 @@
 Names are imported when they are first used, so that the command line starts without loading torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from importlib import import_module
+
+TYPE_CHECKING = False  # typing's own takes a while to import, and the command line is to start at once
 if TYPE_CHECKING:
+    from typing import Any
+
     from pumer.buckets import Buckets
     from pumer.checkpoint import load, save
     from pumer.compiling import compile

@@ -73,12 +73,7 @@ def _line(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
         said = (str(error).strip() or "out of memory").splitlines()[0].removesuffix(".")
         return f"{said}; lower batch_size (of a benchmark: batch_sizes, memory_batch)"
-    refusal = refused_by_system(error)
-    if refusal is None:
-        return None
-    reason, file = refusal
-    place = file or " or ".join(map(str, _written.get())) or "a file"
-    return f"{place}: {reason}; free some space, allow it, or give another place"
+    return refused_by_system(error, " or ".join(map(str, _written.get())) or "a file")
 
 
 class _Command(TyperCommand):

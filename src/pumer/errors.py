@@ -27,23 +27,29 @@ _REFUSALS = {
     )
     if (number := getattr(errno, name, None)) is not None
 }
+_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
 _NUMBER = re.compile(r"(?:\[Errno |os error |Os \{ code: )(\d+)", re.IGNORECASE)
 
 
-def refused_by_system(error: Exception) -> tuple[str, str | None] | None:
-    """What the operating system said when it refused to read or write: a full disk, a protected or unreadable file.
+def refused_by_system(error: Exception, place: str) -> str | None:
+    """One line about a full disk, or about a file that is protected or cannot be read.
 
     Args:
         error: an OSError, or one of another library that carries the system's number in its text, as do those that
             arrive from a data-loading process.
+        place: what was being written, where the error names no file.
 
     Returns:
-        The reason and the file, None where that is not known; None for every other error.
+        The line; None for every other error.
     """
-    if isinstance(error, OSError) and error.errno in _REFUSALS:
-        return os.strerror(error.errno or 0), None if error.filename is None else str(error.filename)
-    for number in map(int, _NUMBER.findall(str(error))):
-        if number in _REFUSALS:
-            file = re.search(r"Errno \d+\] [^'\n]*'([^'\n]+)'", str(error))
-            return os.strerror(number), file and file[1]
-    return None
+    if isinstance(error, OSError) and error.errno is not None:
+        number, file = error.errno, error.filename
+    else:
+        found = _NUMBER.search(str(error))
+        number = int(found[1]) if found else -1
+        named = re.search(r"Errno \d+\] [^'\n]*'([^'\n]+)'", str(error))
+        file = named and named[1]
+    if number not in _REFUSALS:
+        return None
+    remedy = "make room" if number in _FULL else "change its permissions"
+    return f"{file or place}: {os.strerror(number)}; {remedy}, or give another place"

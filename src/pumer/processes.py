@@ -1,11 +1,14 @@
 """Which of several processes this is, known before any library asks; how they part, and what Ctrl-C does to them."""
 
-import contextlib
+from __future__ import annotations
+
 import os
 import signal
 import sys
-import threading
-from types import FrameType
+
+TYPE_CHECKING = False  # typing's own takes a while to import, in which Ctrl-C would still be answered by a traceback
+if TYPE_CHECKING:
+    from types import FrameType
 
 _INTERRUPTED = 130
 
@@ -28,7 +31,7 @@ def own_interrupts() -> None:
 
     For the entry point of the command line; a program that imports the package keeps its own handler.
     """
-    if threading.current_thread() is threading.main_thread():
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for what runs in the background
         signal.signal(signal.SIGINT, _end)
 
 
@@ -49,7 +52,8 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    with contextlib.suppress(Exception):
+    try:
         sys.stdout.flush()
-    os.write(2, b"interrupted\n")
-    os._exit(_INTERRUPTED)
+    finally:
+        os.write(2, b"interrupted\n")
+        os._exit(_INTERRUPTED)
