@@ -298,8 +298,15 @@ def test_answers(tmp_path, vqa):
         convert.name_answers(model, ["yes", "no"])
     with pytest.raises(InputError, match="labels are fixed"):
         convert.name_answers(model, ["a", "b", "c"], task="ve")
+    (tmp_path / "answers.txt").write_bytes(b"\xef\xbb\xbfyes\r\n\r\nno, two\r\n")
+    assert sources.read_answers(tmp_path / "answers.txt") == ["yes", "", "no, two"]
+    (tmp_path / "answers.txt").write_bytes('["yes"]'.encode("utf-16"))
+    assert sources.read_answers(tmp_path / "answers.txt") == ["yes"]
+    path.write_text('["yes", "no", "yes"]')
+    with pytest.raises(InputError, match="yes more than once"):
+        sources.read_answers(path)
     path.write_text('{"yes": 1}')
     with pytest.raises(InputError, match="JSON list"):
         sources.read_answers(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="does not exist"):
         sources.read_answers(tmp_path / "absent.txt")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -204,6 +205,17 @@ def test_no_value_means_the_default_in_secret(tiny_vilt, setting):
     ((name, value),) = setting.items()
     with pytest.raises(InputError, match=rf"{name} .*{value}"):
         Predictor(tiny_vilt, **setting)
+
+
+@pytest.mark.parametrize("label", [None, 3])
+def test_a_column_without_a_name_is_named(tiny_vilt, tmp_path, label):
+    shutil.copytree(tiny_vilt, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["id2label"] |= {"9": config["id2label"].pop("1")} if label is None else {"1": label}
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="id2label"):
+        Predictor(tmp_path / "model")
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 10**6])

@@ -158,8 +158,15 @@ def predict(
 
 
 def labels_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """The meaning of the columns of a classifier's logits, from its config."""
+    """The meaning of the columns of a classifier's logits, from its config.
+
+    Raises:
+        InputError: when the config leaves a column without a name.
+    """
     names = model.config.id2label
+    unnamed = next((index for index in range(len(names)) if not isinstance(names.get(index), str)), None)
+    if unnamed is not None:
+        raise InputError(f"id2label in the model's config must name columns 0 to {len(names) - 1}, not lack {unnamed}")
     return tuple(names[index] for index in range(len(names)))
 
 

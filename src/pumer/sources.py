@@ -1,5 +1,6 @@
 """Reading what others published: released checkpoints and lists of answers. Nothing but tensors is ever unpickled."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -100,14 +101,18 @@ def read_answers(path: Path) -> list[str]:
     """Answers from a JSON list, or from a text file with one per line.
 
     Raises:
-        InputError: If the file cannot be read, or is JSON but no list of texts.
+        InputError: If the file cannot be read, is JSON but no list of texts, or has an answer twice.
     """
-    lines = read_lines(path, "give a file of answers")
-    if path.suffix != ".json" and not next((line for line in lines if line.strip()), "").lstrip().startswith("["):
-        return lines[:-1] if lines[-1] == "" else lines
-    answers = read_json(path)
+    answers: Any = read_lines(path, "give a file of answers")
+    if path.suffix == ".json" or next((line for line in answers if line.strip()), "").lstrip().startswith("["):
+        answers = read_json(path, "give a file of answers")
+    elif answers[-1] == "":  # what follows the last line's end
+        answers.pop()
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise InputError(f"answers file {path} must hold a JSON list of texts, or one answer per line")
+    twice = [answer for answer, count in Counter(answers).items() if count > 1]
+    if twice:
+        raise InputError(f"answers file {path} has {some(twice)} more than once; each is one output of the model")
     return answers
 
 
