@@ -221,6 +221,12 @@ def test_values_that_show_nothing_known_are_refused(values, settings, named):
     assert named in str(caught.value)
 
 
+def test_signed_bytes_are_refused():
+    with pytest.raises(InputError, match="signed 8-bit"):
+        decode(tiff(RAMP.astype(np.int8), bits=8, sample_format=2))
+    assert shown(decode(tiff(RAMP, bits=8))) == shown(GREY)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"])
 def test_pil_images_of_every_mode(mode):
     if mode == "LAB":

@@ -23,7 +23,7 @@ ImageLike = str | Path | Image.Image | np.ndarray
 Edit = Callable[[int, np.ndarray], np.ndarray]
 """From the position of an image in its batch and the image (3, height, width) in 8 bits to another of that shape."""
 GREY = 127
-_BITS, _WHITE = 258, 262  # TIFF tags: bits per sample; photometric interpretation, 0 if zero is white
+_BITS, _WHITE, _SIGN = 258, 262, 339  # TIFF tags: bits per sample; 0 if zero is white; 2 if integers are signed
 _LONGER = 1333 / 800
 """ViLT's image processor lets the longer edge be so much longer than the shorter one."""
 
@@ -133,6 +133,8 @@ def _usable(image: Image.Image) -> Image.Image:
         about = getattr(image, "tag_v2", {})  # of a TIFF file; turning the image forgets them, and the format
         known_as_16_bits = image.mode.startswith("I;") or image.format in ("PNG", "PPM")
         bits = 12 if about.get(_BITS) == (12,) else 16 if known_as_16_bits else None
+        if image.mode == "L" and about.get(_SIGN) == (2,):
+            raise InputError("holds signed 8-bit integers, which Pillow reads as unsigned ones")
         image = _upright(image)
         if image.mode.startswith(("I", "F")):  # Pillow's own conversion cuts them at 255
             values = _eight_bits(np.asarray(image), bits)
