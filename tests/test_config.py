@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from pumer.config import from_dict, load, to_dict
+from pumer.config import described, from_dict, load, to_dict
 from pumer.errors import InputError
 
 
@@ -81,7 +81,7 @@ def test_init_vars_are_keys():
         ({"part": {"rot": "x"}}, "key 'part.rot' is unknown in train config; did you mean 'part.root'?"),
         ({"limit": 3}, "key 'limit' is unknown in train config; did you mean 'part.limit'?"),
         ({"part": {"zzz": "x"}}, "key 'part.zzz' is unknown in train config; allowed: root, limit"),
-        ({"part": {}}, "key 'part.root' is missing in train config; give part.root=..."),
+        ({"parts": [{}]}, "key 'parts[0].root' is missing in train config; give parts[0].root=..."),
         ({"parts": [{"root": 3}]}, "key 'parts[0].root' in train config must be a path, not 3"),
         ({"epochs": "ten"}, "key 'epochs' in train config must be an integer, not 'ten'"),
         ({"epochs": 1.5}, "key 'epochs' in train config must be an integer, not 1.5"),
@@ -183,3 +183,41 @@ def test_what_python_refuses_to_parse_is_refused_in_one_line(tmp_path, text):
             load(TrainConfig, path, settings)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 400
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates.
+
+    Attributes:
+        lr: learning rate.
+        factor: of the head.
+    """
+
+    lr: float = 1e-4
+    factor: float = 10.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job.
+
+    Attributes:
+        rates: its rates.
+        slow: others.
+    """
+
+    rates: Rates = field(default_factory=lambda: Rates(lr=1e-5, factor=1.0))
+    slow: Rates | None = None
+
+
+def test_a_part_that_is_changed_keeps_the_rest_of_its_own_defaults():
+    assert load(Job, None, ["rates.lr=3e-5", "slow.lr=1"]) == Job(Rates(3e-5, 1.0), Rates(1.0, 10.0))
+    assert "[default: 1.0e-05]" in described(Job)["rates.lr"]
+    assert "[default: 1.0]" in described(Job)["rates.factor"]
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1" + "0" * 400])
+def test_numbers_are_finite(value):
+    with pytest.raises(InputError, match=r"'rates\.lr' .* must be a finite number"):
+        load(Job, None, [f"rates.lr={value}"])

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -65,12 +66,13 @@ def to_dict(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def described(cls: type[Any], prefix: str = "") -> dict[str, str]:
+def described(cls: type[Any], prefix: str = "", of: Any = None) -> dict[str, str]:
     """What the settings of a config are, from its docstring, with their defaults; `data.root` is one of them.
 
     Args:
         cls: the dataclass; its docstring has a section "Attributes:" or "Args:".
         prefix: of the names.
+        of: a config whose values are the defaults; None for the dataclass's own.
     """
     section = re.split(r"^(?:Attributes|Args):\n", inspect.getdoc(cls) or "", flags=re.MULTILINE)[-1].split("\n\n")[0]
     meanings = {name: " ".join(text.split()) for name, text in _ENTRY.findall(section)}
@@ -79,13 +81,18 @@ def described(cls: type[Any], prefix: str = "") -> dict[str, str]:
     for field in dataclasses.fields(cls):
         kinds = get_args(hints[field.name]) or (hints[field.name],)
         inner = next((kind for kind in kinds if dataclasses.is_dataclass(kind) and isinstance(kind, type)), None)
+        default = _default(field) if of is None else getattr(of, field.name)
         if inner is not None:
-            found |= described(inner, f"{prefix}{field.name}.")
+            found |= described(inner, f"{prefix}{field.name}.", default if isinstance(default, inner) else None)
         else:
-            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             shown = "" if default is dataclasses.MISSING else f" [default: {_yaml(default)}]"
             found[prefix + field.name] = meanings.get(field.name, "") + shown
     return found
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """What a field is when nothing is given; MISSING where something must be."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _yaml(value: Any) -> str:
@@ -151,11 +158,21 @@ def _build(cls: type[Config], mapping: Any, where: str, prefix: str) -> Config:
     for key in mapping:
         if key not in parameters:
             raise InputError(_unknown(key, hints, list(parameters), where, prefix))
-    values = {key: _value(hints[key], value, where, prefix + key) for key, value in mapping.items()}
+    defaults = {field.name: _default(field) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values = {
+        key: _value(hints[key], _over(defaults.get(key), value), where, prefix + key) for key, value in mapping.items()
+    }
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in values:
             raise InputError(f"key '{prefix}{name}' is missing in {where}; give {prefix}{name}=...")
     return cls(**values)
+
+
+def _over(default: Any, value: Any) -> Any:
+    """What is given of a part of a config, over what that part is by default."""
+    if not dataclasses.is_dataclass(default) or not isinstance(value, Mapping):
+        return value
+    return {field.name: getattr(default, field.name) for field in dataclasses.fields(default)} | dict(value)
 
 
 def _unknown(key: Any, hints: Mapping[str, Any], known: list[str], where: str, prefix: str) -> str:
@@ -222,7 +239,9 @@ def _tuple(kinds: tuple[Any, ...], value: Any, where: str, key: str) -> tuple[An
 
 
 def _scalar(kind: type, value: Any, where: str, key: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:
+            raise _wrong(key, where, "a finite number", value)
         return float(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
