@@ -23,7 +23,10 @@ class SetEpoch(TrainerCallback):
 
 
 class ShowProgress(TrainerCallback):
-    """A progress bar with loss, accuracy, samples per second and time left, and a line per evaluation, on stderr."""
+    """A progress bar with loss, accuracy, samples per second and time left, and a line per evaluation, on stderr.
+
+    Where stderr is no terminal, a line every `log_steps` steps takes the place of the bar.
+    """
 
     def __init__(self, bar: Progress) -> None:
         """Show nothing before training begins.
@@ -46,14 +49,16 @@ class ShowProgress(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
         if state.is_world_process_zero:
-            rate = (state.global_step - self.first) * self.samples / (time.perf_counter() - self.began)
-            note = f"{rate:.0f} samples/s{self.loss}{self.accuracy}"
+            note = f"{self._rate(state):.0f} samples/s{self.loss}{self.accuracy}"
             self.bar.update(self.shown, completed=state.global_step, note=note)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remember the loss."""
+        """Remember the loss, and print it where there is no bar."""
         if "loss" in kwargs["logs"]:
             self.loss = f", loss {kwargs['logs']['loss']:.4g}"
+            if state.is_world_process_zero and not self.bar.console.is_terminal:
+                line = f"step {state.global_step} of {state.max_steps}: {self._rate(state):.0f} samples/s{self.loss}"
+                self.bar.console.print(line, highlight=False, soft_wrap=True)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Print the accuracy, and remember it."""
@@ -62,3 +67,7 @@ class ShowProgress(TrainerCallback):
             self.accuracy = f", accuracy {100 * accuracy:.1f}%"
             line = f"step {state.global_step} of {state.max_steps}: accuracy {100 * accuracy:.1f}%, loss {loss:.4g}"
             self.bar.console.print(line, highlight=False)
+
+    def _rate(self, state: TrainerState) -> float:
+        """Samples per second since the training began."""
+        return (state.global_step - self.first) * self.samples / (time.perf_counter() - self.began)
