@@ -23,7 +23,7 @@ from pumer.models.meter import MeterImageProcessorPil, MeterProcessor
 from pumer.patching import LEARNED, patch, reduction, unwrapped
 from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
 from pumer.sources import some
-from pumer.utils.files import first_line, read_json, replacing, write_json
+from pumer.utils.files import first_line, read_config, read_json, replacing, write_json
 from pumer.utils.tensors import not_finite
 
 logger = logging.getLogger(__name__)
@@ -338,7 +338,7 @@ def read_reduction(name: str | Path, **hub: Any) -> ReductionConfig | None:
         raise InputError(f"{REDUCTION_FILE} of {name} cannot be read: {first_line(error)}") from error
     if path is None:
         return None
-    content = read_json(path)
+    content = read_config(path, "replace it by the file that belongs to the weights")
     try:
         return config_from_dict(content)
     except InputError as error:
