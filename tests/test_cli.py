@@ -487,3 +487,19 @@ def test_plan_takes_a_folder_as_other_commands_do(tiny_vilt):
     given = invoke("plan", tiny_vilt, "text_length=9")
     assert given.exit_code == 0, given.output
     assert given.stdout == named.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["convert", "absent.ckpt", "out"], ["absent.ckpt does not exist"]),
+        (["convert", "MODEL", "out"], ["MODEL", "transformers checkpoint already"]),
+        (["convert", "MODEL", "out", "--task", "vqa"], ["--task", "'vqa'", "vqa2"]),
+        (["train", "RECIPE", "data.eval=null"], ["val2014_annotations.json", "data.eval"]),
+    ],
+)
+def test_hints_lead_on(recipe, tiny_vilt, tiny_vqa, arguments, parts):
+    (tiny_vqa / "v2_mscoco_val2014_annotations.json").unlink()
+    names = {"MODEL": str(tiny_vilt), "RECIPE": str(recipe)}
+    result = invoke(*(names.get(argument, argument) for argument in arguments))
+    refused(result, *(names.get(part, part) for part in parts))

@@ -15,7 +15,7 @@ from pumer.patching import reduction
 from pumer.reducers import config_to_dict
 from pumer.released import from_released, released_reduction
 from pumer.released.meter import is_meter
-from pumer.settings.convert import ConvertConfig
+from pumer.settings.convert import TASKS, ConvertConfig
 from pumer.sources import read_answers, read_source
 from pumer.utils.files import first_line, replacing
 from pumer.utils.locks import only_one
@@ -30,6 +30,8 @@ _TASK_HEADS = {
     "nlvr2": ("nlvr2_classifier",),
     "irtr": ("rank_output",),
 }
+_CONVERTED = ("vilt.encoder.", "vilt.embeddings.", "meter.text_model.", "meter.vision_model.")
+"""What tensors are called in transformers, and in no released checkpoint."""
 
 
 def run(config: ConvertConfig) -> dict[str, Any]:
@@ -52,6 +54,8 @@ def run(config: ConvertConfig) -> dict[str, Any]:
 
 def _converted(config: ConvertConfig) -> dict[str, Any]:
     released, weights = read_source(config.source)
+    if any(name.startswith(_CONVERTED) for name in weights):
+        raise InputError(f"{config.source} is a transformers checkpoint already; pumer loads it as it is")
     if config.image_size is not None:
         if not is_meter(weights):
             raise InputError("image_size is for METER; ViLT fits its positions to every image; leave it out")
@@ -85,7 +89,8 @@ def infer_task(names: Sequence[str] | Mapping[str, Tensor]) -> str:
         known = ", ".join(head for heads in _TASK_HEADS.values() for head in heads)
         seen = "none" if not found else " and ".join(_TASK_HEADS[task][0] for task in found)
         raise InputError(
-            f"the task of the checkpoint is not clear: it must have one head of {known}; it has {seen}; name the task"
+            f"the task of the checkpoint is not clear: it must have one head of {known}; it has {seen}; "
+            f"give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}"
         )
     return found[0]
 

@@ -225,7 +225,7 @@ def test_retrieval(golden):
 
 def test_a_ranking_starts_from_the_matching(golden):
     weights = {name: t for name, t in original(golden).items() if not name.startswith("vqa_classifier")}
-    with pytest.raises(InputError, match="it has none; name the task"):
+    with pytest.raises(InputError, match="it has none; give --task vqa2"):
         convert.infer_task(weights)
     model = convert.from_released(weights, golden.config, "irtr")
     assert torch.equal(model.rank_output.weight, weights["itm_score.fc.weight"][1:])

@@ -5,6 +5,11 @@ from pathlib import Path
 
 from pumer.arguments import in_range, there, writable_folders
 from pumer.errors import InputError
+from pumer.limits import is_place
+
+TASKS = ("vqa2", "ve", "nlvr2", "irtr", "mlm")
+"""What the heads of released checkpoints are for."""
+_WEIGHTS = (".ckpt", ".bin", ".safetensors", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
         in_range(self)
+        if self.task is not None and self.task not in TASKS:
+            raise InputError(f"--task must be {', '.join(TASKS[:-1])} or {TASKS[-1]}, not '{self.task}'")
 
     @property
     def written(self) -> tuple[Path, ...]:
@@ -39,6 +46,9 @@ class ConvertConfig:
 
     def check_places(self) -> None:
         """Refuse files and folders that are not there, or could not be written."""
+        source = Path(self.source)
+        if is_place(self.source) or source.suffix in _WEIGHTS:
+            there("checkpoint", source)
         there("file", self.answers)
         writable_folders(self.out)
         if (self.out / "config.json").exists() and not self.force:

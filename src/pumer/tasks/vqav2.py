@@ -107,6 +107,13 @@ class VQAv2(Task):
         Raises:
             InputError: when a file is missing or broken, or no answer is frequent enough.
         """
+        for split in ("train", "val"):
+            file = root / _annotation_name(split)
+            if root.is_dir() and not file.exists():
+                raise InputError(
+                    f"{file} does not exist; answers are drawn from train and val together, so both annotation files "
+                    "must be there, whatever data.train and data.eval are"
+                )
         entries = (entry for split in ("train", "val") for entry in _annotations(root, split))
         counts = Counter(normalise(entry["multiple_choice_answer"]) for entry in entries)
         answers = tuple(sorted(answer for answer, count in counts.items() if count >= minimum and answer))
