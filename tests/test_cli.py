@@ -487,6 +487,9 @@ def test_plan_takes_a_folder_as_other_commands_do(tiny_vilt):
     given = invoke("plan", tiny_vilt, "text_length=9")
     assert given.exit_code == 0, given.output
     assert given.stdout == named.stdout
+    assert invoke("plan", "text_length=9").exit_code == 0
+    refused(invoke("benchmark", "model=/nowhere"), "/nowhere")
+    refused(invoke("benchmark", "pairs=0"), "pairs")
 
 
 @pytest.mark.parametrize(

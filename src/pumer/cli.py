@@ -117,6 +117,14 @@ app.add_typer(world, name="world")
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)]
 Model = Annotated[str, typer.Argument(metavar="DIR", help="Folder of a model, or its name on the hub.")]
+ModelOrPreset = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="DIR",
+        help="Folder of a model, or its name on the hub; preset:vilt-b32 by default.",
+        show_default=False,
+    ),
+]
 Task = Annotated[str, typer.Argument(help="vqav2, nlvr2, snli_ve, flickr30k or coco.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 
@@ -213,11 +221,11 @@ def score(
 
 
 @app.command(cls=_with_settings("benchmark", "BenchmarkConfig"))
-def benchmark(model: Model, settings: Settings = None, force: Force = False) -> None:
+def benchmark(model: ModelOrPreset = None, settings: Settings = None, force: Force = False) -> None:
     """Speed and memory of a model beside its unreduced self."""
     from pumer.settings.benchmark import BenchmarkConfig
 
-    _run("pumer.benchmark", _resolve(BenchmarkConfig, None, settings, force, model=model))
+    _run("pumer.benchmark", _resolve(BenchmarkConfig, None, _with_model(model, settings), force))
 
 
 @app.command(cls=_with_settings("visualize", "VisualizeConfig"))
@@ -240,21 +248,11 @@ def visualize(
 
 
 @app.command(cls=_with_settings("plan", "PlanConfig"))
-def plan(
-    model: Annotated[
-        str | None, typer.Argument(metavar="[DIR]", help="Folder of a model, or its name on the hub.")
-    ] = None,
-    settings: Settings = None,
-) -> None:
+def plan(model: ModelOrPreset = None, settings: Settings = None) -> None:
     """Tokens per layer, MACs and ideal speed-up of a reduction, before any run."""
     from pumer.settings.plan import PlanConfig
 
-    given: dict[str, Any] = {}
-    if model is not None and _SETTING.match(model):
-        settings = [model, *(settings or [])]
-    elif model is not None:
-        given["model"] = model
-    planned = _run("pumer.planning", _resolve(PlanConfig, None, settings, **given))
+    planned = _run("pumer.planning", _resolve(PlanConfig, None, _with_model(model, settings)))
     _console().print(str(planned), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -402,6 +400,12 @@ def _resolve(
     arguments = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()]
     flags = ["force=true"] if force else []
     return _checked(load(cls, recipe, [*arguments, *(settings or []), *flags]))
+
+
+def _with_model(model: str | None, settings: list[str] | None) -> list[str]:
+    """Settings of a command whose first argument may be a model, or the first setting."""
+    first = [] if model is None else [model if _SETTING.match(model) else f"model={json.dumps(model)}"]
+    return [*first, *(settings or [])]
 
 
 def _checked(config: Config) -> Config:
