@@ -40,6 +40,7 @@ def test_scores_overall_and_by_group(tiny_vqa, predictions, tmp_path, capsys):
     assert result["accuracy"]["mean"] == pytest.approx((0.6 + 11) / 12)
     assert result["question_type"]["what colour"]["mean"] == pytest.approx((0.6 + 5) / 6)
     assert result["answer_type"]["yes/no"]["mean"] == 1
+    assert json.loads((tmp_path / "each.json").read_text())["rule"] == result["rule"] == "published"
     entries = json.loads((tmp_path / "each.json").read_text())["examples"]
     assert [entry["id"] for entry in entries] == [example.id for example in VQAv2.read(tiny_vqa, "val")]
     assert entries[0]["score"] == pytest.approx(0.6)

@@ -3,7 +3,16 @@ from dataclasses import replace
 import pytest
 
 from pumer.errors import InputError
-from pumer.scoring import compare, constant_per_template, per_example, summarise, table, task_for
+from pumer.scoring import (
+    compare,
+    constant_per_template,
+    entries_for,
+    per_example,
+    rule_of,
+    summarise,
+    table,
+    task_for,
+)
 from pumer.tasks import NLVR2, Example, VQAv2
 
 LABELS = ("blue", "no", "red", "yes")
@@ -109,7 +118,17 @@ def test_the_rule_of_vqa_accuracy(kind, rule, score):
     assert ("published rule" in str(table(summary, task, "scores").title)) == (rule == "published")
 
 
+def test_runs_scored_by_different_rules_are_not_compared():
+    official, published = (rule_of(task_for(VQAv2, LABELS, rule))["rule"] for rule in ("official", "published"))
+    theirs = {"model": "x", "examples": [ENTRY]}
+    for other in (theirs, theirs | {"rule": official}):
+        assert entries_for([1], other, official) == {1: ENTRY}
+    with pytest.raises(InputError, match="rule=published, this one by official"):
+        entries_for([1], theirs | {"rule": published}, official)
+
+
 def test_other_tasks_have_no_rule():
+    assert rule_of(task_for(NLVR2, NLVR2.fixed_labels)) == {}
     assert task_for(NLVR2, NLVR2.fixed_labels).labels == NLVR2.fixed_labels
     with pytest.raises(InputError, match="rule=published is for task vqav2, not for task nlvr2"):
         task_for(NLVR2, NLVR2.fixed_labels, "published")

@@ -34,6 +34,7 @@ from pumer.scoring import (
     entries_for,
     mean_score,
     per_example,
+    rule_of,
     sources_of,
     summarise,
     table,
@@ -92,7 +93,8 @@ def _evaluated(config: EvaluateConfig, console: Console | None) -> dict[str, Any
         asked = examples
         if isinstance(task, Retrieval):
             asked = Retrieval.queries(in_galleries(examples, config.galleries)[0])
-        entries_for([example.id for example in asked], against)  # refused now, not after the last forward
+        ids = [example.id for example in asked]
+        entries_for(ids, against, rule_of(task).get("rule"))  # refused now, not after the last forward
     text_length = text_length_of(model, settings["text_length"])
     inputs = make_inputs(processor, text_length, settings["resize"], settings["blank"])
     in_place = reduction(model) or NoReduction()
@@ -191,7 +193,8 @@ def _scored(
         result["difference"] = compare(*by_id, against)
     if config.per_example is not None:
         entries = per_example(examples, answers, scores)
-        write_json(config.per_example, {"model": config.model, "split": config.split, "examples": entries})
+        about = {"model": config.model, "split": config.split, **rule_of(task)}
+        write_json(config.per_example, {**about, "examples": entries})
     return result
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from pumer.errors import InputError
 from pumer.jobs import task_class
 from pumer.ranking import SCORES, best_candidates, in_galleries, read_scores, shape_of
-from pumer.scoring import per_example, summarise, table, task_for
+from pumer.scoring import per_example, rule_of, summarise, table, task_for
 from pumer.settings.score import ScoreConfig
 from pumer.tasks import Example, Retrieval
 from pumer.tasks.karpathy import Picture
@@ -62,7 +62,7 @@ def _scored(config: ScoreConfig, console: Console | None) -> dict[str, Any]:
     result = summarise(task, examples, answers)
     if config.per_example is not None:
         entries = per_example(examples, answers, task.scores(examples, answers).tolist())
-        about = {"model": str(config.predictions), "split": str(config.annotations)}
+        about = {"model": str(config.predictions), "split": str(config.annotations), **rule_of(task)}
         write_json(config.per_example, {**about, "examples": entries})
     if console is not None:
         console.print(table(result, task, f"{config.predictions} on {config.annotations}"))

@@ -20,7 +20,7 @@ def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -
         `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]), for every group that the task breaks
         scores down by, such as `question_type`, the same by value, and `figures`, what the task reports beside
         accuracy, such as `consistency`; their `questions` are how many values the figure is the mean of. Of VQAv2 also
-        `rule`, unless it is the official one.
+        `rule`.
     """
     scores, sources = task.scores(examples, answers).tolist(), sources_of(examples)
     groups: dict[str, dict[str, list[tuple[float, str]]]] = defaultdict(lambda: defaultdict(list))
@@ -32,9 +32,7 @@ def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -
         for name, by in groups.items()
     }
     figures = {name: mean_score(*zip(*part, strict=True)) for name, part in task.figures(examples, answers).items()}
-    result = {"questions": len(scores), "accuracy": asdict(bootstrap(scores, sources)), **by_group}
-    if isinstance(task, VQAv2) and task.rule != "official":
-        result["rule"] = task.rule
+    result = {"questions": len(scores), **rule_of(task), "accuracy": asdict(bootstrap(scores, sources)), **by_group}
     return result | {"figures": figures} if figures else result
 
 
@@ -54,6 +52,11 @@ def task_for(kind: type[Task], labels: Sequence[str], rule: Rule | None = None) 
     if not issubclass(kind, VQAv2):
         raise InputError(f"rule={rule} is for task vqav2, not for task {kind.name}; leave it out")
     return kind(labels, rule)
+
+
+def rule_of(task: Task) -> dict[str, str]:
+    """What a result file reports about the rule that VQAv2 is scored by: `rule`; nothing of other tasks."""
+    return {"rule": task.rule} if isinstance(task, VQAv2) else {}
 
 
 def sources_of(examples: Iterable[Example]) -> list[str]:
@@ -98,16 +101,28 @@ def compare(
     }
 
 
-def entries_for(numbers: Collection[int | str], other: Any) -> dict[int | str, Mapping[str, Any]]:
+def entries_for(
+    numbers: Collection[int | str], other: Any, rule: str | None = None
+) -> dict[int | str, Mapping[str, Any]]:
     """What another run's `per_example` file holds about some questions, by question id.
 
+    Args:
+        numbers: the ids of the questions.
+        other: content of the file.
+        rule: by which this run is scored; None where there is no choice.
+
     Raises:
-        InputError: for a file of something else, and when the other run answered other questions.
+        InputError: for a file of something else, when the other run answered other questions, and when it was scored
+            by another rule.
     """
     entries = other.get("examples") if isinstance(other, Mapping) and "model" in other else None
     listed: list[Any] = entries if isinstance(entries, list) else [None]
     if not all(isinstance(entry, Mapping) and _is_entry(entry) for entry in listed):
         raise InputError("the file to compare with is no per_example file of `pumer evaluate`; make one with it")
+    if rule is not None and other.get("rule", rule) != rule:
+        raise InputError(
+            f"the run to compare with is scored by rule={other['rule']}, this one by {rule}; give the same"
+        )
     theirs = {entry["id"]: entry for entry in listed}
     if len(theirs) < len(listed):
         raise InputError("the file to compare with has an id more than once; make it again with `pumer evaluate`")
@@ -155,7 +170,8 @@ def table(result: Mapping[str, Any], task: type[Task] | Task, title: str) -> Tab
         task: names its groups, and says whether it has templates.
         title: above the table.
     """
-    shown = Table(title=f"{title}, {result['rule']} rule" if "rule" in result else title)
+    rule = result.get("rule", "official")
+    shown = Table(title=title if rule == "official" else f"{title}, {rule} rule")
     for heading in ("questions of", "number", "accuracy % [95% interval]"):
         shown.add_column(heading, justify="left" if heading == "questions of" else "right")
     for group in task.groups:
