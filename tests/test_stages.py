@@ -4,6 +4,7 @@ import threading
 import pytest
 from rich.console import Console
 
+from pumer.errors import InputError
 from pumer.stages import Stage, Watch, finished, run_at_once, run_stages
 
 
@@ -133,3 +134,16 @@ def test_an_interruption_stops_what_runs_and_is_passed_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_at_once(graph(work), tmp_path, 2, Watch(stop=stopped.set))
     assert "e" not in finished(graph(), tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"key": 3, "done": true}'])
+def test_a_broken_record_is_named_or_its_step_done_again(job, content):
+    job.run()
+    job.calls.clear()
+    (job.folder / "b.json").write_text(content)
+    if content.endswith("true}"):
+        assert job.run()["b"] == {"value": 1}
+        assert [name for name, _ in job.calls] == ["b"]
+    else:
+        with pytest.raises(InputError, match=r"b\.json"):
+            job.run()

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pumer.utils.files import read_json, write_json
+from pumer.utils.files import read_config, write_json
 
 Record = Mapping[str, Any]
 """What is kept of a step: `key`, `done`, and once it is done `seconds` and `result`."""
@@ -127,7 +127,8 @@ def finished(stages: Sequence[Stage], folder: Path) -> dict[str, Record]:
     """The records of the steps that are done, by name."""
     keys = _keys(stages)
     records = {stage.name: _record(stage, folder) for stage in stages}
-    return {name: kept for name, kept in records.items() if kept.get("key") == keys[name] and kept["done"]}
+    whole = {name: kept for name, kept in records.items() if kept.get("done") is True and "result" in kept}
+    return {name: kept for name, kept in whole.items() if kept.get("key") == keys[name]}
 
 
 def _next(waiting: Iterable[Stage], running: Sequence[Stage], done: set[str], jobs: int) -> Stage | None:
@@ -157,8 +158,7 @@ def _path(stage: Stage, folder: Path) -> Path:
 
 def _record(stage: Stage, folder: Path) -> Record:
     path = _path(stage, folder)
-    kept: Record = read_json(path) if path.is_file() else {}
-    return kept
+    return read_config(path, "remove it: the step is done again") if path.is_file() else {}
 
 
 def _keys(stages: Sequence[Stage]) -> dict[str, str]:

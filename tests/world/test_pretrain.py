@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, ViltForQuestionAnswering
 
 from pumer.checkpoint import HEADS_FILE
+from pumer.errors import InputError
 from pumer.settings.pretrain import PretrainConfig
 from pumer.world.pool import Source
-from pumer.world.pretrain import _begin, accuracy, export, run
+from pumer.world.pretrain import _begin, _restore, _state, accuracy, export, run
 from pumer.world.small import small_meter, small_vilt
 from pumer.world.tokenizer import SPECIAL, _assemble, train_tokenizer
 from pumer.world.trainee_meter import MeterTrainee
@@ -80,3 +81,12 @@ def test_it_goes_on_from_a_checkpoint_with_words_by_their_spelling(model: str, t
             assert torch.equal(row, old[embeddings[0]][theirs[word]])
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in new if name not in embeddings)
+
+
+def test_a_broken_state_is_named(tmp_path):
+    state = _state(tmp_path, 0)
+    state.write_bytes(b"broken")
+    with pytest.raises(InputError, match=f"{state} is no state"):
+        _restore(state, MeterTrainee(small_meter(pairs=1)), torch.zeros(2))
+    with pytest.raises(InputError, match=r"workers .* not 0"):
+        PretrainConfig(workers=0)

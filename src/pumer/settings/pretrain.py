@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pumer.arguments import in_range, writable_folders
+from pumer.errors import InputError
 from pumer.limits import check_checkpoint
 
 
@@ -65,6 +66,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
         in_range(self)
+        if self.workers < 1:
+            raise InputError(f"workers train, so there must be at least 1, not {self.workers}")
 
     @property
     def written(self) -> tuple[Path, ...]:

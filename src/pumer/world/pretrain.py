@@ -15,6 +15,7 @@ minutes: it may be killed and started again at will.
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Callable
@@ -32,10 +33,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, ViltForQuestionAnswering, ViltProcessor
 
 from pumer.checkpoint import HEADS_FILE, read_model
+from pumer.errors import InputError
 from pumer.models.meter import MeterProcessor
 from pumer.patching import unpatch
 from pumer.reducers import EViTConfig, PuMerConfig, ReductionConfig, ToMeConfig
 from pumer.settings.pretrain import PretrainConfig
+from pumer.utils.files import write_bytes
 from pumer.utils.locks import only_one
 from pumer.world.pool import TEXTS, Batch, Source
 from pumer.world.sentences import KINDS
@@ -102,9 +105,7 @@ def _pretrained(config: PretrainConfig) -> Path:
     for stage, until in enumerate((config.grow_at, 1.0) if config.model == "vilt" and not config.start else (1.0,)):
         trainee = _begin(config, stage, trainee)
         if _state(folder, stage).exists():
-            saved = torch.load(_state(folder, stage), weights_only=True)
-            trainee.load_state_dict(saved["trainee"])
-            clock.copy_(saved["clock"])
+            _restore(_state(folder, stage), trainee, clock)
         if clock[0] < until * 60 * config.minutes:
             arguments = (config, trainee.share_memory(), clock.share_memory_(), stage, until)
             mp.spawn(_work, arguments, nprocs=config.workers)
@@ -226,8 +227,26 @@ def _update(optimizer: torch.optim.Optimizer, parts: dict[str, torch.Tensor], ra
 
 
 def _save(path: Path, state: dict[str, object]) -> None:
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").rename(path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_bytes(path, content.getvalue())
+
+
+def _restore(path: Path, trainee: Trainee, clock: torch.Tensor) -> None:
+    """Take up a saved state.
+
+    Raises:
+        InputError: If it is broken, or of a model of other sizes.
+    """
+    try:
+        saved = torch.load(path, weights_only=True)
+        trainee.load_state_dict(saved["trainee"])
+        clock.copy_(saved["clock"])
+    except Exception as error:  # whatever a broken file provokes
+        reason = type(error).__name__
+        raise InputError(
+            f"{path} is no state of this run, or broken ({reason}); remove it, or give another out"
+        ) from error
 
 
 class _Watch:
