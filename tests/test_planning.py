@@ -232,3 +232,9 @@ def test_meta_copies_take_no_memory():
     twin = on_meta(small())
     assert {tensor.device.type for tensor in [*twin.parameters(), *twin.buffers()]} == {"meta"}
     assert twin(**meta_inputs(twin, (96, 96), 5, batch=3)).logits.shape == (3, ANSWERS)
+
+
+@pytest.mark.parametrize("size", [0, -8, 7, 320_000, (96, 10**9)])
+def test_sizes_that_no_image_has_are_refused_at_once(size):
+    with pytest.raises(InputError, match="image_size"):
+        pumer.plan(small(), image_size=size)

@@ -15,6 +15,7 @@ from pumer.backbones import BACKBONES
 from pumer.backbones.base import switched
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
+from pumer.limits import check_tokens
 from pumer.measuring import named_models
 from pumer.measuring.macs import MacCounter
 from pumer.measuring.meta import meta_inputs, on_meta
@@ -128,8 +129,9 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] | None = None, text
         ``print(pumer.plan(model, image_size=384, text_length=32))``
     """
     meta = on_meta(model)
-    own = image_size or int(meta.config.image_size)  # type: ignore[arg-type, union-attr]
+    own = int(meta.config.image_size) if image_size is None else image_size  # type: ignore[arg-type, union-attr]
     size = (own, own) if isinstance(own, int) else own
+    check_tokens(max(size), int(meta.config.patch_size))  # type: ignore[arg-type, union-attr]
     for module in list(meta.modules()):
         if isinstance(module, MeterModel) and size[0] == size[1]:  # ViLT takes any size as it is
             module.set_image_size(size[0])
