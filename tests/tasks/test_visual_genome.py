@@ -61,6 +61,17 @@ def test_they_are_prepared_with_their_images(with_genome, tmp_path):
         ("image_data.json", "[]", "has no image 1, which question_answers.json asks about"),
         ("image_data.json", "[{}]", r"entry 0 has no 'image_id' \(int\)"),
         ("image_data.json", '[{"image_id": 1, "url": "../../etc/1.jpg"}]', "must end like VG_100K/1.jpg"),
+        ("image_data.json", '[{"image_id": 1, "url": "VG_100K/1.jpg", "coco_id": {}}]', "'coco_id' of image 1 must be"),
+        (
+            "image_data.json",
+            json.dumps([{"image_id": 1, "url": "VG_100K/1.jpg"}, {"image_id": 1, "url": "VG_100K/2.jpg"}]),
+            r"image_data\.json has image_id 1 2 times",
+        ),
+        (
+            "question_answers.json",
+            json.dumps([{"qas": [{"qa_id": 7, "image_id": 1, "question": "q", "answer": "red"}] * 2}]),
+            r"question_answers\.json has qa_id 7 2 times",
+        ),
         ("question_answers.json", "[{}]", "has no list 'qas'"),
         ("question_answers.json", '[{"qas": [{"qa_id": 1}]}]', r"a question has no 'image_id' \(int\)"),
     ],

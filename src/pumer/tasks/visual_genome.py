@@ -48,7 +48,7 @@ def read_questions(root: Path, answers: Container[str], left_out: Container[int]
                 groups = {"answer_type": "other", "question_type": "visual genome"}
                 name = f"vg{question['qa_id']}"
                 examples.append(Example(name, (path,), question["question"], (answer,) * _ANNOTATORS, groups))
-    once(root / FILES[0], "qa_id", (example.id for example in examples))
+    once(root / FILES[0], "qa_id", (str(example.id).removeprefix("vg") for example in examples))
     return examples
 
 
@@ -57,7 +57,10 @@ def _image(entry: Mapping[str, Any], root: Path, left_out: Container[int]) -> Pa
     folder, name = str(entry.get("url")).split("/")[-2:] if "/" in str(entry.get("url")) else ("", "")
     if folder not in _FOLDERS or not name:
         raise InputError(f"{root / FILES[1]}: 'url' of image {entry['image_id']} must end like VG_100K/1.jpg")
-    return None if entry.get("coco_id") in left_out else root / folder / name
+    of_coco = entry.get("coco_id")
+    if not isinstance(of_coco, int | None):
+        raise InputError(f"{root / FILES[1]}: 'coco_id' of image {entry['image_id']} must be a number or null")
+    return None if of_coco in left_out else root / folder / name
 
 
 def _questions(entry: Mapping[str, Any], root: Path) -> list[dict[str, Any]]:
