@@ -16,7 +16,6 @@ from pumer.backbones import subclasses
 from pumer.backbones.streams import autocast_off
 from pumer.cues import Cues
 from pumer.reducers.base import CLS_ROW, KEYS, TEXT_ROWS, Place, Reducer, ReductionConfig
-from pumer.reducers.learned import LearnedReducer
 from pumer.tokens import Decision, Tokens
 
 
@@ -250,7 +249,7 @@ class Between:
             ``(B, K, D)``, of the same stream.
         """
         reducer = self._reduction.reducers[self._place]
-        owed = reducer.losses if isinstance(reducer, LearnedReducer) else ()
+        before = dict(vars(reducer)) if self._done and isinstance(reducer, nn.Module) else {}
         with autocast_off(states.device):
             tokens = self._tokens.with_streams(states, *self._tokens.streams[1:])
             decision = self._reduction.decide(reducer, self._cues(tokens))
@@ -258,8 +257,8 @@ class Between:
         if not self._done:
             self.after, self.decision, self._done = tokens, decision, True
             self._reduction.record(self._place, decision, tokens)
-        elif isinstance(reducer, LearnedReducer):
-            reducer.losses = owed
+        elif isinstance(reducer, nn.Module):
+            vars(reducer).update(before)  # which owes for the first time alone
         return tokens.streams[0]
 
 
