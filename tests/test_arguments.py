@@ -10,6 +10,7 @@ import pytest
 import pumer.settings
 from pumer.arguments import RANGES, in_range, new_files, writable, writable_folders
 from pumer.errors import InputError
+from pumer.settings import common
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.settings.data import CheckConfig, PrepareConfig, WorldConfig
 from pumer.settings.demo import DemoConfig
@@ -37,6 +38,11 @@ GIVEN = {
     VisualizeConfig: {"checkpoint": "m", "images": (Path("x.jpg"),), "question": "what?"},
     WorldConfig: {},
 }
+
+
+def having(name):
+    """The configs with a setting of that name."""
+    return [cls for cls in GIVEN if name in {field.name for field in dataclasses.fields(cls)}]
 
 
 def numbers(cls):
@@ -145,6 +151,34 @@ def test_scoring_without_its_files(tmp_path):
     config = ScoreConfig("vqav2", tmp_path / "a", tmp_path / "p")
     with pytest.raises(InputError, match=r"a does not exist; give --annotations"):
         config.check_places()
+
+
+def test_names_that_are_known_before_their_modules_are_loaded():
+    from pumer.backbones import BACKBONES
+    from pumer.measuring.named_models import PRESETS
+    from pumer.reducers import METHODS
+    from pumer.tasks import TASKS, Retrieval, Task
+
+    assert tuple(TASKS) == common.TASKS
+    assert tuple(name for name, task in TASKS.items() if issubclass(task, Retrieval)) == common.RETRIEVAL
+    assert tuple(name for name, task in TASKS.items() if task.draw is not Task.draw) == common.RETRIEVAL
+    assert tuple(BACKBONES) == common.BACKBONES
+    assert tuple(METHODS) == common.METHODS
+    assert tuple(PRESETS) == common.PRESETS
+
+
+@pytest.mark.parametrize("cls", having("reduction"))
+def test_a_method_that_does_not_exist(cls):
+    for reduction in ("tomme", {"method": "tomme"}, {"layers": [1]}):
+        if cls is not DemoConfig or isinstance(reduction, dict):
+            with pytest.raises(InputError, match=r"method .* is unknown; there are none, pumer"):
+                cls(**GIVEN[cls] | {"reduction": reduction})
+
+
+@pytest.mark.parametrize("cls", [BenchmarkConfig, PlanConfig])
+def test_a_preset_that_does_not_exist(cls):
+    with pytest.raises(InputError, match="preset 'large' is unknown; there are: vilt-b32"):
+        cls(model="preset:large")
 
 
 def test_no_settings_import_what_takes_long():

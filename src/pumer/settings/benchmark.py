@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pumer.arguments import in_range, new_files
 from pumer.errors import InputError
 from pumer.limits import check_checkpoint
+from pumer.settings.common import known_preset
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class BenchmarkConfig:
         if not self.batch_sizes:
             raise InputError("batch_sizes is []; give at least one integer above 0")
         in_range(self)
+        known_preset(self.model)
 
     @property
     def written(self) -> tuple[Path, ...]:

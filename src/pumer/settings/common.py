@@ -1,8 +1,9 @@
 """Values that settings of several jobs share."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pumer.errors import InputError
 
@@ -12,6 +13,10 @@ RETRIEVAL = ("flickr30k", "coco")
 """Those of them that rank images and captions, and draw other ones to compare with in every epoch."""
 BACKBONES = ("vilt", "meter")
 """The names in `pumer.backbones.BACKBONES`."""
+METHODS = ("none", "pumer", "pumer-released", "tome", "dynamicvit", "evit", "cls", "random", "pooling")
+"""The names in `pumer.reducers.METHODS`."""
+PRESETS = ("vilt-b32", "vilt-b32-nlvr2", "meter-b16", "meter-b16-nlvr2")
+"""The names in `pumer.measuring.named_models.PRESETS`."""
 Resize = Literal["square", "aspect"]
 Blank = Literal["none", "image", "text"]
 Rule = Literal["official", "published"]
@@ -40,6 +45,28 @@ def known_rule(rule: str | None, task: str | None) -> None:
         raise InputError(f"rule must be one of {', '.join(get_args(Rule))}, not '{rule}'")
     if rule is not None and task not in (None, "vqav2"):
         raise InputError(f"rule={rule} is for task vqav2, not for task {task}; leave it out")
+
+
+def known_preset(model: str) -> None:
+    """Refuse a preset that does not exist; other names pass.
+
+    Raises:
+        InputError: with the names that do.
+    """
+    name = model.removeprefix("preset:")
+    if model.startswith("preset:") and name not in PRESETS:
+        raise InputError(f"preset '{name}' is unknown; there are: {', '.join(PRESETS)}")
+
+
+def known_method(reduction: Mapping[str, Any] | str | None) -> None:
+    """Refuse a reduction by a method that does not exist; None passes, and so do its settings.
+
+    Raises:
+        InputError: with the names that do.
+    """
+    method = reduction.get("method") if isinstance(reduction, Mapping) else reduction
+    if reduction is not None and method not in METHODS:
+        raise InputError(f"reduction method {method!r} is unknown; there are {', '.join(METHODS)}")
 
 
 def gallery_sizes(galleries: str) -> tuple[int, int]:

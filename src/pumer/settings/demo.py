@@ -6,6 +6,7 @@ from typing import Any
 
 from pumer.arguments import in_range, writable_folders
 from pumer.limits import check_checkpoint
+from pumer.settings.common import known_method
 from pumer.settings.data import QuestionsConfig
 from pumer.settings.train import OptimizerConfig
 
@@ -52,6 +53,7 @@ class DemoConfig:
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
         in_range(self)
+        known_method(self.reduction)
 
     @property
     def written(self) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pumer.arguments import in_range, new_files, there, writable_folders
 from pumer.limits import check_checkpoint
-from pumer.settings.common import Blank, Resize, Rule, gallery_sizes, known_rule, known_task
+from pumer.settings.common import Blank, Resize, Rule, gallery_sizes, known_method, known_rule, known_task
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class EvaluateConfig:
         """Refuse values without a meaning."""
         in_range(self)
         known_task(self.task)
+        known_method(self.reduction)
         known_rule(self.rule, self.task)
         if self.galleries is not None:
             gallery_sizes(self.galleries)

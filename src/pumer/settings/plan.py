@@ -6,6 +6,7 @@ from typing import Any
 
 from pumer.arguments import in_range
 from pumer.limits import check_checkpoint
+from pumer.settings.common import known_method, known_preset
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class PlanConfig:
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
         in_range(self)
+        known_preset(self.model)
+        known_method(self.reduction)
 
     @property
     def written(self) -> tuple[Path, ...]:

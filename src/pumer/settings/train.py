@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pumer.arguments import in_range, there, writable_folders
 from pumer.errors import InputError
 from pumer.limits import check_checkpoint
-from pumer.settings.common import RETRIEVAL, AugmentConfig, Blank, Resize, known_task
+from pumer.settings.common import RETRIEVAL, AugmentConfig, Blank, Resize, known_method, known_task
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,7 @@ class TrainConfig:
         """Refuse values without a meaning."""
         in_range(self)
         known_task(self.task)
+        known_method(self.reduction)
         if self.patience is not None and self.data.eval is None:
             raise InputError("patience counts evaluations; give data.eval=val, or patience=null")
         self._check_distillation()

@@ -8,7 +8,7 @@ from typing import Any
 from pumer.arguments import in_range, new_files, there
 from pumer.errors import InputError
 from pumer.limits import check_checkpoint
-from pumer.settings.common import Resize, known_task
+from pumer.settings.common import Resize, known_method, known_task
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class VisualizeConfig:
         """Refuse values without a meaning."""
         in_range(self)
         known_task(self.task)
+        known_method(self.reduction)
         if self.out.suffix.lower() != ".png":
             raise InputError(f"{self.out} must end in .png, for a PNG file is written")
 
