@@ -113,13 +113,37 @@ def test_a_broken_record_of_a_prepared_folder_is_named(tmp_path, text, named):
         assert "\n" not in str(caught.value)
 
 
-def test_an_arrow_file_with_other_columns_is_named(tmp_path):
-    from datasets import Dataset
+def arrow_columns(end=3, name="a.jpg"):
+    """Two images, of which the first has three bytes and the second none; another `end` of the first lies beyond."""
+    import pyarrow as pa
 
-    Dataset.from_dict({"name": ["a"]}).save_to_disk(tmp_path / "saved")
+    offsets, nothing = pa.array([0, end, 3], pa.int32()).buffers()[1], pa.nulls(2, pa.string())
+    data = pa.Array.from_buffers(pa.binary(), 2, [None, offsets, pa.py_buffer(b"abc")])
+    image = pa.StructArray.from_arrays([data, nothing], ["bytes", "path"])
+    return {"name": pa.array([name, "b.jpg"], pa.string()), "image": image, "problem": nothing}
+
+
+@pytest.mark.parametrize(
+    ("columns", "sound"),
+    [
+        (arrow_columns(), True),
+        (arrow_columns(end=10**9), False),
+        (arrow_columns(name=None), False),
+        ({"name": arrow_columns()["name"]}, False),
+    ],
+    ids=["sound", "beyond its end", "no name", "other columns"],
+)
+def test_a_broken_arrow_file_is_named(tmp_path, columns, sound):
+    import pyarrow as pa
+
+    table = pa.table(columns)
     (tmp_path / "arrow").mkdir()
-    next((tmp_path / "saved").glob("*.arrow")).rename(tmp_path / "arrow" / "00000-of-00001.arrow")
+    with pa.ipc.new_stream(tmp_path / "arrow" / "00000-of-00001.arrow", table.schema) as file:
+        file.write_table(table)
     (tmp_path / "prepared.json").write_text('{"complete": true, "shards": 1}')
+    if sound:
+        assert storage_of(tmp_path / "a.jpg").image("a.jpg") == b"abc"
+        return
     with pytest.raises(InputError, match=r"00000-of-00001\.arrow is broken"):
         storage_of(tmp_path / "a.jpg")
 

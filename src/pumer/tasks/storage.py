@@ -86,7 +86,11 @@ def open_shard(path: Path) -> tuple[list[str], Any, list[str | None]]:
 
     try:
         table = Dataset.from_file(str(path)).data
-        return table.column("name").to_pylist(), table.column("image"), table.column("problem").to_pylist()
+        table.validate(full=True)  # Arrow reads wherever offsets point to, and ends the process; images are not read
+        names = table.column("name").to_pylist()
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("an image has no name")
+        return names, table.column("image"), table.column("problem").to_pylist()
     except (OSError, ValueError, KeyError) as error:  # KeyError: a column is missing
         raise InputError(f"{path} is broken ({first_line(error)}); remove it and prepare the folder again") from error
 
