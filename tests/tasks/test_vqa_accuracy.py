@@ -2,6 +2,7 @@
 
 import random
 import re
+from functools import cache
 from itertools import combinations
 
 import pytest
@@ -175,6 +176,7 @@ COUNTS = {
 MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
 
 
+@cache
 def plain_official(answer):
     """The published rules in their order, character by character."""
     for gap in "\n\t":
