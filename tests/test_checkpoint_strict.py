@@ -1,6 +1,7 @@
 """Loading is strict: a checkpoint that is not whole, or holds what does not belong to it, is refused by name."""
 
 import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -299,3 +300,29 @@ def test_answers_that_are_no_numbers_draw_nothing(tiny_vilt, tiny_vqa, tmp_path,
     with pytest.raises(InputError, match="NaN"):
         visualize.run(VisualizeConfig(str(folder), (image,), "what is it?", out))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", {"hidden_act": "no such function"}),
+        ("config.json", {"hidden_size": None}),
+        ("config.json", {"architectures": -1}),
+        ("config.json", {"id2label": -1}),
+        ("config.json", {"dtype": "x"}),
+        ("config.json", {"patch_size": 0}),
+        ("tokenizer.json", []),
+        ("tokenizer_config.json", {"tokenizer_class": []}),
+        ("processor_config.json", None),
+    ],
+)
+def test_nonsense_in_a_file_is_one_line(tiny_vilt, tmp_path, name, content):
+    """transformers checks little: whatever it raises, it is about the user's file."""
+    folder = shutil.copytree(tiny_vilt, tmp_path / "model")
+    if content and name != "tokenizer.json":
+        content = json.loads((folder / name).read_text()) | content
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        pumer.load(folder)
+        load_processor(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)

@@ -3,9 +3,9 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import transformers
@@ -41,6 +41,7 @@ _HEADS = ("classifier", "itm_score", "mlm_score", "rank_output")
 """What stands on the body in the models of either family, by task; poolers count as heads too."""
 _OLD_NAMES = {r"^mlm_score\.bias$": "mlm_score.decoder.bias"}
 """What transformers 4 called a tensor."""
+_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _READ = re.compile(r".*\.(json|safetensors|bin)|(vocab|merges)\.txt")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -136,10 +137,8 @@ def read_model(
     """
     allowed = bool(kwargs.get("ignore_mismatched_sizes"))  # by the caller
     options = {"key_mapping": _OLD_NAMES} | kwargs | {"ignore_mismatched_sizes": True, "output_loading_info": True}
-    try:
+    with reading(f"the weights of {name} cannot be loaded"):
         model, report = cls.from_pretrained(str(name), **options)
-    except (OSError, EOFError, ValueError, RuntimeError, ArithmeticError, SafetensorError, UnpicklingError) as error:
-        raise InputError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
     of_head = {key: part for key in model.state_dict() if (part := _head_of(key, model))}
     lost = set(report["missing_keys"])
     whole = {part for part in of_head.values() if {key for key in of_head if of_head[key] == part} <= lost}
@@ -159,6 +158,24 @@ def read_model(
         left = some(sorted(set(others.values())))
         logger.info("%s also holds what a %s has no place for: %s", name, cls.__name__, left)
     return restore_text_norm(model), absent
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn what transformers raises about a user's files inside a `with` block into one line.
+
+    Args:
+        what: What cannot be done.
+
+    Raises:
+        InputError: With what cannot be done, and why.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # broken files are not checked: anything can come up, in any library below
+        raise InputError(f"{what}: {first_line(error).rstrip(':')}") from error
 
 
 def _hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,14 +315,12 @@ def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
     check_checkpoint(name)
     if is_place(name):
         _check_readable(Path(name))
-    try:
+    where = "cannot be read" if Path(name).is_dir() else "is neither a folder nor on the hub"
+    with reading(f"checkpoint {name} {where}"):
         config = AutoConfig.from_pretrained(str(name), **hub)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        where = "cannot be read" if Path(name).is_dir() else "is neither a folder nor on the hub"
-        raise InputError(f"checkpoint {name} {where}: {first_line(error)}") from error
-    check_model(config.to_dict(), str(name))
-    architecture = (config.architectures or [""])[0]
-    cls = getattr(transformers, architecture, getattr(meter, architecture, None)) if architecture else None
+        check_model(config.to_dict(), str(name))
+        architecture = (config.architectures or [""])[0]
+        cls = getattr(transformers, architecture, getattr(meter, architecture, None)) if architecture else None
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise InputError(f"config.json of {name} names the architecture '{architecture}', unknown to transformers")
     return cls
@@ -354,17 +369,23 @@ def load_processor(name: str | Path) -> ViltProcessor | MeterProcessor:
     Raises:
         InputError: If either cannot be read or is not there.
     """
-    try:
+    if Path(name).is_dir():
+        _check_readable(Path(name))
+        if not has_processor(name):
+            raise InputError(f"{name} holds no processor; add one: processor.save_pretrained('{name}')")
+    with reading(f"the processor of {name} cannot be read"):
         of_meter = AutoConfig.from_pretrained(str(name)).model_type == "meter"
         kind = MeterImageProcessorPil if of_meter else ViltImageProcessorPil
         images, tokenizer = kind.from_pretrained(str(name)), AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError, KeyError) as error:
-        if Path(name).is_dir() and not os.path.lexists(Path(name) / "preprocessor_config.json"):
-            raise InputError(f"{name} holds no processor; add one: processor.save_pretrained('{name}')") from error
-        raise InputError(f"the processor of {name} cannot be read: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up from the model type when there are no files
         raise InputError(f"{name} holds no tokenizer; put the tokenizer files that belong to the model into it")
     return MeterProcessor(images, tokenizer) if of_meter else ViltProcessor(images, tokenizer)
+
+
+def has_processor(name: str | Path) -> bool:
+    """Whether a checkpoint, in a folder or on the hub, says how images are processed."""
+    with reading(f"the processor of {name} cannot be read"):
+        return any(cached_file(str(name), file, _raise_exceptions_for_missing_entries=False) for file in _PROCESSOR)
 
 
 def ensure_patched(model: nn.Module) -> nn.Module:

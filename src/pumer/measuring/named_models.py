@@ -15,12 +15,20 @@ from transformers import (
     ViltImageProcessorPil,
 )
 
-from pumer.checkpoint import load, model_class, read_model, read_reduction, saved_files, trained_with
+from pumer.checkpoint import (
+    has_processor,
+    load,
+    model_class,
+    read_model,
+    read_reduction,
+    reading,
+    saved_files,
+    trained_with,
+)
 from pumer.errors import InputError
 from pumer.models.meter import MeterConfig, MeterForImagesAndTextClassification, MeterForQuestionAnswering
 from pumer.patching import patch, unpatch
 from pumer.reducers import ReductionConfig
-from pumer.utils.files import first_line
 
 PREFIX, SMALL = "preset:", "small:"
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -85,9 +93,11 @@ def skeleton(name: str) -> PreTrainedModel:
     if name.startswith(PREFIX):
         return _preset(name).eval()
     name = _checkpoint(name)
-    model: PreTrainedModel = model_class(name)(AutoConfig.from_pretrained(name)).eval()
+    cls = model_class(name)
+    with reading(f"the model of {name} cannot be built"):
+        model: PreTrainedModel = cls(AutoConfig.from_pretrained(name)).eval()
     if saved_files(name):  # a folder
-        read_model(type(model), name, device_map="meta")  # refuses what cannot be loaded; no weights are read
+        read_model(cls, name, device_map="meta")  # refuses what cannot be loaded; no weights are read
     saved = read_reduction(name)
     return model if saved is None else patch(model, saved)
 
@@ -120,14 +130,11 @@ def default_image_size(name: str, model: PreTrainedModel) -> int:
     own = int(model.config.image_size)
     if name.startswith(PREFIX) or getattr(model.config, "model_type", "") != "vilt":
         return own
-    folder = Path(_checkpoint(name))
-    try:
-        size = ViltImageProcessorPil.from_pretrained(str(folder)).size
-    except (OSError, ValueError) as error:
-        if any((folder / file).exists() for file in ("preprocessor_config.json", "processor_config.json")):
-            raise InputError(f"the processor of {name} cannot be read: {first_line(error)}") from error
+    checkpoint = _checkpoint(name)
+    if not has_processor(checkpoint):
         return own
-    return int(size["shortest_edge"])
+    with reading(f"the processor of {name} cannot be read"):
+        return int(ViltImageProcessorPil.from_pretrained(checkpoint).size["shortest_edge"])
 
 
 def variant(model: PreTrainedModel, config: ReductionConfig | None, slice_size: int | None = None) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from pumer.arguments import writable_folders
-from pumer.checkpoint import load_processor, model_class
+from pumer.checkpoint import load_processor, model_class, reading
 from pumer.errors import InputError
 from pumer.image_size import set_image_size
 from pumer.jobs import make_inputs, reduction_from, task_class, text_length_of
@@ -58,7 +58,7 @@ def outline(checkpoint: str, task: type[Task]) -> nn.Module:
     images = getattr(task, "image_count", 1)
     if images > 1:  # as the task's model will have it, whatever the checkpoint was made for
         config.num_images, config.modality_type_vocab_size = images, max(1 + images, config.modality_type_vocab_size)
-    with torch.device("meta"):
+    with torch.device("meta"), reading(f"the model of {checkpoint} cannot be built"):
         return task.models[config.model_type](config)
 
 
