@@ -183,6 +183,7 @@ def _disturb(
     limit = moments.randrange(1, largest + 1) if kind == "limit" else None
 
     def limited() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where this script runs in the background
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
