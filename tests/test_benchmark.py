@@ -108,6 +108,18 @@ def test_search_for_the_fastest_batch(monkeypatch, rates, best, stopped):
     assert [step["batch"] for step in found["tried"]] == [batch for batch, rate in rates.items() if rate]
 
 
+def test_the_search_begins_with_the_largest_batch_where_that_is_small(monkeypatch):
+    monkeypatch.setattr(timing, "_throughput", lambda model, inputs, batch, seconds: 10.0)
+    assert timing.fastest_batch(None, lambda batch: {}, start=8, most=2)["batch"] == 2
+
+    def full(*_):
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(timing, "_throughput", full)
+    with pytest.raises(InputError, match="batch of 8 does not fit"):
+        timing.fastest_batch(None, lambda batch: {})
+
+
 def test_variants_share_weights_and_differ_in_reduction():
     base = tiny()
     whole, part, plain = (named_models.variant(base, config) for config in (NoReduction(), REDUCTION, None))

@@ -77,14 +77,14 @@ def _measured(config: BenchmarkConfig, console: Console | None) -> dict[str, Any
         result["memory"] = _memory(config, rows, device.type, length)
     fast = _compiled(models) if config.compile else models
     result["speed"] = _speed(config, fast, make_inputs)
+    largest = max(config.batch_sizes)
     if config.search:
         result["fastest"] = {
-            name: fastest_batch(model, make_inputs[name], max(config.batch_sizes), seconds=config.search_seconds)
+            name: fastest_batch(model, make_inputs[name], largest, max(4096, largest), config.search_seconds)
             for name, model in fast.items()
         }
-    batch = max(config.batch_sizes)
     result["split"] = {
-        name: time_split(model, make_inputs[name](batch)) for name, model in models.items() if name != TRANSFORMERS
+        name: time_split(model, make_inputs[name](largest)) for name, model in models.items() if name != TRANSFORMERS
     }
     result["rows"] = [_row(name, result) for name in models]
     where = device_name() if device.type == "cuda" or not torch.cuda.is_available() else "cpu"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pumer.errors import out_of_memory
+from pumer.errors import InputError, out_of_memory
 
 Model = nn.Module | Callable[..., Any]
 MakeInputs = Callable[[int], dict[str, Tensor]]
@@ -177,7 +177,7 @@ def fastest_batch(
     Args:
         model: What is measured, in inference mode.
         make_inputs: As for `compare`.
-        start: First batch size.
+        start: First batch size, if it is not larger than the largest.
         most: Largest batch size tried.
         seconds: Time per batch size; at least 3 forwards.
         gain: By how much more throughput a doubling must pay off.
@@ -185,16 +185,21 @@ def fastest_batch(
     Returns:
         ``batch`` and ``images_per_second`` of the best, ``tried`` (every batch size with its throughput), and
         ``stopped``: "no gain", "out of memory" or "largest batch".
+
+    Raises:
+        InputError: If not even the first batch fits into memory.
     """
     tried: list[dict[str, float]] = []
     best: dict[str, float] = {}
-    batch, stopped = start, "largest batch"
+    batch, stopped = min(start, most), "largest batch"
     while batch <= most:
         try:
             rate = _throughput(model, make_inputs(batch), batch, seconds)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
+            if not best:
+                raise InputError(f"a batch of {batch} does not fit into memory; give a smaller one") from error
             torch.cuda.empty_cache()
             stopped = "out of memory"
             break
