@@ -1,5 +1,6 @@
 """Layers are called as transformers calls them: hooks, and checkpoints that others put around them."""
 
+import weakref
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 
 import pumer
 from pumer import DynamicViTConfig, PuMerConfig, RandomPruningConfig, Step
-from pumer.backbones import BACKBONES
+from pumer.backbones import BACKBONES, Reduction
 from pumer.reducers.learned import take_losses
 
 CONFIGS = {
@@ -133,3 +134,21 @@ def test_a_trace_counts_layers_once_whatever_is_run_again(backbone):
         answer(model, case.batch(GRIDS)).sum().backward()
     (told,) = trace.forwards
     assert len(told.places) == 2
+
+
+@pytest.mark.parametrize("backbone", TINY)
+def test_what_a_reducer_has_seen_is_freed(backbone, monkeypatch):
+    """Keys and unreduced states are not held until the next reduction."""
+    case, seen, alive = TINY[backbone], [], []
+    model = pumer.patch(case.build(), case.fit(PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.3)))
+    decide = Reduction.decide
+
+    def watched(self, reducer, cues):
+        seen.extend([weakref.ref(cues.key), weakref.ref(cues.query)])
+        return decide(self, reducer, cues)
+
+    monkeypatch.setattr(Reduction, "decide", watched)
+    layers(backbone, model)[-1].register_forward_hook(lambda *_: alive.append([ref() is not None for ref in seen]))
+    with torch.no_grad():
+        answer(model, case.batch(GRIDS))
+    assert alive == [[False, False]]

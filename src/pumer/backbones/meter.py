@@ -47,7 +47,7 @@ from pumer.models.meter.modeling_meter import (
     MeterModel,
     MeterModelOutput,
 )
-from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, attention
+from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, Reducer, attention
 from pumer.tables import integers
 from pumer.tokens import Decision, Tokens, attention_bias
 
@@ -138,12 +138,19 @@ class ReducedVisionModel(CLIPVisionModel):
             if reducer is None:
                 tokens = tokens.with_streams(layer(tokens.states, bias))
                 continue
-            wanted = CueRequest(reduction.config, reducer.needs & {KEYS, CLS_ROW, STATES})
-            between = Between(reduction, ("vision", index), tokens, partial(_vision_cues, wanted, bias))
-            states = layer(tokens.states, bias, wanted, between=between)
-            tokens = between.after.with_streams(states)
-            decisions.append((("vision", index), between.decision))
+            tokens, decision = _reduced_image(tokens, layer, index, reducer, reduction)
+            decisions.append((("vision", index), decision))
         return tokens, tuple(decisions)
+
+
+def _reduced_image(
+    tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction
+) -> tuple[Tokens, Decision]:
+    """Run a layer that reduces; what its reducer has seen is freed in the end."""
+    wanted = CueRequest(reduction.config, reducer.needs & {KEYS, CLS_ROW, STATES})
+    between = Between(reduction, ("vision", index), tokens, partial(_vision_cues, wanted, tokens.biases[0]))
+    states = layer(tokens.states, tokens.biases[0], wanted, between=between)
+    return between.after.with_streams(states), between.decision
 
 
 def _vision_cues(wanted: CueRequest, bias: Tensor | None, tokens: Tokens) -> Cues:
@@ -253,17 +260,21 @@ class ReducedMeterEncoder(MeterCrossModalEncoder):
             if reducer is None:
                 words = text_layer(words, patches, bias, image_bias, plain)
             else:
-                itself = CueRequest(reduction.config, reducer.needs & {KEYS})
-                wanted = itself, CueRequest(reduction.config, reducer.needs)
-                tokens, cues = tokens.with_streams(words, patches), partial(_cues, wanted, image_bias)
-                between = Between(reduction, ("fusion", 2 * pair), tokens, cues)
-                words = text_layer(words, patches, bias, image_bias, wanted, between=between)
-                tokens = between.after
-                (_, patches), (bias, image_bias) = tokens.streams, tokens.biases
+                tokens = _reduced(tokens.with_streams(words, patches), text_layer, 2 * pair, reducer, reduction)
+                (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
             if sequential:
                 seen, seen_bias = words, bias
             patches = image_layer(patches, seen, image_bias, seen_bias, plain)
         return tokens.with_streams(words, patches)
+
+
+def _reduced(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
+    """Run a text layer that reduces both streams; what its reducer has seen is freed in the end."""
+    (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
+    wanted = CueRequest(reduction.config, reducer.needs & {KEYS}), CueRequest(reduction.config, reducer.needs)
+    between = Between(reduction, ("fusion", index), tokens, partial(_cues, wanted, image_bias))
+    words = layer(words, patches, bias, image_bias, wanted, between=between)
+    return between.after.with_streams(words, between.after.streams[1])
 
 
 def _cues(wanted: tuple[CueRequest, CueRequest], bias: Tensor | None, tokens: Tokens) -> Cues:

@@ -46,7 +46,7 @@ from pumer.backbones.streams import (
 from pumer.cues import Cues
 from pumer.errors import InputError
 from pumer.functional import compact, gather_tokens
-from pumer.reducers.base import NoReduction
+from pumer.reducers.base import NoReduction, Reducer
 from pumer.tables import integers, ranks
 from pumer.tokens import Tokens, attention_bias
 
@@ -261,12 +261,17 @@ class ReducedViltEncoder(ViltEncoder):
             if reducer is None:
                 (states,) = layer(states, bias, plain)
                 continue
-            wanted = CueRequest(reduction.config, reducer.needs, tokens.text_length)
-            cues = partial(_cues, wanted, bias)
-            between = Between(reduction, ("fusion", index), tokens.with_streams(states), cues)
-            (states,) = layer(states, bias, wanted, between=between)
-            tokens, bias = between.after, between.after.bias
+            tokens = _reduced(tokens.with_streams(states), layer, index, reducer, reduction)
+            states, bias = tokens.states, tokens.bias
         return tokens.with_streams(states)
+
+
+def _reduced(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
+    """Run a layer that reduces; what its reducer has seen is freed in the end."""
+    wanted = CueRequest(reduction.config, reducer.needs, tokens.text_length)
+    between = Between(reduction, ("fusion", index), tokens, partial(_cues, wanted, tokens.bias))
+    (states,) = layer(tokens.states, tokens.bias, wanted, between=between)
+    return between.after.with_streams(states)
 
 
 def _cues(wanted: CueRequest, bias: Tensor | None, tokens: Tokens) -> Cues:
