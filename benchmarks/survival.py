@@ -70,8 +70,8 @@ class Command:
 
 def commands(folder: Path) -> dict[str, Command]:
     """All of them, on a small world below a folder."""
-    write_world(folder / "world", WorldConfig(train=60, val=24, heldout=0, test=0, tasks=("vqav2",)))
-    root, model = folder / "world" / "vqav2", str(checkpoint_dir("vilt-small"))
+    write_world(folder / "given", WorldConfig(train=60, val=24, heldout=0, test=0, tasks=("vqav2",)))
+    root, model = folder / "given" / "vqav2", str(checkpoint_dir("vilt-small"))
     released = _released(folder / "released")
     recipe = folder / "recipe.yaml"
     reduction = {"method": "pumer", "layers": [2, 5, 8], "prune_ratio": 0.1, "merge_ratio": 0.3}
