@@ -84,7 +84,9 @@ def commands(folder: Path) -> dict[str, Command]:
         "train": Command(lambda out: ["train", str(recipe), f"output={out}"], ("model.safetensors",)),
         "prepare": Command(lambda out: ["data", "prepare", "vqav2", str(root), str(out)], ("prepared.json", "*.arrow")),
         "world": Command(
-            lambda out: ["data", "world", str(out), "train=150", "val=40", "heldout=0", "test=0"], ("**/*.*",)
+            lambda out: ["data", "world", str(out), "train=150", "val=40", "heldout=0", "test=0"],
+            ("**/*.*",),
+            ("--force",),
         ),
         "evaluate": Command(
             lambda out: ["evaluate", model, "task=vqav2", at, "data.train=null", f"output={out / 'result.json'}"],
