@@ -1,6 +1,10 @@
 """What holds for every test: no network, the same examples in every run, kernels without a GPU interpreted."""
 
 import os
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what a test starts must hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing may be downloaded
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
