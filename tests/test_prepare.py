@@ -338,3 +338,18 @@ def test_through_the_command_line(broken_vqa, tmp_path):
     )
     assert result.exit_code == 2
     assert "--strict" in result.stderr.splitlines()[-1]
+
+
+def test_images_of_a_prepared_folder_are_found_by_name(tiny_vqa, tiny_vilt, tmp_path):
+    prepared, image = tmp_path / "prepared", "val2014/COCO_val2014_000000000001.png"
+    (tmp_path / "questions.csv").write_text(f"image,question\n{image},what colour is this?\n")
+    questions = ["--questions", str(tmp_path / "questions.csv"), "--out", str(tmp_path / "answers.csv")]
+    for command in (
+        ["data", "prepare", "vqav2", str(tiny_vqa), str(prepared)],
+        ["predict", str(tiny_vilt), *questions, "--images", str(prepared)],
+        ["visualize", str(tiny_vilt), str(prepared / image), "is it red?", "--out", str(tmp_path / "tokens.png")],
+    ):
+        assert CliRunner().invoke(app, command).exit_code == 0, command
+    assert len((tmp_path / "answers.csv").read_text().splitlines()) == 2
+    absent = ["visualize", str(tiny_vilt), str(prepared / "val2014/absent.png"), "is it red?"]
+    assert "absent.png" in CliRunner().invoke(app, [*absent, "--out", str(tmp_path / "more.png")]).stderr

@@ -167,3 +167,32 @@ def test_pumer_compile_makes_no_graph_of_a_block_of_another_thread(model, reduce
         assert compiled.graph_count == 0
         with pumer.disabled(model):
             assert there(run, model).equal(unreduced) and run(model).equal(unreduced)
+
+
+@pytest.mark.parametrize("first", [pumer.disabled, pumer.trace])
+def test_blocks_may_be_left_in_any_order(model, reduced, first):
+    second = pumer.trace if first is pumer.disabled else pumer.disabled
+    blocks = [first(model), second(model)]
+    for block in blocks:
+        block.__enter__()
+    for block in blocks:
+        block.__exit__(None, None, None)
+    assert torch.equal(run(model), reduced)
+    (state,) = reductions(model)
+    assert state.enabled and state.recorder is None and state.disabling == state.recording == 0
+
+
+def test_a_checkpoint_is_recomputed_as_it_was(model):
+    """Also by autograd's own threads, which are in no block."""
+
+    def backward(x):
+        with pumer.disabled(model):
+            y = torch.utils.checkpoint.checkpoint(
+                lambda x: model(**INPUTS | {"pixel_values": x}).logits, x, use_reentrant=False
+            )
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(y.sum().backward).result()
+
+    x = INPUTS["pixel_values"].clone().requires_grad_()
+    backward(x)
+    assert x.grad is not None and x.grad.isfinite().all()

@@ -10,6 +10,8 @@ from typing import Any
 from pumer.errors import InputError
 
 MOST = 10**9
+PREPARED = "prepared.json"
+"""The record in a folder that `pumer data prepare` wrote."""
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),  # what NumPy takes; torch takes more
     "workers": (0, 1024),
@@ -74,12 +76,12 @@ def in_range(config: Any, prefix: str = "") -> None:
 
 
 def there(what: str, path: Path | None) -> None:
-    """Refuse a file or folder that does not exist; None is passed over.
+    """Refuse a file or folder that does not exist; None is passed over, and so is what a prepared folder may hold.
 
     Raises:
         InputError: with what it is and its name.
     """
-    if path is not None and not path.exists():
+    if path is not None and not path.exists() and not any((up / PREPARED).is_file() for up in path.absolute().parents):
         raise InputError(f"{what} {path} does not exist")
 
 

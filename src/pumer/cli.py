@@ -76,10 +76,6 @@ def _line(error: Exception) -> str | None:
     return refused_by_system(error, " or ".join(map(str, _written.get())) or "a file")
 
 
-class _Command(TyperCommand):
-    """A command without settings of the form key=value."""
-
-
 def _with_settings(module: str, name: str) -> type[TyperCommand]:
     """A command whose help tells the settings that a config has.
 
@@ -88,7 +84,7 @@ def _with_settings(module: str, name: str) -> type[TyperCommand]:
         name: of the config.
     """
 
-    class WithSettings(_Command):
+    class WithSettings(TyperCommand):
         @staticmethod
         def settings() -> dict[str, str]:
             return described(getattr(import_module(f"pumer.settings.{module}"), name))
@@ -192,7 +188,7 @@ def predict(
     _console().print(f"{answered} answers are in {config.file}", highlight=False, soft_wrap=True)
 
 
-@app.command(cls=_Command)
+@app.command()
 def score(
     task: Task,
     annotations: Annotated[Path, typer.Option(help="Official file with the right answers.")],
@@ -231,12 +227,12 @@ def benchmark(model: ModelOrPreset = None, settings: Settings = None, force: For
 @app.command(cls=_with_settings("visualize", "VisualizeConfig"))
 def visualize(
     model: Model,
-    image: Annotated[str, typer.Argument(help="Picture file.")],
+    image: Annotated[str, typer.Argument(help="Image file.")],
     rest: Annotated[list[str], typer.Argument(metavar="[IMAGE] QUESTION [KEY=VALUE]...", show_default=False)],
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("tokens.png"),
     force: Force = False,
 ) -> None:
-    """Draw which patches and words a model pruned and merged for one question about a picture, or about two."""
+    """Draw which patches and words a model pruned and merged for one question about an image, or about two."""
     from pumer.settings.visualize import VisualizeConfig
 
     pair = len(rest) > 1 and not _SETTING.match(rest[1])
@@ -256,7 +252,7 @@ def plan(model: ModelOrPreset = None, settings: Settings = None) -> None:
     _console().print(str(planned), highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command(cls=_Command)
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or .ckpt file of a released checkpoint, or its hub name.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],

@@ -28,6 +28,7 @@ _REFUSALS = {
     if (number := getattr(errno, name, None)) is not None
 }
 _FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
+_PROTECTED = {getattr(errno, name, None) for name in ("EACCES", "EPERM", "EROFS")}
 _NUMBER = re.compile(r"(?:\[Errno |os error |Os \{ code: )(\d+)", re.IGNORECASE)
 
 
@@ -51,5 +52,5 @@ def refused_by_system(error: Exception, place: str) -> str | None:
         file = named and named[1]
     if number not in _REFUSALS:
         return None
-    remedy = "make room" if number in _FULL else "change its permissions"
-    return f"{file or place}: {os.strerror(number)}; {remedy}, or give another place"
+    remedies = ["make room"] * (number in _FULL) + ["change its permissions"] * (number in _PROTECTED)
+    return f"{file or place}: {os.strerror(number)}; {', or '.join([*remedies, 'give another place'])}"

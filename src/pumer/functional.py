@@ -59,7 +59,7 @@ def ordered(score: Tensor, descending: bool = False) -> Tensor:
 
 
 def _ordered_by_counting(score: Tensor) -> Tensor:
-    """The same without a stable sort, which ONNX has not, and whose order no runtime keeps."""
+    """The same without a stable sort, which ONNX has not, and whose order no runtime keeps; forms ``(B, n, n)``."""
     index = torch.arange(score.shape[1], device=score.device)
     if score.dtype == torch.bool:
         return torch.sort(torch.add(index, score, alpha=score.shape[1]), dim=1)[1]

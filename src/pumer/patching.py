@@ -115,8 +115,9 @@ def patched(model: Model, config: ReductionConfig) -> Iterator[Model]:
 def disabled(model: Model) -> Iterator[Model]:
     """Switch the reduction off for the length of a ``with`` block; the fast path stays on.
 
-    Other threads and tasks are not concerned, and tasks that begin inside the block are. A graph of ``torch.compile``
-    cannot tell threads apart: it is switched off for all of them while one is inside the block.
+    Other threads and tasks are not concerned, and tasks that begin inside the block are; threads that begin inside it,
+    as those of ``nn.DataParallel``, are others. A graph of ``torch.compile`` cannot tell threads apart: it is switched
+    off for all of them while one is inside the block.
 
     Args:
         model: A patched model.

@@ -69,7 +69,9 @@ class Reduction:
     @property
     def enabled(self) -> bool:
         """False inside `pumer.disabled`."""
-        if torch.compiler.is_compiling():  # a graph has guards on attributes, and cannot read context variables
+        # A graph has guards on attributes, and cannot read context variables; a checkpoint is recomputed in a thread
+        # of autograd's, which is in no block.
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1:
             return self.disabling == 0
         return self._switched("disabling") is None
 
@@ -84,8 +86,8 @@ class Reduction:
         return recorder
 
     def _switched(self, name: str) -> Any:
-        _, value = _SWITCHED.get().get((id(self), name), (self, None))
-        return value
+        blocks = _SWITCHED.get().get((id(self), name))
+        return blocks[-1].value if blocks else None
 
     def reduces(self, stack: str) -> bool:
         """Whether some layer of a stack has a reducer at work."""  # not bool(dict): torch 2.11 cannot compile that
@@ -134,10 +136,10 @@ class Reduction:
             recorder.step(place, decision, tokens)
 
 
-_SWITCHED: ContextVar[Mapping[tuple[int, str], tuple[Reduction, Any]]] = ContextVar(
+_SWITCHED: ContextVar[Mapping[tuple[int, str], tuple["_Switch", ...]]] = ContextVar(
     "switched", default=MappingProxyType({})
 )
-"""What is switched in this thread or task: of each state, by its id and the name of its counter, the value."""
+"""What is switched in this thread or task: of each state, by its id and the name of its counter, the open blocks."""
 _COUNTING = Lock()
 
 
@@ -150,14 +152,26 @@ def switched(states: Sequence[Reduction], name: Literal["disabling", "recording"
         name: "disabling", or "recording".
         value: True, or a `Recorder`.
     """
-    before = _SWITCHED.get()
-    _SWITCHED.set({**before, **{(id(state), name): (state, value) for state in states}})
+    blocks = {(id(state), name): _Switch(state, value) for state in states}
+    open_blocks = _SWITCHED.get()
+    _SWITCHED.set({**open_blocks, **{key: (*open_blocks.get(key, ()), block) for key, block in blocks.items()}})
     _count(states, name, 1)
     try:
         yield
     finally:
         _count(states, name, -1)
-        _SWITCHED.set(before)
+        left = dict(_SWITCHED.get())  # others may have been entered or left since, in any order
+        for key, block in blocks.items():
+            left[key] = tuple(other for other in left.get(key, ()) if other is not block)
+        _SWITCHED.set({key: others for key, others in left.items() if others})
+
+
+@dataclass(frozen=True, eq=False)
+class _Switch:
+    """One open block: the state, kept alive so that its id stays its own, and the value."""
+
+    state: Reduction
+    value: Any
 
 
 def _count(states: Sequence[Reduction], name: str, step: int) -> None:
@@ -180,21 +194,28 @@ class AttentionCues(NamedTuple):
     cls_query: Tensor | None = None
 
 
-@dataclass
 class CueRequest:
     """What a layer's attention is asked for; the answer stays here, so that modules return what they always do.
+
+    No dataclass: FSDP copies those among a layer's arguments when it casts them.
 
     Attributes:
         config: Computes the attention.
         needs: Cues to hand out.
         text_length: Words at the front of a stream of words and patches; None where all queries are words.
-        shown: The cues of the last attention that was asked.
     """
 
-    config: ReductionConfig
-    needs: frozenset[str] = frozenset()
-    text_length: int | None = None
-    shown: AttentionCues = field(default_factory=AttentionCues)
+    def __init__(
+        self, config: ReductionConfig, needs: frozenset[str] = frozenset(), text_length: int | None = None
+    ) -> None:
+        """Ask for cues."""
+        self.config, self.needs, self.text_length = config, needs, text_length
+        self._shown = AttentionCues()
+
+    def take(self) -> AttentionCues:
+        """The cues of the last attention that was asked; they are not kept here, where a checkpoint would hold them."""
+        shown, self._shown = self._shown, AttentionCues()
+        return shown
 
     def answer(self, query: Tensor, key: Tensor, cls_query: Callable[[], Tensor]) -> None:
         """Keep what is needed of an attention.
@@ -207,7 +228,7 @@ class CueRequest:
         if not self.needs & {KEYS, TEXT_ROWS, CLS_ROW}:
             return
         with torch.no_grad():
-            self.shown = AttentionCues(
+            self._shown = AttentionCues(
                 query[:, :, : self.text_length].detach() if TEXT_ROWS in self.needs else None,
                 key.detach(),
                 cls_query().detach() if CLS_ROW in self.needs else None,

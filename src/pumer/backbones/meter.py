@@ -155,7 +155,7 @@ def _reduced_image(
 
 def _vision_cues(wanted: CueRequest, bias: Tensor | None, tokens: Tokens) -> Cues:
     """What attention over the image shows to a reducer."""
-    _, key, cls_query = wanted.shown
+    _, key, cls_query = wanted.take()
     return Cues(tokens, key, None, None, cls_query, bias, wanted.config.probabilities)
 
 
@@ -279,7 +279,7 @@ def _reduced(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, red
 
 def _cues(wanted: tuple[CueRequest, CueRequest], bias: Tensor | None, tokens: Tokens) -> Cues:
     """What a text layer's attention to itself and to the image shows to its reducer."""
-    own, image = (request.shown for request in wanted)
+    own, image = (request.take() for request in wanted)
     probabilities = wanted[1].config.probabilities
     return Cues(tokens, image.key, own.key, image.query, image.cls_query, bias, probabilities)
 

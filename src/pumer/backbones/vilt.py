@@ -276,7 +276,7 @@ def _reduced(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, red
 
 def _cues(wanted: CueRequest, bias: Tensor | None, tokens: Tokens) -> Cues:
     """What a layer's attention shows to its reducer."""
-    query, key, cls_query = wanted.shown
+    query, key, cls_query = wanted.take()
     text_key = None if key is None else key[:, :, : tokens.text_length]
     return Cues(tokens, key, text_key, query, cls_query, bias, wanted.config.probabilities)
 

@@ -69,7 +69,9 @@ class PredictConfig:
         of_a_split = {"data.root": self.data.root, "limit": self.limit, "galleries": self.galleries}
         given = [name for name, value in (of_a_split | {"scores": self.scores}).items() if value is not None]
         if given and self.questions is not None:
-            raise InputError(f"{', '.join(given)} would be of a split, whose place questions take; leave one out")
+            raise InputError(
+                f"{', '.join(given)} are settings of a split, and questions is given; leave one out"
+            )
         if self.compile and self.questions is None:
             raise InputError("compile is for questions=FILE, not for a split; leave it out")
 
@@ -89,5 +91,9 @@ class PredictConfig:
         there("data folder", self.data.root)
         there("file", self.questions)
         there("folder of images", self.images)
+        if self.file.suffix.lower() in (".png", ".jpg", ".jpeg"):
+            raise InputError(
+                f"{self.file} is named as an image; give a name in .json, or .csv for questions"
+            )
         new_files(self.file, force=self.force, inputs=[self.questions])
         writable_folders(self.scores)

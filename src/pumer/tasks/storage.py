@@ -18,10 +18,11 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pumer.arguments import PREPARED
 from pumer.errors import InputError
 from pumer.utils.files import first_line, read_config
 
-RECORD = "prepared.json"
+RECORD = PREPARED
 SKIPPED = "skipped.csv"
 SHARDS = "arrow"
 
