@@ -43,8 +43,9 @@ def _locked(place: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise InputError(f"another process writes {place}; wait for it to end, or give another place") from None
-    except OSError as error:
-        raise InputError(f"{place} cannot be written ({error.strerror}); give another place") from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or "its file system has no locks"
+        raise InputError(f"{place} cannot be written ({reason}); give another place") from error
     try:
         yield
     finally:
