@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -83,6 +84,24 @@ def test_tensors_that_do_not_fit_are_named(folder, change, name):
     with pytest.raises(InputError) as caught:
         pumer.load(folder)
     assert str(folder) in str(caught.value) and name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_integers_are_no_weights_in_any_format(tiny_vilt, tmp_path, kind, sharded):
+    tensors = load_file(tiny_vilt / WEIGHTS)
+    whole = WEIGHTS if kind == "safetensors" else "pytorch_model.bin"
+    file = whole.replace(".", "-00001-of-00001.") if sharded else whole
+    shutil.copyfile(tiny_vilt / "config.json", tmp_path / "config.json")
+    if sharded:
+        index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tensors, file)}
+        (tmp_path / f"{whole}.index.json").write_text(json.dumps(index))
+    write = partial(save_file, metadata={"format": "pt"}) if kind == "safetensors" else torch.save
+    write(tensors, tmp_path / file)
+    pumer.load(tmp_path)
+    write(tensors | {HEAD: tensors[HEAD].to(torch.int8)}, tmp_path / file)
+    with pytest.raises(InputError, match=rf"not floating point: {HEAD} \(.*8\)"):
+        pumer.load(tmp_path)
 
 
 def test_many_tensors_are_counted(folder):

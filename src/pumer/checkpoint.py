@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
+import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,9 +24,10 @@ from pumer.models import meter
 from pumer.models.meter import MeterImageProcessorPil, MeterProcessor
 from pumer.patching import LEARNED, patch, reduction, unwrapped
 from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
-from pumer.sources import some
+from pumer.sources import WEIGHT_FILES
 from pumer.utils.files import first_line, read_config, read_json, replacing, write_json
 from pumer.utils.tensors import not_finite
+from pumer.utils.text import some
 
 logger = logging.getLogger(__name__)
 
@@ -193,15 +196,34 @@ def _no_floats(model: PreTrainedModel, name: str | Path, **hub: Any) -> list[str
     """Names of the weights that a checkpoint holds as integers; transformers would take these for the values."""
     if getattr(model.config, "quantization_config", None) is not None:
         return []
-    single = cached_file(str(name), WEIGHTS_FILE, _raise_exceptions_for_missing_entries=False, **hub)
-    files = [Path(single)] if single is not None else sorted(Path(name).glob("model-*-of-*.safetensors"))
     wanted = {key for key, parameter in model.named_parameters() if parameter.is_floating_point()}
-    found = []
-    for file in files:
+    with reading(f"the weights of {name} cannot be loaded"):
+        found = {key: kind for file in _weight_files(name, **hub) for key, kind in _integers(file).items()}
+    return [f"{key} ({kind})" for key, kind in found.items() if key in wanted]
+
+
+def _weight_files(name: str | Path, **hub: Any) -> list[str]:
+    """The files that transformers reads the weights of a checkpoint from: one, or the shards that an index names."""
+    for whole in WEIGHT_FILES:
+        for file in (whole, f"{whole}.index.json"):
+            path = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
+            if path is not None and file == whole:
+                return [path]
+            if path is not None:
+                return [
+                    str(cached_file(str(name), shard, **hub)) for shard in set(read_json(path)["weight_map"].values())
+                ]
+    return []
+
+
+def _integers(file: str) -> dict[str, str]:
+    """Types, by name, of the tensors of a weight file that are no floating-point numbers; values are not read."""
+    if file.endswith(".safetensors"):
         with safe_open(file, framework="pt") as tensors:
-            types = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys() if key in wanted}  # noqa: SIM118
-        found += [f"{key} ({kind})" for key, kind in types.items() if "F" not in kind]
-    return found
+            kinds = {key: str(tensors.get_slice(key).get_dtype()) for key in tensors.keys()}  # noqa: SIM118
+        return {key: kind for key, kind in kinds.items() if "F" not in kind}
+    content = torch.load(file, map_location="meta", mmap=is_zipfile(file), weights_only=True)
+    return {key: str(x.dtype) for key, x in content.items() if isinstance(x, Tensor) and not x.is_floating_point()}
 
 
 def _refuse(name: str | Path, **faults: Iterable[str]) -> None:

@@ -17,8 +17,8 @@ from pumer.tasks.karpathy import Picture
 from pumer.tasks.recall import CUTOFFS
 from pumer.utils.files import write_json
 from pumer.utils.locks import only_one
+from pumer.utils.text import some
 
-_SHOWN = 3
 _ONE_EACH = "give one to each, and no others"
 _REMEDY = "score it with the --split and --galleries it was made with"
 
@@ -113,12 +113,8 @@ def _in_order(
     if missing and as_text is not None and all(isinstance(number, int) for number in ids):
         raise InputError(f'{path} gives the id "{as_text}" as text; ids must be numbers, without quotes')
     if missing:
-        raise InputError(f"{path} lacks {len(missing)} of {len(ids)} answers: {_some(missing)}; {remedy}")
+        raise InputError(f"{path} lacks {len(missing)} of {len(ids)} answers: {some(missing)}; {remedy}")
     unknown = [str(number) for number in answers if number not in ids]
     if unknown:
-        raise InputError(f"{path} answers {len(unknown)} examples that are not asked: {_some(unknown)}; {remedy}")
+        raise InputError(f"{path} answers {len(unknown)} examples that are not asked: {some(unknown)}; {remedy}")
     return [answers[example.id] for example in examples]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,7 +1,6 @@
 """Reading what others published: released checkpoints and lists of answers. Nothing but tensors is ever unpickled."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,6 +13,7 @@ from transformers.utils import cached_file
 
 from pumer.errors import InputError
 from pumer.utils.files import first_line, read_json, read_lines
+from pumer.utils.text import some
 
 _LIGHTNING = ("pytorch_lightning.", "lightning.")  # its checkpoints name the classes of the callbacks
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -114,9 +114,3 @@ def read_answers(path: Path) -> list[str]:
     if twice:
         raise InputError(f"answers file {path} has {some(twice)} more than once; each is one output of the model")
     return answers
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few of many names, as text for a message."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

@@ -18,8 +18,8 @@ from pumer.reducers import ReleasedPuMerConfig
 from pumer.released.family import Family, Head
 from pumer.released.meter import METER, is_meter
 from pumer.released.vilt import VILT
-from pumer.sources import some
 from pumer.utils.tensors import not_finite
+from pumer.utils.text import some
 
 _SIMILARITY = {
     "mean_head": "mean_head",

@@ -17,7 +17,6 @@ from pumer.errors import InputError
 from pumer.reducers.learned import take_losses
 from pumer.scoring import sources_of
 from pumer.settings.train import DistillationConfig, OptimizerConfig
-from pumer.sources import some
 from pumer.tasks import Task
 from pumer.tokens import Tokens
 from pumer.training.callbacks import SetEpoch
@@ -39,6 +38,7 @@ from pumer.training.stopping import where_to_go_on, write_errors_stop
 from pumer.training.teacher import NOT_FINITE, Teacher
 from pumer.training.teacher_cache import RememberedTeacher
 from pumer.utils.tensors import not_finite
+from pumer.utils.text import some
 
 _ASIDE = ".saving"
 
