@@ -12,6 +12,9 @@ from pumer.settings.common import Rule
 from pumer.tasks import Example, Task, VQAv2
 from pumer.tasks.statistics import Interval, bootstrap
 
+FORMER_RULE: Rule = "published"
+"""The rule behind scores that were written before files named their rule."""
+
 
 def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
     """Official accuracy with 95% intervals over images.
@@ -119,10 +122,9 @@ def entries_for(
     listed: list[Any] = entries if isinstance(entries, list) else [None]
     if not all(isinstance(entry, Mapping) and _is_entry(entry) for entry in listed):
         raise InputError("the file to compare with is no per_example file of `pumer evaluate`; make one with it")
-    if rule is not None and other.get("rule", rule) != rule:
-        raise InputError(
-            f"the run to compare with is scored by rule={other['rule']}, this one by {rule}; give the same"
-        )
+    their_rule = other.get("rule", FORMER_RULE)
+    if rule not in (None, their_rule):
+        raise InputError(f"the run to compare with is scored by rule={their_rule}, this one by {rule}; give the same")
     theirs = {entry["id"]: entry for entry in listed}
     if len(theirs) < len(listed):
         raise InputError("the file to compare with has an id more than once; make it again with `pumer evaluate`")
