@@ -14,6 +14,7 @@ def test_weights_that_are_not_finite_are_named():
         "inf": torch.tensor([[INF]]),
         "half": torch.tensor([1e38]).half(),
         "integers": torch.tensor([2**60]),
+        "float8": torch.full((2,), NAN).to(torch.float8_e4m3fn),
         "nothing": torch.ones(3, device="meta"),
     }
     assert not_finite(tensors.items()) == ["nan", "inf", "half"]

@@ -2,14 +2,24 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from pumer.errors import InputError
 
+_CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of the tensors that hold a NaN or an infinity; integers hold none."""
-    return [name for name, x in tensors if x.is_floating_point() and not x.is_meta and not bool(x.isfinite().all())]
+    """Names of the tensors that hold a NaN or an infinity.
+
+    Integers hold none; quantised tensors (float8 among them) are not looked at.
+    """
+    return [name for name, x in tensors if _checked(x) and not bool(x.isfinite().all())]
+
+
+def _checked(x: Tensor) -> bool:
+    return x.dtype in _CHECKED and not x.is_meta
 
 
 def numbers(answers: Tensor) -> Tensor:
