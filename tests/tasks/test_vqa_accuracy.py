@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pumer.tasks import vqa_accuracy
 from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score, stripped
 
 WORDS = ["a", "an", "the", "dont", "don't", "cant", "two", "ten", "none", "yes", "no", "red", "1,000", "3.5", ".5"]
@@ -241,3 +242,16 @@ def test_ten_thousand_cases_equal_the_plain_implementation():
     assert seen == set(pieces)
     assert hits > 1000
     assert apart > 500
+
+
+@pytest.mark.parametrize("rule", ["official", "published"])
+def test_what_the_annotators_gave_is_counted_once_for_all_answers(rule, monkeypatch):
+    annotators, seen = [f"{rule} {number}" for number in range(10)], []
+
+    def counting(form):
+        return lambda text: seen.append(text) or form(text)
+
+    for form in (normalise, stripped):
+        monkeypatch.setattr(vqa_accuracy, form.__name__, counting(form))
+    assert [accuracy(answer, annotators, rule) for answer in annotators] == [pytest.approx(0.3)] * 10
+    assert len(seen) < 5 * len(annotators)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 from pumer.settings.common import Rule
@@ -99,9 +99,16 @@ def accuracy(answer: str, annotators: Sequence[str], rule: Rule = "official") ->
             text must be given, for it may be a text in the image. "published": always, as visualqa.org/evaluation
             describes it.
     """
-    given, found = Counter(map(stripped, annotators)), stripped(answer)
-    if rule == "published" or len(given) > 1:
-        given, found = Counter(map(normalise, annotators)), normalise(answer)
-    count, matches = len(annotators), given[found]
+    form, given = _given(tuple(annotators), rule)
+    count, matches = len(annotators), given[form(answer)]
     left_out_matches, left_out_differs = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
     return (matches * left_out_matches + (count - matches) * left_out_differs) / count
+
+
+@lru_cache(maxsize=2**10)  # many answers are scored against the same annotators
+def _given(annotators: tuple[str, ...], rule: Rule) -> tuple[Callable[[str], str], Counter[str]]:
+    """The form in which answers are compared with these annotators', and how often each was given."""
+    written = Counter(map(stripped, annotators))
+    if rule == "official" and len(written) <= 1:
+        return stripped, written
+    return normalise, Counter(map(normalise, annotators))
