@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import TINY
 
 import pumer
 from pumer import evaluate
@@ -190,8 +191,17 @@ def test_a_finished_run_is_not_trained_over_with_other_settings(config):
     with pytest.raises(InputError, match=r"holds a run with max_steps=6, not 7"):
         train(config, max_steps=7)
     (config.output / "run.json").unlink()
-    with pytest.raises(InputError, match="no run here made"):
+    with pytest.raises(InputError, match=f"{config.output} .* no record"):
         train(config)
+
+
+def test_no_run_begins_anew_over_a_model_that_no_training_made(config):
+    pumer.save(TINY["vilt"].build(), config.output)
+    before = {file.name: file.read_bytes() for file in saved_files(config.output)}
+    for resume in (True, False):
+        with pytest.raises(InputError, match=f"{config.output} .* no record"):
+            train(config, resume=resume)
+    assert {file.name: file.read_bytes() for file in saved_files(config.output)} == before != {}
 
 
 def test_a_run_begun_anew_leaves_no_weights_of_the_old_one_beside_its_record(config, monkeypatch):

@@ -259,6 +259,8 @@ def _callbacks(config: TrainConfig, stop: StopOnSignal, bar: Progress) -> list[T
 def _checkpoint(config: TrainConfig) -> Path | None:
     """Where to continue; refuses to continue a run with other settings."""
     if not config.resume:
+        if saved_files(config.output) and not os.path.lexists(config.output / TRAINING_RECORD):
+            _record(config)  # refuses: these weights are not of a run to begin anew
         for folder in checkpoints(config.output) if is_main_process() else ():
             shutil.rmtree(folder)
         return None
@@ -284,6 +286,6 @@ def _record(config: TrainConfig) -> Mapping[str, Any]:
     content = read_json(record, f"restore it, give another output, or {ANEW}") if os.path.lexists(record) else {}
     ours = isinstance(content, dict) and isinstance(content.get("config"), dict) and "data_fingerprint" in content
     if not ours:
-        raise InputError(f"{config.output} holds a model that no run here made; give another output")
+        raise InputError(f"{config.output} holds a model, but no record of a `pumer train` run; give another output")
     found: Mapping[str, Any] = content
     return found

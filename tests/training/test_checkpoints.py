@@ -211,7 +211,7 @@ def test_a_record_of_something_else_is_refused(config):
     record = config.output / "run.json"
     for content in (json.dumps({"config": 3, "data_fingerprint": "x"}), "[]", "{"):
         record.write_text(content)
-        with pytest.raises(InputError, match=r"run\.json|no run here made"):
+        with pytest.raises(InputError, match=r"run\.json|no record"):
             train(config)
     dangle(record)
     with pytest.raises(InputError, match=r"run\.json"):

@@ -31,8 +31,8 @@ _WRITING = {
 }
 """What only writing can raise, wherever."""
 _NUMBER = re.compile(r"os error (\d+)")
-_TORCH_WRITES = ("StreamWriter", "iostream", "inline_container", "unexpected pos", "Parent directory", "be opened")
-"""What torch's writer says."""
+_TORCH_WRITES = ("StreamWriter", "iostream", "unexpected pos", "Parent directory", "be opened")
+"""What torch's writer says, and its reader does not."""
 _FEW_BYTES = 2**20
 
 
@@ -114,7 +114,8 @@ def write_errors_stop(output: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise InputError(
-            f"{output} cannot be written: {reason}; {where_to_go_on(output)}; mend it and run the same command again"
+            f"{output} cannot be written: {reason}; {where_to_go_on(output)}; "
+            "fix the cause and run the same command again"
         ) from error
 
 

@@ -141,7 +141,7 @@ def _opened(path: Path, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
         np.lib.format.open_memmap(path, mode="r")  # "r+" would fill up a file that was cut
         return np.lib.format.open_memmap(path, mode=mode)
     except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path}, what the teacher said, cannot be read ({first_line(error)}); remove it") from error
+        raise InputError(f"teacher_cache file {path} cannot be read ({first_line(error)}); remove it") from error
 
 
 def _note(table: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> None:
