@@ -1,10 +1,12 @@
 import json
 
 import pytest
+from transformers import ViltConfig
 
 import pumer
 from pumer.errors import InputError
 from pumer.limits import check_checkpoint, check_model, check_reduction, check_tokens
+from pumer.models.meter import MeterConfig
 from pumer.reducers import config_from_dict
 
 
@@ -35,8 +37,9 @@ def test_models_that_cannot_be_built_are_refused_before_they_are(key, value, tmp
 def test_real_models_pass(tiny_vilt, tiny_meter):
     for folder in (tiny_vilt, tiny_meter):
         check_checkpoint(folder)
-    check_checkpoint("dandelin/vilt-b32-mlm")
-    check_checkpoint("preset:vilt-b32")
+    for full_size in (ViltConfig(), MeterConfig(num_labels=3129)):
+        check_model(full_size.to_dict(), "somewhere")
+        check_tokens(full_size.image_size, full_size.patch_size)
 
 
 def test_folders_that_hold_no_checkpoint(tmp_path):
