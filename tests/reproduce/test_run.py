@@ -121,7 +121,11 @@ def test_the_results_of_other_runs_stay(reproduced, config, tmp_path, run_nothin
     assert [table["name"] for table in together["tables"]] == ["table1", "table7"]
     assert together["tables"][0] == read_json(config.out / "results.json")["tables"][0]
     assert together["tables"][1]["rows"][0]["macs"]["original"] > 10**10
-    assert [list(run["of"]) for run in together["runs"]] == [["table1"], ["table7"]]
+    assert [(list(run["of"]), run["rule"]) for run in together["runs"]] == [
+        (["table1"], "official"),
+        (["table7"], "official"),
+    ]
+    assert "rule=official" in (places["results"] / "report.md").read_text()
     (places["results"] / "results.json").write_text("{}")
     with pytest.raises(InputError, match="holds no results of `pumer reproduce`"):
         Reproduction(dataclasses.replace(config, **places), run_nothing)

@@ -71,6 +71,22 @@ def test_a_run_of_which_nothing_is_left_is_not_told():
     assert updated(before, now, ORDER) == now
 
 
+@pytest.mark.parametrize("rule", [None, "published", "official"])
+def test_rows_of_another_rule_are_not_kept_without_a_word(rule, caplog):
+    before = results(
+        "May", table1=[row("vilt/vqav2", 1), row("vilt/coco TR", 2)], table7=[row("vilt/vqav2", 0, cost=1)]
+    )
+    now = results("June", table7=[row("meter/coco", 3)])
+    now["runs"][0]["rule"] = "official"
+    before["runs"][0] |= {"rule": rule} if rule else {}
+    found = updated(before, now, ORDER)
+    assert [run["rule"] for run in found["runs"]] == ["official", rule or "published"]
+    assert ("table1 of vilt/vqav2 is kept from an earlier run, scored by rule=published" in caplog.text) == (
+        rule != "official"
+    )
+    assert "table7" not in caplog.text and "coco" not in caplog.text
+
+
 def test_tables_and_tasks_that_are_no_more_are_dropped():
     before = results("May", table9=[row("vilt/vqav2", 1)], table1=[row("vilt/gqa", 2), row("vilt/vqav2", 3)])
     found = updated(before, results("June", table7=[row("vilt/vqav2", 4)]), ORDER)

@@ -52,7 +52,8 @@ def write(results: Results, folder: Path) -> None:
 
     Args:
         results: `title`, `scale`, `tables` (see `pumer.reproduce.collect.collect_table`), and `runs`: for each `of`
-            (backbones and tasks by table), `steps`, `machines`, `commits` (how many steps each ran) and `provenance`.
+            (backbones and tasks by table), `steps`, `machines`, `commits` (how many steps each ran), `rule` (of VQA
+            accuracy; older runs lack it) and `provenance`.
         folder: where to; made if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,6 +113,8 @@ def _runs(results: Results) -> list[str]:
         if len(results["runs"]) > 1:
             parts.append(f"Of it are {'; '.join(f'{name}: ' + ', '.join(run['of'][name]) for name in run['of'])}.")
         parts += [f"{what}: {', '.join(machines)}." for what, machines in run["machines"].items() if machines]
+        if "rule" in run:
+            parts.append(f"VQA accuracy by rule={run['rule']}.")
         ran = ", ".join(f"{commit} ({steps})" for commit, steps in run["commits"].items())
         told.append(" ".join([*parts, f"Steps that trained, tested and timed, by commit: {ran or NONE}."]))
     return told

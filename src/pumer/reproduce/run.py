@@ -17,7 +17,7 @@ from pumer.reproduce.collect import collect_table
 from pumer.reproduce.commands import Commands, Runner, cores
 from pumer.reproduce.places import without_places
 from pumer.reproduce.report import REPORT, goals, write
-from pumer.reproduce.setup import PUMER, Setup
+from pumer.reproduce.setup import PUMER, RULE, Setup
 from pumer.reproduce.steps import steps
 from pumer.reproduce.tables import Table, chosen, tables
 from pumer.reproduce.update import measured_pairs, read_results, updated
@@ -155,6 +155,7 @@ class Reproduction:
             "steps": {"done": len(done), "all": len(stages)},
             "machines": {"Tested on": _machines(done, "test/"), "Timed on": _machines(done, "benchmark/")},
             "commits": _commits(done),
+            "rule": RULE,
             "provenance": collect(config),
         }
         title = f"The paper's tables, {'on the built-in world' if config.scale == 'world' else 'full size'}"

@@ -10,9 +10,12 @@ import yaml
 from pumer.errors import InputError
 from pumer.reproduce.cells import Cell, reduced
 from pumer.reproduce.commands import Runner
+from pumer.settings.common import Rule
 from pumer.world.small import IMAGE_SIZE
 
 ORIGINAL, PUMER = "original", "pumer"
+RULE: Rule = "official"
+"""Of VQA accuracy."""
 
 
 @dataclass(frozen=True)

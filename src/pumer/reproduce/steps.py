@@ -16,7 +16,7 @@ from pumer.measuring.named_models import PAPER_TEXT_LENGTH, PREFIX
 from pumer.planning import run as run_plan
 from pumer.reducers import PuMerConfig, config_to_dict
 from pumer.reproduce.cells import RETRIEVAL, Cell
-from pumer.reproduce.setup import ORIGINAL, PUMER, Setup, pumer_cell, read_recipe
+from pumer.reproduce.setup import ORIGINAL, PUMER, RULE, Setup, pumer_cell, read_recipe
 from pumer.reproduce.tables import Table
 from pumer.settings.plan import PlanConfig
 from pumer.stages import Stage
@@ -191,6 +191,7 @@ def _test(cell: Cell, setup: Setup) -> Stage:
         given += [f"image_size={cell.image_size}"] * (cell.image_size is not None)
     if cell.task in RETRIEVAL and setup.galleries:
         given += [f"galleries={setup.galleries}"]
+    given += [f"rule={RULE}"] * (cell.task == "vqav2")
     places = [f"data.root={setup.data_of(cell.task)}", f"output={result}"]
     places += [f"per_example={setup.file(cell, 'answers')}", f"submission={setup.file(cell, 'submission')}"]
     places += [f"against={setup.file(cell.original, 'answers')}"] * (cell != cell.original)
@@ -203,7 +204,7 @@ def _test(cell: Cell, setup: Setup) -> Stage:
 def _evaluate(setup: Setup, name: str, command: Sequence[str], result: Path) -> dict[str, Any]:
     setup.run(name, command)
     told = read_json(result)
-    kept = {key: told[key] for key in ("questions", "accuracy", "figures", "reduction") if key in told}
+    kept = {key: told[key] for key in ("questions", "rule", "accuracy", "figures", "reduction") if key in told}
     return {"command": line(command), **kept, "provenance": {key: told[key] for key in _WHERE}}
 
 

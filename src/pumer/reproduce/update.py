@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pumer.errors import InputError
+from pumer.scoring import FORMER_RULE
 from pumer.utils.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,10 @@ def updated(before: Results, now: Results, order: Mapping[str, Sequence[str]]) -
             tables.append({**earlier.get(name, {}), **latest.get(name, {}), "rows": rows})
     runs = [_left_of(run, taken) for run in now["runs"]]
     staying = {name: set(pairs) - taken[name] for name, pairs in order.items()}
-    runs += [_left_of(run, staying) for run in before["runs"]]
+    earlier_runs = [_left_of({"rule": FORMER_RULE, **run}, staying) for run in before["runs"]]
+    kept = {table["name"]: table for table in tables}
+    _warn_of_other_rules(earlier_runs, kept, now["runs"][0].get("rule"))
+    runs += earlier_runs
     return {**now, "tables": tables, "runs": [run for run in runs if run["of"]]}
 
 
@@ -86,6 +90,17 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
             if row.get(name):
                 count[name] += row[name].get("seeds", 1) if isinstance(row[name], Mapping) else 1
     return count
+
+
+def _warn_of_other_rules(runs: Sequence[Mapping[str, Any]], tables: Mapping[str, Any], rule: str | None) -> None:
+    """Say which of the kept rows are scored by another rule of VQA accuracy."""
+    for run in runs:
+        for name, pairs in run["of"].items() if run["rule"] != rule else ():
+            for pair in pairs:
+                rows = _by_pair(tables[name])[pair] if pair.endswith("/vqav2") else ()
+                if any(row.get("tuned") or row.get("untuned") for row in rows):
+                    told = "%s of %s is kept from an earlier run, scored by rule=%s, not %s; run it again"
+                    logger.warning(told, name, pair, run["rule"], rule)
 
 
 def _left_of(run: Mapping[str, Any], pairs: Mapping[str, Collection[str]]) -> dict[str, Any]:
