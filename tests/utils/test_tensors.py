@@ -7,6 +7,13 @@ from pumer.utils.tensors import not_finite, numbers
 NAN, INF = float("nan"), float("inf")
 
 
+class Quantised(torch.Tensor):
+    """A tensor subclass that knows few operators, as those of quantisation libraries."""
+
+    def isfinite(self):
+        raise NotImplementedError
+
+
 def test_weights_that_are_not_finite_are_named():
     tensors = {
         "fine": torch.tensor([1e38, -1e38, 0.0]),
@@ -15,9 +22,11 @@ def test_weights_that_are_not_finite_are_named():
         "half": torch.tensor([1e38]).half(),
         "integers": torch.tensor([2**60]),
         "float8": torch.full((2,), NAN).to(torch.float8_e4m3fn),
+        "parameter": torch.nn.Parameter(torch.tensor([INF])),
+        "subclass": torch.tensor([NAN]).as_subclass(Quantised),
         "nothing": torch.ones(3, device="meta"),
     }
-    assert not_finite(tensors.items()) == ["nan", "inf", "half"]
+    assert not_finite(tensors.items()) == ["nan", "inf", "half", "parameter"]
 
 
 def test_answers_must_be_numbers():

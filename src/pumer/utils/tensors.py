@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from pumer.errors import InputError
 
@@ -19,7 +20,8 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def _checked(x: Tensor) -> bool:
-    return x.dtype in _CHECKED and not x.is_meta
+    plain = type(x) in (Tensor, Parameter) or hasattr(x, "to_local")  # which a DTensor of FSDP has
+    return plain and x.dtype in _CHECKED and not x.is_meta
 
 
 def numbers(answers: Tensor) -> Tensor:
