@@ -3,6 +3,7 @@
 import errno
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -506,3 +507,20 @@ def test_hints_lead_on(recipe, tiny_vilt, tiny_vqa, arguments, parts):
     names = {"MODEL": str(tiny_vilt), "RECIPE": str(recipe)}
     result = invoke(*(names.get(argument, argument) for argument in arguments))
     refused(result, *(names.get(part, part) for part in parts))
+
+
+def test_results_never_take_the_place_of_what_is_read(tiny_vilt, tiny_vqa, tmp_path):
+    folder = shutil.copytree(tiny_vilt, tmp_path / "model")
+    before = (folder / "config.json").read_bytes()
+    at, image = f"data.root={tiny_vqa}", tiny_vqa / "val2014" / "COCO_val2014_000000000000.jpg"
+    for command in (
+        ["evaluate", str(folder), "task=vqav2", at, f"output={folder / 'config.json'}", "--force"],
+        ["predict", str(folder), "task=vqav2", at, "split=val", "--out", str(folder / "config.json"), "--force"],
+        ["benchmark", str(folder), f"output={folder / 'config.json'}", "--force"],
+        ["predict", str(folder), "task=vqav2", at, "split=val", "--images", str(image.parent)],
+        ["predict", str(folder), "--questions", ""],
+        ["data", "world", ""],
+    ):
+        ended = invoke(*command)
+        assert ended.exit_code == 2 and len(ended.stderr.strip().splitlines()) == 1, command
+    assert (folder / "config.json").read_bytes() == before

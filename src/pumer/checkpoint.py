@@ -75,6 +75,9 @@ def save(model: nn.Module, directory: str | Path, weights: dict[str, Tensor] | N
             save_file(learned, folder / LEARNED_FILE)
         write_reduction(inner, folder)
         written = {file.name for file in folder.iterdir()}
+        readable = (folder / "config.json").stat().st_mode
+        for name in written:  # safetensors writes for the owner alone
+            (folder / name).chmod(readable)
     for file in saved_files(directory):  # an older save must not be mistaken for a part of this one
         if file.name not in written:
             file.unlink()

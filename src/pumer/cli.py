@@ -45,6 +45,9 @@ class _Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take --verbose wherever it stands."""
+        if "" in args:
+            typer.echo("error: an argument is empty; give it a value, or leave it out", err=True)
+            raise typer.Exit(UNUSABLE_INPUT)
         rest = [argument for argument in args if argument != _ANYWHERE]
         return list(super().parse_args(ctx, [_ANYWHERE] * (rest != args) + rest))
 

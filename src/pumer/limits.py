@@ -1,6 +1,7 @@
 """Limits that no model of today meets: larger ones come from broken files, and would run without end."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from pumer.utils.files import read_config
 
 LAYERS = 1024
 TOKENS = 16_384
+_CHECKPOINT = re.compile(
+    r"(.*_)?config\.json|.*\.(safetensors|bin|index\.json|txt)|(tokenizer|special_tokens_map|added_tokens|vocab)\.json"
+    r"|(reduction|run|trainer_state)\.json"
+)
 _RANGES = {
     "patch_size": (1, 1024),
     "image_size": (1, TOKENS),
@@ -104,6 +109,13 @@ def check_checkpoint(name: str | Path, image_size: int | None = None) -> None:
     size, patch_size = image_size or sizes.get("image_size"), sizes.get("patch_size")
     if isinstance(size, int) and isinstance(patch_size, int):
         check_tokens(size, patch_size)
+
+
+def checkpoint_files(name: str | Path | None) -> list[Path]:
+    """Files of a checkpoint that loading it reads, and that no result may take the place of; none for a hub name."""
+    if name is None or not is_place(name) or not Path(name).is_dir():
+        return []
+    return [file for file in Path(name).iterdir() if _CHECKPOINT.fullmatch(file.name)]
 
 
 def is_place(name: str | Path) -> bool:

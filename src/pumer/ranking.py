@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 SCORES = "scores.npy"
 """File of the scores in the folder that keeps them."""
-_ABOUT = "scores.json"
+ABOUT = "scores.json"
 
 Score = Callable[[int, Any], Tensor]
 """From the position of an image in its block, and a block of captions, to their scores."""
@@ -76,7 +76,7 @@ def rank(
     """
     pairs, rooms = in_galleries(pairs, galleries)
     model.eval()
-    about = {"pairs": _digest_of_pairs(pairs), "galleries": galleries, **_about(model, inputs)} if folder else {}
+    about = {"pairs": digest_of_pairs(pairs), "galleries": galleries, **_about(model, inputs)} if folder else {}
     with _score_file(folder, shape_of(rooms), about) as scores:
         _fill(scores, model, rooms, inputs, batch_size, progress)
         return Retrieval.queries(pairs), best_candidates(rooms, scores)
@@ -239,7 +239,7 @@ def _score_file(folder: Path | None, shape: tuple[int, int], about: dict[str, An
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be a folder for scores ({error.strerror}); give another name") from error
-    path, note = folder / SCORES, folder / _ABOUT
+    path, note = folder / SCORES, folder / ABOUT
     if not note.is_file():  # written last: without it the array may be incomplete
         room_for(needed, folder, "scores", "give scores=FOLDER on another disk")
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)[:] = np.nan
@@ -291,6 +291,7 @@ def _about(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     return again
 
 
-def _digest_of_pairs(pairs: Sequence[Example]) -> str:
+def digest_of_pairs(pairs: Sequence[Example]) -> str:
+    """Of the images and captions that scores are about, in their order."""
     lines = (f"{pair.files[0].name}\t{pair.id}\t{pair.text}" for pair in pairs)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

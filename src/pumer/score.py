@@ -9,13 +9,13 @@ from rich.console import Console
 
 from pumer.errors import InputError
 from pumer.jobs import task_class
-from pumer.ranking import SCORES, best_candidates, in_galleries, read_scores, shape_of
+from pumer.ranking import ABOUT, SCORES, best_candidates, digest_of_pairs, in_galleries, read_scores, shape_of
 from pumer.scoring import per_example, rule_of, summarise, table, task_for
 from pumer.settings.score import ScoreConfig
 from pumer.tasks import Example, Retrieval
 from pumer.tasks.karpathy import Picture
 from pumer.tasks.recall import CUTOFFS
-from pumer.utils.files import write_json
+from pumer.utils.files import read_json, write_json
 from pumer.utils.locks import only_one
 from pumer.utils.text import some
 
@@ -79,6 +79,12 @@ def _ranked(config: ScoreConfig, task: type[Retrieval]) -> tuple[list[Example], 
     queries, path = task.queries(asked), config.predictions
     if path.suffix == ".npy" or path.is_dir():
         file = path / SCORES if path.is_dir() else path
+        if (
+            path.is_dir()
+            and (path / ABOUT).is_file()
+            and read_json(path / ABOUT).get("pairs") != digest_of_pairs(asked)
+        ):
+            raise InputError(f"{path} holds scores of other images and captions; {_REMEDY}")
         return queries, best_candidates(rooms, read_scores(file, shape_of(rooms), _REMEDY))
     answers = _in_order(queries, task.read_submission(path), path, _REMEDY)
     for query, answer, known in zip(queries, answers, _candidates(rooms), strict=True):

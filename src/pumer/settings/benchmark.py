@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pumer.arguments import in_range, new_files
 from pumer.errors import InputError
-from pumer.limits import check_checkpoint
+from pumer.limits import check_checkpoint, checkpoint_files
 from pumer.settings.common import known_preset
 
 
@@ -72,4 +72,4 @@ class BenchmarkConfig:
     def check_places(self) -> None:
         """Refuse files and folders that are not there, or could not be written."""
         check_checkpoint(self.model, self.image_size)
-        new_files(self.output, force=self.force)
+        new_files(self.output, force=self.force, inputs=checkpoint_files(self.model))

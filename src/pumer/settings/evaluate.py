@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pumer.arguments import in_range, new_files, there, writable_folders
-from pumer.limits import check_checkpoint
+from pumer.limits import check_checkpoint, checkpoint_files
 from pumer.settings.common import Blank, Resize, Rule, gallery_sizes, known_method, known_rule, known_task
 
 
@@ -92,7 +92,7 @@ class EvaluateConfig:
         check_checkpoint(self.model, self.image_size)
         there("data folder", self.data.root)
         there("file", self.against)
-        new_files(*self._files, force=self.force, inputs=[self.against])
+        new_files(*self._files, force=self.force, inputs=[self.against, *checkpoint_files(self.model)])
         writable_folders(self.scores)
 
     @property

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pumer.arguments import in_range, new_files, there, writable_folders
 from pumer.errors import InputError
-from pumer.limits import check_checkpoint
+from pumer.limits import check_checkpoint, checkpoint_files
 from pumer.settings.common import gallery_sizes, known_task
 
 
@@ -69,9 +69,7 @@ class PredictConfig:
         of_a_split = {"data.root": self.data.root, "limit": self.limit, "galleries": self.galleries}
         given = [name for name, value in (of_a_split | {"scores": self.scores}).items() if value is not None]
         if given and self.questions is not None:
-            raise InputError(
-                f"{', '.join(given)} are settings of a split, and questions is given; leave one out"
-            )
+            raise InputError(f"{', '.join(given)} are settings of a split, and questions is given; leave one out")
         if self.compile and self.questions is None:
             raise InputError("compile is for questions=FILE, not for a split; leave it out")
 
@@ -92,8 +90,8 @@ class PredictConfig:
         there("file", self.questions)
         there("folder of images", self.images)
         if self.file.suffix.lower() in (".png", ".jpg", ".jpeg"):
-            raise InputError(
-                f"{self.file} is named as an image; give a name in .json, or .csv for questions"
-            )
-        new_files(self.file, force=self.force, inputs=[self.questions])
+            raise InputError(f"{self.file} is named as an image; give a name in .json, or .csv for questions")
+        if self.questions is None and self.images != Path():
+            raise InputError(f"--images {self.images} is for --questions; leave it out")
+        new_files(self.file, force=self.force, inputs=[self.questions, *checkpoint_files(self.model)])
         writable_folders(self.scores)

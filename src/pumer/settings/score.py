@@ -58,4 +58,5 @@ class ScoreConfig:
         for name, path in inputs.items():
             if path is not None and not path.exists():
                 raise InputError(f"{path} does not exist; give --{name} a file that does")
-        new_files(self.per_example, force=self.force, inputs=inputs.values())
+        read = self.predictions.iterdir() if self.predictions.is_dir() else ()
+        new_files(self.per_example, force=self.force, inputs=[*inputs.values(), *read])

@@ -214,6 +214,8 @@ class TrainConfig:
         if self.teacher not in (None, "self"):
             check_checkpoint(str(self.teacher))
         there("data folder", self.data.root)
+        if self.output.resolve() == self.data.root.resolve():
+            raise InputError(f"output {self.output} is the data folder; give the model a folder of its own")
         writable_folders(self.output)
 
     def _check_distillation(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pumer.arguments import in_range, new_files, there
 from pumer.errors import InputError
-from pumer.limits import check_checkpoint
+from pumer.limits import check_checkpoint, checkpoint_files
 from pumer.settings.common import Resize, known_method, known_task
 
 
@@ -57,4 +57,4 @@ class VisualizeConfig:
         for image in self.images:
             there("image", image)
         check_checkpoint(self.checkpoint, self.image_size)
-        new_files(self.out, force=self.force, inputs=self.images)
+        new_files(self.out, force=self.force, inputs=[*self.images, *checkpoint_files(self.checkpoint)])
