@@ -177,8 +177,9 @@ def test_saliency_costs_at_most_one_percent_of_its_layer():
     with MacCounter() as saliency:
         asked = CueRequest(NoReduction(), frozenset({"text_rows"}), text)
         asked.answer(query, query, lambda: query[:, :, :1])
-        rows = Cues(stream, asked.shown.key, query=asked.shown.query).text_rows()
-    assert rows.shape == (1, heads, text, tokens - text) and asked.shown.cls_query is None
+        shown = asked.take()
+        rows = Cues(stream, shown.key, query=shown.query).text_rows()
+    assert rows.shape == (1, heads, text, tokens - text) and shown.cls_query is None and asked.take().key is None
     assert 0 < saliency.total <= 0.01 * layer_macs(tokens, heads * width)
 
 

@@ -69,7 +69,7 @@ class PredictConfig:
         of_a_split = {"data.root": self.data.root, "limit": self.limit, "galleries": self.galleries}
         given = [name for name, value in (of_a_split | {"scores": self.scores}).items() if value is not None]
         if given and self.questions is not None:
-            raise InputError(f"{', '.join(given)} are settings of a split, and questions is given; leave one out")
+            raise InputError(f"{', '.join(given)}: of a split, but questions is given; leave one out")
         if self.compile and self.questions is None:
             raise InputError("compile is for questions=FILE, not for a split; leave it out")
 
