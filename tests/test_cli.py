@@ -346,7 +346,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["pumer.cli", "typer", "torch", "pumer.planning"])
+@pytest.mark.parametrize("module", ["pumer.cli", "torch"])
 def test_an_interrupt_while_modules_are_loaded(module):
     code = INTERRUPT.replace("MODULE", repr(module))
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

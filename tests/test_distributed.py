@@ -149,6 +149,7 @@ def largest_difference(left, right):
     return max((left[name] - right[name]).abs().max().item() for name in left)
 
 
+@pytest.mark.slow
 def test_same_weights_however_a_step_is_cut(vilt):
     vilt = dataclasses.replace(vilt, reduction="none", optimizer=OptimizerConfig(name="sgd", lr=0.1))
     whole = train(vilt, "8x1")

@@ -69,6 +69,7 @@ def test_every_part_writes_a_file_and_the_table_is_last_and_short(tiny, tmp_path
     assert [list(group["models"]) for group in training.values()] == [["unreduced", "transformers", "2,5,8", LIMIT]] * 2
 
 
+@pytest.mark.slow
 def test_a_failing_row_leaves_the_others(tiny, tmp_path, monkeypatch):
     def compiled(model, backend):
         if pumer.reduction(model) == pumer.PuMerConfig.preset("vilt", "vqav2"):
@@ -86,6 +87,7 @@ def test_a_failing_row_leaves_the_others(tiny, tmp_path, monkeypatch):
     assert "[1]/" in text
 
 
+@pytest.mark.slow
 def test_without_the_baseline_there_is_no_speed_up(tiny, tmp_path, monkeypatch):
     def compiled(model, backend):
         if pumer.reduction(model) == pumer.NoReduction():

@@ -28,6 +28,7 @@ _CONFIG = PretrainConfig(
 )
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_kill_9_and_writes_a_checkpoint(tmp_path: Path) -> None:
     long = replace(_CONFIG, out=str(tmp_path), minutes=60.0)
     command = f"from pumer.world.pretrain import *\nif __name__ == '__main__': run({long!r})"
