@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pumer.functional import gather_tokens
 from pumer.tokens import GONE, Decision, Tokens, attention_bias
 
 
@@ -25,6 +26,30 @@ def choices(draw):
     return slots, samples, spare
 
 
+def decided(index, mask, source, target, valid, tokens):
+    """A decision about one block, counted as image, from what stays and what is merged.
+
+    Args:
+        index: (B, K) input slots that stay, in output order.
+        mask: (B, K) bool, False for free output slots, which are the last ones.
+        source: (B, M) input slots merged away.
+        target: (B, M) input slots that receive them; each must be in `index`.
+        valid: (B, M) bool, False for merges that do not take place.
+        tokens: N, the number of input slots.
+    """
+    code = torch.full((index.shape[0], tokens + 1), GONE)  # what does not take place writes into the last one
+    slots = 2 * torch.arange(index.shape[1])
+    code = code.scatter(1, torch.where(mask, index, tokens), slots.expand_as(index))
+    into = code.gather(1, torch.where(valid, target, index[:, :1])) + 1
+    code = code.scatter(1, torch.where(valid, source, tokens), into)
+    return Decision.of_image(code[:, :tokens], mask.sum(dim=1), index.shape[1])
+
+
+def averaged(decision, x, weight):
+    """States as `Tokens.reduce` averages them."""
+    return decision.apply(x, decision.shares(weight)[0])
+
+
 def build(slots, samples, spare):
     """The decision, and the mask ``(B, N)`` of real input slots."""
     K = min(max(len(stays) for _, stays, _ in samples) + spare, slots)
@@ -37,7 +62,7 @@ def build(slots, samples, spare):
         for m, (s, t) in enumerate(merges.items()):
             source[b, m], target[b, m], valid[b, m] = s, t, True
         real[b, :n] = True
-    return Decision.build(index, mask, source, target, valid, slots), real
+    return decided(index, mask, source, target, valid, slots), real
 
 
 @given(choices(), st.booleans(), st.integers(0, 2**31))
@@ -48,7 +73,7 @@ def test_decision_against_a_loop(choice, weighted, seed):
     x = torch.randn(len(samples), slots, 3, generator=random, dtype=torch.float64)
     size = torch.randint(1, 5, (len(samples), slots), generator=random).float() * real
     weight = size if weighted else torch.ones_like(size)
-    states, sizes, picked = decision.apply(x, weight), decision.total(size), decision.select(size)
+    states, sizes, picked = averaged(decision, x, weight), decision.total(size), gather_tokens(size, decision.index)
     owner = torch.where(real, torch.arange(slots), -1)
     traced = decision.trace(owner)
     for b, (n, stays, merges) in enumerate(samples):
@@ -78,8 +103,8 @@ def test_join_is_the_two_decisions_side_by_side(left, right, proportional):
     x, y = torch.randn(1, left[0], 4), torch.randn(1, right[0], 4)
     a, b = (torch.randint(1, 5, (1, slots)).float() for slots in (left[0], right[0]))
     joined = Decision.join(replace(first, proportional=proportional), replace(second, proportional=proportional))
-    parts = torch.cat([first.apply(x, a), second.apply(y, b)], dim=1)
-    torch.testing.assert_close(joined.apply(torch.cat([x, y], dim=1), torch.cat([a, b], dim=1)), parts)
+    parts = torch.cat([averaged(first, x, a), averaged(second, y, b)], dim=1)
+    torch.testing.assert_close(averaged(joined, torch.cat([x, y], dim=1), torch.cat([a, b], dim=1)), parts)
     K = first.index.shape[1]
     moved = torch.where(second.destination < 0, -1, second.destination + K)
     assert torch.equal(joined.destination, torch.cat([first.destination, moved], dim=1))
@@ -120,7 +145,7 @@ def test_codes_of_the_kernels_are_read_like_any_other():
     x, size = torch.randn(1, 5, 3), torch.rand(1, 5) + 1
     assert narrow.destination.dtype == narrow.index.dtype == torch.int64
     assert narrow.destination.tolist() == [[1, 0, 0, -1, -1]] and torch.equal(narrow.index, decision.index)
-    assert torch.equal(narrow.apply(x, size), decision.apply(x, size))
+    assert torch.equal(averaged(narrow, x, size), averaged(decision, x, size))
     owner = torch.tensor([[4, 1, -1]])
     assert narrow.trace(owner).tolist() == decision.trace(owner).tolist() == [[-1, 0, -1]]
 
@@ -135,7 +160,7 @@ def test_a_decision_without_code_leaves_every_token_in_its_slot(T, V, lengths):
         assert decision.destination[b].tolist() == [i if i in real else -1 for i in range(T + V)]
         assert decision.moves[b].tolist() == [2 * i if i in real else GONE for i in range(T + V)]
     x, size = torch.randn(len(lengths), T + V, 2), decision.mask.float()
-    assert torch.equal(decision.apply(x, size), x * size[:, :, None])
+    assert torch.equal(averaged(decision, x, size), x * size[:, :, None])
     assert torch.equal(decision.total(size), size)
 
 
@@ -160,10 +185,10 @@ def test_tokens_stay_as_they_are_where_nothing_moves(streams):
 def test_several_sources_into_one_target_weigh_by_size():
     index, mask = torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool)
     merged = torch.tensor([[2, 3]])
-    decision = Decision.build(index, mask, merged, torch.tensor([[1, 1]]), torch.ones(1, 2, dtype=torch.bool), 4)
+    decision = decided(index, mask, merged, torch.tensor([[1, 1]]), torch.ones(1, 2, dtype=torch.bool), 4)
     x, size = torch.tensor([[[7.0], [1.0], [2.0], [4.0]]]), torch.tensor([[1.0, 1.0, 2.0, 5.0]])
-    torch.testing.assert_close(decision.apply(x, size), torch.tensor([[[7.0], [(1 + 4 + 20) / 8]]]))
-    torch.testing.assert_close(decision.apply(x, torch.ones_like(size)), torch.tensor([[[7.0], [7 / 3]]]))
+    torch.testing.assert_close(averaged(decision, x, size), torch.tensor([[[7.0], [(1 + 4 + 20) / 8]]]))
+    torch.testing.assert_close(averaged(decision, x, torch.ones_like(size)), torch.tensor([[[7.0], [7 / 3]]]))
     assert decision.total(size).tolist() == [[1.0, 8.0]]
     assert decision.destination.tolist() == [[0, 1, 1, 1]]
 
@@ -171,17 +196,17 @@ def test_several_sources_into_one_target_weigh_by_size():
 def test_identity_changes_nothing():
     mask = torch.tensor([[True, True, False]])
     decision, x = Decision.identity(mask), torch.randn(1, 3, 2)
-    assert torch.equal(decision.apply(x, torch.ones(1, 3))[:, :2], x[:, :2])
+    assert torch.equal(averaged(decision, x, torch.ones(1, 3))[:, :2], x[:, :2])
     assert decision.destination.tolist() == [[0, 1, -1]]
 
 
 def test_owners_chain_over_two_reductions():
     everything = torch.ones(1, 3, dtype=torch.bool)
     # 4 slots: 3 merges into 1, 0 is pruned; then the new slots 0 1 (old 1 2) become one
-    first = Decision.build(
+    first = decided(
         torch.tensor([[1, 2]]), everything[:, :2], torch.tensor([[3]]), torch.tensor([[1]]), everything[:, :1], 4
     )
-    second = Decision.build(
+    second = decided(
         torch.tensor([[1]]), everything[:, :1], torch.tensor([[0]]), torch.tensor([[1]]), everything[:, :1], 2
     )
     owner = second.trace(first.trace(torch.tensor([[0, 1, 2, 3]])))
@@ -214,7 +239,7 @@ def test_source_follows_the_history(text, image, data):
 def test_gradients_reach_everything_that_is_merged():
     decision, _ = build(4, [(4, [0, 1], {2: 1, 3: 1})], 0)
     x = torch.randn(1, 4, 2, requires_grad=True)
-    decision.apply(x, torch.tensor([[1.0, 1.0, 2.0, 1.0]])).sum().backward()
+    averaged(decision, x, torch.tensor([[1.0, 1.0, 2.0, 1.0]])).sum().backward()
     torch.testing.assert_close(x.grad[0, :, 0], torch.tensor([1.0, 0.25, 0.5, 0.25]))
 
 
@@ -265,8 +290,8 @@ def test_sizes_weigh_in_the_second_reduction():
         (torch.tensor([[[3.0], [6.0], [9.0]]]),), torch.ones(1, 3), (None,), 0, lambda: torch.tensor([[0, 1, 2]])
     )
     stays = torch.tensor([[0, 2]])
-    once = tokens.reduce(Decision.build(stays, torch.ones(1, 2, dtype=torch.bool), *merge, everything, 3))
-    twice = once.reduce(Decision.build(stays[:, :1], everything, *merge, everything, 2))
+    once = tokens.reduce(decided(stays, torch.ones(1, 2, dtype=torch.bool), *merge, everything, 3))
+    twice = once.reduce(decided(stays[:, :1], everything, *merge, everything, 2))
     assert once.states.flatten().tolist() == [4.5, 9.0] and once.size.tolist() == [[2.0, 1.0]]
     assert twice.states.item() == pytest.approx((2 * 4.5 + 9) / 3) and twice.size.tolist() == [[3.0]]
     assert twice.source.tolist() == [[0, 0, 0]] and twice.bias.item() == pytest.approx(torch.tensor(3.0).log().item())

@@ -52,7 +52,7 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
 def ordered(score: Tensor, descending: bool = False) -> Tensor:
     """Indices ``(B, n)`` int64 that sort ``score (B, n)``; ties go to the lower index, booleans count as numbers."""
     if torch.compiler.is_exporting():
-        return _ordered_by_counting(-score if descending else score)
+        return _ordered_by_counting(score if not descending else ~score if score.dtype == torch.bool else -score)
     if score.dtype == torch.bool:
         score = score.to(torch.uint8)
     return torch.sort(score, dim=1, descending=descending, stable=True)[1]
@@ -116,7 +116,7 @@ def kept_first(score: Tensor, dropped: Tensor) -> Tensor:
     """Text-informed pruning: the tokens with the highest scores, in their order, and then the others.
 
     Args:
-        score: ``(B, n)``, of the tokens that can be pruned; zero or lowest for padding.
+        score: ``(B, n)``; zero or lowest for padding, infinite for what must stay in front.
         dropped: ``(B, n)`` bool, True from the number of tokens to keep on.
 
     Returns:

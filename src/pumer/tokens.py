@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from pumer import kernels
-from pumer.functional import gather_tokens
 from pumer.kernels import GONE
-from pumer.tables import ranks
 
 __all__ = ["GONE", "Decision", "Tokens", "attention_bias"]
 
@@ -44,28 +42,6 @@ class Decision:
     proportional: bool = True
     bias: Tensor | None = None
     stays: tuple[bool, bool] = (False, False)
-
-    @classmethod
-    def build(
-        cls, index: Tensor, mask: Tensor, source: Tensor, target: Tensor, valid: Tensor, tokens: int
-    ) -> "Decision":
-        """A decision about one block, counted as image, from what stays and what is merged.
-
-        Args:
-            index: ``(B, K)`` input slots that stay, in output order.
-            mask: ``(B, K)`` bool, False for free output slots, which are the last ones.
-            source: ``(B, M)`` input slots merged away.
-            target: ``(B, M)`` input slots that receive them; each must be in ``index``.
-            valid: ``(B, M)`` bool, False for merges that do not take place.
-            tokens: ``N``, the number of input slots.
-        """
-        sink = tokens  # free slots and merges that do not take place write here
-        code = index.new_full((index.shape[0], tokens + 1), GONE)
-        slots = 2 * torch.arange(index.shape[1], device=index.device)
-        code = code.scatter(1, torch.where(mask, index, sink), slots.expand_as(index))
-        into = code.gather(1, torch.where(valid, target, index[:, :1])) + 1
-        code = code.scatter(1, torch.where(valid, source, sink), into)
-        return cls.of_image(code[:, :tokens], mask.sum(dim=1), index.shape[1])
 
     @classmethod
     def of_image(cls, code: Tensor, length: Tensor, slots: int) -> "Decision":
@@ -164,31 +140,38 @@ class Decision:
         """The tokens after this decision; what `Tokens.reduce` calls, and what a decision of another kind replaces."""
         return tokens.reduced(self)
 
-    def select(self, x: Tensor) -> Tensor:
-        """``(B, N[, D])`` to ``(B, K[, D])``: the value of the token that stands in each slot."""
-        return gather_tokens(x, self.index)
+    def shares(self, weight: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What part of its output slot each token is, and how large the slots are.
 
-    def members(self) -> Tensor:
-        """``(B, K, N)`` bool: which tokens each output slot holds."""
-        slots = ranks(sum(self.slots), self.lengths.device)
-        return (self.moves >> 1)[:, None, :] == slots[:, None]
+        Args:
+            weight: ``(B, N)``, weight of each token in the average (its size, or ones).
+            size: ``(B, N)`` sizes, where the weights are others.
+
+        Returns:
+            ``(B, K, N)``, whose rows sum to one, those of free slots to zero; and the sizes summed, ``(B, K)``.
+        """
+        slots = sum(self.slots)
+        slot = (self.moves >> 1).clamp_(max=slots)[:, None]  # what is gone has a row of its own, which is cut off
+        members = _spread(weight, slot, slots)
+        whole = members.sum(dim=-1)
+        share = members / whole.clamp(min=torch.finfo(whole.dtype).tiny)[:, :, None]
+        return share, whole if size is None else _spread(size, slot, slots).sum(dim=-1)
 
     def total(self, x: Tensor) -> Tensor:
         """``(B, N)`` to ``(B, K)``: sums over what is merged (sizes); free slots are zero."""
-        return (self.members() * x[:, None, :]).sum(dim=-1)
+        return self.shares(x)[1]
 
-    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
+    def apply(self, x: Tensor, share: Tensor) -> Tensor:
         """Average each merged token; tokens that nothing is merged into are copied bit for bit.
 
         Args:
-            x: ``(B, N, D)``.
-            weight: ``(B, N)``, weight of each token in the average (its size, or ones).
+            x: ``(B, N, D)``, of one stream.
+            share: ``(B, K, N)``, see `shares`.
 
         Returns:
             ``(B, K, D)``; free slots are zero.
         """
-        weight = self.members() * weight[:, None, :]
-        return torch.bmm(_shares(weight, weight.sum(dim=-1)).to(x.dtype), x)
+        return torch.bmm(share.to(x.dtype), x)
 
     def trace(self, owner: Tensor) -> Tensor:
         """Carry a source map through: ``owner (B, N0)`` of input slots (-1: gone) to one of output slots."""
@@ -197,14 +180,9 @@ class Decision:
 
 
 def _spread(weight: Tensor, slot: Tensor, slots: int) -> Tensor:
-    """Weights ``(B, N)`` in the rows of the slots ``(B, 1, N)`` they go to: ``(B, K, N)``; what is gone has slot K."""
+    """Weights ``(B, N)`` in the rows of the slots ``(B, 1, N)`` they go to: ``(B, K, N)``, without slot K."""
     rows = weight.new_zeros(weight.shape[0], slots + 1, weight.shape[1])
     return rows.scatter_(1, slot, weight[:, None])[:, :slots]
-
-
-def _shares(weight: Tensor, whole: Tensor) -> Tensor:
-    """What part of its slot each member is: ``weight (B, K, N)`` over the sum of each slot, ``whole (B, K)``."""
-    return weight / whole.clamp(min=torch.finfo(whole.dtype).tiny)[:, :, None]
 
 
 @dataclass(frozen=True)
@@ -317,22 +295,19 @@ class Tokens:
         return Tokens(streams, size, biases, decision.slots[0], self.origin, history, decision.lengths)
 
     def _reduce_plain(self, decision: Decision) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor | None, ...]]:
-        slot = (decision.moves >> 1).clamp_(max=sum(decision.slots))[:, None]
-        weight = _spread(self.size, slot, sum(decision.slots))
-        size = whole = weight.sum(dim=-1)
-        if decision.weight is not None:
-            weight = _spread(decision.weight, slot, sum(decision.slots))
-            whole = weight.sum(dim=-1)
-        share = _shares(weight, whole).to(self.streams[0].dtype)
+        if decision.weight is None:
+            share, size = decision.shares(self.size)
+        else:
+            share, size = decision.shares(decision.weight, self.size)
         if len(self.streams) == 1:
-            streams: tuple[Tensor, ...] = (torch.bmm(share, self.streams[0]),)
+            streams: tuple[Tensor, ...] = (decision.apply(self.streams[0], share),)
         else:
             T, kept = self.text_length, decision.slots[0]
             text, image = self.streams
             if not decision.stays[0]:
-                text = torch.bmm(share[:, :kept, :T], text)
+                text = decision.apply(text, share[:, :kept, :T])
             if not decision.stays[1]:
-                image = torch.bmm(share[:, kept:, T:], image)
+                image = decision.apply(image, share[:, kept:, T:])
             streams = text, image
         bias = decision.bias
         if bias is None:
