@@ -234,3 +234,14 @@ def test_the_order_an_exported_program_counts_is_that_of_a_stable_sort(values, d
     assert functional.ordered(score, descending)[0].tolist() == expected
     with mock.patch("torch.compiler.is_exporting", lambda: True):
         assert functional.ordered(score, descending)[0].tolist() == expected
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, torch.inf, -torch.inf, torch.nan]), min_size=1, max_size=9), st.booleans())
+def test_an_order_holds_every_token_once_even_where_scores_are_nan(values, descending):
+    score = torch.tensor([values])
+    assert sorted(functional.ordered(score, descending)[0].tolist()) == list(range(len(values)))
+    with mock.patch("torch.compiler.is_exporting", lambda: True):
+        order = functional.ordered(score, descending)[0].tolist()
+    assert sorted(order) == list(range(len(values)))
+    finite = [i for i in order if values[i] < torch.inf]
+    assert finite == sorted(finite, key=lambda i: -values[i] if descending else values[i])

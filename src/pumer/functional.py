@@ -50,21 +50,26 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
 
 
 def ordered(score: Tensor, descending: bool = False) -> Tensor:
-    """Indices ``(B, n)`` int64 that sort ``score (B, n)``; ties go to the lower index, booleans count as numbers."""
+    """Indices ``(B, n)`` int64 that sort ``score (B, n)``; ties go to the lower index, booleans count as numbers.
+
+    It is a permutation whatever the scores are: NaN counts as infinite.
+    """
     if torch.compiler.is_exporting():
-        return _ordered_by_counting(score if not descending else ~score if score.dtype == torch.bool else -score)
+        return _ordered_by_counting(score, descending)
     if score.dtype == torch.bool:
         score = score.to(torch.uint8)
     return torch.sort(score, dim=1, descending=descending, stable=True)[1]
 
 
-def _ordered_by_counting(score: Tensor) -> Tensor:
+def _ordered_by_counting(score: Tensor, descending: bool) -> Tensor:
     """The same without a stable sort, which ONNX has not, and whose order no runtime keeps; forms ``(B, n, n)``."""
     index = torch.arange(score.shape[1], device=score.device)
     if score.dtype == torch.bool:
-        return torch.sort(torch.add(index, score, alpha=score.shape[1]), dim=1)[1]
+        return torch.sort(torch.add(index, score ^ descending, alpha=score.shape[1]), dim=1)[1]
+    score = score.masked_fill(score.isnan(), torch.inf)  # else it would be before nothing, and two would share a rank
     mine, other = score[:, :, None], score[:, None]
-    before = (other < mine) | ((other == mine) & (index < index[:, None]))
+    first = (other > mine) if descending else (other < mine)
+    before = first | ((other == mine) & (index < index[:, None]))
     return torch.zeros_like(score, dtype=torch.int64).scatter(1, before.sum(dim=2), index.expand(score.shape))
 
 

@@ -78,6 +78,17 @@ def test_the_batch_does_not_matter():
         assert torch.equal(alone.decide()[0][0], together[b])
 
 
+def test_a_sample_of_nan_leaves_the_others_as_they_are():
+    """Overflow in one sample, as in float16: its codes are still in range, and nobody else notices."""
+    case = cases.make(seed=7, B=3, T=6, V=40, prune=0.3, merge=0.3, merge_text=0.3)
+    wanted, lengths = case.decide()
+    case.query[1], case.key[1] = torch.nan, torch.nan
+    code, following = case.decide()
+    assert torch.equal(code[[0, 2]], wanted[[0, 2]]) and torch.equal(following, lengths)
+    placed = code[1][code[1] != oracle.GONE]
+    assert (placed >= 0).all() and (placed < 2 * (case.T + case.V)).all()
+
+
 def test_parity_counted_on_slots_would_be_noticed():
     """A mutant of the loops that pairs by slots, not by ranks after pruning, disagrees with the kernels."""
     differs = 0
