@@ -23,12 +23,12 @@ from rich.progress import track
 from rich.table import Table
 
 import pumer
-from pumer import drawing
 from pumer.checkpoint import load, load_processor
-from pumer.provenance import collect
+from pumer.evaluation.statistics import bootstrap
 from pumer.reducers import ClsPruningConfig, PuMerConfig, RandomPruningConfig, ReductionConfig
-from pumer.tasks.statistics import bootstrap
 from pumer.utils.files import write_json
+from pumer.utils.provenance import collect
+from pumer.visualization import drawing
 from pumer.world import checkpoint_dir
 from pumer.world.scenes import Scene, generator, make_scene, patch_objects, render
 from pumer.world.sentences import Question, ask

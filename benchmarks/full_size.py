@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from rows import CASES, RESULTS, Case, row_model, sizes, sliced_rows
 
-from pumer.benchmark import run
-from pumer.measuring.named_models import model_from
-from pumer.measuring.peak_memory import Job, inputs_for, peak_memory
-from pumer.measuring.timing import compare, reason
+from pumer.profiling.benchmark import run
+from pumer.profiling.named_models import model_from
+from pumer.profiling.peak_memory import Job, inputs_for, peak_memory
+from pumer.profiling.timing import compare, reason
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.utils.files import read_json, write_json
 

@@ -24,9 +24,9 @@ from deadline import OutOfTime, time_limit
 from gpu_parts import Settings
 from rows import RESULTS
 
-from pumer.measuring.timing import reason, release_memory
-from pumer.provenance import collect
+from pumer.profiling.timing import reason, release_memory
 from pumer.utils.files import read_json, write_json
+from pumer.utils.provenance import collect
 
 Measure = Callable[[Settings], Iterator[dict[str, Any]]]
 PARTS: dict[str, tuple[Measure, float]] = {

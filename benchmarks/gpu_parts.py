@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 import pumer
 from pumer import kernels
-from pumer.measuring.launches import observe
-from pumer.measuring.named_models import model_from
-from pumer.measuring.peak_memory import inputs_for, peak_of
-from pumer.measuring.timing import compare, reason, release_memory, timed
+from pumer.profiling.launches import observe
+from pumer.profiling.named_models import model_from
+from pumer.profiling.peak_memory import inputs_for, peak_of
+from pumer.profiling.timing import compare, reason, release_memory, timed
 
 Mode = Literal["eager", "cudagraph", "inductor"]
 MODES: tuple[Mode, ...] = ("eager", "cudagraph")

@@ -18,12 +18,12 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from pumer.config import to_dict
-from pumer.provenance import collect
 from pumer.settings.common import AugmentConfig
 from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
 from pumer.training.checkpoints import STATE_FILE, last_checkpoint
+from pumer.utils.config import to_dict
 from pumer.utils.files import read_json, write_json
+from pumer.utils.provenance import collect
 from pumer.world import WorldConfig, checkpoint_dir, write_world
 
 RESULTS = Path(__file__).parent / "results"

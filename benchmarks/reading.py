@@ -14,11 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
-from pumer import check, prepare, train
-from pumer.jobs import best_device
-from pumer.provenance import collect
 from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
+from pumer.tasks import check, prepare
+from pumer.training import run as train
 from pumer.utils.files import read_json, write_json
+from pumer.utils.provenance import collect
+from pumer.utils.tensors import best_device
 from pumer.world import checkpoint_dir
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,7 +28,7 @@ TASKS = ("vqav2", "nlvr2", "snli_ve")
 _PREPARE = """
 import sys
 from pumer.cli import app
-from pumer.measuring.peak_memory import peak_since
+from pumer.profiling.peak_memory import peak_since
 app(["data", "prepare", *sys.argv[1:]], standalone_mode=False)
 print(peak_since("cpu"))
 """

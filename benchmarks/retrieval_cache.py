@@ -15,11 +15,11 @@ from rich.console import Console
 from torch import Tensor
 
 import pumer
-from pumer.jobs import best_device
-from pumer.measuring.timing import synchronise
 from pumer.models.meter import MeterConfig, MeterForImageAndTextRetrieval
-from pumer.provenance import collect
+from pumer.profiling.timing import synchronise
 from pumer.utils.files import write_json
+from pumer.utils.provenance import collect
+from pumer.utils.tensors import best_device
 from pumer.world import checkpoint_dir
 
 RESULTS = Path(__file__).parent / "results"

@@ -20,12 +20,13 @@ from PIL import Image
 from rich.console import Console
 
 from pumer.checkpoint import ensure_patched, load_processor
-from pumer.jobs import best_device, make_inputs, text_length_of
-from pumer.measuring.peak_memory import peak_since, resident
-from pumer.provenance import collect
-from pumer.ranking import rank
+from pumer.evaluation.ranking import rank
+from pumer.profiling.peak_memory import peak_since, resident
 from pumer.tasks import Flickr30k
+from pumer.tasks.loading import make_inputs, text_length_of
 from pumer.utils.files import write_json
+from pumer.utils.provenance import collect
+from pumer.utils.tensors import best_device
 from pumer.world import checkpoint_dir
 
 RESULTS = Path(__file__).parent / "results"

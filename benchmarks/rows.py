@@ -8,14 +8,14 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from pumer import NoReduction, PuMerConfig, ToMeConfig, plan
-from pumer.measuring.limit import limit_of, measured_reduction
-from pumer.measuring.named_models import default_image_size, default_text_length, variant
+from pumer.profiling.limit import limit_of, measured_reduction
+from pumer.profiling.named_models import default_image_size, default_text_length, variant
 from pumer.reducers import config_to_dict
 
 RESULTS = Path(__file__).parent / "results"
 UNREDUCED, TRANSFORMERS = "unreduced", "transformers"
 LIMIT = "limit of "
-"""Before the name of a reduction: its schedule by plain slices, see `pumer.measuring.limit`."""
+"""Before the name of a reduction: its schedule by plain slices, see `pumer.profiling.limit`."""
 SLICE_SIZE = 8
 
 
@@ -43,7 +43,7 @@ class Case:
     """A model and what it is compared with.
 
     Attributes:
-        model: As for `pumer.measuring.named_models.model_from`.
+        model: As for `pumer.profiling.named_models.model_from`.
         schedules: Name of the row to the reduction, as in ``reduction.json``; each has its limit beside it.
         others: Methods without a limit.
         transformers: Whether transformers has the model, so that its own forward is measured as well.

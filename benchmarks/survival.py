@@ -34,8 +34,8 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pumer.provenance import collect
 from pumer.utils.files import read_json, write_json
+from pumer.utils.provenance import collect
 from pumer.world import WorldConfig, checkpoint_dir, write_world
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,9 +17,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from pumer.functional import attention, attention_probabilities
-from pumer.measuring.timing import compare
-from pumer.provenance import collect
+from pumer.profiling.timing import compare
 from pumer.utils.files import write_json
+from pumer.utils.provenance import collect
 
 RESULTS = Path(__file__).parent / "results"
 HEADS, WIDTH = 12, 64

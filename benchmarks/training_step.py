@@ -3,7 +3,7 @@
 A step is forward, backward and AdamW, in training mode and float32, without a teacher and beside one: the unreduced
 model, whose logits the distillation loss asks for. Random weights will do: speed and memory follow from shapes alone.
 Every round runs each model once; speed-ups are ratios within rounds, to the unreduced step of the same group. The limit
-of a schedule has its numbers of tokens by plain slices (`pumer.measuring.limit`).
+of a schedule has its numbers of tokens by plain slices (`pumer.profiling.limit`).
 
 Memory is measured in a process of its own. Activations: the peak of a step minus what is held before it (weights,
 gradients, the optimiser's state, the teacher). Total: the peak of a step as the Trainer runs it, which frees gradients
@@ -26,15 +26,15 @@ from rows import LIMIT, RESULTS, UNREDUCED, row_model
 from torch import Tensor, nn
 
 from pumer import NoReduction, PuMerConfig
-from pumer.measuring.limit import limit_of
-from pumer.measuring.named_models import bytes_of, default_text_length, model_from, variant
-from pumer.measuring.peak_memory import inputs_for, measured_apart, peak_since, resident
-from pumer.measuring.timing import compare
-from pumer.provenance import collect
+from pumer.profiling.limit import limit_of
+from pumer.profiling.named_models import bytes_of, default_text_length, model_from, variant
+from pumer.profiling.peak_memory import inputs_for, measured_apart, peak_since, resident
+from pumer.profiling.timing import compare
 from pumer.reducers import config_to_dict
 from pumer.tasks import VQAv2
 from pumer.training.distill import distillation_loss
 from pumer.utils.files import write_json
+from pumer.utils.provenance import collect
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +47,7 @@ class Case:
     """A model and its reductions.
 
     Attributes:
-        model: As for `pumer.measuring.named_models.model_from`; a question-answering model.
+        model: As for `pumer.profiling.named_models.model_from`; a question-answering model.
         reductions: Name of the row to the reduction, as in ``reduction.json``; None for transformers' own forward.
     """
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 import pumer
-from pumer.drawing import stacked
-from pumer.predict import Predictor
+from pumer.evaluation.predict import Predictor
 from pumer.tasks import Example
-from pumer.visualize import ask
+from pumer.visualization.drawing import stacked
+from pumer.visualization.visualize import ask
 from pumer.world import checkpoint_dir
 from pumer.world.scenes import Scene, generator, make_scene, render
 from pumer.world.sentences import Question

@@ -6,7 +6,7 @@ from math import exp, log
 import torch
 from torch import Tensor
 
-from pumer.cues import Cues
+from pumer.reducers.cues import Cues
 from pumer.tokens import Tokens
 
 

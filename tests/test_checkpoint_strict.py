@@ -14,15 +14,19 @@ from tiny import TINY
 from transformers import ViltForMaskedLM
 
 import pumer
-from pumer import DynamicViTConfig, InputError, PuMerConfig, benchmark, evaluate, planning, train, visualize
+from pumer import DynamicViTConfig, InputError, PuMerConfig
 from pumer.checkpoint import HEADS_FILE, LEARNED_FILE, REDUCTION_FILE, TRAINING_RECORD, load_processor, trained_with
-from pumer.predict import Predictor
+from pumer.evaluation import evaluate
+from pumer.evaluation.predict import Predictor
+from pumer.profiling import benchmark, planning
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
 from pumer.settings.plan import PlanConfig
 from pumer.settings.visualize import VisualizeConfig
 from pumer.tasks import VQAv2
 from pumer.tasks.ranking_head import ranking_from
+from pumer.training import run as train
+from pumer.visualization import visualize
 from pumer.world.small import checkpoint_dir
 
 WEIGHTS = "model.safetensors"

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import pumer
+from benchmarks.__main__ import app as experiments
 from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.tasks import NLVR2
 from pumer.utils.locks import only_one
 
+ROOT = Path(__file__).parents[1]
 RECIPE = """
 model: {model}
 output: {output}
@@ -38,7 +41,8 @@ def recipe(tiny_vilt, tiny_vqa, tmp_path):
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    own = experiments if arguments[0] in ("pretrain", "reproduce") else app
+    return CliRunner().invoke(own, [str(argument) for argument in arguments])
 
 
 def refused(result, *parts):
@@ -73,12 +77,12 @@ def test_too_large_a_batch(recipe, monkeypatch, error):
     def full(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("pumer.train.run", full)
+    monkeypatch.setattr("pumer.training.run.run", full)
     refused(invoke("train", recipe), str(error).removesuffix("."), "lower batch_size")
 
 
 def test_a_defect_keeps_its_traceback(recipe, monkeypatch):
-    monkeypatch.setattr("pumer.train.run", lambda *args, **kwargs: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr("pumer.training.run.run", lambda *args, **kwargs: torch.zeros(2) @ torch.zeros(3))
     assert isinstance(invoke("train", recipe).exception, RuntimeError)
 
 
@@ -163,7 +167,7 @@ def test_interrupt_exits_130(recipe, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pumer.train.run", interrupt)
+    monkeypatch.setattr("pumer.training.run.run", interrupt)
     assert invoke("train", recipe).exit_code == 130
 
 
@@ -171,7 +175,7 @@ def test_defect_keeps_its_traceback(recipe, monkeypatch):
     def defect(*_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("pumer.train.run", defect)
+    monkeypatch.setattr("pumer.training.run.run", defect)
     result = invoke("train", recipe)
     assert result.exit_code == 1
     assert isinstance(result.exception, RuntimeError)
@@ -287,12 +291,13 @@ def test_the_version_and_the_settings_on_request(tiny_vilt):
 EARLY = """
 import sys
 from typer.testing import CliRunner
+from benchmarks.__main__ import app as experiments
 from pumer.cli import app
-commands = "train evaluate predict score benchmark visualize plan convert demo reproduce"
+commands = "train evaluate predict score benchmark visualize plan convert demo"
 for command in commands.split():
     assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
 for arguments, said in {arguments!r}:
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(experiments if arguments[0] in ("pretrain", "reproduce") else app, arguments)
     assert result.exit_code == 2 and said in result.stderr, (arguments, result.output)
 print({{"torch", "transformers", "numpy"}} & set(sys.modules))
 """
@@ -325,11 +330,12 @@ def test_help_and_mistakes_are_told_before_anything_heavy_is_loaded(recipe, tiny
         (["data", "world", str(tmp_path / "w"), "train=-3"], "train"),
         (["data", "prepare", "vqav2", "/nowhere", str(tmp_path / "p")], "/nowhere"),
         (["data", "check", "vqav2", str(tiny_vqa), "workers=-1"], "workers"),
-        (["world", "pretrain", "minutes=-1"], "minutes"),
+        (["pretrain", "minutes=-1"], "minutes"),
         (["demo", "qestions=3"], "qestions"),
         (["reproduce", "--cells", "vilt/vqa"], "vilt/vqa"),
     ]
-    told = subprocess.run([sys.executable, "-c", EARLY.format(arguments=mistakes)], capture_output=True, text=True)
+    command = [sys.executable, "-c", EARLY.format(arguments=mistakes)]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert told.stdout == "set()\n", told.stderr[-2000:]
 
 
@@ -378,7 +384,7 @@ def test_what_the_system_refuses_is_one_line(recipe, monkeypatch, error, place):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("pumer.train.run", fail)
+    monkeypatch.setattr("pumer.training.run.run", fail)
     refused(invoke("train", recipe), place)
 
 
@@ -386,7 +392,7 @@ def test_other_errors_of_the_system_are_defects(recipe, monkeypatch):
     def fail(*args, **kwargs):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "asset.json")
 
-    monkeypatch.setattr("pumer.train.run", fail)
+    monkeypatch.setattr("pumer.training.run.run", fail)
     assert isinstance(invoke("train", recipe).exception, FileNotFoundError)
 
 
@@ -413,7 +419,7 @@ def writers(recipe, tiny_vilt, tiny_vqa, tmp_path):
         "world": (["data", "world", folder, "tasks=[coco]", "train=5", "val=5", "test=25"], folder / "coco"),
         "convert": (["convert", tiny_vilt, folder], folder),
         "prepare": (["data", "prepare", "vqav2", tiny_vqa, folder], folder),
-        "pretrain": (["world", "pretrain", f"out={folder}"], folder),
+        "pretrain": (["pretrain", f"out={folder}"], folder),
         "demo": (["demo", f"output={folder}"], folder),
         "train": (["train", recipe], folder),
     }

@@ -16,11 +16,11 @@ from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from packaging.version import Version
 
 import pumer
-from pumer.config import to_dict
 from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
-from pumer.train import run
 from pumer.training.checkpoints import checkpoints
+from pumer.training.run import run
 from pumer.training.trainer import layer_classes
+from pumer.utils.config import to_dict
 from pumer.utils.files import read_json
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -53,11 +53,11 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-import pumer.train
+import pumer.training.run
 from pumer.cli import main
 from pumer.training.trainer import DistillingTrainer
 
-arguments, original = pumer.train._arguments, DistillingTrainer.training_step
+arguments, original = pumer.training.run._arguments, DistillingTrainer.training_step
 
 def as_on_gpus(config):  # on a CPU, accelerate would leave the model whole without a word
     result = arguments(config)
@@ -76,7 +76,7 @@ def checked(self, model, *args, **kwargs):
     return original(self, model, *args, **kwargs)
 
 LAYERS = ("ViltLayer", "MeterCrossModalLayer")
-pumer.train._arguments, DistillingTrainer.training_step = as_on_gpus, checked
+pumer.training.run._arguments, DistillingTrainer.training_step = as_on_gpus, checked
 try:
     main()
 finally:

@@ -15,13 +15,14 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 import pumer
-from pumer import checkpoint, score
-from pumer.errors import InputError
-from pumer.predict import run as predict
+from pumer import checkpoint
+from pumer.data.images import decode
+from pumer.evaluation import score
+from pumer.evaluation.predict import run as predict
 from pumer.reducers import config_to_dict
 from pumer.settings.predict import PredictConfig
 from pumer.tasks import VQAv2
-from pumer.tasks.images import decode
+from pumer.utils.errors import InputError
 
 pytestmark = pytest.mark.slow
 

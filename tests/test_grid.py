@@ -8,15 +8,16 @@ import torch
 from tiny import EXAMPLES, FOLDERS, TINY
 
 import pumer
-from pumer import evaluate, train
 from pumer.checkpoint import load_processor
-from pumer.jobs import Collator, Examples, make_inputs
-from pumer.planning import run as run_plan
+from pumer.evaluation import evaluate
+from pumer.profiling.planning import run as run_plan
 from pumer.reducers import METHODS, config_to_dict
 from pumer.reducers.learned import LearnedReducer
 from pumer.settings.evaluate import EvaluateConfig
 from pumer.settings.plan import PlanConfig
 from pumer.tasks import TASKS
+from pumer.tasks.loading import Collator, Examples, make_inputs
+from pumer.training import run as train
 
 backbones = pytest.mark.parametrize("backbone", TINY)
 

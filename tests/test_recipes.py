@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pumer import NoReduction, PuMerConfig, patch, reduction
-from pumer.config import load, to_dict
-from pumer.jobs import reduction_from
-from pumer.measuring.named_models import skeleton
+from pumer.profiling.named_models import skeleton
+from pumer.reducers import reduction_from
 from pumer.settings.train import TrainConfig
 from pumer.tasks import TASKS
+from pumer.utils.config import load, to_dict
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("recipes/**/*.yaml"))

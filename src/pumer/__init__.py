@@ -11,12 +11,11 @@ TYPE_CHECKING = False  # typing's own takes a while to import, and the command l
 if TYPE_CHECKING:
     from typing import Any
 
-    from pumer.buckets import Buckets
     from pumer.checkpoint import load, save
-    from pumer.compiling import compile
-    from pumer.errors import InputError
+    from pumer.compiling.buckets import Buckets
+    from pumer.compiling.compile import compile
     from pumer.patching import disabled, patch, patched, reduction, unpatch
-    from pumer.planning import Plan, plan
+    from pumer.profiling.planning import Plan, plan
     from pumer.reducers import (
         ClsPruningConfig,
         DynamicViTConfig,
@@ -29,8 +28,9 @@ if TYPE_CHECKING:
         Step,
         ToMeConfig,
     )
-    from pumer.tracing import ForwardTrace, Trace, trace
-    from pumer.visualize import draw
+    from pumer.utils.errors import InputError
+    from pumer.visualization.tracing import ForwardTrace, Trace, trace
+    from pumer.visualization.visualize import draw
 
 __all__ = [
     "Buckets",
@@ -62,12 +62,12 @@ __all__ = [
 ]
 
 _MODULES = {
-    "buckets": ("Buckets",),
+    "compiling.buckets": ("Buckets",),
     "checkpoint": ("load", "save"),
-    "compiling": ("compile",),
-    "errors": ("InputError",),
+    "compiling.compile": ("compile",),
+    "utils.errors": ("InputError",),
     "patching": ("disabled", "patch", "patched", "reduction", "unpatch"),
-    "planning": ("Plan", "plan"),
+    "profiling.planning": ("Plan", "plan"),
     "reducers": (
         "ClsPruningConfig",
         "DynamicViTConfig",
@@ -80,8 +80,8 @@ _MODULES = {
         "Step",
         "ToMeConfig",
     ),
-    "tracing": ("ForwardTrace", "Trace", "trace"),
-    "visualize": ("draw",),
+    "visualization.tracing": ("ForwardTrace", "Trace", "trace"),
+    "visualization.visualize": ("draw",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

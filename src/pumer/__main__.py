@@ -1,6 +1,6 @@
 """The `pumer` command, and `python -m pumer`, as `torchrun` and `accelerate launch` start it."""
 
-from pumer.processes import own_interrupts
+from pumer.utils.processes import own_interrupts
 
 
 def main() -> None:

@@ -18,14 +18,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ViltImagePr
 from transformers.utils import cached_file
 
 from pumer.backbones.text_norm import restore_text_norm
-from pumer.errors import InputError
-from pumer.limits import check_checkpoint, check_model, is_place
 from pumer.models import meter
 from pumer.models.meter import MeterImageProcessorPil, MeterProcessor
 from pumer.patching import LEARNED, patch, reduction, unwrapped
 from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
-from pumer.sources import WEIGHT_FILES
+from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_config, read_json, replacing, write_json
+from pumer.utils.limits import check_checkpoint, check_model, is_place
+from pumer.utils.sources import WEIGHT_FILES
 from pumer.utils.tensors import not_finite
 from pumer.utils.text import some
 

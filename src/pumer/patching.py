@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pumer.backbones import BACKBONES, Backbone, Reduction
 from pumer.backbones.base import switched
-from pumer.errors import InputError
 from pumer.reducers import ReductionConfig
+from pumer.utils.errors import InputError
 
 LEARNED = "reducer"
 """Where a patched module keeps the reducers that learn."""

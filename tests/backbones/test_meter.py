@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pumer
 from pumer import NoReduction, PuMerConfig, Step
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 
 METER = TINY["meter"]
 STRONG = METER.fit(PuMerConfig(layers=(0, 1, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3))

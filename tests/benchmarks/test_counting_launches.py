@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import pumer
-from pumer.measuring import launches
-from pumer.measuring.peak_memory import inputs_for
+from pumer.profiling import launches
+from pumer.profiling.peak_memory import inputs_for
 
 
 def event(cat, name, ts, dur, correlation=None):

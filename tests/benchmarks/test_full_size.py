@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pumer.measuring import peak_memory
+from pumer.profiling import peak_memory
 from pumer.utils.files import read_json
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "full_size.py"
@@ -14,7 +14,7 @@ def test_a_file_for_each_model_with_the_limit_in_it(script, tiny_vilt, tmp_path,
     case = replace(script.CASES["vilt-small"], model=str(tiny_vilt), batch_sizes=(1, 2), sliced_batch=4)
     monkeypatch.setitem(script.CASES, "vilt-small", case)
     monkeypatch.setattr(script, "peak_memory", peak_memory.measure)
-    monkeypatch.setattr("pumer.benchmark.peak_memory", peak_memory.measure)
+    monkeypatch.setattr("pumer.profiling.benchmark.peak_memory", peak_memory.measure)
     given = ["full_size.py", "vilt-small", "--pairs=1", "--dtypes", "float32", f"--results={tmp_path}"]
     monkeypatch.setattr(sys, "argv", given)
     script.main()

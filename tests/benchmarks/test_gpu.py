@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pumer
-from pumer.measuring.timing import compare
+from pumer.profiling.timing import compare
 from pumer.utils.files import read_json
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"

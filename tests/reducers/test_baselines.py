@@ -12,7 +12,6 @@ from torch.nn.functional import cosine_similarity
 
 import pumer
 from pumer import InputError
-from pumer.cues import Cues
 from pumer.reducers import (
     ClsPruningConfig,
     EViTConfig,
@@ -21,6 +20,7 @@ from pumer.reducers import (
     ReleasedPuMerConfig,
     ToMeConfig,
 )
+from pumer.reducers.cues import Cues
 
 RATIOS = st.one_of(st.just(0.1), st.just(0.5), st.floats(0.01, 0.99))
 LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 16)), min_size=1, max_size=3)

@@ -11,8 +11,8 @@ from tiny import GRIDS, TINY, answer
 
 import pumer
 from pumer import InputError
-from pumer.cues import Cues
 from pumer.reducers import DynamicViTConfig
+from pumer.reducers.cues import Cues
 from pumer.reducers.dynamicvit import TokenPredictor
 from pumer.reducers.learned import take_losses
 from pumer.tokens import Tokens, attention_bias

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForVisualQuestionAnswering, ViltForMaskedLM, ViltForQuestionAnswering
 
-from pumer.errors import InputError
 from pumer.models.meter import MeterForMaskedLM
 from pumer.tasks import NLVR2, SNLIVE, VQAv2
+from pumer.utils.errors import InputError
 
 
 def test_same_labels_keep_the_head(tiny_vilt):

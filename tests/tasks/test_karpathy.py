@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from pumer.errors import InputError
 from pumer.tasks.karpathy import read_pictures
+from pumer.utils.errors import InputError
 
 FILE = "dataset_flickr30k.json"
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pumer.checkpoint import load_processor
-from pumer.errors import InputError
-from pumer.jobs import make_inputs
 from pumer.tasks import NLVR2, Example
+from pumer.tasks.loading import make_inputs
+from pumer.utils.errors import InputError
 
 TASK = NLVR2(("False", "True"))
 LINES = [  # as in the official dev.json

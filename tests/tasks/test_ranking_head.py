@@ -7,9 +7,9 @@ from transformers import ViltForImageAndTextRetrieval, ViltForQuestionAnswering
 
 import pumer
 from pumer.checkpoint import HEADS_FILE
-from pumer.errors import InputError
 from pumer.models.meter import MeterForImageAndTextRetrieval
 from pumer.tasks.ranking_head import ranking_from
+from pumer.utils.errors import InputError
 
 MODELS = {"vilt": ViltForImageAndTextRetrieval, "meter": MeterForImageAndTextRetrieval}
 

@@ -6,10 +6,10 @@ import os
 import pytest
 from tiny import FOLDERS
 
-from pumer.errors import InputError
+from pumer.data.storage import images_in, missing_images, storage_of
 from pumer.tasks import TASKS
 from pumer.tasks.records import hold, once
-from pumer.tasks.storage import images_in, missing_images, storage_of
+from pumer.utils.errors import InputError
 
 VALUES = {  # task: file, key of its list, and what must be there once: a key of an entry, or of one below it
     "vqav2": [

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from pumer.checkpoint import load_processor
-from pumer.errors import InputError
-from pumer.jobs import make_inputs
 from pumer.tasks import TASKS, Flickr30k
+from pumer.tasks.loading import make_inputs
 from pumer.tasks.retrieval import NEGATIVES, pictures_of
+from pumer.utils.errors import InputError
 
 TASK = Flickr30k()
 

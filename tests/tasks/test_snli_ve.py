@@ -3,9 +3,9 @@ import json
 import pytest
 
 from pumer.checkpoint import load_processor
-from pumer.errors import InputError
-from pumer.jobs import make_inputs
 from pumer.tasks import SNLIVE
+from pumer.tasks.loading import make_inputs
+from pumer.utils.errors import InputError
 
 LABELS = ("contradiction", "neutral", "entailment")
 TASK = SNLIVE(LABELS)

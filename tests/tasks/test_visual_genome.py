@@ -3,10 +3,10 @@ import json
 import pytest
 from PIL import Image
 
-from pumer.errors import InputError
-from pumer.prepare import run
 from pumer.settings.data import PrepareConfig
 from pumer.tasks import VQAv2
+from pumer.tasks.prepare import run
+from pumer.utils.errors import InputError
 
 QUESTIONS = [(1, "What colour is it?", "The Red."), (1, "Where is it?", "on the moon"), (2, "Is it?", "yes"),
              (3, "Is it red?", "no")]  # fmt: skip

@@ -6,10 +6,10 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from pumer.checkpoint import load_processor
-from pumer.errors import InputError
-from pumer.jobs import make_inputs
 from pumer.tasks import Example, VQAv2
+from pumer.tasks.loading import make_inputs
 from pumer.tasks.vqa_accuracy import normalise
+from pumer.utils.errors import InputError
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"

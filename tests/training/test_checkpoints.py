@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pumer
-from pumer.errors import InputError
-from pumer.train import run
 from pumer.training.checkpoints import check_whole, checkpoints, last_checkpoint
+from pumer.training.run import run
 from pumer.training.trainer import DistillingTrainer
+from pumer.utils.errors import InputError
 
 WEIGHTS, STATE = "model.safetensors", "trainer_state.json"
 READ = (STATE, WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth")

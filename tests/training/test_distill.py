@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pumer.errors import InputError
 from pumer.settings.train import DistillationConfig
 from pumer.training.distill import distillation_loss, divergence
+from pumer.utils.errors import InputError
 
 
 def softmax(row, temperature):

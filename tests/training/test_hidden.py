@@ -7,7 +7,7 @@ import torch
 from tiny import GRIDS, TINY
 
 import pumer
-from pumer.measuring.named_models import variant
+from pumer.profiling.named_models import variant
 from pumer.training.hidden import final_tokens, hidden_divergence
 
 BACKBONES = list(TINY)

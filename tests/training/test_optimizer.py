@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from pumer.errors import InputError
 from pumer.patching import patch
 from pumer.reducers import DynamicViTConfig
 from pumer.settings.train import OptimizerConfig
 from pumer.tasks import VQAv2
 from pumer.training.optimizer import parameter_groups
+from pumer.utils.errors import InputError
 
 
 def rates(folder, **settings):

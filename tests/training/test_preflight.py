@@ -6,11 +6,11 @@ import pytest
 import torch
 import yaml
 
-from pumer.config import load
-from pumer.errors import InputError
 from pumer.settings.train import TrainConfig
-from pumer.train import run
 from pumer.training.preflight import check
+from pumer.training.run import run
+from pumer.utils.config import load
+from pumer.utils.errors import InputError
 
 REDUCTION = {"method": "pumer", "layers": [0], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
 

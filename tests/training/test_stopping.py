@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 import pumer
 from pumer.cli import app
-from pumer.config import to_dict
-from pumer.errors import InputError
 from pumer.tasks import VQAv2
-from pumer.train import run
 from pumer.training import trainer as trainer_module
+from pumer.training.run import run
 from pumer.training.stopping import Interrupted, StopOnSignal, write_errors_stop
 from pumer.training.teacher import Teacher
 from pumer.training.trainer import DistillingTrainer
+from pumer.utils.config import to_dict
+from pumer.utils.errors import InputError
 
 
 def train(config, **changes):

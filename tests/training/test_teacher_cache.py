@@ -8,16 +8,17 @@ import torch
 
 import pumer
 from pumer.checkpoint import load_processor
-from pumer.errors import InputError
-from pumer.fingerprint import data_fingerprint
-from pumer.jobs import Collator, Examples, make_inputs, progress_bar
 from pumer.settings.common import AugmentConfig
 from pumer.settings.train import DistillationConfig
 from pumer.tasks import VQAv2
-from pumer.train import run
+from pumer.tasks.fingerprint import data_fingerprint
+from pumer.tasks.loading import Collator, Examples, make_inputs
 from pumer.training import teacher_cache
+from pumer.training.run import run
 from pumer.training.teacher import Teacher
 from pumer.training.teacher_cache import remember
+from pumer.utils.errors import InputError
+from pumer.utils.progress import progress_bar
 
 
 @pytest.fixture

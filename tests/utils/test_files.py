@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from pumer.errors import InputError
 from pumer.utils import files
+from pumer.utils.errors import InputError
 from pumer.utils.files import (
     read_config,
     read_csv,

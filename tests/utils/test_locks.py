@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 from pumer.utils.locks import only_one
 
 HOLD = """

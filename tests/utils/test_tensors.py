@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 from pumer.utils.tensors import not_finite, numbers
 
 NAN, INF = float("nan"), float("inf")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pumer.errors import InputError
 from pumer.settings.data import SIZES as SIZES_BY_DEFAULT
 from pumer.tasks import TASKS
 from pumer.tasks.karpathy import read_pictures
+from pumer.utils.errors import InputError
 from pumer.world import WorldConfig, write_vqav2, write_world
 from pumer.world.descriptions import CAPTIONS_PER_IMAGE
 

@@ -14,13 +14,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pumer.backbones import subclasses
 from pumer.backbones.streams import autocast_off
-from pumer.cues import Cues
 from pumer.reducers.base import CLS_ROW, KEYS, TEXT_ROWS, Place, Reducer, ReductionConfig
+from pumer.reducers.cues import Cues
 from pumer.tokens import Decision, Tokens
 
 
 class Recorder(Protocol):
-    """Takes notes during a forward; see `pumer.tracing`."""
+    """Takes notes during a forward; see `pumer.visualization.tracing`."""
 
     def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
         """A stream enters the first cross-modal layer; a model with two streams shows them as one, the text first.

@@ -32,8 +32,6 @@ from pumer.backbones.streams import (
     slots_at_start,
     text_block,
 )
-from pumer.cues import Cues
-from pumer.errors import InputError
 from pumer.models.meter.heads_meter import (
     MeterForImageAndTextRetrieval,
     MeterForImagesAndTextClassification,
@@ -48,8 +46,10 @@ from pumer.models.meter.modeling_meter import (
     MeterModelOutput,
 )
 from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, Reducer, attention
-from pumer.tables import integers
+from pumer.reducers.cues import Cues
+from pumer.reducers.tables import integers
 from pumer.tokens import Decision, Tokens, attention_bias
+from pumer.utils.errors import InputError
 
 
 class FastVisionAttention(CLIPAttention):

@@ -8,7 +8,7 @@ from torch.nn.functional import linear
 
 from pumer import kernels
 from pumer.functional import gather_tokens, ordered
-from pumer.tables import ranks
+from pumer.reducers.tables import ranks
 from pumer.tokens import Tokens
 
 

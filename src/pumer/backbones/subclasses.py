@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 
 _ORIGINAL = "_pumer_original"
 _MADE: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}

@@ -43,12 +43,12 @@ from pumer.backbones.streams import (
     slots_at_start,
     text_block,
 )
-from pumer.cues import Cues
-from pumer.errors import InputError
 from pumer.functional import compact, gather_tokens
 from pumer.reducers.base import NoReduction, Reducer
-from pumer.tables import integers, ranks
+from pumer.reducers.cues import Cues
+from pumer.reducers.tables import integers, ranks
 from pumer.tokens import Tokens, attention_bias
+from pumer.utils.errors import InputError
 
 
 class FastViltEmbeddings(ViltEmbeddings):

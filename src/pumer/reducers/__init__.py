@@ -3,9 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pumer.config import from_dict, to_dict
-from pumer.errors import InputError
-from pumer.limits import check_reduction
 from pumer.reducers.base import NoReduction, Reducer, ReductionConfig
 from pumer.reducers.cls_pruning import ClsPruningConfig, EViTConfig
 from pumer.reducers.dynamicvit import DynamicViTConfig
@@ -14,6 +11,9 @@ from pumer.reducers.pumer import PuMerConfig, Step
 from pumer.reducers.pumer_released import ReleasedPuMerConfig
 from pumer.reducers.random_pruning import RandomPruningConfig
 from pumer.reducers.tome import ToMeConfig
+from pumer.utils.config import from_dict, to_dict
+from pumer.utils.errors import InputError
+from pumer.utils.limits import check_reduction
 
 METHODS: dict[str, type[ReductionConfig]] = {
     "none": NoReduction,

@@ -7,9 +7,9 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from pumer import functional, kernels
-from pumer.cues import Cues
-from pumer.errors import InputError
+from pumer.reducers.cues import Cues
 from pumer.tokens import Decision
+from pumer.utils.errors import InputError
 
 Place = tuple[str, int]
 """A stack of layers ("fusion" or "vision") and a 0-based layer of it."""

@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pumer.cues import Cues
 from pumer.functional import ordered
 from pumer.reducers.base import CLS_ROW, Place, Reducer
+from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import counts, keep_all, prune_to, words_stay
 from pumer.reducers.layered import PruningConfig
-from pumer.tables import tables
+from pumer.reducers.tables import tables
 from pumer.tokens import GONE, Decision
 
 
@@ -52,7 +52,7 @@ class EViTConfig(ClsPruningConfig):
         return n - self.fused(n)
 
     def image_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.tables.Rule`: none is gone, some are in another one's slot."""
+        """See `pumer.reducers.tables.Rule`: none is gone, some are in another one's slot."""
         return n, self.fused(n)
 
     def reducer(self, place: Place) -> Reducer | None:

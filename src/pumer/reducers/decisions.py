@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pumer import kernels
-from pumer.cues import Cues
 from pumer.functional import after_merging, asked_for, gather_tokens, kept_first, ordered, propose, unit
-from pumer.tables import Rule, Tables, ranks, tables
+from pumer.reducers.cues import Cues
+from pumer.reducers.tables import Rule, Tables, ranks, tables
 from pumer.tokens import GONE, Decision
 
 

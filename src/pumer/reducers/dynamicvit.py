@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from pumer.cues import Cues
-from pumer.errors import InputError
 from pumer.reducers.base import STATES, Place, Reducer
+from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import keep_all, prune_to
 from pumer.reducers.layered import PruningConfig
 from pumer.reducers.learned import LearnedReducer
 from pumer.tokens import Decision, attention_bias
+from pumer.utils.errors import InputError
 
 _FAINT = 1e-6
 """How much a token that is dropped in training still counts; its logarithm is finite, and so is its gradient."""

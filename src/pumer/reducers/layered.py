@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pumer.errors import InputError
 from pumer.reducers.base import Place, Reducer, ReductionConfig, check_distinct, check_layers, check_ratios
+from pumer.utils.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class PruningConfig(LayeredConfig):
         return n - max(min(round(self.prune_ratio * n), n - 1), 0)
 
     def image_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.tables.Rule`."""
+        """See `pumer.reducers.tables.Rule`."""
         return self.kept(n), 0
 
     def text_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.tables.Rule`."""
+        """See `pumer.reducers.tables.Rule`."""
         return n, 0

@@ -5,11 +5,11 @@ from typing import ClassVar
 
 import torch
 
-from pumer.cues import Cues
 from pumer.reducers.base import Place, Reducer
+from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import counts, keep_all, words_stay
 from pumer.reducers.layered import LayeredConfig
-from pumer.tables import tables
+from pumer.reducers.tables import tables
 from pumer.tokens import GONE, Decision
 
 
@@ -35,11 +35,11 @@ class PoolingConfig(LayeredConfig):
         return n - self.merges(n)
 
     def image_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.tables.Rule`."""
+        """See `pumer.reducers.tables.Rule`."""
         return n, self.merges(n)
 
     def text_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.tables.Rule`."""
+        """See `pumer.reducers.tables.Rule`."""
         return n, 0
 
     def reducer(self, place: Place) -> Reducer | None:

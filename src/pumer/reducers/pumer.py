@@ -3,8 +3,6 @@
 from dataclasses import InitVar, dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from pumer.cues import Cues
-from pumer.errors import InputError
 from pumer.reducers.base import (
     KEYS,
     TEXT_ROWS,
@@ -16,8 +14,10 @@ from pumer.reducers.base import (
     check_layers,
     check_ratios,
 )
+from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import prune_and_merge
 from pumer.tokens import Decision
+from pumer.utils.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,11 @@ class Step:
         return n - self.text_merges(n)
 
     def image_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.tables.Rule`."""
+        """See `pumer.reducers.tables.Rule`."""
         return self.kept(n), self.merges(n)
 
     def text_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.tables.Rule`."""
+        """See `pumer.reducers.tables.Rule`."""
         return n, self.text_merges(n)
 
 

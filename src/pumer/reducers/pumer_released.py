@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
-from pumer.cues import Cues
-from pumer.errors import InputError
 from pumer.functional import ordered, propose, unit
 from pumer.reducers.base import (
     KEYS,
@@ -25,8 +23,10 @@ from pumer.reducers.base import (
     check_layers,
     check_ratios,
 )
-from pumer.tables import integers, ranks
+from pumer.reducers.cues import Cues
+from pumer.reducers.tables import integers, ranks
 from pumer.tokens import GONE, Decision
+from pumer.utils.errors import InputError
 
 SMOOTHING = 1e-6
 

@@ -6,13 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pumer.cues import Cues
-from pumer.errors import InputError
 from pumer.reducers.base import KEYS, Place, Reducer
+from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import prune_to
 from pumer.reducers.layered import PruningConfig
-from pumer.tables import integers, ranks
+from pumer.reducers.tables import integers, ranks
 from pumer.tokens import Decision
+from pumer.utils.errors import InputError
 
 _WORD = 2**32
 _FACTOR = 0x9E3779B1  # a prime; its powers give each head a factor of its own

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pumer.cues import Cues
-from pumer.errors import InputError
 from pumer.reducers.base import KEYS, Place, Reducer
+from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import merge_as_one, prune_and_merge
 from pumer.reducers.layered import LayeredConfig
 from pumer.tokens import Decision
+from pumer.utils.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +56,11 @@ class ToMeConfig(LayeredConfig):
         return n - self.merges(n)
 
     def image_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.tables.Rule`."""
+        """See `pumer.reducers.tables.Rule`."""
         return n, self.merges(n)
 
     def text_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.tables.Rule`."""
+        """See `pumer.reducers.tables.Rule`."""
         return n, 0
 
     def reducer(self, place: Place) -> Reducer | None:

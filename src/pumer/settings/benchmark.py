@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pumer.arguments import in_range, new_files
-from pumer.errors import InputError
-from pumer.limits import check_checkpoint, checkpoint_files
 from pumer.settings.common import known_preset
+from pumer.utils.arguments import in_range, new_files
+from pumer.utils.errors import InputError
+from pumer.utils.limits import check_checkpoint, checkpoint_files
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 
 TASKS = ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")
 """The names in `pumer.tasks.TASKS`; the built-in world has a data set for each."""
@@ -16,7 +16,7 @@ BACKBONES = ("vilt", "meter")
 METHODS = ("none", "pumer", "pumer-released", "tome", "dynamicvit", "evit", "cls", "random", "pooling")
 """The names in `pumer.reducers.METHODS`."""
 PRESETS = ("vilt-b32", "vilt-b32-nlvr2", "meter-b16", "meter-b16-nlvr2")
-"""The names in `pumer.measuring.named_models.PRESETS`."""
+"""The names in `pumer.profiling.named_models.PRESETS`."""
 Resize = Literal["square", "aspect"]
 Blank = Literal["none", "image", "text"]
 Rule = Literal["official", "published"]

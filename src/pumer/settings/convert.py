@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pumer.arguments import in_range, there, writable_folders
-from pumer.errors import InputError
-from pumer.limits import is_place
+from pumer.utils.arguments import in_range, there, writable_folders
+from pumer.utils.errors import InputError
+from pumer.utils.limits import is_place
 
 TASKS = ("vqa2", "ve", "nlvr2", "irtr", "mlm")
 """What the heads of released checkpoints are for."""

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pumer.arguments import in_range, new_files, there, writable_folders
-from pumer.errors import InputError
 from pumer.settings.common import TASKS as DATA_SETS
 from pumer.settings.common import known_task
+from pumer.utils.arguments import in_range, new_files, there, writable_folders
+from pumer.utils.errors import InputError
 
 QUESTIONS_PER_IMAGE = 6
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pumer.arguments import in_range, writable_folders
-from pumer.limits import check_checkpoint
 from pumer.settings.common import known_method
 from pumer.settings.data import QuestionsConfig
 from pumer.settings.train import OptimizerConfig
+from pumer.utils.arguments import in_range, writable_folders
+from pumer.utils.limits import check_checkpoint
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pumer.arguments import in_range, new_files, there, writable_folders
-from pumer.limits import check_checkpoint, checkpoint_files
 from pumer.settings.common import Blank, Resize, Rule, gallery_sizes, known_method, known_rule, known_task
+from pumer.utils.arguments import in_range, new_files, there, writable_folders
+from pumer.utils.limits import check_checkpoint, checkpoint_files
 
 
 @dataclass(frozen=True)

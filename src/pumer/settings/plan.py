@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pumer.arguments import in_range
-from pumer.limits import check_checkpoint
 from pumer.settings.common import known_method, known_preset
+from pumer.utils.arguments import in_range
+from pumer.utils.limits import check_checkpoint
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pumer.arguments import in_range, new_files, there, writable_folders
-from pumer.errors import InputError
-from pumer.limits import check_checkpoint, checkpoint_files
 from pumer.settings.common import gallery_sizes, known_task
+from pumer.utils.arguments import in_range, new_files, there, writable_folders
+from pumer.utils.errors import InputError
+from pumer.utils.limits import check_checkpoint, checkpoint_files
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class PredictConfig:
             for a task on pairs.
         images: folder of the images that `questions` names.
         batch_size: examples per forward pass.
-        image_size: see `pumer.evaluate.EvaluateConfig`.
+        image_size: see `pumer.evaluation.evaluate.EvaluateConfig`.
         workers: processes that read images.
-        galleries: for retrieval, see `pumer.evaluate.EvaluateConfig`.
-        scores: for retrieval, see `pumer.evaluate.EvaluateConfig`.
+        galleries: for retrieval, see `pumer.evaluation.evaluate.EvaluateConfig`.
+        scores: for retrieval, see `pumer.evaluation.evaluate.EvaluateConfig`.
         compile: answer `questions` with the model as `pumer.compile` makes it: faster for many of them.
         force: replace a result file that is there already.
     """

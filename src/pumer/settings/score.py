@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pumer.arguments import new_files
-from pumer.errors import InputError
 from pumer.settings.common import RETRIEVAL, Rule, gallery_sizes, known_rule, known_task
+from pumer.utils.arguments import new_files
+from pumer.utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pumer.arguments import in_range, there, writable_folders
-from pumer.errors import InputError
-from pumer.limits import check_checkpoint
 from pumer.settings.common import RETRIEVAL, AugmentConfig, Blank, Resize, known_method, known_task
+from pumer.utils.arguments import in_range, there, writable_folders
+from pumer.utils.errors import InputError
+from pumer.utils.limits import check_checkpoint
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pumer.arguments import in_range, new_files, there
-from pumer.errors import InputError
-from pumer.limits import check_checkpoint, checkpoint_files
 from pumer.settings.common import Resize, known_method, known_task
+from pumer.utils.arguments import in_range, new_files, there
+from pumer.utils.errors import InputError
+from pumer.utils.limits import check_checkpoint, checkpoint_files
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class VisualizeConfig:
         task: key in `pumer.tasks.TASKS`.
         resize: see `pumer.tasks.Pixels`.
         text_length: the question is cut to this many tokens.
-        image_size: see `pumer.evaluate.EvaluateConfig`.
+        image_size: see `pumer.evaluation.evaluate.EvaluateConfig`.
         force: replace a drawing that is there already.
     """
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pumer.errors import InputError
-from pumer.tasks.images import Edit, ImageLike, Pixels
-from pumer.tasks.storage import SKIPPED, missing_images, storage_of
+from pumer.data.images import Edit, ImageLike, Pixels
+from pumer.data.storage import SKIPPED, missing_images, storage_of
+from pumer.utils.errors import InputError
 from pumer.utils.files import read_json, write_json
 
 Entry = TypeVar("Entry")

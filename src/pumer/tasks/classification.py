@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from pumer.errors import InputError
 from pumer.tasks.base import Example, Task
 from pumer.tasks.heads import classifier_from
+from pumer.utils.errors import InputError
 
 UNKNOWN = -100
 """Target of an example without a public label, which the loss passes over."""

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from pumer.backbones.text_norm import restore_text_norm
 from pumer.checkpoint import model_class, read_model
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pumer.errors import InputError
 from pumer.tasks.records import hold, listed, once
+from pumer.utils.errors import InputError
 
 RESTVAL = "restval"
 """COCO's validation images that are in neither split; usually joined to the training images."""

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, ViltForImagesAndTextClassification
 
-from pumer.errors import InputError
 from pumer.models.meter import MeterForImagesAndTextClassification
 from pumer.tasks.base import Example, spread
 from pumer.tasks.classification import SingleLabel
 from pumer.tasks.records import lines
+from pumer.utils.errors import InputError
 from pumer.utils.files import read_csv, write_text
 
 _NAMES = {"train": "train", "val": "dev", "test": "test1"}

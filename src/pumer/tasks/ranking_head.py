@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from pumer.checkpoint import HEADS_FILE, WEIGHTS_FILE, check_tensors, model_class, read_model, read_tensors
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

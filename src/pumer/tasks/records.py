@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 from pumer.utils.files import read_json, read_json_lines
 
 

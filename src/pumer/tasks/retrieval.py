@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 from transformers import PreTrainedModel, ViltForImageAndTextRetrieval
 
-from pumer.errors import InputError
 from pumer.models.meter import MeterForImageAndTextRetrieval
 from pumer.tasks.base import Example, Inputs, Task, spread, words
 from pumer.tasks.karpathy import Picture, read_pictures
 from pumer.tasks.ranking_head import ranking_from
 from pumer.tasks.recall import CUTOFFS
+from pumer.utils.errors import InputError
 
 NEGATIVES = 15
 MATCHING_WEIGHT = 0.5

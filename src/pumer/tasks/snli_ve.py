@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, ViltForQuestionAnswering
 
-from pumer.errors import InputError
+from pumer.data.storage import images_in
 from pumer.models.meter import MeterForQuestionAnswering
 from pumer.tasks.base import Example, spread
 from pumer.tasks.classification import SingleLabel
 from pumer.tasks.records import lines
-from pumer.tasks.storage import images_in
+from pumer.utils.errors import InputError
 
 _NAMES = {"train": "train", "val": "dev", "test": "test"}
 _NO_AGREEMENT = "-"

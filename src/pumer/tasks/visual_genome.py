@@ -4,10 +4,10 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from pumer.errors import InputError
 from pumer.tasks.base import Example
 from pumer.tasks.records import hold, listed, once
 from pumer.tasks.vqa_accuracy import normalise
+from pumer.utils.errors import InputError
 
 FILES = ("question_answers.json", "image_data.json")
 _FOLDERS = ("VG_100K", "VG_100K_2")

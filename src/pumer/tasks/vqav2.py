@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedModel, ViltForQuestionAnswering
 
-from pumer.errors import InputError
+from pumer.data.storage import images_in
 from pumer.models.meter import MeterForQuestionAnswering
 from pumer.settings.common import Rule
 from pumer.tasks import visual_genome
 from pumer.tasks.base import Example, Task, spread
 from pumer.tasks.heads import classifier_from
 from pumer.tasks.records import hold, listed, once
-from pumer.tasks.storage import images_in
 from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score, stripped
+from pumer.utils.errors import InputError
 
 _FOLDERS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test2015"}
 _FILES = _FOLDERS | {"test-dev": "test-dev2015"}

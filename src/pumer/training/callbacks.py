@@ -6,7 +6,7 @@ from typing import Any
 from rich.progress import Progress
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pumer.jobs import Examples
+from pumer.tasks.loading import Examples
 
 
 class SetEpoch(TrainerCallback):
@@ -32,7 +32,7 @@ class ShowProgress(TrainerCallback):
         """Show nothing before training begins.
 
         Args:
-            bar: as made by `pumer.jobs.progress_bar`; whoever made it starts and stops it.
+            bar: as made by `pumer.tasks.loading.progress_bar`; whoever made it starts and stops it.
         """
         self.bar = bar
         self.loss = self.accuracy = ""

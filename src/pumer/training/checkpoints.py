@@ -15,7 +15,7 @@ from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from pumer.errors import InputError, out_of_memory
+from pumer.utils.errors import InputError, out_of_memory
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from torch.nn.functional import layer_norm
 
 from pumer.backbones import BACKBONES
 from pumer.functional import gather_tokens
-from pumer.tables import ranks
+from pumer.reducers.tables import ranks
 from pumer.tokens import Tokens
 
 

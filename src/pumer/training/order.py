@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from pumer.jobs import Examples
+from pumer.tasks.loading import Examples
 
 
 class EpochOrder(Sampler[int]):

@@ -8,14 +8,15 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from pumer.arguments import writable_folders
+from pumer.backbones.image_size import set_image_size
 from pumer.checkpoint import load_processor, model_class, reading
-from pumer.errors import InputError
-from pumer.image_size import set_image_size
-from pumer.jobs import make_inputs, reduction_from, task_class, text_length_of
 from pumer.patching import patch
+from pumer.reducers import reduction_from
 from pumer.settings.train import TrainConfig
-from pumer.tasks import Inputs, Task
+from pumer.tasks import Inputs, Task, task_class
+from pumer.tasks.loading import make_inputs, text_length_of
+from pumer.utils.arguments import writable_folders
+from pumer.utils.errors import InputError
 
 SELF = "self"
 

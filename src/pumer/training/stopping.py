@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from pumer.errors import InputError
 from pumer.training.checkpoints import checkpoint_folder, last_checkpoint
+from pumer.utils.errors import InputError
 from pumer.utils.files import first_line
 
 logger = logging.getLogger(__name__)

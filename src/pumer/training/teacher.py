@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
+from pumer.backbones.image_size import set_image_size
 from pumer.checkpoint import load
-from pumer.errors import InputError
-from pumer.evaluate import check_class, labels_of
-from pumer.image_size import set_image_size
+from pumer.evaluation.evaluate import check_class, labels_of
 from pumer.patching import patch
 from pumer.reducers import NoReduction
 from pumer.settings.train import TrainConfig
@@ -19,6 +18,7 @@ from pumer.tasks import Task
 from pumer.tokens import Tokens
 from pumer.training.hidden import final_tokens
 from pumer.training.preflight import SELF
+from pumer.utils.errors import InputError
 
 Batch = Mapping[str, Any]
 

@@ -12,14 +12,14 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from pumer.arguments import room_for
-from pumer.config import to_dict
-from pumer.errors import InputError
-from pumer.fingerprint import weights_fingerprint
-from pumer.jobs import Collator, Examples
 from pumer.settings.train import TrainConfig
+from pumer.tasks.fingerprint import weights_fingerprint
+from pumer.tasks.loading import Collator, Examples
 from pumer.training.stopping import write_errors_stop
 from pumer.training.teacher import NOT_FINITE, Batch, Taught, Teacher
+from pumer.utils.arguments import room_for
+from pumer.utils.config import to_dict
+from pumer.utils.errors import InputError
 from pumer.utils.files import first_line
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

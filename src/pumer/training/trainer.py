@@ -13,9 +13,8 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer
 
 from pumer.checkpoint import write_reduction
-from pumer.errors import InputError
+from pumer.evaluation.scoring import sources_of
 from pumer.reducers.learned import take_losses
-from pumer.scoring import sources_of
 from pumer.settings.train import DistillationConfig, OptimizerConfig
 from pumer.tasks import Task
 from pumer.tokens import Tokens
@@ -37,6 +36,7 @@ from pumer.training.order import EpochOrder
 from pumer.training.stopping import where_to_go_on, write_errors_stop
 from pumer.training.teacher import NOT_FINITE, Teacher
 from pumer.training.teacher_cache import RememberedTeacher
+from pumer.utils.errors import InputError
 from pumer.utils.tensors import not_finite
 from pumer.utils.text import some
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 
 MAX_BYTES = 4 * 2**30
 """Larger text files are refused; the largest official one has 0.7 GB."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pumer.errors import InputError
-from pumer.processes import is_main_process
+from pumer.utils.errors import InputError
+from pumer.utils.processes import is_main_process
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 
 _CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -36,3 +36,8 @@ def numbers(answers: Tensor) -> Tensor:
     if bool(answers.isnan().any()):
         raise InputError("the model's answers are not numbers (NaN); give a model with smaller weights, or in float32")
     return answers
+
+
+def best_device() -> torch.device:
+    """The GPU or other accelerator where there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

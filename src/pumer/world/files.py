@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Object, Scene, render
 
 SIDECAR = "scenes.json"

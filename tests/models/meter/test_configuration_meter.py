@@ -3,8 +3,8 @@
 import pytest
 from transformers import AutoConfig
 
-from pumer.errors import InputError
 from pumer.models.meter import MeterConfig
+from pumer.utils.errors import InputError
 
 
 def test_the_defaults_are_those_of_its_authors():

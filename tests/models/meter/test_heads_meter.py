@@ -6,8 +6,8 @@ from tiny import TINY
 from transformers import AutoModelForMaskedLM, AutoModelForVisualQuestionAnswering
 
 import pumer
-from pumer.errors import InputError
 from pumer.models import meter
+from pumer.utils.errors import InputError
 
 HEADS = [head for head in TINY["meter"].heads if head != "MeterModel"]
 GRIDS = [(10, 6, 6), (6, 6, 6), (3, 6, 6)]

@@ -10,8 +10,8 @@ from transformers import AutoModel, BridgeTowerConfig, CLIPVisionModel
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
 import pumer
-from pumer.errors import InputError
 from pumer.models.meter import MeterConfig, MeterModel
+from pumer.utils.errors import InputError
 
 GRIDS = [(10, 6, 6), (6, 6, 6), (3, 6, 6)]
 

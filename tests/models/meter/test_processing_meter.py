@@ -10,8 +10,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 import pumer
 from pumer.checkpoint import load_processor
-from pumer.errors import InputError
 from pumer.models.meter import MeterImageProcessorPil, MeterProcessor
+from pumer.utils.errors import InputError
 
 
 @pytest.fixture

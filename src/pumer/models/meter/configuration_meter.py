@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, PreTrainedConfig, RobertaConfig
 
-from pumer.errors import InputError
+from pumer.utils.errors import InputError
 
 CROSS_MODAL_ORDERS = ("parallel", "sequential")
 

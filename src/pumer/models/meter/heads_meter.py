@@ -10,10 +10,10 @@ from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutp
 from transformers.models.vilt.modeling_vilt import ViltForImagesAndTextClassificationOutput
 from transformers.utils.generic import can_return_tuple
 
-from pumer.errors import InputError
 from pumer.models.meter.configuration_meter import MeterConfig
 from pumer.models.meter.encoding_meter import MeterEncoding
 from pumer.models.meter.modeling_meter import MeterModel, MeterModelOutput, MeterPreTrainedModel
+from pumer.utils.errors import InputError
 
 
 class MeterForQuestionAnswering(MeterPreTrainedModel):

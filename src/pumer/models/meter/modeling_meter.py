@@ -18,10 +18,10 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
 
-from pumer.errors import InputError
 from pumer.models.meter.configuration_meter import MeterConfig
 from pumer.models.meter.encoding_meter import MeterEncoding
 from pumer.models.meter.positions_meter import resize_positions
+from pumer.utils.errors import InputError
 
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 

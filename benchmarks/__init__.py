@@ -1,0 +1,1 @@
+"""Measurements and experiments of the repository; results in `results/`."""

@@ -1,0 +1,1 @@
+"""Compiled forwards: one graph per shape, CUDA graphs, inputs padded into buckets."""

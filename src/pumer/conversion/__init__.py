@@ -1,0 +1,1 @@
+"""Released checkpoints as models that pumer and transformers load."""

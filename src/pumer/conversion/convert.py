@@ -1,0 +1,136 @@
+"""`pumer convert`: a released checkpoint, in a folder or on the hub, into a folder that `pumer.load` reads."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, ViltImageProcessorPil
+
+from pumer.checkpoint import REDUCTION_FILE, save
+from pumer.conversion.meter import is_meter
+from pumer.conversion.released import from_released, released_reduction
+from pumer.models.meter import MeterImageProcessorPil, MeterPreTrainedModel
+from pumer.patching import reduction
+from pumer.reducers import config_to_dict
+from pumer.settings.convert import TASKS, ConvertConfig
+from pumer.utils.errors import InputError
+from pumer.utils.files import first_line, replacing
+from pumer.utils.locks import only_one
+from pumer.utils.sources import read_answers, read_source
+
+__all__ = ["ConvertConfig", "from_released", "infer_task", "name_answers", "released_reduction", "run"]
+
+logger = logging.getLogger(__name__)
+
+_TASK_HEADS = {
+    "vqa2": ("vqa_classifier",),
+    "ve": ("ve_classifier", "snli_classifier"),  # the latter in METER's own checkpoints
+    "nlvr2": ("nlvr2_classifier",),
+    "irtr": ("rank_output",),
+}
+_CONVERTED = ("vilt.encoder.", "vilt.embeddings.", "meter.text_model.", "meter.vision_model.")
+"""What tensors are called in transformers, and in no released checkpoint."""
+
+
+def run(config: ConvertConfig) -> dict[str, Any]:
+    """Convert a released checkpoint into a folder that `pumer.load` and plain transformers read.
+
+    The tokenizer comes from the source, or from the hub under the
+    name the released config gives; without either, one has to be put into the folder by hand.
+
+    Returns:
+        ``task``, ``reduction`` (as in ``reduction.json``, or None), ``tensors`` (number read), ``tokenizer`` (name or
+        None).
+
+    Raises:
+        InputError: For a source that cannot be read, a wrong number of answers, and whatever `from_released` refuses.
+    """
+    config.check_places()
+    with only_one(*config.written):
+        return _converted(config)
+
+
+def _converted(config: ConvertConfig) -> dict[str, Any]:
+    released, weights = read_source(config.source)
+    if any(name.startswith(_CONVERTED) for name in weights):
+        raise InputError(f"{config.source} is a transformers checkpoint already; pumer loads it as it is")
+    if config.image_size is not None:
+        if not is_meter(weights):
+            raise InputError("image_size is for METER; ViLT fits its positions to every image; leave it out")
+        released["image_size"] = config.image_size
+    task = config.task or infer_task(weights)
+    model = from_released(weights, released, task)
+    if config.answers is not None:
+        name_answers(model, read_answers(config.answers), task)
+    reduced = reduction(model)
+    with replacing(config.out) as folder:
+        save(model, folder)
+        tokenizer = _save_processor(config.source, released, model, folder)
+    if reduced is None:
+        (config.out / REDUCTION_FILE).unlink(missing_ok=True)
+    return {
+        "task": task,
+        "reduction": None if reduced is None else config_to_dict(reduced),
+        "tensors": len(weights),
+        "tokenizer": tokenizer,
+    }
+
+
+def infer_task(names: Sequence[str] | Mapping[str, Tensor]) -> str:
+    """The task whose head is among the tensors.
+
+    Raises:
+        InputError: If there is none, or more than one.
+    """
+    found = [task for task, heads in _TASK_HEADS.items() if any(name.startswith(heads) for name in names)]
+    if len(found) != 1:
+        known = ", ".join(head for heads in _TASK_HEADS.values() for head in heads)
+        seen = "none" if not found else " and ".join(_TASK_HEADS[task][0] for task in found)
+        raise InputError(
+            f"the task of the checkpoint is not clear: it must have one head of {known}; it has {seen}; "
+            f"give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}"
+        )
+    return found[0]
+
+
+def name_answers(model: PreTrainedModel, answers: Sequence[str], task: str = "vqa2") -> None:
+    """Make a list of answers the meaning of the model's outputs (``config.id2label``).
+
+    Args:
+        model: A question-answering model.
+        answers: One per output, in order.
+        task: Refused unless it is "vqa2": the labels of the others are fixed.
+
+    Raises:
+        InputError: If their number is not that of the model's outputs.
+    """
+    if task != "vqa2":
+        raise InputError(f"the checkpoint is for {task}, whose labels are fixed; leave out --answers")
+    if len(answers) != model.config.num_labels:
+        raise InputError(
+            f"there are {len(answers)} answers but the head has {model.config.num_labels} outputs; give one per output"
+        )
+    model.config.id2label = dict(enumerate(answers))
+    model.config.label2id = {answer: index for index, answer in enumerate(answers)}
+
+
+def _save_processor(source: str, released: Mapping[str, Any], model: PreTrainedModel, folder: Path) -> str | None:
+    """Write image settings and, if one can be had, the tokenizer; returns its name."""
+    if isinstance(model, MeterPreTrainedModel):
+        side = model.config.image_size
+        MeterImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
+        named = str(released.get("tokenizer", "roberta-base"))
+    else:
+        ViltImageProcessorPil().save_pretrained(folder)
+        named = str(released.get("tokenizer", "bert-base-uncased"))
+    # without its files, AutoTokenizer would make up an empty vocabulary from the model type
+    own = any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.txt", "vocab.json"))
+    name = source if own else named
+    try:
+        AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("no tokenizer: put the files of %s into the folder (%s)", name, first_line(error))
+        return None
+    return name

@@ -1,0 +1,295 @@
+"""From image files to pixel tensors, through the model's own image processor."""
+
+import io
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import PILImageResampling, SizeDict
+
+from pumer.data.storage import stored_image
+from pumer.settings.common import Resize
+from pumer.utils.errors import InputError
+
+ImageLike = str | Path | Image.Image | np.ndarray
+"""What is an image everywhere: a file name, a PIL image or an array; see `read_image`."""
+Edit = Callable[[int, np.ndarray], np.ndarray]
+"""From the position of an image in its batch and the image (3, height, width) in 8 bits to another of that shape."""
+GREY = 127
+_BITS, _WHITE, _SIGN = 258, 262, 339  # TIFF tags: bits per sample; 0 if zero is white; 2 if integers are signed
+_LONGER = 1333 / 800
+"""ViLT's image processor lets the longer edge be so much longer than the shorter one."""
+
+
+MAX_PIXELS = 64 * 2**20
+"""Larger images are refused: decoded they would take more than a quarter of a gigabyte, up to three times."""
+MAX_BYTES = 64 * 2**20
+"""Larger files are refused."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read, in Pillow's words. Others run programs or fetch fonts."""
+
+
+def read_image(image: ImageLike) -> Image.Image:
+    """An image as 8-bit RGB, whatever it is given as.
+
+    The image is turned the way its EXIF orientation asks. An alpha channel is dropped, as transformers' image
+    processors do: what lies below is shown. Of several frames the first one counts. Depth and range become 8 bits:
+
+    - 16 bits: the higher 8. 12 bits, in TIFF files: the higher 8.
+    - 32-bit integers, and any other integers in arrays: 0 to 255 as they are, up to 65535 as 16 bits.
+    - floats from 0 to 1: times 255; from 0 to 255: as they are.
+
+    All other values, NaN among them, are refused, for nobody knows what is black and what is white.
+
+    Args:
+        image: a file name; a PIL image; or an array (height, width), (height, width, 1), (height, width, 3) or
+            (height, width, 4), of which the last channel is alpha.
+
+    Raises:
+        InputError: when there is no usable image; the message names the file and the reason.
+    """
+    if isinstance(image, str | Path):
+        remedy = "give a file that can be read"
+        try:
+            data = image_bytes(Path(image))
+            remedy = "replace the file"
+            return decode(data)
+        except InputError as error:
+            raise InputError(f"image {image} {error}; {remedy}") from error
+    if not isinstance(image, Image.Image | np.ndarray):
+        raise InputError(f"an image must be a file name, a PIL image or an array, not {type(image).__name__}")
+    try:
+        return _from_array(image) if isinstance(image, np.ndarray) else _usable(image)
+    except InputError as error:
+        raise InputError(f"the image given as {type(image).__name__} {error}; give another one") from error
+
+
+def image_bytes(path: Path) -> bytes:
+    """The content of an image file, from disk or from a prepared folder (`pumer.data.storage`).
+
+    Raises:
+        InputError: the reason why there is none, such as "does not exist".
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise InputError(f"is too large ({size} bytes; at most {MAX_BYTES} are read)")
+        return path.read_bytes()
+    except FileNotFoundError:
+        return stored_image(path)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})") from error
+    except ValueError as error:  # a null character in the name
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot be read ({error})") from error
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode an image file to RGB by its content, whatever its name says; see `read_image`. All of it must be there.
+
+    Args:
+        data: content of the file.
+
+    Raises:
+        InputError: the reason why it is not usable: empty, no image, too large, truncated or otherwise broken.
+    """
+    if not data:
+        raise InputError("is empty")
+    Image.init()  # or Pillow may not know the formats yet; done once
+    with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return _usable(image)
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Whatever a decoder raises as an `InputError` with the reason."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about oddities that are either harmless or end in an error below
+            yield
+    except (InputError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"is no image of a known format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"is too large (a decompression bomb; at most {MAX_PIXELS} pixels)") from None
+    except Exception as error:  # a decoder raises whatever it stumbles over in broken data
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"cannot be decoded ({reason})") from error
+
+
+def _usable(image: Image.Image) -> Image.Image:
+    """A PIL image as upright RGB."""
+    _check_size(image.width, image.height)
+    with _reasons():
+        about = getattr(image, "tag_v2", {})  # of a TIFF file; turning the image forgets them, and the format
+        known_as_16_bits = image.mode.startswith("I;") or image.format in ("PNG", "PPM")
+        bits = 12 if about.get(_BITS) == (12,) else 16 if known_as_16_bits else None
+        if image.mode == "L" and about.get(_SIGN) == (2,):
+            raise InputError("holds signed 8-bit integers, which Pillow reads as unsigned ones")
+        image = _upright(image)
+        if image.mode.startswith(("I", "F")):  # Pillow's own conversion cuts them at 255
+            values = _eight_bits(np.asarray(image), bits)
+            image = Image.fromarray(255 - values if about.get(_WHITE) == 0 else values)
+        if image.mode in ("La", "RGBa"):  # colours multiplied by alpha
+            image = image.convert(image.mode.upper())
+        return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    shape = array.shape
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        hint = ": use transpose(1, 2, 0)" if len(shape) == 3 and shape[0] in (1, 3, 4) else ""
+        raise InputError(f"has shape {shape}, not (height, width) or (height, width, 1, 3 or 4){hint}")
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"holds {array.dtype}, not integers or floats")
+    _check_size(shape[1], shape[0])
+    values = array if len(shape) == 2 else array[..., 0] if shape[2] == 1 else array[..., :3]
+    if array.dtype == bool:
+        values = values.astype(np.uint8) * 255
+    bits = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}.get(values.dtype.newbyteorder("="))
+    return Image.fromarray(_eight_bits(values, bits)).convert("RGB")
+
+
+def _check_size(width: int, height: int) -> None:
+    if not width * height:
+        raise InputError(f"is empty ({width} x {height} pixels)")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"is too large ({width} x {height} pixels; at most {MAX_PIXELS})")
+
+
+def _eight_bits(values: np.ndarray, bits: int | None) -> np.ndarray:
+    """Values from black to white as `uint8`, see `read_image`.
+
+    Args:
+        values: of any shape.
+        bits: of white, where the file or type says so; None takes it from the range.
+
+    Raises:
+        InputError: for a range that does not show what is white.
+    """
+    low, high = float(values.min()), float(values.max())  # NaN if any value is
+    floats = values.dtype.kind == "f"
+    if not (low >= 0 and high <= (255 if floats else 65535)):
+        raise InputError(f"holds values from {low:g} to {high:g}, not {'0 to 1' if floats else '0 to 255 or to 65535'}")
+    if floats:
+        return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+    bits = bits or (8 if high <= 255 else 16)
+    return np.ascontiguousarray(values >> (bits - 8), dtype=np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data in a sound picture
+        return image
+
+
+class Pixels:
+    """Turns image files into the batch that the model's image processor makes.
+
+    Resized images are kept (8 bits per channel, the least recently used ones dropped), for several questions
+    share one image and every epoch shows it again. Scaling, normalising and padding is the processor's work.
+
+    Example:
+        >>> pixels = Pixels(processor.image_processor, resize="square")             # doctest: +SKIP
+        >>> pixels([Path("cat.jpg"), Path("dog.jpg")])["pixel_values"].shape       # doctest: +SKIP
+        torch.Size([2, 3, 384, 384])
+    """
+
+    def __init__(
+        self,
+        image_processor: Any,
+        resize: Resize = "square",
+        blank: bool = False,
+        cache_bytes: int = 256 * 2**20,
+    ) -> None:
+        """Prepare for one image processor.
+
+        Args:
+            image_processor: a transformers image processor: ViLT's, which resizes by the shortest edge, or METER's,
+                which makes squares.
+            resize: "square" makes every image (edge x edge), as the released code does: bilinearly for ViLT,
+                bicubically for METER; "aspect" keeps the aspect ratio, as the original ViLT and its image processor do.
+            blank: replace every image by the same grey square; for a text-only model.
+            cache_bytes: memory for resized images, per process.
+
+        Raises:
+            InputError: for another `resize`, or "aspect" for a model that takes squares only.
+        """
+        if resize not in get_args(Resize):
+            raise InputError(f"resize must be one of {', '.join(get_args(Resize))}, not '{resize}'")
+        self.image_processor = image_processor
+        square_only = "shortest_edge" not in image_processor.size
+        if square_only and resize == "aspect":
+            raise InputError("resize is 'aspect', but this model takes square images only; leave it at 'square'")
+        self.edge: int = image_processor.size["height" if square_only else "shortest_edge"]
+        self._square = Image.Resampling.BICUBIC if square_only else Image.Resampling.BILINEAR
+        self.resize = resize
+        self.blank = blank
+        self._cache_bytes = cache_bytes
+        self._cached_bytes = 0
+        self._cache: OrderedDict[Path, np.ndarray] = OrderedDict()
+
+    def __call__(self, given: Sequence[ImageLike], edit: Edit | None = None) -> dict[str, Tensor]:
+        """Pixel tensors of B images.
+
+        Args:
+            given: images; resized ones are kept of those that are given as `Path`.
+            edit: changes a resized image, given its position in `given`; not what is kept of it.
+
+        Returns:
+            `pixel_values` (B, 3, height, width), float32, padded to the largest image, and for a model whose images
+            differ in size `pixel_mask` (B, height, width), 1 on real pixels.
+
+        Raises:
+            InputError: when an image cannot be read; the message names it.
+        """
+        images = [self._grey() if self.blank else self._resized(image) for image in given]
+        if edit is not None and not self.blank:
+            images = [edit(position, image) for position, image in enumerate(images)]
+        batch: BatchFeature = self.image_processor(
+            images, do_resize=False, input_data_format="channels_first", return_tensors="pt"
+        )
+        return {name: batch[name] for name in ("pixel_values", "pixel_mask") if name in batch}
+
+    def _grey(self) -> np.ndarray:
+        return np.full((3, self.edge, self.edge), GREY, dtype=np.uint8)
+
+    def _resized(self, path: ImageLike) -> np.ndarray:
+        """The resized image (3, height, width) in 8 bits, from the cache or from disk."""
+        if not isinstance(path, Path):
+            return self.resized(read_image(path))
+        if path in self._cache:
+            self._cache.move_to_end(path)
+            return self._cache[path]
+        image = self.resized(read_image(path))
+        self._cache[path] = image
+        self._cached_bytes += image.nbytes
+        while self._cached_bytes > self._cache_bytes:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return image
+
+    def resized(self, image: Image.Image) -> np.ndarray:
+        """An RGB image as 8-bit array (3, height, width) in the size the model sees."""
+        if self.resize == "square":
+            square = image.resize((self.edge, self.edge), self._square)
+            return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+        resample = PILImageResampling(self.image_processor.resample)
+        patch, longest = self.image_processor.size_divisor, int(self.edge * _LONGER)
+        if min(image.size) * longest < max(image.size) * patch:  # so narrow that the processor would leave nothing
+            longest -= longest % patch
+            narrow = (longest, patch) if image.width > image.height else (patch, longest)
+            return np.ascontiguousarray(np.asarray(image.resize(narrow, int(resample))).transpose(2, 0, 1))
+        array = np.asarray(image).transpose(2, 0, 1)
+        size = SizeDict(shortest_edge=self.edge)
+        return np.asarray(self.image_processor.resize(array, size=size, resample=resample), dtype=np.uint8)

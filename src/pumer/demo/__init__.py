@@ -1,0 +1,1 @@
+"""Fine-tune, reduce, compare and report on the built-in world."""

@@ -1,0 +1,1 @@
+"""Accuracy: answering, ranking, scoring, and statistics of the scores."""

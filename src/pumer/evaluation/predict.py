@@ -1,0 +1,252 @@
+"""Answers of a trained model: to an official split, to a list of questions about image files, and from Python."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from pumer.backbones.image_size import set_image_size
+from pumer.checkpoint import ensure_patched, load, load_processor, trained_with
+from pumer.compiling.compile import compile as compiled
+from pumer.data.images import ImageLike, read_image
+from pumer.evaluation import evaluate
+from pumer.evaluation.evaluate import check_class, labels_of
+from pumer.evaluation.ranking import score_all
+from pumer.settings.common import Resize
+from pumer.settings.evaluate import EvaluateConfig, EvaluationData
+from pumer.settings.predict import PredictConfig
+from pumer.tasks import Example, Retrieval, task_class
+from pumer.tasks.loading import make_inputs, text_length_of
+from pumer.utils.arguments import RANGES
+from pumer.utils.errors import InputError
+from pumer.utils.files import read_csv, write_text
+from pumer.utils.locks import only_one
+from pumer.utils.tensors import best_device
+
+_TEXTS = ("question", "text", "sentence")
+_ANSWER = "answer"
+
+
+class Predictor:
+    """A trained model that answers.
+
+    Example:
+        >>> from pumer.evaluation.predict import Predictor  # doctest: +SKIP
+        >>> predictor = Predictor("out/vqav2-pumer")  # doctest: +SKIP
+        >>> predictor("cat.jpg", "what is on the sofa?")  # doctest: +SKIP
+        'cat'
+        >>> predictor(PIL.Image.open("cat.jpg"), ["what is it?", "is it asleep?"])  # doctest: +SKIP
+        ['cat', 'yes']
+
+    Images are file names, PIL images or arrays, see `pumer.data.images.read_image`.
+
+    A model for retrieval scores images against texts instead:
+        >>> Predictor("out/flickr30k-pumer").scores(["cat.jpg", "dog.jpg"], ["a cat"]).argmax(axis=0)  # doctest: +SKIP
+        array([0])
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        task: str | None = None,
+        text_length: int | None = None,
+        resize: Resize | None = None,
+        image_size: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        """Load a model, patched as it was saved, with the settings of its training.
+
+        Args:
+            model: folder or hub name.
+            task: name in `pumer.tasks.TASKS`; by default the one it was trained on, else "vqav2".
+            text_length: questions are cut to this many tokens; by default as in its training.
+            resize: see `pumer.tasks.Pixels`; by default as in its training.
+            image_size: see `pumer.evaluation.evaluate.EvaluateConfig`.
+            compile: answer with the model as `pumer.compile` makes it.
+
+        Raises:
+            InputError: for a missing or broken model, or one of another task.
+        """
+        trained = trained_with(model)
+        task_type = task_class(task or trained.get("task", "vqav2"))
+        self.model = load(model)
+        check_class(str(model), self.model, task_type)
+        ensure_patched(self.model).to(best_device())
+        self.task = task_type(labels_of(self.model))
+        length = text_length_of(self.model, trained.get("text_length") if text_length is None else text_length)
+        resize = trained.get("resize", "square") if resize is None else resize
+        processor = load_processor(model)
+        set_image_size(image_size, self.model, processor)
+        self.inputs = make_inputs(processor, length, resize, trained.get("blank", "none"))
+        self._answering = compiled(self.model) if compile else self.model
+        self.image_count = getattr(task_type, "image_count", 1)
+
+    @overload
+    def __call__(self, images: ImageLike | Sequence[ImageLike], text: str) -> str: ...
+
+    @overload
+    def __call__(self, images: ImageLike | Sequence[ImageLike], text: list[str] | tuple[str, ...]) -> list[str]: ...
+
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], text: str | list[str] | tuple[str, ...]
+    ) -> str | list[str]:
+        """The answer to a question or sentence, or the answers to several about the same image.
+
+        Args:
+            images: an image; a list of two for a task on pairs.
+            text: the question or sentence, or a list of them.
+
+        Returns:
+            The answer; of a list of texts a list of answers, in their order.
+
+        Raises:
+            InputError: for another number of images, images that cannot be read, and texts that are none.
+        """
+        shown, asked = _shown(images), _asked([text] if isinstance(text, str) else text)
+        answers = self.answers([Example(number, shown, each) for number, each in enumerate(asked)])
+        return answers[0] if isinstance(text, str) else answers
+
+    def answers(
+        self, examples: Sequence[Example], batch_size: int = 64, workers: int = 0, progress: bool = False
+    ) -> list[str]:
+        """The answers to many examples, in order; arguments as of `pumer.evaluation.evaluate.predict`."""
+        if isinstance(self.task, Retrieval):
+            raise InputError(
+                f"a model for {self.task.name} gives no answers; from Python, Predictor(...).scores(images, texts) "
+                "ranks any images and texts, and `pumer predict MODEL data.root=FOLDER` those of a split"
+            )
+        _check_batch(batch_size)
+        for example in examples:
+            self.check(example)
+        return evaluate.predict(self._answering, self.task, examples, self.inputs, batch_size, workers, progress)
+
+    def scores(
+        self, images: Sequence[ImageLike], texts: Sequence[str], batch_size: int = 64
+    ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """How well every image fits every text, by a model for retrieval; METER encodes each of them once.
+
+        Args:
+            images: several images.
+            texts: several captions.
+            batch_size: pairs per forward pass.
+
+        Returns:
+            Scores (images, texts): of a column, the highest is the image found for the text; of a row, the highest is
+            the text found for the image.
+
+        Raises:
+            InputError: for a model of another task, and images that cannot be read.
+        """
+        if not isinstance(self.task, Retrieval):
+            raise InputError(f"a model for {self.task.name} does not rank images and texts; call it with a question")
+        _check_batch(batch_size)
+        for name, given in (("images", images), ("texts", texts)):
+            if isinstance(given, ImageLike):
+                raise InputError(f"{name} must be a list of {name}, not one {type(given).__name__}; put it in a list")
+        return score_all(self.model, _shown(images), _asked(texts), self.inputs, batch_size)
+
+    def check(self, example: Example) -> None:
+        """Refuse an example with another number of images than the task looks at at once."""
+        if len(example.images) != self.image_count:
+            raise InputError(
+                f"task {self.task.name} looks at {self.image_count} image(s) at once, not {len(example.images)}"
+            )
+
+
+def _check_batch(batch_size: int) -> None:
+    least, most = RANGES["batch_size"]
+    if not least <= batch_size <= most:
+        raise InputError(f"batch_size must lie in [{least}, {most}], not {batch_size}")
+
+
+def _shown(images: ImageLike | Sequence[ImageLike]) -> tuple[ImageLike, ...]:
+    """Files by their `Path`, to be read when their turn comes; other images read now, so that a bad one is named."""
+    given = (images,) if isinstance(images, ImageLike) else images
+    if not isinstance(given, Sequence) or isinstance(given, bytes):
+        raise InputError(f"images must be one image or a list of them, not {type(images).__name__}")
+    return tuple(Path(image) if isinstance(image, str | Path) else read_image(image) for image in given)
+
+
+def _asked(texts: Sequence[str]) -> list[str]:
+    """A list of texts, checked to be one."""
+    odd = [text for text in texts if not isinstance(text, str)] if isinstance(texts, list | tuple) else [texts]
+    if odd:
+        raise InputError(f"a question must be a text, or several of them a list of texts, not {type(odd[0]).__name__}")
+    return list(texts)
+
+
+def run(config: PredictConfig) -> int:
+    """Write a model's answers to a file.
+
+    Returns:
+        How many examples were answered.
+
+    Raises:
+        InputError: for whatever the user can correct.
+    """
+    config.check_places()
+    if config.questions is not None:
+        with only_one(*config.written):
+            return _answer_list(config, config.questions)
+    data = EvaluationData(config.data.root, train=None)
+    result = evaluate.run(
+        EvaluateConfig(
+            config.model,
+            config.task,
+            data,
+            config.split,
+            config.limit,
+            batch_size=config.batch_size,
+            image_size=config.image_size,
+            workers=config.workers,
+            submission=config.file,
+            force=config.force,
+            galleries=config.galleries,
+            scores=config.scores,
+        )
+    )
+    return int(result["answered"])
+
+
+def _answer_list(config: PredictConfig, questions: Path) -> int:
+    """Answer the rows of a CSV file."""
+    rows, columns = _read_csv(questions)
+    pictures = sorted(name for name in columns if re.fullmatch(r"image\d*", name))
+    text = next((name for name in _TEXTS if name in columns), None)
+    if not pictures or text is None:
+        raise InputError(f"{questions} must have the columns image (or image1, image2) and question, not {columns}")
+    predictor = Predictor(config.model, config.task, image_size=config.image_size, compile=config.compile)
+    examples = [
+        Example(number, tuple(config.images / row[name] for name in pictures), row[text])
+        for number, row in enumerate(rows)
+    ]
+    answers = predictor.answers(examples, config.batch_size, config.workers, progress=True)
+    written = io.StringIO()
+    writer = csv.DictWriter(written, [*columns, _ANSWER], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, _ANSWER: answer} for row, answer in zip(rows, answers, strict=True))
+    write_text(config.file, written.getvalue())
+    return len(rows)
+
+
+def _read_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of a CSV file with a heading, and its columns."""
+    lines = read_csv(path, "give a CSV file whose first line names the columns, as in image,question")
+    if not lines:
+        raise InputError(f"{path} has no heading; its first line must name the columns, as in image,question")
+    (_, columns), *rows = lines
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path} has {columns.count(twice)} columns '{twice}'; give each a name of its own")
+    if _ANSWER in columns:
+        raise InputError(f"{path} has a column '{_ANSWER}' already, where the answers would go; rename it")
+    for number, row in rows:
+        if len(row) != len(columns):
+            raise InputError(f"{path}: line {number} has {len(row)} values, not {len(columns)} as the heading has")
+    if not rows:
+        raise InputError(f"{path} holds no questions below its heading")
+    return [dict(zip(columns, row, strict=True)) for _, row in rows], columns

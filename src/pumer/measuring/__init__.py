@@ -1,1 +1,0 @@
-"""What speed, memory and arithmetic are measured with."""

@@ -1,0 +1,1 @@
+"""Cost: token counts, MACs, time, memory."""

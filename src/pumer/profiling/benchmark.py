@@ -1,0 +1,206 @@
+"""`pumer benchmark`: speed, memory and arithmetic of a model beside its unreduced self, on the machine at hand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import PreTrainedModel
+
+from pumer.backbones.image_size import set_image_size
+from pumer.compiling.buckets import Buckets
+from pumer.compiling.compile import compile
+from pumer.patching import reduction
+from pumer.profiling.benchmark_tables import UNREDUCED, tables
+from pumer.profiling.limit import measured_reduction
+from pumer.profiling.named_models import default_image_size, default_text_length, model_from, variant
+from pumer.profiling.peak_memory import Job, inputs_for, peak_memory
+from pumer.profiling.planning import Plan, plan
+from pumer.profiling.time_split import time_split
+from pumer.profiling.timing import compare, fastest_batch
+from pumer.reducers import NoReduction, ReductionConfig, config_to_dict
+from pumer.settings.benchmark import BenchmarkConfig
+from pumer.utils.errors import InputError
+from pumer.utils.files import write_json
+from pumer.utils.locks import only_one
+from pumer.utils.progress import progress_bar
+from pumer.utils.provenance import collect, device_name
+from pumer.utils.tensors import best_device
+
+__all__ = ["BenchmarkConfig", "compare", "run"]
+
+REDUCED, TRANSFORMERS = "reduced", "transformers"
+
+
+def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, Any]:
+    """Measure, show a table and write the result.
+
+    Args:
+        config: What to measure.
+        console: Where the table goes; stdout by default.
+
+    Returns:
+        ``speed`` (see `pumer.profiling.timing.compare`), ``fastest`` (see `fastest_batch`), ``memory``, ``split`` (see
+        `time_split`; seconds at the largest batch size), ``plan`` (MACs and tokens), each by model name; ``rows`` as
+        `pumer.demo.report` takes them; and where it all comes from.
+
+    Raises:
+        InputError: If there is no such model, or a setting does not fit it.
+    """
+    config.check_places()
+    with only_one(*config.written):
+        return _measured(config, console)
+
+
+def _measured(config: BenchmarkConfig, console: Console | None) -> dict[str, Any]:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda' but torch sees no GPU; give device=cpu")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = best_device() if config.device == "auto" else torch.device(config.device)
+    base = model_from(config.model).to(device=device, dtype=getattr(torch, config.dtype))
+    size = config.image_size or default_image_size(config.model, base)
+    set_image_size(config.image_size, base)
+    rows = _rows(config, base, size)
+    models = {name: _variant(base, row) for name, row in rows.items()}
+    length = config.text_length or default_text_length(config.model, base)
+    makers = {row.size: partial(inputs_for, base, row.size, length) for row in rows.values()}
+    make_inputs = {name: makers[row.size] for name, row in rows.items()}
+    plans = {name: plan(model, rows[name].size, length) for name, model in models.items()}
+    result: dict[str, Any] = {
+        "what": f"{config.model}, {size} pixels, {length} words, {config.dtype}{', compiled' * config.compile}",
+        "plan": {name: _arithmetic(planned, plans[UNREDUCED].macs) for name, planned in plans.items()},
+    }
+    if config.memory_batch and device.type in ("cpu", "cuda"):  # first, for here too large a batch shows
+        result["memory"] = _memory(config, rows, device.type, length)
+    fast = _compiled(models) if config.compile else models
+    result["speed"] = _speed(config, fast, make_inputs)
+    largest = max(config.batch_sizes)
+    if config.search:
+        result["fastest"] = {
+            name: fastest_batch(model, make_inputs[name], largest, max(4096, largest), config.search_seconds)
+            for name, model in fast.items()
+        }
+    result["split"] = {
+        name: time_split(model, make_inputs[name](largest)) for name, model in models.items() if name != TRANSFORMERS
+    }
+    result["rows"] = [_row(name, result) for name in models]
+    where = device_name() if device.type == "cuda" or not torch.cuda.is_available() else "cpu"
+    result |= {"provenance": collect(config, config.dtype) | {"device": where}}
+    if config.output is not None:
+        write_json(config.output, result)
+    (console or Console()).print(tables(result))
+    return result
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is measured: a reduction (None: transformers' own forward), and pixels along a side of the pictures."""
+
+    reduction: ReductionConfig | None
+    size: int
+
+
+def _rows(config: BenchmarkConfig, base: PreTrainedModel, size: int) -> dict[str, _Row]:
+    """What is measured, the unreduced fast path first."""
+    rows = {UNREDUCED: _Row(NoReduction(), size)}
+    saved = reduction(base)
+    if config.reductions:
+        rows |= {name: _row_from(name, value, size) for name, value in config.reductions.items()}
+    elif saved is not None and not isinstance(saved, NoReduction):
+        rows[REDUCED] = _Row(saved, size)
+    if config.transformers:
+        rows[TRANSFORMERS] = _Row(None, size)
+    if len(rows) == 1:
+        raise InputError(f"{config.model} is not reduced, so there is nothing to compare; give reductions=...")
+    return rows
+
+
+def _row_from(name: str, value: Any, size: int) -> _Row:
+    if not isinstance(value, Mapping):
+        return _Row(measured_reduction(value), size)
+    own = value.get("image_size", size)
+    if isinstance(own, bool) or not isinstance(own, int):
+        raise InputError(f"image_size of reductions.{name} is {own!r}; give pixels along a side, or leave it out")
+    return _Row(measured_reduction({key: setting for key, setting in value.items() if key != "image_size"}), own)
+
+
+def _variant(base: PreTrainedModel, row: _Row) -> PreTrainedModel:
+    """A copy that shares its weights, but for METER's positions where it reads pictures of another size."""
+    model = variant(base, row.reduction)
+    if row.size != base.config.image_size:
+        set_image_size(row.size, model)
+    return model
+
+
+def _compiled(models: Mapping[str, PreTrainedModel]) -> dict[str, nn.Module]:
+    """The patched models compiled, each size in a graph of its own."""
+    exact = Buckets(batch=(), words=(), grid=1)
+    return {
+        name: model if reduction(model) is None else compile(model, buckets=exact) for name, model in models.items()
+    }
+
+
+def _speed(config: BenchmarkConfig, models: Mapping[str, nn.Module], make_inputs: Any) -> dict[str, Any]:
+    with progress_bar(config.progress) as bar:
+        task = bar.add_task("timing", total=len(config.batch_sizes) * config.pairs, note="")
+        return compare(
+            models,
+            make_inputs,
+            config.batch_sizes,
+            config.pairs,
+            config.seconds,
+            tick=lambda: bar.advance(task),
+        )
+
+
+def _memory(config: BenchmarkConfig, rows: Mapping[str, _Row], device: str, length: int) -> dict[str, Any]:
+    """Peak memory of every model, with autograd off and on."""
+    measured: dict[str, Any] = {}
+    for name, row in rows.items():
+        figures: dict[str, int] = {"batch": config.memory_batch}
+        for mode, autograd in (("inference", False), ("autograd", True)):
+            job = Job(
+                model=config.model,
+                reduction=None if row.reduction is None else config_to_dict(row.reduction),
+                batch=config.memory_batch,
+                autograd=autograd,
+                device=device,
+                dtype=config.dtype,
+                image_size=row.size,
+                text_length=length,
+                threads=config.threads,
+            )
+            try:
+                peak = peak_memory(job)
+            except RuntimeError as error:
+                raise InputError(f"{error} ({name}, memory_batch={job.batch}); lower memory_batch, or 0") from error
+            figures |= {"weights": peak["weights"], mode: peak["activations"]}
+        measured[name] = figures
+    return measured
+
+
+def _arithmetic(planned: Plan, unreduced: int) -> dict[str, Any]:
+    """MACs, ideal speed-up against the unreduced model's MACs, and tokens after each layer (text, image)."""
+    return {
+        "macs": planned.macs,
+        "ideal_speedup": unreduced / planned.macs,
+        "tokens": [(row.short_name, row.text_tokens_out, row.image_tokens_out) for row in planned.layers],
+    }
+
+
+def _row(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """One model in the terms of `pumer.demo.report`."""
+    speed = []
+    for point in result["speed"]["points"]:
+        figures = point["models"][name]
+        entry = {"batch": point["batch"], "images_per_second": figures["images_per_second"]}
+        speed.append(entry if name == UNREDUCED else entry | {"speedup": figures["speedup"]})
+    arithmetic = result["plan"][name]
+    row = {"name": name, "speed": speed, "macs": arithmetic["macs"], "ideal_speedup": arithmetic["ideal_speedup"]}
+    if "memory" in result:
+        row["memory"] = result["memory"][name]["weights"] + result["memory"][name]["inference"]
+    return row

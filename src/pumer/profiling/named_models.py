@@ -1,0 +1,159 @@
+"""Models by name, for measuring and planning: presets with random weights, checkpoints, copies that share weights."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+    ViltConfig,
+    ViltForImagesAndTextClassification,
+    ViltForQuestionAnswering,
+    ViltImageProcessorPil,
+)
+
+from pumer.checkpoint import (
+    has_processor,
+    load,
+    model_class,
+    read_model,
+    read_reduction,
+    reading,
+    saved_files,
+    trained_with,
+)
+from pumer.models.meter import MeterConfig, MeterForImagesAndTextClassification, MeterForQuestionAnswering
+from pumer.patching import patch, unpatch
+from pumer.reducers import ReductionConfig
+from pumer.utils.errors import InputError
+
+PREFIX, SMALL = "preset:", "small:"
+ASSETS = Path(__file__).parents[1] / "assets"
+PAPER_TEXT_LENGTH = 32
+
+
+def _vilt_b32() -> PreTrainedModel:
+    """ViLT-B/32 with a VQAv2 head of 3129 answers."""
+    return ViltForQuestionAnswering(ViltConfig(layer_norm_eps=1e-6, num_labels=3129))
+
+
+def _vilt_b32_nlvr2() -> PreTrainedModel:
+    """The same for pairs of images."""
+    return ViltForImagesAndTextClassification(
+        ViltConfig(layer_norm_eps=1e-6, num_labels=2, num_images=2, modality_type_vocab_size=3)
+    )
+
+
+def _meter_b16() -> PreTrainedModel:
+    """METER with CLIP ViT-B/16 and RoBERTa-base, with a VQAv2 head of 3129 answers."""
+    return MeterForQuestionAnswering(MeterConfig(num_labels=3129))
+
+
+def _meter_b16_nlvr2() -> PreTrainedModel:
+    """The same for pairs of images."""
+    return MeterForImagesAndTextClassification(MeterConfig(num_labels=2, modality_type_vocab_size=3))
+
+
+PRESETS = {
+    "vilt-b32": _vilt_b32,
+    "vilt-b32-nlvr2": _vilt_b32_nlvr2,
+    "meter-b16": _meter_b16,
+    "meter-b16-nlvr2": _meter_b16_nlvr2,
+}
+"""Full-size models that are built with random weights, for speed, memory and MACs do not depend on them."""
+
+
+def model_from(name: str, seed: int = 0) -> PreTrainedModel:
+    """A preset with random weights, or a checkpoint, in eval mode.
+
+    Args:
+        name: A preset ("preset:vilt-b32", "preset:meter-b16", ...), a small model that ships with the package
+            ("small:vilt", "small:meter"), a folder, or a hub name.
+        seed: Of a preset's weights; the global generator is left as it was.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    if not name.startswith(PREFIX):
+        return load(_checkpoint(name))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, which is what is put back
+        return _preset(name).eval()
+
+
+def skeleton(name: str) -> PreTrainedModel:
+    """The same without reading weights; patched as the checkpoint was saved.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    if name.startswith(PREFIX):
+        return _preset(name).eval()
+    name = _checkpoint(name)
+    cls = model_class(name)
+    with reading(f"the model of {name} cannot be built"):
+        model: PreTrainedModel = cls(AutoConfig.from_pretrained(name)).eval()
+    if saved_files(name):  # a folder
+        read_model(cls, name, device_map="meta")  # refuses what cannot be loaded; no weights are read
+    saved = read_reduction(name)
+    return model if saved is None else patch(model, saved)
+
+
+def _checkpoint(name: str) -> str:
+    """Folder or hub name of what is no preset."""
+    if not name.startswith(SMALL):
+        return name
+    known = sorted(folder.name.removesuffix("-small") for folder in ASSETS.glob("*-small"))
+    if (small := name.removeprefix(SMALL)) not in known:
+        raise InputError(f"small model '{small}' is unknown; there are: {', '.join(known)}")
+    return str(ASSETS / f"{small}-small")
+
+
+def _preset(name: str) -> PreTrainedModel:
+    preset = name.removeprefix(PREFIX)
+    if preset not in PRESETS:
+        raise InputError(f"preset '{preset}' is unknown; there are: {', '.join(PRESETS)}")
+    return PRESETS[preset]()
+
+
+def default_text_length(name: str, model: PreTrainedModel) -> int:
+    """Words that a checkpoint was trained with; where that is not told the paper's 32, or its positions if fewer."""
+    recorded: int | None = None if name.startswith(PREFIX) else trained_with(_checkpoint(name)).get("text_length")
+    return recorded or min(PAPER_TEXT_LENGTH, int(model.config.max_position_embeddings))
+
+
+def default_image_size(name: str, model: PreTrainedModel) -> int:
+    """Pixels along a side of what a checkpoint's processor delivers; the model's own size for a preset."""
+    own = int(model.config.image_size)
+    if name.startswith(PREFIX) or getattr(model.config, "model_type", "") != "vilt":
+        return own
+    checkpoint = _checkpoint(name)
+    if not has_processor(checkpoint):
+        return own
+    with reading(f"the processor of {name} cannot be read"):
+        return int(ViltImageProcessorPil.from_pretrained(checkpoint).size["shortest_edge"])
+
+
+def variant(model: PreTrainedModel, config: ReductionConfig | None, slice_size: int | None = None) -> PreTrainedModel:
+    """A copy of a model that shares its weights and is reduced in its own way.
+
+    Args:
+        model: Left alone.
+        config: The reduction; None for transformers' own forward.
+        slice_size: See `pumer.patch`; None for a forward of the whole batch at once.
+    """
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    twin = copy.deepcopy(model, shared)
+    if config is None:
+        return unpatch(twin)
+    sliced: dict[str, Any] = {} if slice_size is None else {"slice_size": slice_size}
+    return patch(twin, config, **sliced)
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Size of the weights and buffers."""
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

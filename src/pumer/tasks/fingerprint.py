@@ -1,0 +1,54 @@
+"""What tells one data set from another, without reading its images, and the weights of one model from another's."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pumer.data.storage import RECORD, SHARDS, storage_of
+from pumer.tasks import Example, Task
+
+
+def data_fingerprint(task: type[Task], root: Path, splits: Iterable[str], examples: Iterable[Example]) -> str:
+    """A hash over the contents of a task's annotation files and over the names and sizes of the images.
+
+    Where the folder lies does not matter. Of a prepared folder, its record and the sizes of its Arrow files count.
+
+    Args:
+        task: says which files belong to a split.
+        root: data folder.
+        splits: that are used.
+        examples: as read; all files in the folders of their images count.
+
+    Returns:
+        "sha256:" and 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    files = {path for split in splits for path in task.annotation_files(root, split)}
+    folders = {path.parent for example in examples for path in example.files}
+    stored = {storage.root for folder in folders if (storage := storage_of(folder / "image")) is not None}
+    if stored:
+        files |= {folder / RECORD for folder in stored}
+        folders = {folder / SHARDS for folder in stored}
+    for path in sorted(files):
+        digest.update(f"{_below(path, root)}\n".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for folder in sorted(folders):
+        sizes = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
+        digest.update("".join(f"{_below(folder, root)}/{name} {size}\n" for name, size in sizes).encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A hash over names, types, shapes and values of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,114 @@
+"""From examples to batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from pumer.data.augmentation import rand_augment
+from pumer.settings.common import AugmentConfig, Blank, Resize
+from pumer.tasks.base import Example, Inputs, Pixels, Task
+from pumer.utils.errors import InputError
+
+
+def text_length_of(model: PreTrainedModel, text_length: int | None) -> int:
+    """The text length to use: as given, or as many tokens as the model has positions.
+
+    Raises:
+        InputError: for a length that the model cannot take.
+    """
+    positions: int = model.config.max_position_embeddings
+    if text_length is None:
+        return positions
+    if not 2 <= text_length <= positions:
+        raise InputError(f"text_length must lie in [2, {positions}] for this model, not {text_length}")
+    return text_length
+
+
+def make_inputs(
+    processor: Any, text_length: int, resize: Resize = "square", blank: Blank = "none", fixed_length: bool = False
+) -> Inputs:
+    """How a job turns examples into tensors.
+
+    Args:
+        processor: the model's processor, with `tokenizer` and `image_processor`.
+        text_length: questions are cut to this many tokens, [CLS] and [SEP] included.
+        resize: see `pumer.tasks.Pixels`.
+        blank: "image" shows the model a constant grey image (a text-only model), "text" an empty question.
+        fixed_length: pad every text to `text_length`, so that a compiled model sees one shape.
+    """
+    pixels = Pixels(processor.image_processor, resize, blank=blank == "image")
+    return Inputs(processor.tokenizer, pixels, text_length, blank == "text", fixed_length)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One example of a `DataLoader`.
+
+    Attributes:
+        index: its position.
+        example: as the task shows it.
+        epoch: of the training; None outside of one.
+    """
+
+    index: int
+    example: Example
+    epoch: int | None = None
+
+
+class Examples(Dataset[Item]):
+    """Examples with their position, for a `DataLoader`.
+
+    Attributes:
+        examples: as read.
+        task: draws what it adds to an example; None: examples as read.
+        training: whether a model learns from them, so that their pictures may be augmented.
+        seed: of what is drawn.
+        epoch: of what is drawn; data loading processes see the one that is set when they start.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], task: Task | None = None, seed: int = 0, training: bool = True
+    ) -> None:
+        self.examples, self.task, self.seed, self.training, self.epoch = examples, task, seed, training, 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Item:
+        if self.task is None:
+            return Item(index, self.examples[index])
+        drawn = self.task.draw(self.examples, index, self.seed, self.epoch)
+        return Item(index, drawn, self.epoch if self.training else None)
+
+
+class Collator:
+    """The task's batches, with `index` (B,): the positions of the examples.
+
+    Args:
+        task: makes the batches.
+        inputs: how.
+        augment: what happens to the pictures of training examples, as a function of seed, epoch and position alone.
+        seed: of that.
+    """
+
+    def __init__(self, task: Task, inputs: Inputs, augment: AugmentConfig | None = None, seed: int = 0) -> None:
+        self.task, self.inputs, self.augment, self.seed = task, inputs, augment, seed
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        """One batch of B examples."""
+        augmented = self.augment is not None and items[0].epoch is not None
+        inputs = replace(self.inputs, edit=partial(self._edit, items)) if augmented else self.inputs
+        batch = self.task.collate([item.example for item in items], inputs)
+        return {**batch, "index": torch.tensor([item.index for item in items])}
+
+    def _edit(self, items: Sequence[Item], position: int, image: np.ndarray) -> np.ndarray:
+        """The picture at a position of the batch, which has the pictures of the first example first."""
+        row, number = divmod(position, len(items[0].example.images))
+        key = (self.seed, items[row].epoch or 0, items[row].index, number)
+        return rand_augment(image, self.augment or AugmentConfig(), key)

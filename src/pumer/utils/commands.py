@@ -1,0 +1,162 @@
+"""What every command of a command line does: read its config, check it, load its job, end in one line."""
+
+import json
+import logging
+import re
+from contextvars import ContextVar
+from importlib import import_module
+from importlib.metadata import version as version_of
+from pathlib import Path
+from textwrap import fill, indent
+from typing import Annotated, Any, Protocol, TypeVar
+
+import typer
+import yaml
+from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
+
+from pumer.utils.config import described, load, to_dict
+from pumer.utils.errors import InputError, out_of_memory, refused_by_system
+from pumer.utils.processes import interrupts_end_at_once, interrupts_raise, is_main_process
+
+INTERRUPTED = 130
+UNUSABLE_INPUT = 2
+VERBOSE = "--verbose"
+SETTING = re.compile(r"[\w.]+=")
+_verbose: ContextVar[bool] = ContextVar("verbose", default=False)
+_written: ContextVar[tuple[Path, ...]] = ContextVar("written", default=())
+
+
+class _Config(Protocol):
+    """What the settings of every command have."""
+
+    @property
+    def written(self) -> tuple[Path, ...]: ...
+
+    def check_places(self) -> None: ...
+
+
+Config = TypeVar("Config", bound=_Config)
+
+
+class Commands(TyperGroup):
+    """Ends every command the same way: 2 for unusable input, 130 for Ctrl-C, a traceback for a defect."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take --verbose wherever it stands."""
+        if "" in args:
+            typer.echo("error: an argument is empty; give it a value, or leave it out", err=True)
+            raise typer.Exit(UNUSABLE_INPUT)
+        rest = [argument for argument in args if argument != VERBOSE]
+        return list(super().parse_args(ctx, [VERBOSE] * (rest != args) + rest))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            typer.echo(str(stop) or "interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            message = _line(error)
+            if message is None:
+                raise
+            typer.echo(f"error: {message}", err=True)
+            raise typer.Exit(UNUSABLE_INPUT) from error
+        finally:
+            interrupts_end_at_once()
+
+
+def _line(error: Exception) -> str | None:
+    """The one line about an error that a user can do something about; None for a defect."""
+    if isinstance(error, InputError):
+        # An error from a data-loading process arrives inside that process's traceback; its last line says it.
+        return str(error).strip().splitlines()[-1].removeprefix("pumer.utils.errors.InputError: ")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+        said = (str(error).strip() or "out of memory").splitlines()[0].removesuffix(".")
+        return f"{said}; lower batch_size (of a benchmark: batch_sizes, memory_batch)"
+    return refused_by_system(error, " or ".join(map(str, _written.get())) or "a file")
+
+
+def with_settings(module: str, name: str) -> type[TyperCommand]:
+    """A command whose help tells the settings that a config has.
+
+    Args:
+        module: full name of the module with the config.
+        name: of the config.
+    """
+
+    class WithSettings(TyperCommand):
+        @staticmethod
+        def settings() -> dict[str, str]:
+            return described(getattr(import_module(module), name))
+
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            super().format_help(ctx, formatter)
+            lines = [f"{key}\n{indent(fill(text, 90), ' ' * 4)}" for key, text in self.settings().items()]
+            typer.echo("\n".join(["Settings, as KEY=VALUE:\n", *lines]))
+
+    return WithSettings
+
+
+def group(help_text: str, **settings: Any) -> typer.Typer:
+    """Commands that print their help when none is given."""
+    return typer.Typer(help=help_text, no_args_is_help=True, add_completion=False, **settings)
+
+
+def application(help_text: str) -> typer.Typer:
+    """A command line, with the options that all commands have."""
+    app = group(help_text, cls=Commands, pretty_exceptions_enable=False)
+
+    @app.callback(help=help_text)
+    def common(
+        verbose: Annotated[bool, typer.Option(VERBOSE, help="Show the settings in force, of any command.")] = False,
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        _verbose.set(verbose)
+
+    return app
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"pumer {version_of('pumer')}")
+        raise typer.Exit
+
+
+def resolve(
+    cls: type[Config], recipe: Path | None, settings: list[str] | None, force: bool = False, **given: Any
+) -> Config:
+    """The config of a job, from a recipe, arguments and settings."""
+    arguments = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()]
+    flags = ["force=true"] if force else []
+    return checked(load(cls, recipe, [*arguments, *(settings or []), *flags]))
+
+
+def checked(config: Config) -> Config:
+    """A config whose files and folders are there; shown on stderr with --verbose."""
+    config.check_places()
+    _written.set(config.written)
+    if _verbose.get() and is_main_process():
+        shown = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+        Console(stderr=True, style="dim").print(shown, highlight=False, markup=False)
+    return config
+
+
+def run_job(module: str, *arguments: Any, **options: Any) -> Any:
+    """Load a job, which takes seconds, make the libraries speak plainly, and run it."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pumer").setLevel(logging.INFO if is_main_process() else logging.WARNING)
+    job = import_module(module)
+    transformers = import_module("transformers")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    interrupts_raise()
+    return job.run(*arguments, **options)
+
+
+def console() -> Console:
+    """Results go to stdout, everything else to stderr; of several processes, the first one speaks."""
+    return Console(quiet=not is_main_process())

@@ -1,0 +1,1 @@
+"""Traces of a forward, and drawings of them."""

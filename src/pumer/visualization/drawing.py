@@ -1,0 +1,183 @@
+"""Shapes that `pumer.visualization.visualize` draws with: panels with legends, patch outlines, words in boxes."""
+
+import colorsys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+INK: Colour = (28, 30, 36)
+FAINT: Colour = (112, 116, 128)
+PAPER: Colour = (255, 255, 255)
+BOX: Colour = (236, 238, 242)
+LAYER_COLOURS: tuple[Colour, ...] = ((106, 38, 158), (196, 44, 104), (240, 118, 30), (250, 196, 40))
+
+MARGIN = 20
+NARROWEST_PANEL = 330  # pixels; its legend must fit
+LEGEND_LINE = 24
+CHIP_HEIGHT = 32
+BRACKET_STEP = 6  # pixels between the brackets of two groups of words
+
+
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font, so that pictures look the same everywhere."""
+    return ImageFont.load_default(size)
+
+
+def layer_colour(rank: int, count: int) -> Colour:
+    """The colour of reduction number `rank` of `count`: early ones dark, late ones bright."""
+    if count <= len(LAYER_COLOURS):
+        return LAYER_COLOURS[rank]
+    place = rank * (len(LAYER_COLOURS) - 1) / (count - 1)
+    start = min(int(place), len(LAYER_COLOURS) - 2)
+    return mixed(LAYER_COLOURS[start], LAYER_COLOURS[start + 1], place - start)
+
+
+def group_colour(rank: int) -> Colour:
+    """Hues a golden angle apart, so that groups of neighbouring rank look most different."""
+    saturation, value = ((0.9, 0.9), (0.65, 1.0), (1.0, 0.68))[rank % 3]
+    red, green, blue = colorsys.hsv_to_rgb((0.58 + rank * 0.618034) % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def mixed(one: Colour, other: Colour, share: float) -> Colour:
+    """`one` with a `share` in [0, 1] of `other`."""
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
+    return red, green, blue
+
+
+def patch_box(patch: int, cols: int, cell: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a patch, given its raster position."""
+    row, col = divmod(patch, cols)
+    return col * cell, row * cell, (col + 1) * cell, (row + 1) * cell
+
+
+def tint(picture: Image.Image, box: tuple[int, int, int, int], colour: Colour, share: float) -> None:
+    """Mix a `share` of `colour` into a box of the picture."""
+    part = picture.crop(box)
+    picture.paste(Image.blend(part, Image.new("RGB", part.size, colour), share), box)
+
+
+def outline(picture: Image.Image, patches: Collection[int], cols: int, cell: int, colour: Colour) -> None:
+    """Draw the border of a set of patches, inside of it."""
+    pen, thick = ImageDraw.Draw(picture), max(2, cell // 16)
+    for patch in patches:
+        left, top, right, bottom = patch_box(patch, cols, cell)
+        sides = (
+            (patch - cols, (left, top, right - 1, top + thick - 1)),
+            (patch + cols, (left, bottom - thick, right - 1, bottom - 1)),
+            (patch - 1 if patch % cols else None, (left, top, left + thick - 1, bottom - 1)),
+            (patch + 1 if (patch + 1) % cols else None, (right - thick, top, right - 1, bottom - 1)),
+        )
+        for neighbour, side in sides:
+            if neighbour not in patches:
+                pen.rectangle(side, colour)
+
+
+def panel(picture: Image.Image, title: str, legend: Sequence[tuple[Colour | None, str]]) -> Image.Image:
+    """A picture under a title and above a legend of (colour or none, text)."""
+    title_height, width = 34, max(picture.width, NARROWEST_PANEL)
+    places, lines = _legend_places(legend, width)
+    below = title_height + picture.height + 8
+    page = Image.new("RGB", (width, below + LEGEND_LINE * lines), PAPER)
+    page.paste(picture, (0, title_height))
+    pen = ImageDraw.Draw(page)
+    pen.text((0, title_height // 2 - 2), title, INK, font(19), anchor="lm")
+    for (colour, text), (left, line) in zip(legend, places, strict=True):
+        middle = below + LEGEND_LINE * line + LEGEND_LINE // 2
+        if colour is not None:
+            pen.rectangle((left, middle - 7, left + 14, middle + 7), colour)
+            left += 21
+        pen.text((left, middle), text, FAINT, font(15), anchor="lm")
+    return page
+
+
+def _legend_places(legend: Sequence[tuple[Colour | None, str]], width: int) -> tuple[list[tuple[int, int]], int]:
+    """Left edge and line of each entry, and the number of lines."""
+    places, left, line = [], 0, 0
+    for colour, text in legend:
+        length = round(font(15).getlength(text)) + (21 if colour else 0)
+        if left and left + length > width:
+            left, line = 0, line + 1
+        places.append((left, line))
+        left += length + 18
+    return places, line + 1
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A word in its box."""
+
+    word: str
+    left: int
+    top: int
+    right: int
+
+    @property
+    def bottom(self) -> int:
+        """Lower edge."""
+        return self.top + CHIP_HEIGHT
+
+    @property
+    def centre(self) -> tuple[int, int]:
+        """Horizontal and vertical centre."""
+        return (self.left + self.right) // 2, self.top + CHIP_HEIGHT // 2
+
+    def draw(self, pen: ImageDraw.ImageDraw, colour: Colour, gone: bool) -> None:
+        """Draw the word; struck out when it is gone."""
+        pen.rounded_rectangle((self.left, self.top, self.right, self.bottom), 8, colour)
+        pen.text(self.centre, self.word, FAINT if gone else INK, font(19), anchor="mm")
+        if gone:
+            middle = self.centre[1]
+            pen.line((self.left + 6, middle, self.right - 6, middle), INK, 2)
+
+
+def chips(words: Sequence[str], width: int, brackets: int) -> list[Chip]:
+    """Words side by side, broken into rows no wider than `width`, with room for `brackets` below each row."""
+    laid: list[Chip] = []
+    left = top = 0
+    for word in words:
+        length = round(font(19).getlength(word)) + 20
+        if left and left + length > width:
+            left, top = 0, top + CHIP_HEIGHT + bracket_room(brackets)
+        laid.append(Chip(word, left, top, left + length))
+        left += length + 8
+    return laid
+
+
+def bracket_room(brackets: int) -> int:
+    """Pixels below a row of chips that `brackets` groups need."""
+    return 12 + BRACKET_STEP * brackets
+
+
+def bracket(pen: ImageDraw.ImageDraw, joined: Sequence[Chip], rank: int) -> None:
+    """Join chips by a line below them, in every row they stand in."""
+    for bottom in {chip.bottom for chip in joined}:
+        centres = [chip.centre[0] for chip in joined if chip.bottom == bottom]
+        below = bottom + 7 + BRACKET_STEP * rank
+        for centre in centres:
+            pen.line((centre, bottom + 1, centre, below), group_colour(rank), 3)
+        pen.line((min(centres) - 1, below, max(centres) + 1, below), group_colour(rank), 3)
+
+
+def beside(parts: Sequence[Image.Image]) -> Image.Image:
+    """Pictures side by side, tops aligned."""
+    width = sum(part.width for part in parts) + MARGIN * (len(parts) - 1)
+    row = Image.new("RGB", (width, max(part.height for part in parts)), PAPER)
+    left = 0
+    for part in parts:
+        row.paste(part, (left, 0))
+        left += part.width + MARGIN
+    return row
+
+
+def stacked(parts: Sequence[Image.Image], gap: int = 12) -> Image.Image:
+    """Pictures below each other, with a margin around."""
+    height = sum(part.height + gap for part in parts) - gap + 2 * MARGIN
+    page = Image.new("RGB", (max(part.width for part in parts) + 2 * MARGIN, height), PAPER)
+    top = MARGIN
+    for part in parts:
+        page.paste(part, (MARGIN, top))
+        top += part.height + gap
+    return page

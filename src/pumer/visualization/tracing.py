@@ -1,0 +1,166 @@
+"""What became of every token: recorded during a forward, read as plain tensors afterwards."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from pumer.backbones.base import switched
+from pumer.patching import reductions, unwrapped
+from pumer.reducers.base import Place
+from pumer.tokens import Decision, Tokens
+from pumer.utils.errors import InputError
+
+
+@dataclass
+class ForwardTrace:
+    """What one run of the encoder did to its tokens. All tensors are on the CPU.
+
+    Input tokens are counted as they entered: text positions ``0 .. T-1``, then the image buffer, whose first token is
+    [CLS]. ``N0`` is their number, ``K`` the slots that are left.
+
+    Places are where something was reduced: pairs of a stack ("vision" or "fusion") and a layer of it. Tensors name a
+    place by its index in ``places``.
+
+    Attributes:
+        text_tokens: ``T``.
+        mask: ``(B, N0)`` bool, real input tokens.
+        grid: ``(B, 2)`` patch rows and columns of each image.
+        patch_cell: ``(B, N0 - T)`` raster cell (row x columns + column) of each image token, -1 for [CLS] and padding.
+        places: The places, in order.
+        tokens_per_place: Per place, real text and image tokens after it: ``(B,)`` and ``(B,)``.
+        pruned_at: ``(B, N0)`` place where the token (or the one it had been merged into) was pruned, or -1.
+        merged_at: ``(B, N0)`` first place where the token was merged into another one, or -1.
+        merged_into: ``(B, N0)`` the input token that stood where it was merged to then, or -1.
+        owner: ``(B, N0)`` final slot that holds the token, or -1 if it was pruned or is padding.
+        size: ``(B, K)`` input tokens held by each final slot.
+    """
+
+    text_tokens: int
+    mask: Tensor
+    grid: Tensor
+    patch_cell: Tensor
+    owner: Tensor
+    size: Tensor
+    pruned_at: Tensor
+    merged_at: Tensor
+    merged_into: Tensor
+    places: tuple[Place, ...] = ()
+    tokens_per_place: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def describe(self, sample: int, token: int) -> str:
+        """One line about one input token: "kept", "pruned at layer 5", "merged into token 7 at layer 2".
+
+        Args:
+            sample: Index in the batch.
+            token: Index of the input token.
+        """
+        if not self.mask[sample, token]:
+            return "padding"
+        merged, pruned = int(self.merged_at[sample, token]), int(self.pruned_at[sample, token])
+        if merged >= 0:
+            fate = f"merged into token {int(self.merged_into[sample, token])} at {name(self.places[merged])}"
+            return fate if pruned < 0 else f"{fate}, which was pruned at {name(self.places[pruned])}"
+        return "kept" if pruned < 0 else f"pruned at {name(self.places[pruned])}"
+
+
+def name(place: Place) -> str:
+    """How a place is called: "layer 5" of the cross-modal layers, "vision layer 3"."""
+    stack, layer = place
+    return f"layer {layer}" if stack == "fusion" else f"{stack} layer {layer}"
+
+
+@dataclass
+class Trace:
+    """Every encoder run inside a `trace` block; a model that sees two images per example runs twice.
+
+    Attributes:
+        forwards: One entry per run, in order.
+    """
+
+    forwards: list[ForwardTrace] = field(default_factory=list)
+
+    def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
+        """Called by a patched model when a stream enters its first cross-modal layer."""
+        mask, T = tokens.source >= 0, tokens.text_length
+        owner, size = tokens.source, tokens.size
+        if history:  # back to the start: every patch is there, in a slot of its own
+            slot = torch.arange(mask.shape[1], device=mask.device)
+            mask = torch.cat([mask[:, :T], torch.ones_like(mask[:, T:])], dim=1)
+            owner = torch.cat([owner[:, :T], slot[T:].expand(len(mask), -1)], dim=1)
+            size = torch.cat([size[:, :T], mask[:, T:].to(size.dtype)], dim=1)
+        blank = torch.full(mask.shape, -1, dtype=torch.int64)
+        row, column = _recorded(cell).unbind(dim=-1)
+        columns = column.amax(dim=1, keepdim=True) + 1
+        trace = ForwardTrace(
+            text_tokens=tokens.text_length,
+            mask=_recorded(mask),
+            grid=torch.stack([row.amax(dim=1) + 1, columns[:, 0]], dim=1),
+            patch_cell=torch.where(row < 0, -1, row * columns + column),
+            owner=_recorded(owner),
+            size=_recorded(size),
+            pruned_at=blank,
+            merged_at=blank.clone(),
+            merged_into=blank.clone(),
+        )
+        self.forwards.append(trace)
+        words = tokens.mask[:, :T]
+        for place, decision in history:
+            self._note(
+                place, Decision.join(replace(Decision.identity(words), proportional=decision.proportional), decision), T
+            )
+
+    def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
+        """Called by a patched model after each reduction; those of a vision encoder are told at the beginning."""
+        if place[0] != "vision":
+            self._note(place, decision, tokens.text_length)
+
+    def _note(self, place: Place, decision: Decision, text_length: int) -> None:
+        trace, before, here = self.forwards[-1], self.forwards[-1].owner, len(self.forwards[-1].places)
+        destination, index = _recorded(decision.destination), _recorded(decision.index)
+        present = before >= 0
+        after = destination.gather(1, before.clamp(min=0)).masked_fill(~present, -1)
+        trace.pruned_at[present & (after < 0)] = here
+        moved = present & (after >= 0) & (index.gather(1, after.clamp(min=0)) != before)
+        first = moved & (trace.merged_at < 0)
+        # the slot a token was merged to is held by the one input token that stays at it
+        stays = present & (after >= 0) & ~moved & (trace.merged_at < 0)
+        mask = _recorded(decision.mask)
+        anchor = torch.full(mask.shape, -1, dtype=torch.int64)
+        sample, token = stays.nonzero(as_tuple=True)
+        anchor[sample, after[sample, token]] = token
+        trace.merged_at[first] = here
+        trace.merged_into[first] = anchor.gather(1, after.clamp(min=0))[first]
+        trace.owner, trace.size = after, _recorded(decision.total(trace.size.to(decision.lengths.device)))
+        trace.places = (*trace.places, place)
+        trace.tokens_per_place.append((mask[:, :text_length].sum(dim=1), mask[:, text_length:].sum(dim=1)))
+
+
+@contextmanager
+def trace(model: nn.Module) -> Iterator[Trace]:
+    """Record what becomes of every token in the forwards of a ``with`` block, those of this thread or task alone.
+
+    Args:
+        model: A patched model that is not compiled.
+
+    Yields:
+        The trace; it is filled forward by forward.
+
+    Raises:
+        InputError: If the model is not patched, or is compiled.
+
+    Example:
+        ``with pumer.trace(model) as trace: model(**inputs)``, then ``trace.forwards[0].pruned_at``.
+    """
+    compiled = any(module.__dict__.get("_compiled_call_impl") is not None for module in unwrapped(model).modules())
+    if unwrapped(model) is not model or compiled:
+        raise InputError("a compiled model cannot be traced; trace the model that was given to torch.compile")
+    record = Trace()
+    with switched(reductions(model), "recording", record):
+        yield record
+
+
+def _recorded(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()

@@ -1,0 +1,150 @@
+from dataclasses import replace
+
+import pytest
+
+from pumer.evaluation.scoring import (
+    compare,
+    constant_per_template,
+    entries_for,
+    per_example,
+    rule_of,
+    summarise,
+    table,
+    task_for,
+)
+from pumer.tasks import NLVR2, Example, VQAv2
+from pumer.utils.errors import InputError
+
+LABELS = ("blue", "no", "red", "yes")
+TASK = VQAv2(LABELS)
+ENTRY = {"id": 1, "answer": "a", "score": 1.0}
+
+
+def example(number, answer, template, matches=10):
+    answers = (answer,) * matches + ("other",) * (10 - matches)
+    return Example(number, (), "", answers, {"question_type": template, "answer_type": "any"})
+
+
+EXAMPLES = [
+    example(1, "red", "what"),
+    example(2, "blue", "what", matches=2),
+    example(3, "yes", "is", matches=3),
+    example(4, "no", "is"),
+]
+ANSWERS = ["red", "blue", "yes", "yes"]
+
+
+def test_summary_is_the_mean_overall_and_by_group():
+    summary = summarise(TASK, EXAMPLES, ANSWERS)
+    assert summary["questions"] == 4
+    assert summary["accuracy"]["mean"] == pytest.approx((1 + 0.6 + 0.9 + 0) / 4)
+    assert summary["accuracy"]["low"] <= summary["accuracy"]["mean"] <= summary["accuracy"]["high"]
+    assert {name: part["mean"] for name, part in summary["question_type"].items()} == pytest.approx(
+        {"is": 0.45, "what": 0.8}
+    )
+    assert summary["answer_type"]["any"]["questions"] == 4
+
+
+def test_comparison_is_paired():
+    theirs = {"model": "original", "examples": [
+        {"id": 4, "answer": "no", "score": 1.0},
+        {"id": 1, "answer": "red", "score": 1.0},
+        {"id": 2, "answer": "blue", "score": 0.6},
+        {"id": 3, "answer": "no", "score": 0.0},
+    ]}  # fmt: skip
+    scores, answers = {1: 1.0, 2: 0.6, 3: 0.9, 4: 0.0}, dict(zip((1, 2, 3, 4), ANSWERS, strict=True))
+    result = compare(scores, answers, theirs)
+    assert result["model"] == "original"
+    assert result["difference"]["mean"] == pytest.approx((0 + 0 + 0.9 - 1) / 4)
+    assert result["difference"]["low"] < 0 < result["difference"]["high"]
+    assert result["agreement"] == 0.5
+
+
+def test_questions_about_one_image_count_once_for_the_interval():
+    """Half of the images right, half wrong: the interval is that of four images, however many questions."""
+    shared = [
+        Example(4 * image + number, (), "", ("yes",) * 10, {"question_type": "is", "answer_type": "any"}, f"{image}")
+        for image in range(4)
+        for number in range(4)
+    ]
+    answers = ["yes" if example.source in "01" else "no" for example in shared]
+    few = summarise(TASK, shared, answers)
+    apart = summarise(TASK, [replace(example, source="") for example in shared], answers)
+    assert few["accuracy"]["low"] == 0 < apart["accuracy"]["low"]
+    assert few["question_type"]["is"]["low"] == 0
+    scores = {example.id: float(answer == "yes") for example, answer in zip(shared, answers, strict=True)}
+    entries = per_example(shared, answers, [1.0] * 16)
+    assert compare(scores, dict(enumerate(answers)), {"model": "x", "examples": entries})["difference"]["low"] == -1
+
+
+def test_a_run_agrees_with_itself():
+    scores = {1: 1.0, 2: 0.0}
+    theirs = {"model": "x", "examples": [{"id": i, "answer": "a", "score": s} for i, s in scores.items()]}
+    result = compare(scores, {1: "a", 2: "a"}, theirs)
+    assert result["agreement"] == 1
+    assert result["difference"] == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_other_questions_are_refused():
+    theirs = {"model": "x", "examples": [{"id": 9, "answer": "a", "score": 1.0}]}
+    with pytest.raises(InputError, match="same split"):
+        compare({1: 1.0}, {1: "a"}, theirs)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([ENTRY, ENTRY], "an id more than once"),
+        ([ENTRY | {"score": float("nan")}], "no per_example file"),
+        ([ENTRY | {"score": "1"}], "no per_example file"),
+        ([ENTRY | {"score": 2}], "no per_example file"),
+        ([ENTRY | {"id": [1]}], "no per_example file"),
+        ([ENTRY | {"answer": 3}], "no per_example file"),
+        ([{"id": 1}], "no per_example file"),
+        ([3], "no per_example file"),
+        (3, "no per_example file"),
+    ],
+)
+def test_broken_files_to_compare_with_are_refused(entries, message):
+    with pytest.raises(InputError, match=message):
+        compare({1: 1.0}, {1: "a"}, {"model": "x", "examples": entries})
+
+
+@pytest.mark.parametrize(("kind", "rule", "score"), [(VQAv2, None, 0), (VQAv2, "official", 0), (VQAv2, "published", 1)])
+def test_the_rule_of_vqa_accuracy(kind, rule, score):
+    task, given = task_for(kind, LABELS, rule), [example(1, "Red!", "what")]
+    summary = summarise(task, given, ["red"])
+    assert summary["accuracy"]["mean"] == score
+    assert ("published rule" in str(table(summary, task, "scores").title)) == (rule == "published")
+
+
+def test_runs_scored_by_different_rules_are_not_compared():
+    official, published = (rule_of(task_for(VQAv2, LABELS, rule))["rule"] for rule in ("official", "published"))
+    theirs = {"model": "x", "examples": [ENTRY]}
+    assert entries_for([1], theirs | {"rule": official}, official) == {1: ENTRY}
+    for other in (theirs, theirs | {"rule": published}):  # files used to name no rule
+        assert entries_for([1], other, published) == entries_for([1], other) == {1: ENTRY}
+        with pytest.raises(InputError, match="rule=published, this one by official"):
+            entries_for([1], other, official)
+
+
+def test_other_tasks_have_no_rule():
+    assert rule_of(task_for(NLVR2, NLVR2.fixed_labels)) == {}
+    assert task_for(NLVR2, NLVR2.fixed_labels).labels == NLVR2.fixed_labels
+    with pytest.raises(InputError, match="rule=published is for task vqav2, not for task nlvr2"):
+        task_for(NLVR2, NLVR2.fixed_labels, "published")
+
+
+def test_constant_per_template_takes_the_best_scoring_answer():
+    train = [
+        example(1, "red", "what", matches=2),
+        example(2, "red", "what", matches=2),
+        example(3, "blue", "what", matches=10),
+        example(4, "no", "is"),
+        example(5, "no", "is"),
+        example(6, "yes", "is"),
+    ]
+    test = [example(7, "x", "what"), example(8, "x", "is"), example(9, "x", "never seen")]
+    credit = {"red": 0.6 * 2, "blue": 1.0, "other": 2 * 1.0}
+    assert max(credit, key=credit.get) == "other"
+    assert constant_per_template(TASK, train, test) == ["other", "no", "no"]
