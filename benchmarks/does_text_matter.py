@@ -28,8 +28,8 @@ from pumer.evaluation.statistics import bootstrap
 from pumer.reducers import ClsPruningConfig, PuMerConfig, RandomPruningConfig, ReductionConfig
 from pumer.utils.files import write_json
 from pumer.utils.provenance import collect
+from pumer.utils.shipped import checkpoint_dir
 from pumer.visualization import drawing
-from pumer.world import checkpoint_dir
 from pumer.world.scenes import Scene, generator, make_scene, patch_objects, render
 from pumer.world.sentences import Question, ask
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from deadline import time_limit
+from launches import observe
 from rows import CASES, LIMIT, TRANSFORMERS, UNREDUCED, Case, ideal, row_model, sizes, sliced_rows
 from training_step import Case as TrainingCase
 from training_step import times
@@ -14,7 +15,6 @@ from transformers import PreTrainedModel
 
 import pumer
 from pumer import kernels
-from pumer.profiling.launches import observe
 from pumer.profiling.named_models import model_from
 from pumer.profiling.peak_memory import inputs_for, peak_of
 from pumer.profiling.timing import compare, reason, release_memory, timed

@@ -24,7 +24,8 @@ from pumer.training.checkpoints import STATE_FILE, last_checkpoint
 from pumer.utils.config import to_dict
 from pumer.utils.files import read_json, write_json
 from pumer.utils.provenance import collect
-from pumer.world import WorldConfig, checkpoint_dir, write_world
+from pumer.utils.shipped import checkpoint_dir
+from pumer.world import WorldConfig, write_world
 
 RESULTS = Path(__file__).parent / "results"
 LAYERS = {"vilt-small": [2, 5, 8], "meter-small": [0, 2, 4, 6]}

@@ -19,8 +19,8 @@ from pumer.tasks import check, prepare
 from pumer.training import run as train
 from pumer.utils.files import read_json, write_json
 from pumer.utils.provenance import collect
+from pumer.utils.shipped import checkpoint_dir
 from pumer.utils.tensors import best_device
-from pumer.world import checkpoint_dir
 
 RESULTS = Path(__file__).parent / "results"
 EDGE = 96

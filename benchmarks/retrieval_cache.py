@@ -19,8 +19,8 @@ from pumer.models.meter import MeterConfig, MeterForImageAndTextRetrieval
 from pumer.profiling.timing import synchronise
 from pumer.utils.files import write_json
 from pumer.utils.provenance import collect
+from pumer.utils.shipped import checkpoint_dir
 from pumer.utils.tensors import best_device
-from pumer.world import checkpoint_dir
 
 RESULTS = Path(__file__).parent / "results"
 

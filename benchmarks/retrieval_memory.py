@@ -26,8 +26,8 @@ from pumer.tasks import Flickr30k
 from pumer.tasks.loading import make_inputs, text_length_of
 from pumer.utils.files import write_json
 from pumer.utils.provenance import collect
+from pumer.utils.shipped import checkpoint_dir
 from pumer.utils.tensors import best_device
-from pumer.world import checkpoint_dir
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("vilt-small", "meter-small")

@@ -36,7 +36,8 @@ from safetensors.torch import save_file
 
 from pumer.utils.files import read_json, write_json
 from pumer.utils.provenance import collect
-from pumer.world import WorldConfig, checkpoint_dir, write_world
+from pumer.utils.shipped import checkpoint_dir
+from pumer.world import WorldConfig, write_world
 
 RESULTS = Path(__file__).parent / "results"
 GOLDEN = Path(__file__).parents[1] / "tests" / "goldens" / "vilt-vqa2.safetensors"

@@ -26,8 +26,8 @@ from pumer.settings.visualize import VisualizeConfig
 from pumer.tasks import VQAv2
 from pumer.tasks.ranking_head import ranking_from
 from pumer.training import run as train
+from pumer.utils.shipped import checkpoint_dir
 from pumer.visualization import visualize
-from pumer.world.small import checkpoint_dir
 
 WEIGHTS = "model.safetensors"
 HEAD, OF_BODY = "classifier.3.weight", "encoder."

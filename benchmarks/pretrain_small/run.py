@@ -32,7 +32,10 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, ViltForQuestionAnswering, ViltProcessor
 
+from benchmarks.pretrain_small.pool import TEXTS, Batch, Source
 from benchmarks.pretrain_small.settings import PretrainConfig
+from benchmarks.pretrain_small.small import meter_image_processor, small_image_processor, small_meter, small_vilt
+from benchmarks.pretrain_small.tokenizer import save_tokenizer, train_tokenizer
 from benchmarks.pretrain_small.trainee import Trainee, choose_patches, losses
 from benchmarks.pretrain_small.trainee_meter import MeterTrainee
 from benchmarks.pretrain_small.trainee_vilt import ViltTrainee
@@ -43,10 +46,8 @@ from pumer.reducers import EViTConfig, PuMerConfig, ReductionConfig, ToMeConfig
 from pumer.utils.errors import InputError
 from pumer.utils.files import write_bytes
 from pumer.utils.locks import only_one
-from pumer.world.pool import TEXTS, Batch, Source
+from pumer.utils.shipped import checkpoint_dir
 from pumer.world.sentences import KINDS
-from pumer.world.small import checkpoint_dir, meter_image_processor, small_image_processor, small_meter, small_vilt
-from pumer.world.tokenizer import save_tokenizer, train_tokenizer
 
 
 def _pumer(layers: tuple[int, ...], prune: float, merge: float) -> PuMerConfig:

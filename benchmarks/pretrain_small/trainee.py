@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.pretrain_small.pool import DENSE, TEXTS, Batch
 from pumer.backbones import Reduction
 from pumer.patching import patch
 from pumer.reducers import NoReduction, ReductionConfig
 from pumer.world.entailment import LABELS
-from pumer.world.pool import DENSE, TEXTS, Batch
 
 _DENSE_WIDTHS = [count + 1 for count in DENSE.values()]
 _PLAIN = NoReduction()

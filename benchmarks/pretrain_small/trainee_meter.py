@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import ViltForQuestionAnswering
 
+from benchmarks.pretrain_small.pool import Batch
 from benchmarks.pretrain_small.trainee import Seen, Trainee, likeness
 from pumer.backbones import Reduction
 from pumer.backbones.base import CueRequest
@@ -17,7 +18,6 @@ from pumer.functional import attention_probabilities, text_saliency
 from pumer.models.meter import MeterConfig, MeterForQuestionAnswering
 from pumer.reducers import NoReduction
 from pumer.utils.errors import InputError
-from pumer.world.pool import Batch
 
 _SAME = {
     "layer_norm1": "layernorm_before",

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViltConfig, ViltForQuestionAnswering
 
+from benchmarks.pretrain_small.pool import Batch
 from benchmarks.pretrain_small.trainee import Seen, Trainee, likeness
 from pumer.backbones import Reduction
 from pumer.backbones.streams import expand_text, slots_at_start
 from pumer.functional import attention_probabilities, text_saliency
 from pumer.tokens import Tokens, attention_bias
-from pumer.world.pool import Batch
 
 REDUCING = (2, 4, 5, 6, 8)
 """Layers in which the paper's schedules reduce."""

@@ -26,7 +26,7 @@ from pumer.utils.errors import InputError
 from pumer.utils.files import read_json, write_json
 from pumer.utils.locks import only_one
 from pumer.utils.provenance import collect
-from pumer.world.small import checkpoint_dir
+from pumer.utils.shipped import checkpoint_dir
 
 SMOKE_STEPS = "max_steps=2"
 _ASKED = "asked.json"

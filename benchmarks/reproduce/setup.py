@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
+from benchmarks.pretrain_small.small import IMAGE_SIZE
 from benchmarks.reproduce.cells import Cell, reduced
 from benchmarks.reproduce.commands import Runner
 from pumer.settings.common import Rule
 from pumer.utils.errors import InputError
-from pumer.world.small import IMAGE_SIZE
 
 ORIGINAL, PUMER = "original", "pumer"
 RULE: Rule = "official"

@@ -22,7 +22,7 @@ from pumer.tasks.loading import text_length_of
 from pumer.utils.config import to_dict
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
-from pumer.world.small import checkpoint_dir
+from pumer.utils.shipped import checkpoint_dir
 
 WORLD = {
     "vqav2": ("test=0", "heldout=0"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import pumer
-from pumer.profiling import launches
+from benchmarks import launches
 from pumer.profiling.peak_memory import inputs_for
 
 

@@ -7,12 +7,13 @@ import torch
 from rich.console import Console
 from transformers import ViltForQuestionAnswering
 
+from benchmarks.pretrain_small.small import small_processor, small_vilt
 from pumer.checkpoint import load
 from pumer.demo import run as demo
 from pumer.patching import reduction
 from pumer.settings.demo import DemoConfig
 from pumer.utils.errors import InputError
-from pumer.world import QuestionsConfig, small_processor, small_vilt
+from pumer.world import QuestionsConfig
 
 
 @pytest.fixture(scope="module")

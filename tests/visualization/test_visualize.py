@@ -10,11 +10,11 @@ from tiny import GRID, TINY
 from transformers import ViltForQuestionAnswering
 
 import pumer
+from benchmarks.pretrain_small.small import small_processor, small_vilt
 from pumer.settings.visualize import VisualizeConfig
 from pumer.visualization import drawing
 from pumer.visualization.tracing import ForwardTrace, Trace, trace
 from pumer.visualization.visualize import PICTURE, draw, run
-from pumer.world.small import small_processor, small_vilt
 
 BLUE = (40, 90, 200)
 

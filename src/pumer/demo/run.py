@@ -33,9 +33,10 @@ from pumer.utils.config import to_dict
 from pumer.utils.files import read_json, write_json
 from pumer.utils.locks import only_one
 from pumer.utils.provenance import collect
+from pumer.utils.shipped import checkpoint_dir
 from pumer.utils.tensors import best_device
 from pumer.visualization.visualize import ask
-from pumer.world import checkpoint_dir, write_vqav2
+from pumer.world import write_vqav2
 
 TASK = TASKS["vqav2"]
 ORIGINAL, REDUCED = "original", "reduced, distilled"

@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, ViltForQuestionAnswering
 
+from benchmarks.pretrain_small.pool import Source
 from benchmarks.pretrain_small.run import _begin, _restore, _state, accuracy, export, run
 from benchmarks.pretrain_small.settings import PretrainConfig
+from benchmarks.pretrain_small.small import small_meter, small_vilt
+from benchmarks.pretrain_small.tokenizer import SPECIAL, _assemble, train_tokenizer
 from benchmarks.pretrain_small.trainee_meter import MeterTrainee
 from benchmarks.pretrain_small.trainee_vilt import ViltTrainee
 from pumer.checkpoint import HEADS_FILE
 from pumer.utils.errors import InputError
-from pumer.world.pool import Source
-from pumer.world.small import small_meter, small_vilt
-from pumer.world.tokenizer import SPECIAL, _assemble, train_tokenizer
 
 _CONFIG = PretrainConfig(
     minutes=0.02, workers=1, batch_size=4, layers=2, places=(0,), patches=20, save_minutes=0.001, compile=False

@@ -7,13 +7,13 @@ from unittest import mock
 import pytest
 import torch
 
+from benchmarks.pretrain_small.pool import Source
+from benchmarks.pretrain_small.small import small_vilt
+from benchmarks.pretrain_small.tokenizer import train_tokenizer
 from benchmarks.pretrain_small.trainee import _phrasing, choose_patches, losses
 from benchmarks.pretrain_small.trainee_vilt import ViltTrainee
 from pumer.functional import asked_for, propose, text_saliency
 from pumer.reducers import PuMerConfig
-from pumer.world.pool import Source
-from pumer.world.small import small_vilt
-from pumer.world.tokenizer import train_tokenizer
 
 _SOURCE = Source(train_tokenizer(), seed=7)
 

@@ -5,13 +5,13 @@ from unittest import mock
 import torch
 from transformers import ViltForQuestionAnswering
 
+from benchmarks.pretrain_small.pool import Source
+from benchmarks.pretrain_small.small import small_meter, small_vilt
+from benchmarks.pretrain_small.tokenizer import train_tokenizer
 from benchmarks.pretrain_small.trainee import choose_patches, losses
 from benchmarks.pretrain_small.trainee_meter import MeterTrainee
 from pumer.functional import propose
 from pumer.reducers import PuMerConfig
-from pumer.world.pool import Source
-from pumer.world.small import small_meter, small_vilt
-from pumer.world.tokenizer import train_tokenizer
 
 _SOURCE = Source(train_tokenizer(), seed=7)
 

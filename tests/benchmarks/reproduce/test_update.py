@@ -102,5 +102,5 @@ def test_results_of_something_else_are_refused(tmp_path):
         read_results(tmp_path, "full")
     for other in ([], {"scale": "world", "tables": []}):
         write_json(tmp_path / "results.json", other)
-        with pytest.raises(InputError, match="no results.*; move it away"):
+        with pytest.raises(InputError, match="no results"):
             read_results(tmp_path, "world")

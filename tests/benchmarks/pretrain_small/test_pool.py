@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from benchmarks.pretrain_small.pool import DENSE, TEXT_LENGTH, TEXTS, Source, dense_labels
+from benchmarks.pretrain_small.tokenizer import MAX_LENGTH, corpus, train_tokenizer
 from pumer.world import scenes, sentences
-from pumer.world.pool import DENSE, TEXT_LENGTH, TEXTS, Source, dense_labels
-from pumer.world.tokenizer import MAX_LENGTH, corpus, train_tokenizer
 
 _SOURCE = Source(train_tokenizer(), seed=7)
 

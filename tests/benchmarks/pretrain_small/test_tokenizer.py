@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
-from pumer.world.tokenizer import corpus, save_tokenizer, train_tokenizer
+from benchmarks.pretrain_small.tokenizer import corpus, save_tokenizer, train_tokenizer
 
 _TOKENIZER = train_tokenizer(scenes=300)
 

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForVisualQuestionAnswering, ViltConfig, ViltProcessor
 
+from benchmarks.pretrain_small.small import small_meter, small_processor, small_vilt
+from benchmarks.pretrain_small.tokenizer import train_tokenizer
 from pumer.checkpoint import load_processor
-from pumer.world import checkpoint_dir, small_processor, small_vilt
+from pumer.utils.shipped import checkpoint_dir
 from pumer.world.sentences import ANSWERS
-from pumer.world.small import small_meter
-from pumer.world.tokenizer import train_tokenizer
 
 
 def test_it_has_the_papers_token_counts() -> None:

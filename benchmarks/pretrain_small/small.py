@@ -7,9 +7,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, ViltConfig, ViltImageProcessorPil, ViltProcessor
 
+from benchmarks.pretrain_small.tokenizer import MAX_LENGTH, save_tokenizer
 from pumer.models.meter import MeterConfig, MeterImageProcessorPil
+from pumer.utils.shipped import checkpoint_dir
 from pumer.world.sentences import ANSWERS
-from pumer.world.tokenizer import MAX_LENGTH, save_tokenizer
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 8
@@ -74,11 +75,6 @@ def meter_image_processor() -> MeterImageProcessorPil:
     """Resizes to 96 x 96 pixels and scales to [-1, 1]; Pillow only."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return MeterImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-
-
-def checkpoint_dir(name: str = "vilt-small") -> Path:
-    """The folder of a checkpoint that ships with the package: "vilt-small" or "meter-small"."""
-    return Path(__file__).parent.parent / "assets" / name
 
 
 def small_processor() -> ViltProcessor:
