@@ -1,0 +1,71 @@
+"""Tiny models of every backbone, random batches for them, and example configs of every method: the grid of tests.
+
+`examples.py` has configs of every method, `vilt.py` and `meter.py` build models, `base.py` builds batches;
+`checkpoints.py` and `datasets.py` are fixtures with folders on disk. A new entry of METHODS, BACKBONES or TASKS is
+tested once it has an entry in EXAMPLES, TINY or FOLDERS; tests fail as long as it has none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tiny.base import GRIDS, PATCH, WORDS, Sample, Tiny
+from tiny.examples import EXAMPLES, Example, in_vision, label, moved
+from tiny.meter import METER
+from tiny.vilt import VILT
+
+TINY: dict[str, Tiny] = {"vilt": VILT, "meter": METER}
+
+FOLDERS = {
+    "vqav2": "tiny_vqa",
+    "nlvr2": "tiny_nlvr2",
+    "snli_ve": "tiny_snli_ve",
+    "flickr30k": "tiny_flickr",
+    "coco": "tiny_coco",
+}
+"""Fixture with a data folder of each task, in datasets.py."""
+
+
+def grid(examples: Sequence[Example]) -> list[tuple[str, Example]]:
+    """Every backbone with every one of these configs that it takes, fitted to it."""
+    return [
+        (backbone, replace(example, config=tiny.fit(example.config), off=example.off and tiny.fit(example.off)))
+        for backbone, tiny in TINY.items()
+        for example in examples
+        if tiny.takes(example.config)
+    ]
+
+
+GRID = grid([example for examples in EXAMPLES.values() for example in examples])
+"""Every backbone with every example config."""
+
+HEADS = [(backbone, head) for backbone, tiny in TINY.items() for head in tiny.heads]
+"""Every head class of every backbone."""
+
+
+def answer(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """What the model computes: logits, or the pooled vector of a base model."""
+    output = model(**inputs)
+    return output.logits if "logits" in output else output.pooler_output
+
+
+def to(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The batch with its images in another precision."""
+    return {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+
+
+class Shapes(TorchDispatchMode):
+    """Notes every tensor that an operator returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else [result]
+        self.seen |= {tuple(item.shape) for item in results if isinstance(item, torch.Tensor)}
+        return result
