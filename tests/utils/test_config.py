@@ -1,21 +1,25 @@
+import copy
 import dataclasses
-from dataclasses import InitVar, dataclass, field
+import math
+import pickle
+from dataclasses import InitVar, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
+from pydantic import AfterValidator, Field
 
-from pumer.utils.config import described, from_dict, load, to_dict
+from pumer.utils.config import config, described, from_dict, load, to_dict
 from pumer.utils.errors import InputError
 
 
-@dataclass(frozen=True)
+@config
 class Part:
     root: Path
     limit: int | None = None
 
 
-@dataclass(frozen=True)
+@config
 class TrainConfig:
     kind: ClassVar[str] = "train"
 
@@ -26,12 +30,12 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     layers: tuple[int, ...] = ()
     reduction: dict[str, Any] | str = "none"
-    part: Part = field(default_factory=lambda: Part(Path("data")))
+    part: Part = field(default_factory=lambda: Part(root=Path("data")))
     parts: tuple[Part, ...] = ()
     name: str | None = None
 
 
-@dataclass(frozen=True)
+@config
 class Sugar:
     layers: InitVar[tuple[int, ...]] = ()
     steps: tuple[int, ...] = ()
@@ -54,15 +58,15 @@ def test_builds_nested_dataclasses_and_tuples():
         lr=1.0,
         layers=(2, 5),
         betas=(0.0, 0.5),
-        part=Part(Path("x"), 3),
-        parts=(Part(Path("y")),),
+        part=Part(root=Path("x"), limit=3),
+        parts=(Part(root=Path("y")),),
         reduction={"method": "pumer", "layers": [1]},
     )
     assert isinstance(config.lr, float)
 
 
 def test_to_dict_and_back():
-    config = TrainConfig(layers=(1, 2), part=Part(Path("x")), parts=(Part(Path("y"), 1),))
+    config = TrainConfig(layers=(1, 2), part=Part(root=Path("x")), parts=(Part(root=Path("y"), limit=1),))
     plain = to_dict(config)
     assert plain["parts"] == [{"root": "y", "limit": 1}]
     assert from_dict(TrainConfig, plain) == config
@@ -87,7 +91,7 @@ def test_init_vars_are_keys():
         ({"epochs": 1.5}, "key 'epochs' in train config must be an integer, not 1.5"),
         ({"epochs": True}, "key 'epochs' in train config must be an integer, not True"),
         ({"epochs": None}, "key 'epochs' in train config must be an integer, not None"),
-        ({"lr": "1e-4x"}, "key 'lr' in train config must be a number, not '1e-4x'"),
+        ({"lr": "1e-4x"}, "key 'lr' in train config must be a finite number, not '1e-4x'"),
         ({"fast": 1}, "key 'fast' in train config must be true or false, not 1"),
         ({"mode": "crop"}, "key 'mode' in train config must be 'square' or 'aspect', not 'crop'"),
         ({"betas": [0.1]}, "key 'betas' in train config must be a list of 2 values, not [0.1]"),
@@ -121,7 +125,7 @@ def test_load_merges_file_and_settings(tmp_path):
         lr=1e-3,
         mode="aspect",
         name="aspect-run",
-        part=Part(Path("a"), 7),
+        part=Part(root=Path("a"), limit=7),
         reduction={"method": "pumer", "layers": [8]},
     )
     assert load(TrainConfig, recipe, ["reduction=none", "part.limit=null"]).reduction == "none"
@@ -185,7 +189,7 @@ def test_what_python_refuses_to_parse_is_refused_in_one_line(tmp_path, text):
         assert len(str(caught.value)) < 400
 
 
-@dataclass(frozen=True)
+@config
 class Rates:
     """Rates.
 
@@ -198,7 +202,7 @@ class Rates:
     factor: float = 10.0
 
 
-@dataclass(frozen=True)
+@config
 class Job:
     """A job.
 
@@ -212,7 +216,9 @@ class Job:
 
 
 def test_a_part_that_is_changed_keeps_the_rest_of_its_own_defaults():
-    assert load(Job, None, ["rates.lr=3e-5", "slow.lr=1"]) == Job(Rates(3e-5, 1.0), Rates(1.0, 10.0))
+    assert load(Job, None, ["rates.lr=3e-5", "slow.lr=1"]) == Job(
+        rates=Rates(lr=3e-5, factor=1.0), slow=Rates(lr=1.0, factor=10.0)
+    )
     assert "[default: 1.0e-05]" in described(Job)["rates.lr"]
     assert "[default: 1.0]" in described(Job)["rates.factor"]
 
@@ -221,3 +227,66 @@ def test_a_part_that_is_changed_keeps_the_rest_of_its_own_defaults():
 def test_numbers_are_finite(value):
     with pytest.raises(InputError, match=r"'rates\.lr' .* must be a finite number"):
         load(Job, None, [f"rates.lr={value}"])
+
+
+@config
+class Bounded:
+    seed: Annotated[int, Field(ge=0, lt=10)] = 0
+    share: Annotated[float, Field(gt=0)] = 0.5
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    task: Annotated[str, AfterValidator(lambda task: known(task))] = "vqav2"
+    part: Part | None = None
+
+
+@config
+class Outer(Bounded):
+    inner: Bounded = field(default_factory=Bounded)
+
+    def __post_init__(self):
+        if self.seed == self.inner.seed == 5:
+            raise InputError("seed and inner.seed are both 5")
+
+
+def known(task):
+    if task != "vqav2":
+        raise InputError(f"{task!r} is unknown")
+    return task
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": -1}, r"key 'seed' in outer config must be an integer in \[0, 10\), not -1"),
+        ({"seed": 10}, r"\[0, 10\), not 10"),
+        ({"share": 0}, r"'share' .* a finite number in \(0, inf\), not 0"),
+        ({"share": math.nan}, "a finite number .*, not nan"),
+        ({"share": True}, "'share' .*, not True"),
+        ({"sizes": [1, 0]}, r"'sizes\[1\]' .* integer in \[1, inf\), not 0"),
+        ({"sizes": {1, 2}}, "'sizes' .* must be a list, not"),
+        ({"task": "vqa"}, "^task: 'vqa' is unknown$"),
+        ({"inner": {"task": "vqa"}}, "^inner.task: 'vqa' is unknown$"),
+        ({"inner": {"seed": 99}}, r"'inner\.seed' .* \[0, 10\), not 99"),
+        ({"seed": 5, "inner": Bounded(seed=5)}, "^seed and inner.seed are both 5$"),
+        ({"part": {}}, "'part.root' is missing"),
+        ({"inner": {"sede": 1}}, "'inner.sede' .* did you mean 'inner.seed'"),
+    ],
+)
+def test_construction_refuses_as_parsing_does(values, message):
+    for build in (lambda: Outer(**values), lambda: from_dict(Outer, values)):
+        with pytest.raises(InputError, match=message) as caught:
+            build()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_config_is_an_immutable_value():
+    one = Outer(sizes=[1, 2], share=1, part={"root": "x"}, inner={"seed": 3})
+    assert one == Outer(sizes=(1, 2), share=1.0, part=Part(root=Path("x")), inner=Bounded(seed=3))
+    assert isinstance(one.share, float) and isinstance(one.part.root, Path)
+    assert pickle.loads(pickle.dumps(one)) == copy.deepcopy(one) == one and len({one, copy.deepcopy(one)}) == 1
+    assert dataclasses.replace(one, seed=4).inner.seed == 3
+    with pytest.raises(InputError, match="'seed'"):
+        dataclasses.replace(one, seed=-4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.seed = 2
+    with pytest.raises(TypeError):
+        Outer(3)

@@ -1,58 +1,103 @@
-"""Plain mappings and YAML files to frozen dataclasses, and back.
+"""Configs: frozen dataclasses that check what a user gives, from Python, YAML files, `key=value` settings and JSON.
 
-One parser serves recipes, `key=value` overrides and `reduction.json`. A wrong key or value ends in an
-`InputError` of one line that names the key, the value and what is allowed.
+A wrong key or value ends in an `InputError` of one line that names the key, the value and what is allowed.
 """
 
 import dataclasses
 import difflib
 import inspect
 import re
-import sys
 import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 
+import pydantic.dataclasses
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Strict, ValidationError
 
 from pumer.utils.errors import InputError
 
 Config = TypeVar("Config")
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
+_KINDS = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", Path: "a path"}
+_UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 
 
-def from_dict(cls: type[Config], mapping: Mapping[str, Any], where: str = "") -> Config:
-    """Build a (nested) dataclass from plain data.
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def config(cls: type[Config]) -> type[Config]:
+    """A frozen dataclass with keyword arguments, whose construction raises `InputError` for a wrong key or value.
 
-    Lists become tuples, mappings become nested dataclasses, an int is accepted for a float; nothing else is
-    converted.
-
-    Args:
-        cls: the dataclass; its annotations may use `| None`, tuples, dicts, `Literal`, `Path`, `InitVar` and
-            dataclasses.
-        mapping: plain data, as read from YAML or JSON.
-        where: what the messages call the mapping; by default `TrainConfig` gives "train config".
-
-    Raises:
-        InputError: for an unknown key (with the nearest valid one), a missing key or a value of a wrong type.
+    An int is accepted for a float, a list becomes a tuple, text a `Path`, a mapping a nested config; nothing else is
+    converted. `Annotated[int, Field(ge=0)]` limits a number. A `ValueError` from a validator or from `__post_init__`
+    becomes an `InputError` in front of which stands the name of the setting.
 
     Example:
-        >>> @dataclasses.dataclass(frozen=True)
+        >>> @config
         ... class TrainConfig:
         ...     epochs: int = 10
-        >>> from_dict(TrainConfig, {"epochs": 3})
+        >>> TrainConfig(epochs=3)
         TrainConfig(epochs=3)
-        >>> from_dict(TrainConfig, {"epochz": 3})
+        >>> TrainConfig(epochz=3)
         Traceback (most recent call last):
         ...
         pumer.utils.errors.InputError: key 'epochz' is unknown in train config; did you mean 'epochs'?
     """
-    where = where or f"{cls.__name__.removesuffix('Config').lower()} config"
-    return _build(cls, mapping, where, prefix="")
+    hints = inspect.get_annotations(cls, eval_str=True)
+    cls.__annotations__ = {name: _strict(hint) for name, hint in hints.items()}
+    made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)
+    construct = made.__init__
+
+    def __init__(self: Any, **values: Any) -> None:
+        try:
+            construct(self, **values)
+        except ValidationError as error:
+            raise InputError(_message(error, cls)) from None
+
+    __init__.__signature__ = inspect.signature(made)  # type: ignore[attr-defined]
+    made.__init__ = __init__  # type: ignore[method-assign]
+    return cast(type[Config], made)
+
+
+def from_dict(cls: type[Config], mapping: Mapping[str, Any], where: str = "") -> Config:
+    """Build a (nested) config from plain data.
+
+    Args:
+        cls: the config; a part of which only some settings are given keeps its other defaults.
+        mapping: plain data, as read from YAML or JSON.
+        where: what the messages call the mapping; by default `TrainConfig` gives "train config".
+
+    Raises:
+        InputError: for an unknown key (with the nearest valid one), a missing key or a wrong value.
+    """
+    if not isinstance(mapping, Mapping):
+        raise InputError(f"the content in {where or cls.__name__} must be a mapping, not {mapping!r}")
+    if "__pydantic_validator__" not in cls.__dict__:
+        from pumer.utils.plain import from_dict as plain
+
+        return plain(cls, mapping, where)
+    values = dict(mapping)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        default = _default(field)
+        if dataclasses.is_dataclass(default) and isinstance(part := values.get(field.name), Mapping):
+            values[field.name] = {**vars(default), **part}
+    try:
+        return cast(Config, cls.__pydantic_validator__.validate_python(values))  # type: ignore[attr-defined]
+    except ValidationError as error:
+        raise InputError(_message(error, cls, where)) from None
 
 
 def to_dict(config: Any) -> Any:
@@ -76,7 +121,7 @@ def described(cls: type[Any], prefix: str = "", of: Any = None) -> dict[str, str
     """
     section = re.split(r"^(?:Attributes|Args):\n", inspect.getdoc(cls) or "", flags=re.MULTILINE)[-1].split("\n\n")[0]
     meanings = {name: " ".join(text.split()) for name, text in _ENTRY.findall(section)}
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     found: dict[str, str] = {}
     for field in dataclasses.fields(cls):
         kinds = get_args(hints[field.name]) or (hints[field.name],)
@@ -129,7 +174,7 @@ def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = 
         plain = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise InputError(f"{path or 'settings'}: {_first_line(error)}") from error
-    return from_dict(cls, typing.cast(dict[str, Any], plain))
+    return from_dict(cls, cast(dict[str, Any], plain))
 
 
 def _read_yaml(path: Path) -> Any:
@@ -150,116 +195,116 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _build(cls: type[Config], mapping: Any, where: str, prefix: str) -> Config:
-    if not isinstance(mapping, Mapping):
-        raise InputError(f"{_name(prefix[:-1])} in {where} must be a mapping, not {mapping!r}")
-    parameters = inspect.signature(cls).parameters  # fields and, unlike `dataclasses.fields`, `InitVar`s
-    hints = typing.get_type_hints(cls)
-    for key in mapping:
-        if key not in parameters:
-            raise InputError(_unknown(key, hints, list(parameters), where, prefix))
-    defaults = {field.name: _default(field) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    values = {
-        key: _value(hints[key], _over(defaults.get(key), value), where, prefix + key) for key, value in mapping.items()
-    }
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in values:
-            raise InputError(f"key '{prefix}{name}' is missing in {where}; give {prefix}{name}=...")
-    return cls(**values)
+def _strict(hint: Any) -> Any:
+    """An annotation under which pydantic converts no scalar, and nothing but a list to a tuple."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is float:
+        return Annotated[float, Strict(), AllowInfNan(False)]
+    if hint in (int, str, bool):
+        return Annotated[hint, Strict()]
+    if isinstance(hint, dataclasses.InitVar):
+        return dataclasses.InitVar(_strict(hint.type))
+    if origin is Annotated:
+        return Annotated[_strict(arguments[0]), *hint.__metadata__]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(map(_strict, arguments))]  # noqa: UP007
+    if origin is tuple:
+        inner = tuple(kind if kind is Ellipsis else _strict(kind) for kind in arguments)
+        return Annotated[origin[inner], Strict(), BeforeValidator(_listed)]
+    if origin in (dict, Mapping):
+        return origin[tuple(map(_strict, arguments))]
+    return hint
 
 
-def _over(default: Any, value: Any) -> Any:
-    """What is given of a part of a config, over what that part is by default."""
-    if not dataclasses.is_dataclass(default) or not isinstance(value, Mapping):
-        return value
-    return {field.name: getattr(default, field.name) for field in dataclasses.fields(default)} | dict(value)
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _unknown(key: Any, hints: Mapping[str, Any], known: list[str], where: str, prefix: str) -> str:
+def _message(error: ValidationError, cls: type[Any], where: str = "") -> str:
+    """The first of pydantic's errors as one line; an unknown key comes before all others."""
+    where = where or f"{cls.__name__.removesuffix('Config').lower()} config"
+    first = min(error.errors(include_url=False), key=lambda one: one["type"] not in _UNKNOWN)
+    hint: Any = cls
+    name = ""
+    step: Any
+    for step in first["loc"]:
+        kind = _plain(hint)
+        if dataclasses.is_dataclass(kind):
+            hints = _hints(kind)
+            if first["type"] in _UNKNOWN and step not in hints:
+                return _unknown(step, hints, where, name)
+            hint, name = hints[step], f"{name}.{step}".removeprefix(".")
+        elif get_origin(kind) is tuple and not (first["type"] == "missing" and isinstance(first["input"], tuple)):
+            kinds = get_args(kind)
+            hint, name = kinds[0 if kinds[-1] is Ellipsis else step], f"{name}[{step}]"
+        else:
+            break
+    if "error" in first.get("ctx", {}):
+        return f"{name}: {first['ctx']['error']}".removeprefix(": ")
+    if first["type"] == "missing" and not isinstance(first["input"], tuple):
+        return f"key '{name}' is missing in {where}; give {name}=..."
+    given = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
+    return f"key '{name}' in {where} must be {allowed(hint)}, not {given!r}"
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    """What may be given to a config, `InitVar`s too, with the annotations."""
+    fields = cls.__dataclass_fields__.items()
+    return {name: field.type for name, field in fields if get_origin(field.type) is not ClassVar}
+
+
+def _unknown(key: Any, hints: Mapping[str, Any], where: str, prefix: str) -> str:
     """The message about an unknown key; the remedy is the nearest name here or one level below."""
-    names = {name: f"{outer}.{name}" for outer in known for name in _names_inside(hints[outer])}
-    names |= {name: name for name in known}
+    names = {inside: f"{name}.{inside}" for name, hint in hints.items() for inside in _names_inside(hint)}
+    names |= {name: name for name in hints}
+    prefix = prefix and f"{prefix}."
     nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-    remedy = f"did you mean '{prefix}{names[nearest[0]]}'?" if nearest else f"allowed: {', '.join(known)}"
+    remedy = f"did you mean '{prefix}{names[nearest[0]]}'?" if nearest else f"allowed: {', '.join(hints)}"
     return f"key '{prefix}{key}' is unknown in {where}; {remedy}"
 
 
-def _names_inside(kind: Any) -> list[str]:
-    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    return [field.name for one in kinds if dataclasses.is_dataclass(one) for field in dataclasses.fields(one)]
+def _names_inside(hint: Any) -> list[str]:
+    kind = _plain(hint)
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
-def _value(kind: Any, value: Any, where: str, key: str) -> Any:
-    """`value` as an instance of the annotation `kind`, or an InputError."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if isinstance(kind, dataclasses.InitVar):
-        return _value(kind.type, value, where, key)
-    if kind is Any:
-        return value
+def _plain(hint: Any) -> Any:
+    """An annotation without `Annotated`, `InitVar` and `| None`."""
+    if isinstance(hint, dataclasses.InitVar):
+        return _plain(hint.type)
+    if get_origin(hint) is Annotated:
+        return _plain(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        return _plain(kinds[0]) if len(kinds) == 1 else hint
+    return hint
+
+
+def allowed(hint: Any) -> str:
+    """What values an annotation admits, in words: "an integer in [0, 10)"."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if isinstance(hint, dataclasses.InitVar):
+        return allowed(hint.type)
+    if origin is Annotated:
+        return allowed(arguments[0]) + _bounds(hint.__metadata__)
     if origin in (Union, types.UnionType):
-        return _union(arguments, value, where, key)
+        return " or ".join(allowed(kind) for kind in arguments if kind is not type(None))
     if origin is Literal:
-        if value in arguments and type(value) in {type(argument) for argument in arguments}:
-            return value
-        raise _wrong(key, where, " or ".join(map(repr, arguments)), value)
+        return " or ".join(map(repr, arguments))
     if origin is tuple:
-        return _tuple(arguments, value, where, key)
-    if origin in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise _wrong(key, where, "a mapping", value)
-        return {name: _value(arguments[1], item, where, f"{key}.{name}") for name, item in value.items()}
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return value if isinstance(value, kind) else _build(kind, value, where, key + ".")
-    return _scalar(kind, value, where, key)
+        return "a list" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} values"
+    return _KINDS.get(hint) or ("a mapping" if origin or dataclasses.is_dataclass(hint) else str(hint))
 
 
-def _union(kinds: tuple[Any, ...], value: Any, where: str, key: str) -> Any:
-    if value is None and type(None) in kinds:
-        return None
-    others = [kind for kind in kinds if kind is not type(None)]
-    if len(others) == 1:
-        return _value(others[0], value, where, key)
-    for kind in others:
-        try:
-            return _value(kind, value, where, key)
-        except InputError:
-            continue
-    raise _wrong(key, where, " or ".join(map(_kind_name, kinds)), value)
-
-
-def _tuple(kinds: tuple[Any, ...], value: Any, where: str, key: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise _wrong(key, where, "a list", value)
-    if kinds[-1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    if len(kinds) != len(value):
-        raise _wrong(key, where, f"a list of {len(kinds)} values", value)
-    items = enumerate(zip(kinds, value, strict=True))
-    return tuple(_value(kind, item, where, f"{key}[{index}]") for index, (kind, item) in items)
-
-
-def _scalar(kind: type, value: Any, where: str, key: str) -> Any:
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not abs(value) <= sys.float_info.max:
-            raise _wrong(key, where, "a finite number", value)
-        return float(value)
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise _wrong(key, where, _kind_name(kind), value)
-    return value
-
-
-def _name(key: str) -> str:
-    return f"key '{key}'" if key else "the content"
-
-
-def _wrong(key: str, where: str, expected: str, value: Any) -> InputError:
-    return InputError(f"key '{key}' in {where} must be {expected}, not {value!r}")
-
-
-def _kind_name(kind: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", Path: "a path"}
-    if kind is type(None):
-        return "null"
-    return names.get(kind) or ("a mapping" if get_origin(kind) in (dict, Mapping) else str(kind))
+def _bounds(metadata: Sequence[Any]) -> str:
+    """The limits of a number among the metadata of an annotation, from `Field(ge=0)` or `annotated_types.Ge(0)`."""
+    limits = {
+        name: getattr(limit, name)
+        for one in metadata
+        for limit in getattr(one, "metadata", [one])
+        for name in ("ge", "gt", "le", "lt")
+        if getattr(limit, name, None) is not None
+    }
+    low = next((f"{'[' if name == 'ge' else '('}{limits[name]}" for name in ("ge", "gt") if name in limits), "(-inf")
+    high = next((f"{limits[name]}{']' if name == 'le' else ')'}" for name in ("le", "lt") if name in limits), "inf)")
+    return f" in {low}, {high}" if limits else ""
