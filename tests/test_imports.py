@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
     {"patching"},
     {"checkpoint", "compiling"},
     {"conversion", "profiling", "tasks"},
+    {"session"},
     {"evaluation"},
     {"training", "visualization"},
     {"demo"},

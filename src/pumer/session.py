@@ -1,0 +1,200 @@
+"""A model with its processor, its task and its inputs, set up once: what every job works with."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from pumer.backbones.image_size import set_image_size
+from pumer.checkpoint import ensure_patched, learned_names, load, load_processor, trained_with
+from pumer.compiling.compile import compile as compiled
+from pumer.patching import patch
+from pumer.patching import reduction as reduction_in
+from pumer.reducers import NoReduction, ReductionConfig, config_to_dict, reduction_from
+from pumer.settings.common import Blank, Resize, Rule
+from pumer.tasks import TASKS, Inputs, Task, VQAv2, task_class
+from pumer.tasks.loading import make_inputs, text_length_of
+from pumer.utils.errors import InputError
+from pumer.utils.tensors import best_device
+
+logger = logging.getLogger(__name__)
+
+_DEFAULTS: dict[str, Any] = {"task": "vqav2", "text_length": None, "resize": "square", "blank": "none"}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model that is ready to take a task's examples: `open` one that was trained, or put one `around` a new model.
+
+    Example:
+        >>> session = Session.open("out/vqav2-pumer")  # doctest: +SKIP
+        >>> batch = session.task.collate(examples, session.inputs)  # doctest: +SKIP
+        >>> logits = session.task.logits(session.model, batch)  # doctest: +SKIP
+
+    Attributes:
+        name: folder or hub name of the checkpoint.
+        model: patched; of `open` in eval mode and on its device.
+        processor: the model's, at the image size in force.
+        task: bound to the meaning of the model's logits.
+        inputs: how examples become tensors.
+        forward: what to call with a batch: the model, or what `pumer.compile` makes of it.
+        root: data folder that was given, or that the model was trained on; None where neither is known.
+    """
+
+    name: str
+    model: PreTrainedModel
+    processor: Any
+    task: Task
+    inputs: Inputs
+    forward: nn.Module
+    root: Path | None = None
+
+    @classmethod
+    def open(
+        cls,
+        name: str | Path,
+        task: str | None = None,
+        *,
+        root: Path | None = None,
+        text_length: int | None = None,
+        resize: Resize | None = None,
+        blank: Blank | None = None,
+        image_size: int | None = None,
+        reduction: Mapping[str, Any] | str | None = None,
+        rule: Rule | None = None,
+        device: torch.device | str | None = None,
+        compile: bool = False,
+    ) -> "Session":
+        """Load a trained model, patched as it was saved; settings left at None are those of its training.
+
+        Args:
+            name: folder or hub name.
+            task: name in `pumer.tasks.TASKS`; "vqav2" where the model's folder does not record one.
+            root: data folder.
+            text_length: tokens that texts are cut to, at most the model's positions.
+            resize: see `pumer.tasks.Pixels`.
+            blank: see `pumer.tasks.loading.make_inputs`.
+            image_size: pixels along a side, see `set_image_size`; None for the checkpoint's own.
+            reduction: replaces the saved one: a mapping with `method`, or the name of a method.
+            rule: see `bind`.
+            device: by default the accelerator if there is one, else the CPU.
+            compile: let `forward` be the model as `pumer.compile` makes it.
+
+        Raises:
+            InputError: for a missing or broken checkpoint, one of another task, and settings that do not fit it.
+        """
+        recorded = trained_with(name)
+        given = {"task": task, "text_length": text_length, "resize": resize, "blank": blank}
+        settings = {key: recorded.get(key, value) for key, value in _DEFAULTS.items()}
+        settings |= {key: value for key, value in given.items() if value is not None}
+        task_type = task_class(settings.pop("task"))
+        model = load(name)
+        saved, bound = reduction_in(model), bind(str(name), model, task_type, rule)
+        session = cls.around(str(name), model, bound, image_size=image_size, reduction=reduction, **settings)
+        _warn_of_random_weights(session, saved)
+        model.to(device or best_device())
+        folder = root or recorded.get("data", {}).get("root")
+        return replace(
+            session, forward=compiled(model) if compile else model, root=None if folder is None else Path(folder)
+        )
+
+    @classmethod
+    def around(
+        cls,
+        name: str,
+        model: PreTrainedModel,
+        task: Task,
+        *,
+        text_length: int | None = None,
+        resize: Resize = "square",
+        blank: Blank = "none",
+        image_size: int | None = None,
+        reduction: Mapping[str, Any] | str | None = None,
+        fixed_length: bool = False,
+    ) -> "Session":
+        """Set up a model that is at hand, on any device: set its image size, patch it, and make its inputs.
+
+        Args:
+            name: the checkpoint that the processor is read from.
+            model: of the task's class; changed in place.
+            task: bound to the model's labels.
+            text_length: tokens that texts are cut to; None for as many as the model has positions.
+            resize: see `pumer.tasks.Pixels`.
+            blank: see `pumer.tasks.loading.make_inputs`.
+            image_size: see `open`.
+            reduction: see `open`; None keeps the one in place, or switches on the fast path alone.
+            fixed_length: pad every text to `text_length`, so that a compiled model sees one shape.
+
+        Raises:
+            InputError: for a checkpoint without processor, and settings that do not fit the model.
+        """
+        processor = load_processor(name)
+        set_image_size(image_size, model, processor)
+        if reduction is None:
+            ensure_patched(model)
+        else:
+            patch(model, reduction_from(reduction))
+        inputs = make_inputs(processor, text_length_of(model, text_length), resize, blank, fixed_length)
+        return cls(name, model, processor, task, inputs, forward=model)
+
+    @property
+    def reduction(self) -> dict[str, Any]:
+        """The reduction in place, as plain data."""
+        return config_to_dict(reduction_in(self.model) or NoReduction())
+
+
+def bind(name: str, model: PreTrainedModel, kind: type[Task], rule: Rule | None = None) -> Task:
+    """The task of a model, bound to the model's labels.
+
+    Args:
+        name: of the model, for messages.
+        model: one of the task's classes.
+        kind: the task's class.
+        rule: of VQA accuracy, see `pumer.tasks.vqa_accuracy.accuracy`; None for the official one.
+
+    Raises:
+        InputError: for a model of another task, labels that are not the task's, and a rule for another task than VQAv2.
+    """
+    if not isinstance(model, tuple(kind.models.values())):
+        needed = " or ".join(cls.__name__ for cls in kind.models.values())
+        others = [other for other, each in TASKS.items() if isinstance(model, tuple(each.models.values()))]
+        remedy = f"; give task={' or '.join(others)}" if others else ""
+        raise InputError(f"{name} is a {type(model).__name__}; task {kind.name} needs a {needed}{remedy}")
+    return with_rule(kind, labels_of(model), rule)
+
+
+def with_rule(kind: type[Task], labels: tuple[str, ...], rule: Rule | None) -> Task:
+    """A task bound to labels and, of VQAv2, to a rule; see `bind`."""
+    if rule is None:
+        return kind(labels)
+    if not issubclass(kind, VQAv2):
+        raise InputError(f"rule={rule} is for task vqav2, not for task {kind.name}; leave it out")
+    return kind(labels, rule)
+
+
+def labels_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """The meaning of the columns of a classifier's logits, from its config.
+
+    Raises:
+        InputError: when the config leaves a column without a name.
+    """
+    names = model.config.id2label
+    unnamed = next((index for index in range(len(names)) if not isinstance(names.get(index), str)), None)
+    if unnamed is not None:
+        raise InputError(f"id2label in the model's config must name columns 0 to {len(names) - 1}, not lack {unnamed}")
+    return tuple(names[index] for index in range(len(names)))
+
+
+def _warn_of_random_weights(session: Session, saved: ReductionConfig | None) -> None:
+    """Warn where the reduction in place has weights that were not trained with the checkpoint."""
+    now = reduction_in(session.model)
+    trained = saved.places() if saved is not None and now is not None and saved.method == now.method else []
+    if now is not None and learned_names(session.model) and not set(now.places()) <= set(trained):
+        logger.warning(
+            "reduction '%s' has weights, and %s none for these layers: they are random", now.method, session.name
+        )
