@@ -15,8 +15,9 @@ import torch
 from rows import CASES, RESULTS, Case, row_model, sizes, sliced_rows
 
 from pumer.profiling.benchmark import run
+from pumer.profiling.inputs import inputs_for
 from pumer.profiling.named_models import model_from
-from pumer.profiling.peak_memory import Job, inputs_for, peak_memory
+from pumer.profiling.peak_memory import Job, peak_memory
 from pumer.profiling.timing import compare, reason
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.utils.files import read_json, write_json
@@ -63,7 +64,7 @@ def settings(case: Case, pairs: int, dtype: str) -> BenchmarkConfig:
 
 
 def sliced(case: Case, pairs: int, dtype: str) -> dict[str, Any]:
-    """Time (see `measuring.timing.compare`) and peak memory of inference, with and without slices."""
+    """Time (see `pumer.profiling.timing.compare`) and peak memory of inference, with and without slices."""
     base = model_from(case.model).to(dtype=getattr(torch, dtype))
     failed: dict[str, str] = {}
     models, memory = {}, {}

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 import pumer
 from pumer import kernels
+from pumer.profiling.inputs import inputs_for
 from pumer.profiling.named_models import model_from
-from pumer.profiling.peak_memory import inputs_for, peak_of
+from pumer.profiling.peak_memory import peak_of
 from pumer.profiling.timing import compare, reason, release_memory, timed
 
 Mode = Literal["eager", "cudagraph", "inductor"]

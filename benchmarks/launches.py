@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from pumer.profiling.time_split import REDUCE, watched
-from pumer.profiling.timing import reason
+from pumer.profiling.timing import REDUCE, reason, watched
 
 FORWARD = "pumer::forward"
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -43,7 +42,8 @@ def observe(model: nn.Module, inputs: dict[str, Tensor], forwards: int = 3) -> d
     with torch.inference_mode():
         model(**inputs)
         found = whole_forward(traced(model, inputs, forwards), forwards)
-        with watched(model, _Ranges()):  # apart, since watching may itself copy something
+        ranges = _Ranges()
+        with watched(model, ranges.start, ranges.stop):  # apart, since watching may itself copy something
             model(**inputs)
             found |= reductions_of(traced(model, inputs, forwards), forwards)
         return found | {"sync_error": sync_error(model, inputs)}

@@ -26,9 +26,10 @@ from rows import LIMIT, RESULTS, UNREDUCED, row_model
 from torch import Tensor, nn
 
 from pumer import NoReduction, PuMerConfig
+from pumer.profiling.inputs import inputs_for
 from pumer.profiling.limit import limit_of
-from pumer.profiling.named_models import bytes_of, default_text_length, model_from, variant
-from pumer.profiling.peak_memory import inputs_for, measured_apart, peak_since, resident
+from pumer.profiling.named_models import default_text_length, model_from, variant
+from pumer.profiling.peak_memory import bytes_of, measured_apart, peak_since, resident
 from pumer.profiling.timing import compare
 from pumer.reducers import config_to_dict
 from pumer.tasks import VQAv2
@@ -153,7 +154,7 @@ def times(
     seconds: float = 0.0,
     failures: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Seconds of a step and speed-ups, by group and row, which share their weights; see `measuring.timing.compare`.
+    """Seconds and speed-ups of a step, by group and row, which share weights; see `pumer.profiling.timing.compare`.
 
     Args:
         case: What is compared. A teacher of transformers' own model is that model, too.
@@ -162,7 +163,7 @@ def times(
         base: The model, on its device; None: the case's, on the accelerator if there is one.
         autocast: See `TrainingStep`.
         seconds: Least time per group.
-        failures: See `measuring.timing.compare`; the names have the group before them.
+        failures: See `pumer.profiling.timing.compare`; the names have the group before them.
     """
     if base is None:
         base = model_from(case.model).to(device())

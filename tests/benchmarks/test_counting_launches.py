@@ -5,7 +5,7 @@ import torch
 
 import pumer
 from benchmarks import launches
-from pumer.profiling.peak_memory import inputs_for
+from pumer.profiling.inputs import inputs_for
 
 
 def event(cat, name, ts, dur, correlation=None):

@@ -5,9 +5,9 @@ import torch
 
 import pumer
 from pumer import NoReduction, PuMerConfig, Step
+from pumer.profiling.inputs import inputs_for
 from pumer.profiling.limit import FirstTokens, LimitConfig, SlicingReducer, limit_of, measured_reduction
 from pumer.profiling.named_models import model_from, skeleton, variant
-from pumer.profiling.peak_memory import inputs_for
 from pumer.reducers import config_from_dict, config_to_dict
 from pumer.reducers.cues import Cues
 from pumer.tokens import Tokens, attention_bias

@@ -11,10 +11,11 @@ from transformers import ViltConfig, ViltForQuestionAnswering
 import pumer
 from pumer import NoReduction, PuMerConfig
 from pumer.profiling import benchmark, named_models, peak_memory, timing
-from pumer.profiling.benchmark_tables import times
-from pumer.profiling.peak_memory import Job, inputs_for
+from pumer.profiling.benchmark import times
+from pumer.profiling.inputs import inputs_for
+from pumer.profiling.peak_memory import Job
 from pumer.profiling.planning import run as run_plan
-from pumer.profiling.time_split import time_split
+from pumer.profiling.timing import time_split
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.settings.plan import PlanConfig
 from pumer.utils.errors import InputError
@@ -239,7 +240,7 @@ def test_peak_memory_of_a_forward(folder):
     """In a process of its own, as the benchmark does; and in this one."""
     job = Job(folder, {"method": "none"}, batch=64, autograd=True, threads=1)
     peak = peak_memory.peak_memory(job)
-    assert peak["weights"] == named_models.bytes_of(tiny())
+    assert peak["weights"] == peak_memory.bytes_of(tiny())
     kept = 64 * (12 + 17) * 64 * 4 * 2 * 3  # bytes: both sides of the activation function, three layers
     assert peak["activations"] > kept
     assert peak_memory.measure(Job(folder, None, batch=2))["weights"] == peak["weights"]

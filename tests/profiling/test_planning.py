@@ -14,9 +14,9 @@ import pumer
 from pumer import NoReduction, PuMerConfig
 from pumer.backbones.base import CueRequest
 from pumer.profiling import named_models
+from pumer.profiling.inputs import inputs_for
 from pumer.profiling.macs import MacCounter
-from pumer.profiling.meta import meta_inputs, on_meta
-from pumer.profiling.planning import plan
+from pumer.profiling.planning import on_meta, plan
 from pumer.reducers import RandomPruningConfig
 from pumer.reducers.cues import Cues
 from pumer.tokens import Tokens
@@ -232,7 +232,7 @@ def test_no_square_matrix_of_tokens_is_formed(mode):
 def test_meta_copies_take_no_memory():
     twin = on_meta(small())
     assert {tensor.device.type for tensor in [*twin.parameters(), *twin.buffers()]} == {"meta"}
-    assert twin(**meta_inputs(twin, (96, 96), 5, batch=3)).logits.shape == (3, ANSWERS)
+    assert twin(**inputs_for(twin, (96, 96), 5, batch=3)).logits.shape == (3, ANSWERS)
 
 
 @pytest.mark.parametrize("size", [0, -8, 7, 320_000, (96, 10**9)])

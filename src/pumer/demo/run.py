@@ -18,8 +18,8 @@ from pumer.evaluation.evaluate import labels_of
 from pumer.evaluation.evaluate import run as evaluate
 from pumer.evaluation.scoring import compare, constant_per_template, summarise
 from pumer.profiling.benchmark import run as benchmark
+from pumer.profiling.inputs import inputs_for
 from pumer.profiling.named_models import variant
-from pumer.profiling.peak_memory import inputs_for
 from pumer.profiling.timing import fastest_batch
 from pumer.reducers import NoReduction
 from pumer.settings.benchmark import BenchmarkConfig

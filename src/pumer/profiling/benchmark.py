@@ -6,7 +6,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -14,13 +16,12 @@ from pumer.backbones.image_size import set_image_size
 from pumer.compiling.buckets import Buckets
 from pumer.compiling.compile import compile
 from pumer.patching import reduction
-from pumer.profiling.benchmark_tables import UNREDUCED, tables
+from pumer.profiling.inputs import inputs_for
 from pumer.profiling.limit import measured_reduction
 from pumer.profiling.named_models import default_image_size, default_text_length, model_from, variant
-from pumer.profiling.peak_memory import Job, inputs_for, peak_memory
-from pumer.profiling.planning import Plan, plan
-from pumer.profiling.time_split import time_split
-from pumer.profiling.timing import compare, fastest_batch
+from pumer.profiling.peak_memory import Job, peak_memory
+from pumer.profiling.planning import plan
+from pumer.profiling.timing import compare, fastest_batch, time_split
 from pumer.reducers import NoReduction, ReductionConfig, config_to_dict
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.utils.errors import InputError
@@ -30,9 +31,7 @@ from pumer.utils.progress import progress_bar
 from pumer.utils.provenance import collect, device_name
 from pumer.utils.tensors import best_device
 
-__all__ = ["BenchmarkConfig", "compare", "run"]
-
-REDUCED, TRANSFORMERS = "reduced", "transformers"
+UNREDUCED, REDUCED, TRANSFORMERS = "unreduced", "reduced", "transformers"
 
 
 def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     Returns:
         ``speed`` (see `pumer.profiling.timing.compare`), ``fastest`` (see `fastest_batch`), ``memory``, ``split`` (see
         `time_split`; seconds at the largest batch size), ``plan`` (MACs and tokens), each by model name; ``rows`` as
-        `pumer.demo.report` takes them; and where it all comes from.
+        `pumer.demo.report` takes them; ``provenance``.
 
     Raises:
         InputError: If there is no such model, or a setting does not fit it.
@@ -72,9 +71,16 @@ def _measured(config: BenchmarkConfig, console: Console | None) -> dict[str, Any
     plans = {name: plan(model, rows[name].size, length) for name, model in models.items()}
     result: dict[str, Any] = {
         "what": f"{config.model}, {size} pixels, {length} words, {config.dtype}{', compiled' * config.compile}",
-        "plan": {name: _arithmetic(planned, plans[UNREDUCED].macs) for name, planned in plans.items()},
+        "plan": {
+            name: {
+                "macs": planned.macs,
+                "ideal_speedup": plans[UNREDUCED].macs / planned.macs,
+                "tokens": [(row.short_name, row.text_tokens_out, row.image_tokens_out) for row in planned.layers],
+            }
+            for name, planned in plans.items()
+        },
     }
-    if config.memory_batch and device.type in ("cpu", "cuda"):  # first, for here too large a batch shows
+    if config.memory_batch and device.type in ("cpu", "cuda"):  # first: too large a batch fails here
         result["memory"] = _memory(config, rows, device.type, length)
     fast = _compiled(models) if config.compile else models
     result["speed"] = _speed(config, fast, make_inputs)
@@ -98,7 +104,7 @@ def _measured(config: BenchmarkConfig, console: Console | None) -> dict[str, Any
 
 @dataclass(frozen=True)
 class _Row:
-    """What is measured: a reduction (None: transformers' own forward), and pixels along a side of the pictures."""
+    """What is measured: a reduction (None: transformers' own forward), and pixels along a side of the images."""
 
     reduction: ReductionConfig | None
     size: int
@@ -129,7 +135,7 @@ def _row_from(name: str, value: Any, size: int) -> _Row:
 
 
 def _variant(base: PreTrainedModel, row: _Row) -> PreTrainedModel:
-    """A copy that shares its weights, but for METER's positions where it reads pictures of another size."""
+    """A copy that shares its weights, but for METER's positions where it reads images of another size."""
     model = variant(base, row.reduction)
     if row.size != base.config.image_size:
         set_image_size(row.size, model)
@@ -147,29 +153,24 @@ def _compiled(models: Mapping[str, PreTrainedModel]) -> dict[str, nn.Module]:
 def _speed(config: BenchmarkConfig, models: Mapping[str, nn.Module], make_inputs: Any) -> dict[str, Any]:
     with progress_bar(config.progress) as bar:
         task = bar.add_task("timing", total=len(config.batch_sizes) * config.pairs, note="")
-        return compare(
-            models,
-            make_inputs,
-            config.batch_sizes,
-            config.pairs,
-            config.seconds,
-            tick=lambda: bar.advance(task),
-        )
+        tick = partial(bar.advance, task)
+        return compare(models, make_inputs, config.batch_sizes, config.pairs, config.seconds, tick=tick)
 
 
 def _memory(config: BenchmarkConfig, rows: Mapping[str, _Row], device: str, length: int) -> dict[str, Any]:
     """Peak memory of every model, with autograd off and on."""
     measured: dict[str, Any] = {}
     for name, row in rows.items():
-        figures: dict[str, int] = {"batch": config.memory_batch}
+        settings = None if row.reduction is None else config_to_dict(row.reduction)
+        measured[name] = {"batch": config.memory_batch}
         for mode, autograd in (("inference", False), ("autograd", True)):
             job = Job(
-                model=config.model,
-                reduction=None if row.reduction is None else config_to_dict(row.reduction),
-                batch=config.memory_batch,
-                autograd=autograd,
-                device=device,
-                dtype=config.dtype,
+                config.model,
+                settings,
+                config.memory_batch,
+                autograd,
+                device,
+                config.dtype,
                 image_size=row.size,
                 text_length=length,
                 threads=config.threads,
@@ -178,29 +179,74 @@ def _memory(config: BenchmarkConfig, rows: Mapping[str, _Row], device: str, leng
                 peak = peak_memory(job)
             except RuntimeError as error:
                 raise InputError(f"{error} ({name}, memory_batch={job.batch}); lower memory_batch, or 0") from error
-            figures |= {"weights": peak["weights"], mode: peak["activations"]}
-        measured[name] = figures
+            measured[name] |= {"weights": peak["weights"], mode: peak["activations"]}
     return measured
-
-
-def _arithmetic(planned: Plan, unreduced: int) -> dict[str, Any]:
-    """MACs, ideal speed-up against the unreduced model's MACs, and tokens after each layer (text, image)."""
-    return {
-        "macs": planned.macs,
-        "ideal_speedup": unreduced / planned.macs,
-        "tokens": [(row.short_name, row.text_tokens_out, row.image_tokens_out) for row in planned.layers],
-    }
 
 
 def _row(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """One model in the terms of `pumer.demo.report`."""
     speed = []
     for point in result["speed"]["points"]:
-        figures = point["models"][name]
-        entry = {"batch": point["batch"], "images_per_second": figures["images_per_second"]}
-        speed.append(entry if name == UNREDUCED else entry | {"speedup": figures["speedup"]})
-    arithmetic = result["plan"][name]
-    row = {"name": name, "speed": speed, "macs": arithmetic["macs"], "ideal_speedup": arithmetic["ideal_speedup"]}
+        timed = point["models"][name]
+        entry = {"batch": point["batch"], "images_per_second": timed["images_per_second"]}
+        speed.append(entry if name == UNREDUCED else entry | {"speedup": timed["speedup"]})
+    planned = result["plan"][name]
+    row = {"name": name, "speed": speed, "macs": planned["macs"], "ideal_speedup": planned["ideal_speedup"]}
     if "memory" in result:
         row["memory"] = result["memory"][name]["weights"] + result["memory"][name]["inference"]
     return row
+
+
+def tables(result: Mapping[str, Any]) -> Group:
+    """Speed, memory and time split of a result of `run`, for the terminal."""
+    memory = [_memory_table(result)] if "memory" in result else []
+    return Group(_speed_table(result), *memory, _split_table(result))
+
+
+def _speed_table(result: Mapping[str, Any]) -> Table:
+    where = result["provenance"]
+    title = f"{result['what']}\n{where['device']}, {where['threads']} threads"
+    table = _table(title, "batch", "ms", "images/s", "speed-up", "quartiles", "ideal")
+    ideal = {name: f"{planned['ideal_speedup']:.2f}x" for name, planned in result["plan"].items()}
+    for point in result["speed"]["points"]:
+        for name, timed in point["models"].items():
+            speedup, rate = timed["speedup"], f"{timed['images_per_second']:.1f}"
+            cells = [str(point["batch"]), f"{1e3 * timed['seconds']['median']:.1f}", rate, times(speedup["median"])]
+            table.add_row(name, *cells, f"{speedup['low']:.2f}-{speedup['high']:.2f}", ideal[name])
+        table.add_section()
+    fastest = result.get("fastest", {})
+    for name, best in fastest.items():
+        rate = best["images_per_second"]
+        ratio = times(rate / fastest[UNREDUCED]["images_per_second"])
+        table.add_row(name, f"best: {best['batch']}", "", f"{rate:.1f}", ratio, "", ideal[name])
+    return table
+
+
+def times(ratio: float) -> str:
+    """A speed-up; below 1 named as a slow-down."""
+    return f"{ratio:.2f}x" + (" as fast" if ratio < 1 else "")
+
+
+def _memory_table(result: Mapping[str, Any]) -> Table:
+    batch = result["memory"][UNREDUCED]["batch"]
+    title = f"peak memory of a forward of {batch} examples, MiB"
+    table = _table(title, "weights", "activations, inference", "activations, autograd on")
+    for name, measured in result["memory"].items():
+        table.add_row(name, *(f"{measured[part] / 2**20:.0f}" for part in ("weights", "inference", "autograd")))
+    return table
+
+
+def _split_table(result: Mapping[str, Any]) -> Table:
+    batch, parts = max(point["batch"] for point in result["speed"]["points"]), ("embedding", "reduce", "rest")
+    table = _table(f"where the time goes, batch {batch}", *parts)
+    for name, seconds in result["split"].items():
+        table.add_row(name, *(f"{100 * seconds[part] / sum(seconds.values()):.1f}%" for part in parts))
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table("model", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table

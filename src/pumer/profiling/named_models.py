@@ -2,10 +2,8 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     PreTrainedModel,
@@ -63,7 +61,7 @@ PRESETS = {
     "meter-b16": _meter_b16,
     "meter-b16-nlvr2": _meter_b16_nlvr2,
 }
-"""Full-size models that are built with random weights, for speed, memory and MACs do not depend on them."""
+"""Full-size models with random weights; speed, memory and MACs do not depend on the weights."""
 
 
 def model_from(name: str, seed: int = 0) -> PreTrainedModel:
@@ -85,7 +83,7 @@ def model_from(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def skeleton(name: str) -> PreTrainedModel:
-    """The same without reading weights; patched as the checkpoint was saved.
+    """The model of `model_from` without its weights; patched as the checkpoint was saved.
 
     Raises:
         InputError: If there is no such model.
@@ -120,7 +118,7 @@ def _preset(name: str) -> PreTrainedModel:
 
 
 def default_text_length(name: str, model: PreTrainedModel) -> int:
-    """Words that a checkpoint was trained with; where that is not told the paper's 32, or its positions if fewer."""
+    """Words that a checkpoint was trained with; if unknown the paper's 32, or its positions if fewer."""
     recorded: int | None = None if name.startswith(PREFIX) else trained_with(_checkpoint(name)).get("text_length")
     return recorded or min(PAPER_TEXT_LENGTH, int(model.config.max_position_embeddings))
 
@@ -149,11 +147,4 @@ def variant(model: PreTrainedModel, config: ReductionConfig | None, slice_size: 
     twin = copy.deepcopy(model, shared)
     if config is None:
         return unpatch(twin)
-    sliced: dict[str, Any] = {} if slice_size is None else {"slice_size": slice_size}
-    return patch(twin, config, **sliced)
-
-
-def bytes_of(model: nn.Module) -> int:
-    """Size of the weights and buffers."""
-    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return patch(twin, config, slice_size=slice_size)

@@ -1,8 +1,8 @@
 """Peak memory of one forward, in a process of its own (`python -m pumer.profiling.peak_memory`), weights apart.
 
 On a CPU: peak resident memory during the forward minus resident memory just before it, after a forward of one example
-that loads libraries and starts threads. The C library is told to give large blocks back at once, so that this is what
-the forward holds at its worst, not what an allocator hoards. On a GPU: the allocator's peak minus what it held before.
+that loads libraries and starts threads. The C library is set to return large blocks at once, so that this is what the
+forward holds at its worst, not what an allocator hoards. On a GPU: the allocator's peak minus what it held before.
 """
 
 import json
@@ -17,11 +17,12 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from pumer.backbones.image_size import set_image_size
+from pumer.profiling.inputs import inputs_for
 from pumer.profiling.limit import measured_reduction
-from pumer.profiling.meta import meta_inputs
-from pumer.profiling.named_models import bytes_of, default_image_size, default_text_length, model_from, variant
+from pumer.profiling.named_models import default_image_size, default_text_length, model_from, variant
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -62,30 +63,28 @@ def peak_memory(job: Job) -> dict[str, int]:
         ``weights`` and ``activations`` in bytes.
 
     Raises:
-        RuntimeError: If the process fails, with the last line it said.
+        RuntimeError: If the process fails, with the last line of its stderr.
     """
     return measured_apart(["-m", __name__], asdict(job))
 
 
 def measured_apart(program: Sequence[str], job: Mapping[str, Any]) -> dict[str, int]:
-    """Run a program that measures memory in a fresh process whose C library gives large blocks back at once.
+    """Run a program that measures memory in a fresh process whose C library returns large blocks at once.
 
     Args:
-        program: Arguments of Python; it reads the job from stdin and writes its figures to stdout, both as JSON.
-        job: What it is told.
-
-    Returns:
-        What it says in its last line.
+        program: Arguments of Python; it reads the job from stdin and writes its measurements to the last line of
+            stdout, both as JSON.
+        job: The content of stdin.
 
     Raises:
-        RuntimeError: If the process fails, with the last line it said.
+        RuntimeError: If the process fails, with the last line of its stderr.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, *program]
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, env=environment)
     if done.returncode != 0:
-        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise RuntimeError(f"measuring memory failed: {said}")
+        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise RuntimeError(f"measuring memory failed: {last}")
     result: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -105,6 +104,12 @@ def measure(job: Job) -> dict[str, int]:
     return {"weights": bytes_of(model), "activations": activations}
 
 
+def bytes_of(model: nn.Module) -> int:
+    """Size of the weights and buffers."""
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def peak_of(model: Any, make_inputs: Callable[[int], dict[str, torch.Tensor]], batch: int) -> int:
     """Bytes that a forward holds at its worst beyond what was held before it, in this process.
 
@@ -121,31 +126,6 @@ def peak_of(model: Any, make_inputs: Callable[[int], dict[str, torch.Tensor]], b
     peak = peak_since(kind)
     del output
     return max(peak - before, 0)
-
-
-def inputs_for(model: Any, size: int | tuple[int, int], text_length: int, batch: int) -> dict[str, torch.Tensor]:
-    """Random pixels and words of full length, on the model's device and in its dtype.
-
-    Args:
-        model: A model of a supported family.
-        size: Height and width in pixels, or one number for both.
-        text_length: Words.
-        batch: Examples.
-    """
-    weight = next(model.parameters())
-    device = weight.device
-    shape = (size, size) if isinstance(size, int) else size
-    generator = torch.Generator(device).manual_seed(0)
-    inputs = {}
-    for name, tensor in meta_inputs(model, shape, text_length, batch).items():
-        if name == "input_ids":
-            words = model.get_input_embeddings().num_embeddings
-            inputs[name] = torch.randint(0, words, tensor.shape, generator=generator, device=device)
-        elif name == "attention_mask":
-            inputs[name] = torch.ones(tensor.shape, dtype=torch.int64, device=device)
-        else:
-            inputs[name] = torch.randn(tensor.shape, generator=generator, device=device).to(weight.dtype)
-    return inputs
 
 
 def resident(device: str) -> int:

@@ -1,12 +1,13 @@
-"""Tokens per layer and multiply-accumulates (MACs) of a model before any run.
+"""Tokens per layer and multiply-accumulates (MACs, see `pumer.profiling.macs`) of a model, without running it.
 
-What is counted: see `pumer.profiling.macs`; the reduction's own small products are included. The model runs on torch's
-meta device: shapes only, no arithmetic.
+A copy of the model runs on torch's meta device: shapes without memory or arithmetic.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,11 @@ from pumer.backbones import BACKBONES
 from pumer.backbones.base import switched
 from pumer.backbones.image_size import set_image_size
 from pumer.models.meter import MeterModel
-from pumer.patching import disabled, patch, reductions
+from pumer.patching import disabled, patch, reduction, reductions, unwrapped
 from pumer.profiling import named_models
+from pumer.profiling.inputs import inputs_for
 from pumer.profiling.macs import MacCounter
-from pumer.profiling.meta import meta_inputs, on_meta
-from pumer.reducers import reduction_from
+from pumer.reducers import NoReduction, reduction_from
 from pumer.reducers.base import Place
 from pumer.settings.plan import PlanConfig
 from pumer.tokens import Decision, Tokens
@@ -37,11 +38,11 @@ class LayerPlan:
     Attributes:
         stack: "vision" for a vision encoder, "fusion" for the cross-modal layers.
         layer: 0-based layer of the stack.
-        text_tokens: Text tokens that enter it (slots of the buffer).
-        image_tokens: Image tokens that enter it, [CLS] counted.
-        text_tokens_out: Text tokens that leave it.
-        image_tokens_out: Image tokens that leave it.
-        macs: Multiply-accumulates of the layer and of its reduction.
+        text_tokens: Text tokens before it (slots of the buffer).
+        image_tokens: Image tokens before it, [CLS] counted.
+        text_tokens_out: Text tokens after it.
+        image_tokens_out: Image tokens after it.
+        macs: Of the layer and of its reduction.
     """
 
     stack: str
@@ -66,9 +67,9 @@ class Plan:
         image_size: Height and width in pixels.
         text_length: Words of the text, special tokens counted.
         layers: One row per layer.
-        embedding_macs: Multiply-accumulates before the first layer.
-        head_macs: Multiply-accumulates after the last layer.
-        macs_unreduced: All multiply-accumulates of the same model without its reduction.
+        embedding_macs: MACs before the first layer.
+        head_macs: MACs after the last layer.
+        macs_unreduced: All MACs of the same model without its reduction.
     """
 
     image_size: tuple[int, int]
@@ -80,7 +81,7 @@ class Plan:
 
     @property
     def macs(self) -> int:
-        """All multiply-accumulates of one example."""
+        """All MACs of one example."""
         return self.embedding_macs + sum(row.macs for row in self.layers) + self.head_macs
 
     @property
@@ -119,41 +120,49 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] | None = None, text
         image_size: Height and width in pixels, or one number for both; None for the model's own.
         text_length: Words of the text, special tokens counted.
 
-    Returns:
-        The plan.
-
     Raises:
         InputError: If the model cannot be patched, or does not take such an input.
 
     Example:
         ``print(pumer.plan(model, image_size=384, text_length=32))``
     """
-    meta = on_meta(model)
-    own = int(meta.config.image_size) if image_size is None else image_size  # type: ignore[arg-type, union-attr]
+    meta: Any = on_meta(model)
+    own = int(meta.config.image_size) if image_size is None else image_size
     size = (own, own) if isinstance(own, int) else own
-    check_tokens(max(size), int(meta.config.patch_size))  # type: ignore[arg-type, union-attr]
+    check_tokens(max(size), int(meta.config.patch_size))
     for module in list(meta.modules()):
         if isinstance(module, MeterModel) and size[0] == size[1]:  # ViLT takes any size as it is
             module.set_image_size(size[0])
     _accept_whole_image(meta, size)
-    inputs = meta_inputs(meta, size, text_length)
+    inputs = inputs_for(meta, size, text_length)
     watch = _watch(meta, inputs)
     with disabled(meta):
-        unreduced = _watch(meta, inputs)
-    return Plan(
-        image_size=size,
-        text_length=text_length,
-        layers=tuple(watch.rows),
-        embedding_macs=watch.counter.macs[EMBEDDING],
-        head_macs=watch.counter.macs[HEAD],
-        macs_unreduced=unreduced.counter.total,
-    )
+        unreduced = _watch(meta, inputs).counter.total
+    macs = watch.counter.macs
+    rows = (LayerPlan(*place, *before, *after, macs[place]) for place, (before, after) in watch.seen.items())
+    return Plan(size, text_length, tuple(rows), macs[EMBEDDING], macs[HEAD], unreduced)
 
 
-def _accept_whole_image(meta: nn.Module, size: tuple[int, int]) -> None:
-    """Check by hand what the forward would check on data: that the image fits a bounded buffer."""
-    patch_size = meta.config.patch_size  # type: ignore[union-attr]
-    patches = (size[0] // patch_size) * (size[1] // patch_size)  # type: ignore[operator]
+def on_meta(model: nn.Module) -> nn.Module:
+    """A patched copy of a model on the meta device, in eval mode; no memory for weights is taken.
+
+    Args:
+        model: Any model that can be patched; it is left alone.
+    """
+    original = unwrapped(model)
+    memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in [*original.parameters(), *original.buffers()]}
+    twin = copy.deepcopy(original, memo).eval()
+    return twin if reduction(twin) is not None else patch(twin, NoReduction())
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _accept_whole_image(meta: Any, size: tuple[int, int]) -> None:
+    """Check what the forward would check on data: that the image fits a bounded buffer."""
+    patches = (size[0] // meta.config.patch_size) * (size[1] // meta.config.patch_size)
     for state in reductions(meta):
         most = state.config.max_image_tokens
         if most is not None and patches > most:
@@ -170,23 +179,17 @@ class _Watch:
     seen: dict[Place, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
 
     def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
-        self.tokens = (tokens.text_length, tokens.mask.shape[1] - tokens.text_length)
+        self.tokens = tokens.slots
 
     def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
-        before = self.tokens
-        self.tokens = (tokens.text_length, tokens.mask.shape[1] - tokens.text_length)
-        self.seen[place] = (before, self.tokens)
+        self.seen[place] = (self.tokens, tokens.slots)
+        self.tokens = tokens.slots
 
     def enter(self, place: Place, states: Tensor) -> None:
         if place[0] == "vision":  # there is no text yet
             self.tokens = (0, states.shape[1])
         self.counter.section = place
         self.seen[place] = (self.tokens, self.tokens)
-
-    @property
-    def rows(self) -> Iterator[LayerPlan]:
-        for place, (before, after) in self.seen.items():
-            yield LayerPlan(*place, *before, *after, self.counter.macs[place])
 
 
 def _watch(meta: nn.Module, inputs: dict[str, Tensor]) -> _Watch:
@@ -199,9 +202,8 @@ def _watch(meta: nn.Module, inputs: dict[str, Tensor]) -> _Watch:
 
 @contextmanager
 def _hooked(meta: nn.Module, watch: _Watch) -> Iterator[None]:
-    """Tell the watch which part of the model is running."""
-    handles = []
-    counter = watch.counter
+    """Report to the watch which part of the model is running."""
+    handles, counter = [], watch.counter
     for module in meta.modules():
         for backbone in BACKBONES.values():
             if not isinstance(module, backbone.classes[backbone.root]):

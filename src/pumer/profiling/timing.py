@@ -1,4 +1,4 @@
-"""Timing models against each other: interleaved runs, paired ratios, the batch of highest throughput."""
+"""Time: models against each other in interleaved runs, the batch of highest throughput, the parts of a forward."""
 
 import gc
 import math
@@ -6,18 +6,27 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pumer.backbones import BACKBONES
+from pumer.backbones.base import switched
+from pumer.patching import reductions
+from pumer.reducers.base import Place, Reducer
+from pumer.reducers.cues import Cues
+from pumer.tokens import Decision, Tokens
 from pumer.utils.errors import InputError, out_of_memory
 
 Model = nn.Module | Callable[..., Any]
 MakeInputs = Callable[[int], dict[str, Tensor]]
-Tick = Callable[[], None]
+Mark = Callable[[str], None]
 
 SHORTEST = 0.02  # seconds; a shorter forward is timed several times in a row
+EMBEDDING, REDUCE, REST = "embedding", "reduce", "rest"
 
 
 def compare(
@@ -27,7 +36,7 @@ def compare(
     pairs: int = 20,
     seconds: float = 0.0,
     warm_up: int = 2,
-    tick: Tick = lambda: None,
+    tick: Callable[[], None] = lambda: None,
     failures: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Time models against the first of them, in one process and in inference mode.
@@ -36,14 +45,14 @@ def compare(
     machine hits all of them. The speed-up is the median of the ratios within rounds.
 
     Args:
-        models: By name; the first is what the others are compared with.
+        models: By name; the first is the baseline.
         make_inputs: From a batch size to the keyword arguments of a forward; by name, where models take other inputs.
         batch_sizes: Examples per forward; one point each.
         pairs: Least number of rounds.
-        seconds: Least time per point; rounds go on until it is over.
+        seconds: Least time per point.
         warm_up: Forwards of each model before the first round.
         tick: Called after every round.
-        failures: Where to note, by name, why a model failed; the others go on without it. None: its error ends all.
+        failures: Filled with the reason, by name, why a model failed; the others go on. None: its error is raised.
 
     Returns:
         ``baseline``, and ``points``: per batch size ``batch``, ``pairs`` and, by model, ``seconds`` of one forward and
@@ -51,30 +60,29 @@ def compare(
         ``images_per_second``.
     """
     make = make_inputs if isinstance(make_inputs, Mapping) else dict.fromkeys(models, make_inputs)
-    points = []
+    baseline, points = next(iter(models)), []
     for batch in batch_sizes:
         made = {maker: maker(batch) for maker in set(make.values())}
-        inputs = {name: made[make[name]] for name in models}
-        points.append(_point(models, inputs, batch, pairs, seconds, warm_up, tick, failures))
-    return {"baseline": next(iter(models)), "points": points}
+        calls = {name: partial(timed, model, made[make[name]]) for name, model in models.items()}
+        taken, rounds = _rounds(calls, pairs, seconds, warm_up, tick, failures)
+        points.append({"batch": batch, "pairs": rounds, "models": _measurements(taken, baseline, batch)})
+    return {"baseline": baseline, "points": points}
 
 
-def _point(
-    models: Mapping[str, Model],
-    inputs: Mapping[str, dict[str, Tensor]],
-    batch: int,
+def _rounds(
+    calls: Mapping[str, Callable[[int], float]],
     pairs: int,
     seconds: float,
     warm_up: int,
-    tick: Tick,
+    tick: Callable[[], None],
     failures: dict[str, str] | None,
-) -> dict[str, Any]:
-    """One batch size."""
-    taken: dict[str, list[float]] = {name: [] for name in models}
+) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each model in every round, and the number of rounds; a model that failed is left out."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
 
-    def run(name: str, repeats: int = 1) -> float:
+    def run(name: str, repeats: int) -> float:
         try:
-            return timed(models[name], inputs[name], repeats)
+            return calls[name](repeats)
         except Exception as error:
             if failures is None:
                 raise
@@ -83,26 +91,25 @@ def _point(
         release_memory()
         return 0.0
 
+    rounds, longest = 0, 0.0
     with torch.inference_mode(), _no_garbage_collection():
-        first = 0.0
         for _ in range(warm_up):
-            first = max((run(name) for name in list(taken)), default=0.0)
-        repeats = max(1, math.ceil(SHORTEST / first)) if first else 1
-        start, round_ = time.perf_counter(), 0
-        while taken and (round_ < pairs or time.perf_counter() - start < seconds):
+            longest = max((run(name, 1) for name in list(taken)), default=0.0)
+        repeats = max(1, math.ceil(SHORTEST / longest)) if longest else 1
+        start = time.perf_counter()
+        while taken and (rounds < pairs or time.perf_counter() - start < seconds):
             names = list(taken)
-            turn = round_ % len(names)
+            turn = rounds % len(names)
             for name in names[turn:] + names[:turn]:
                 took = run(name, repeats)
                 if name in taken:
                     taken[name].append(took)
-            round_ += 1
+            rounds += 1
             tick()
-    return {"batch": batch, "pairs": round_, "models": _measurements(taken, next(iter(models)), batch)}
+    return taken, rounds
 
 
 def _measurements(taken: Mapping[str, list[float]], baseline: str, batch: int) -> dict[str, Any]:
-    """From the seconds of every round, by model."""
     found: dict[str, Any] = {}
     for name, seconds in taken.items():
         found[name] = {"seconds": spread(seconds), "images_per_second": batch / statistics.median(seconds)}
@@ -110,6 +117,14 @@ def _measurements(taken: Mapping[str, list[float]], baseline: str, batch: int) -
             ratios = [before / after for before, after in zip(taken[baseline], seconds, strict=True)]
             found[name]["speedup"] = spread(ratios)
     return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles: ``median``, ``low``, ``high``."""
+    if len(values) == 1:
+        return dict.fromkeys(("median", "low", "high"), values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "low": low, "high": high}
 
 
 def reason(error: BaseException) -> str:
@@ -121,18 +136,10 @@ def reason(error: BaseException) -> str:
 
 
 def release_memory() -> None:
-    """Give back what the allocator of a GPU holds and nobody uses."""
+    """Free what a GPU's allocator holds and nothing uses."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    if len(values) == 1:
-        return {"median": values[0], "low": values[0], "high": values[0]}
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": median, "low": low, "high": high}
 
 
 def timed(model: Model, inputs: dict[str, Tensor], repeats: int = 1) -> float:
@@ -147,7 +154,7 @@ def timed(model: Model, inputs: dict[str, Tensor], repeats: int = 1) -> float:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what an accelerator still has to do."""
+    """Wait until an accelerator has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -172,7 +179,7 @@ def fastest_batch(
     seconds: float = 1.0,
     gain: float = 0.01,
 ) -> dict[str, Any]:
-    """Search upward for the batch of highest throughput, doubling until it no longer pays or no longer fits.
+    """Search for the batch of highest throughput, doubling until it no longer pays or no longer fits.
 
     Args:
         model: What is measured, in inference mode.
@@ -221,3 +228,97 @@ def _throughput(model: nn.Module, inputs: dict[str, Tensor], batch: int, seconds
         while sum(taken) < seconds:
             taken.append(timed(model, inputs))
     return batch / statistics.median(taken)
+
+
+def time_split(model: nn.Module, inputs: dict[str, Tensor], runs: int = 10) -> dict[str, float]:
+    """Where the time of a patched model goes.
+
+    Args:
+        model: Patched; it is the same afterwards.
+        inputs: Keyword arguments of a forward.
+        runs: Forwards.
+
+    Returns:
+        Mean seconds of one forward for ``embedding`` (text and patches; METER's two encoders), ``reduce`` (saliency,
+        decisions, applying them) and ``rest`` (cross-modal layers, head). A GPU is synchronised between the parts,
+        which makes the sum a little larger than an undisturbed forward.
+    """
+    with torch.inference_mode():
+        timed(model, inputs)
+        watch = _Stopwatch(next(model.parameters()).device)
+        with watched(model, watch.start, watch.stop):
+            total = sum(timed(model, inputs) for _ in range(runs))
+    parts = {part: seconds / runs for part, seconds in watch.seconds.items()}
+    return {**parts, REST: total / runs - sum(parts.values())}
+
+
+class _Stopwatch:
+    """Adds up the seconds of parts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = {EMBEDDING: 0.0, REDUCE: 0.0}
+        self.started = {EMBEDDING: 0.0, REDUCE: 0.0}
+
+    def start(self, part: str) -> None:
+        self.started[part] = self._now(part)
+
+    def stop(self, part: str) -> None:
+        self.seconds[part] += self._now(part) - self.started[part]
+
+    def _now(self, part: str) -> float:
+        synchronise(self.device)
+        inside = self.seconds[REDUCE] if part == EMBEDDING else 0.0  # a vision encoder may contain reductions
+        return time.perf_counter() - inside
+
+
+@contextmanager
+def watched(model: nn.Module, start: Mark, stop: Mark) -> Iterator[None]:
+    """Report when the parts of a patched model's forwards start and stop, for the length of a ``with`` block.
+
+    Args:
+        model: Patched.
+        start: Called with `EMBEDDING` or `REDUCE` when that part starts.
+        stop: The same when it stops; a `REDUCE` may lie inside an `EMBEDDING`.
+    """
+    before = [(state, state.reducers) for state in reductions(model)]
+    roots = [(m, b) for m in model.modules() for b in BACKBONES.values() if isinstance(m, b.classes[b.root])]
+    handles = []
+    for root, backbone in roots:
+        for module in backbone.embedders(root):
+            handles.append(module.register_forward_pre_hook(lambda *_: start(EMBEDDING)))
+            handles.append(module.register_forward_hook(lambda *_: stop(EMBEDDING)))
+    for state, reducers in before:
+        state.reducers = {place: _WatchedReducer(reducer, start) for place, reducer in reducers.items()}
+    try:
+        with switched([state for state, _ in before], "recording", _Applied(stop)):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for state, reducers in before:
+            state.reducers = reducers
+
+
+class _WatchedReducer:
+    """Reports that a reduction starts."""
+
+    def __init__(self, reducer: Reducer, start: Mark) -> None:
+        self.reducer, self.start, self.needs = reducer, start, reducer.needs
+
+    def decide(self, cues: Cues) -> Decision:
+        self.start(REDUCE)
+        return self.reducer.decide(cues)
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """Reports that a reduction has been applied; a `pumer.backbones.base.Recorder`."""
+
+    stop: Mark
+
+    def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
+        pass
+
+    def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
+        self.stop(REDUCE)
