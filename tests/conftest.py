@@ -16,7 +16,7 @@ import torch
 if not torch.cuda.is_available():  # before transformers imports Triton: the kernels run in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest_plugins = ["tiny.checkpoints", "tiny.datasets"]  # imported after this file, so that the variables above hold
+pytest_plugins = ["fixtures.checkpoints", "fixtures.datasets", "fixtures.scripts"]
 
 hypothesis.settings.register_profile("default", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)

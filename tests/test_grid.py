@@ -23,7 +23,7 @@ backbones = pytest.mark.parametrize("backbone", TINY)
 
 
 def test_every_task_is_in_the_grid():
-    assert set(FOLDERS) == set(TASKS), "add a data folder to tests/tiny/datasets.py"
+    assert set(FOLDERS) == set(TASKS), "add a data folder to tests/fixtures/datasets.py"
 
 
 @backbones

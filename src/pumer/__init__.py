@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pumer.checkpoint import load, save
     from pumer.compiling.buckets import Buckets
     from pumer.compiling.compile import compile
+    from pumer.evaluation.predict import Predictor
     from pumer.patching import disabled, patch, patched, reduction, unpatch
     from pumer.profiling.planning import Plan, plan
     from pumer.reducers import (
@@ -42,6 +43,7 @@ __all__ = [
     "NoReduction",
     "Plan",
     "PoolingConfig",
+    "Predictor",
     "PuMerConfig",
     "RandomPruningConfig",
     "ReleasedPuMerConfig",
@@ -65,6 +67,7 @@ _MODULES = {
     "compiling.buckets": ("Buckets",),
     "checkpoint": ("load", "save"),
     "compiling.compile": ("compile",),
+    "evaluation.predict": ("Predictor",),
     "utils.errors": ("InputError",),
     "patching": ("disabled", "patch", "patched", "reduction", "unpatch"),
     "profiling.planning": ("Plan", "plan"),
@@ -87,9 +90,12 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__version__":
+        value: Any = import_module("importlib.metadata").version("pumer")
+    elif name in _HOMES:
+        value = getattr(import_module(f"pumer.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module 'pumer' has no attribute {name!r}")
-    value = getattr(import_module(f"pumer.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

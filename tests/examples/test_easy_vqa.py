@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import zipfile
 from pathlib import Path
@@ -9,14 +8,6 @@ from PIL import Image
 from pumer.tasks import VQAv2
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "easy_vqa.py"
-
-
-@pytest.fixture
-def easy_vqa():
-    spec = importlib.util.spec_from_file_location("easy_vqa", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -31,14 +22,14 @@ def source(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_becomes_what_the_reader_of_vqav2_reads(easy_vqa, source, tmp_path, zipped):
+def test_official_files(script, source, tmp_path, zipped):
     if zipped:
         with zipfile.ZipFile(tmp_path / "easy.zip", "w") as archive:
             for path in source.rglob("*"):
                 archive.write(path, path.relative_to(source))
         source = tmp_path / "easy.zip"
     out = tmp_path / "out"
-    assert easy_vqa.convert(source, out) == {"train2014": 2, "val2014": 2}
+    assert script.convert(source, out) == {"train2014": 2, "val2014": 2}
     assert VQAv2.vocabulary(out, minimum=1) == ("blue", "no", "red")
     question, existence = VQAv2.read(out, "val")
     assert question.text == "what color is the shape?"
@@ -46,3 +37,8 @@ def test_becomes_what_the_reader_of_vqav2_reads(easy_vqa, source, tmp_path, zipp
     assert question.groups == {"answer_type": "other", "question_type": "what color is the shape"}
     assert existence.groups == {"answer_type": "yes/no", "question_type": "is there a ... ..."}
     assert Image.open(question.images[0]).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_another_folder_is_refused(script, tmp_path):
+    with pytest.raises(SystemExit, match=r"train/questions\.json"):
+        script.convert(tmp_path, tmp_path / "out")

@@ -1,8 +1,8 @@
 """Tiny models of every backbone, random batches for them, and example configs of every method: the grid of tests.
 
-`examples.py` has configs of every method, `vilt.py` and `meter.py` build models, `base.py` builds batches;
-`checkpoints.py` and `datasets.py` are fixtures with folders on disk. A new entry of METHODS, BACKBONES or TASKS is
-tested once it has an entry in EXAMPLES, TINY or FOLDERS; tests fail as long as it has none.
+`examples.py` has configs of every method, `vilt.py` and `meter.py` build models, `base.py` builds batches; what lies on
+disk is in `tests/fixtures`. A new entry of METHODS, BACKBONES or TASKS is tested once it has an entry in EXAMPLES, TINY
+or FOLDERS; tests fail as long as it has none.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ FOLDERS = {
     "flickr30k": "tiny_flickr",
     "coco": "tiny_coco",
 }
-"""Fixture with a data folder of each task, in datasets.py."""
+"""Fixture with a data folder of each task, in tests/fixtures/datasets.py."""
 
 
 def grid(examples: Sequence[Example]) -> list[tuple[str, Example]]:
