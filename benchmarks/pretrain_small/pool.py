@@ -1,4 +1,4 @@
-"""Pre-training samples as tensors: pictures, token ids, and what every patch shows and has to do with the text."""
+"""Pre-training samples as tensors: images, token ids, and labels of every patch and word."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from benchmarks.pretrain_small.patches import dense_labels, patch_objects
+from benchmarks.pretrain_small.sentences import (
+    NOUNS,
+    OPENERS,
+    Caption,
+    ask_of_both,
+    caption,
+    hypothesis_with,
+    misdescribe,
+)
 from pumer.world import scenes, sentences
-from pumer.world.descriptions import Description, describe_scene, misdescribe
-from pumer.world.entailment import LABELS, Hypothesis, hypothesis_with
-from pumer.world.statements import ask_of_both
+from pumer.world.descriptions import Description, describe_scene
+from pumer.world.entailment import LABELS, Hypothesis
 
 TEXTS = 2
 """Sentences about each scene."""
 TEXT_LENGTH = 30
 """Tokens of every text, padding included: as long as the longest sentence of any data set."""
-DENSE = {"shape": len(scenes.SHAPES), "colour": len(scenes.COLOURS), "size": len(scenes.SIZES)}
-DENSE |= {"texture": len(scenes.TEXTURES), "position": len(sentences.POSITIONS), "centre": 1}
-"""Values of every per-patch label; each has one more, 0, for "none"."""
 
 
 @dataclass
@@ -35,14 +41,14 @@ class Batch:
         dense: (B, P, 6) per-patch labels in the order of DENSE, 0 for background.
         roles: (B, P) 0 none, 1 target of the sentence, 2 what it only refers to.
         answers: (B,) index into ANSWERS, -100 for a caption.
-        true: (B,) whether a caption fits its picture, -100 for a question.
+        true: (B,) whether a caption fits its image, -100 for a question.
         kinds: (B,) index into KINDS, -1 for a caption.
         labels: (B,) index into LABELS of an entailment sentence, -100 for all else.
-        pairs: (B,) whether a statement is true of this picture and the next one, whose sample stands TEXTS further on;
+        pairs: (B,) whether a statement is true of this image and the next one, whose sample stands TEXTS further on;
             -100 for all else.
         places: (B, T, 9) of a word that names objects, or says something of some of them: whether one of these is at
             each of POSITIONS; -1 for the other words.
-        claims: (B, T) whether what a word is part of is true of the picture, in descriptions; -100 for all else.
+        claims: (B, T) whether what a word is part of is true of the image, in descriptions; -100 for all else.
         phrases: (B, T) which phrase of the sentence a token is in, such as "the striped ring"; -1 for [CLS] and
             padding.
     """
@@ -99,7 +105,7 @@ class Source:
         split: of the scenes.
         captions: fraction of them that are captions; the rest are questions.
         tasks: fraction of them, before that, that are the other data sets': entailment sentences, descriptions, and
-            statements about two pictures.
+            statements about two images.
     """
 
     tokenizer: Tokenizer
@@ -128,7 +134,7 @@ class Source:
             yield from self._rows(scene, texts)
 
     def _rows(self, scene: scenes.Scene, texts: list[_Text]) -> Iterator[tuple[np.ndarray, ...]]:
-        image, owner = scenes.render(scene), scenes.patch_objects(scene).reshape(-1).astype(np.int64)
+        image, owner = scenes.render(scene), patch_objects(scene).reshape(-1).astype(np.int64)
         dense = dense_labels(scene, owner)
         for text in texts:
             roles = np.isin(owner, text.targets) + 2 * np.isin(owner, text.anchors)
@@ -152,7 +158,7 @@ class Source:
         """The label `phrases` of a sentence's tokens."""
         ends, starts = (
             np.isin(ids, [cast(int, self.tokenizer.token_to_id(word)) for word in words])
-            for words in (sentences.NOUNS, sentences.OPENERS.split())
+            for words in (NOUNS, OPENERS.split())
         )
         starts[1:] |= ends[:-1]
         return np.where((ids == 0) | (np.arange(TEXT_LENGTH) == 0), -1, starts.cumsum())
@@ -161,16 +167,17 @@ class Source:
         if rng.integers(1000) < 1000 * self.tasks:
             return self._task(scene, rng)
         if rng.integers(1000) < 1000 * self.captions:
-            return self._caption(sentences.caption(scene, rng), rng)
+            return self._captioned(caption(scene, rng), rng)
         return self._asked(sentences.ask(scene, rng))
 
     def _asked(self, question: sentences.Question, pair: int = -100) -> _Text:
-        kind = sentences.KINDS.index(question.kind) if question.kind in sentences.KINDS else -1
+        name = question.question_type.partition("/")[0]
+        kind = sentences.KINDS.index(name) if name in sentences.KINDS else -1
         answer, ids = sentences.ANSWERS.index(question.answer), self._ids(question.text)
         return _Text(ids, question.targets, question.anchors, answer=answer, kind=kind, pair=pair)
 
     def _task(self, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
-        """A sentence of another data set about one picture."""
+        """A sentence of another data set about one image."""
         if rng.integers(2):
             label = LABELS[int(rng.integers(len(LABELS)))]
             found = hypothesis_with(label, scene, rng)
@@ -185,14 +192,14 @@ class Source:
         return _Text(self._ids(found.text), group, label=LABELS.index(label), text=found.text, named=named)
 
     def _described(self, found: Description, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
-        """Words masked in a quarter; the others tell what they name and whether it is true."""
+        """Words masked in a quarter; the others are labelled with what they name and whether it is true."""
         true = found.true_of(scene)
         targets = found.targets if true else ()
         if rng.integers(4) == 0:
-            return self._caption(sentences.Caption(found.text, true, targets), rng)
+            return self._captioned(Caption(found.text, true, targets), rng)
         named, claimed, end = [], [], 0
         for attributes in found.named:
-            phrase = sentences.phrase(dict(attributes))
+            phrase = sentences.phrase(attributes)
             start = found.text.index(phrase, end)
             end = start + len(phrase)
             named.append(((start, end), sentences.matching(scene, attributes)))
@@ -216,36 +223,15 @@ class Source:
         ids = self.tokenizer.encode(text).ids
         return np.array(ids + [0] * (TEXT_LENGTH - len(ids)))
 
-    def _caption(self, caption: sentences.Caption, rng: np.random.Generator) -> _Text:
-        """Words masked in every other caption; what they were is asked only if the caption is true."""
-        ids = self._ids(caption.text)
+    def _captioned(self, made: Caption, rng: np.random.Generator) -> _Text:
+        """Words masked in every other caption; the masked words are labels only if the caption is true."""
+        ids = self._ids(made.text)
         chosen = (rng.integers(4, size=len(ids)) == 0) & (ids > 4) & bool(rng.integers(2))
         masked = np.where(chosen, cast(int, self.tokenizer.token_to_id("[MASK]")), ids)
-        words = np.where(chosen & caption.true, ids, -100)
-        return _Text(masked, caption.targets, caption.anchors, words, true=int(caption.true))
+        words = np.where(chosen & made.true, ids, -100)
+        return _Text(masked, made.targets, made.anchors, words, true=int(made.true))
 
 
 def _tokens(offsets: list[_Span], span: _Span) -> list[int]:
     """The tokens that lie within a part of a sentence."""
     return [index for index, (start, end) in enumerate(offsets) if span[0] <= start < end <= span[1]]
-
-
-def dense_labels(scene: scenes.Scene, owner: np.ndarray) -> np.ndarray:
-    """What every patch shows.
-
-    Args:
-        scene: the scene.
-        owner: (P,) the object of each patch or -1, see :func:`pumer.world.scenes.patch_objects`.
-
-    Returns:
-        (P, 6) labels in the order of DENSE; 0 is background.
-    """
-    table = [
-        (o.shape, o.colour, o.size, o.texture, sentences.POSITIONS.index(sentences.position(scene, o)), -1)
-        for o in scene.objects
-    ]
-    labels = np.vstack([np.array(table) + 1, np.zeros((1, len(DENSE)), np.int64)])[owner]
-    for item in scene.objects:
-        x, y = (centre // 16 for centre in item.centre)
-        labels[y * 12 + x, -1] = 1
-    return labels

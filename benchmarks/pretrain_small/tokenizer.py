@@ -13,11 +13,12 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.pretrain_small.sentences import caption
 from pumer.world.descriptions import describe_scene
 from pumer.world.entailment import hypothesis
 from pumer.world.scenes import generator, make_scene
-from pumer.world.sentences import ANSWERS, ask, caption
-from pumer.world.statements import PICTURES, pair_sets
+from pumer.world.sentences import ANSWERS, ask
+from pumer.world.statements import BLOCK, pair_sets
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_LENGTH = 40
@@ -37,9 +38,9 @@ def corpus(seed: int = 0, scenes: int = 1500) -> Iterator[str]:
 
 def _task_sentences(seed: int, scenes: int) -> Iterator[str]:
     """Descriptions, entailment sentences and statements about pairs."""
-    for first in range(0, scenes, PICTURES):
+    for first in range(0, scenes, BLOCK):
         rng = generator(seed, "pretrain", first, "nlvr2")
-        shown = [make_scene(generator(seed, "pretrain", first + index, "nlvr2")) for index in range(PICTURES)]
+        shown = [make_scene(generator(seed, "pretrain", first + index, "nlvr2")) for index in range(BLOCK)]
         for scene in shown:
             yield from (made.text for made in describe_scene(scene, rng))
             yield from (hypothesis(scene, rng).text for _ in range(3))

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.pretrain_small.pool import DENSE, TEXTS, Batch
+from benchmarks.pretrain_small.patches import DENSE
+from benchmarks.pretrain_small.pool import TEXTS, Batch
 from pumer.backbones import Reduction
 from pumer.patching import patch
 from pumer.reducers import NoReduction, ReductionConfig

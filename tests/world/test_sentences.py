@@ -80,7 +80,6 @@ def test_all_six_kinds_are_asked_and_little_can_be_guessed_from_the_template() -
     for _, question in drawn(2000):
         answers[question.question_type][question.answer] += 1
         assert question.answer in sentences.ANSWERS
-        assert question.kind in sentences.KINDS
     assert {name.partition("/")[0] for name in answers} == set(sentences.KINDS)
     best = sum(counter.most_common(1)[0][1] for counter in answers.values()) / 2000
     assert best < 0.32
@@ -119,17 +118,3 @@ def test_positions_and_sides() -> None:
     assert sentences.side_of(right, middle) == "right"
     assert sentences.side_of(middle, right) == "left"
     assert sentences.side_of(middle, corner) is None
-
-
-def test_captions_tell_whether_they_are_true() -> None:
-    true = []
-    for index in range(300):
-        rng = scenes.generator(0, "train", index)
-        scene = scenes.make_scene(rng)
-        caption = sentences.caption(scene, rng)
-        true.append(caption.true)
-        if match := re.fullmatch(r"there is a ([^.]*?)( at the (.*))?\.", caption.text):
-            found = [item for item in scene.objects if fits(item, match[1])]
-            told = bool(found) and (not match[3] or any(sentences.position(scene, i) == match[3] for i in found))
-            assert told == caption.true, caption
-    assert 0.35 < np.mean(true) < 0.65

@@ -1,26 +1,20 @@
-"""Captions that single a scene out: each names two or three objects, where they are, or how they stand to each other.
+"""Captions that single a scene out: each names two or three objects, their positions or the relation between them.
 
-The captions of a picture speak of different objects of it, as far as there are enough. A caption is also a claim that
-can be checked against any scene, so that it can be counted how often it fits another one.
+The captions of an image are about different objects of it, as far as there are enough. A caption can be checked against
+any scene, which makes it possible to count captions that fit several scenes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from pumer.world.scenes import Object, Scene
-from pumer.world.sentences import Attributes, a, attributes_of, matching, phrase, position, side_of
+from pumer.world.sentences import TRIPLES, Attributes, a, attributes_of, matching, phrase, position, side_of
 
 CAPTIONS_PER_IMAGE = 5
-_NAMES = (
-    ("size", "colour", "shape"),
-    ("texture", "colour", "shape"),
-    ("size", "texture", "shape"),
-    ("size", "texture", "colour"),
-)
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class Description:
 
     Args:
         parts: what it says, lower case, in as many parts as it makes claims.
-        claims: what must hold for it to be true.
+        claims: what each part claims.
         targets: indices of the objects it names.
         named: the attributes it names objects by, in the order of their phrases.
     """
@@ -79,44 +73,27 @@ class Description:
 def describe_scene(scene: Scene, rng: np.random.Generator, count: int = CAPTIONS_PER_IMAGE) -> list[Description]:
     """Draw different captions of a scene.
 
-    Args:
-        scene: the scene.
-        rng: random numbers.
-        count: how many.
-
     Returns:
-        `count` captions, all true; each is about three objects, or two of them, that the ones before it were not about,
-        while there are three left.
+        `count` captions, all true; each is about two or three objects that none before it was about, while there are
+        three left.
     """
     order = rng.permutation(len(scene.objects)).tolist()
     found: dict[str, Description] = {}
     while len(found) < count:
         start = 3 * len(found) % len(order)
-        description = _describe(scene, rng, order[start:] + order[:start])
+        description = caption_about(scene, rng, order[start:] + order[:start])
         found.setdefault(description.text, description)
     return list(found.values())
 
 
-def misdescribe(scene: Scene, rng: np.random.Generator) -> Description:
-    """Draw a caption that is not true of the scene, but would be if two of its objects changed places."""
-    while True:
-        i, j = rng.permutation(len(scene.objects))[:2].tolist()
-        items = list(scene.objects)
-        for place, other in ((i, scene.objects[j]), (j, scene.objects[i])):
-            items[place] = replace(items[place], shape=other.shape, colour=other.colour, texture=other.texture)
-        described = _describe(replace(scene, objects=tuple(items)), rng, rng.permutation(len(items)).tolist())
-        if not described.true_of(scene):
-            return described
-
-
-def _describe(scene: Scene, rng: np.random.Generator, order: Sequence[int]) -> Description:
+def caption_about(scene: Scene, rng: np.random.Generator, order: Sequence[int]) -> Description:
     """A caption about the first two or three objects of `order`, in one of three forms."""
     i, j, k = order[:3] if len(order) > 2 else (*order[:2], order[0])
     first, second, third = (scene.objects[index] for index in (i, j, k))
     side = side_of(first, second)
     form = int(rng.integers(3))
     names = [_pick(item, rng) for item in (first, second, third)]
-    nouns = [a(phrase(dict(attributes))) for attributes in names]
+    nouns = [a(phrase(attributes)) for attributes in names]
     here = Place(names[0], position(scene, first))
     if side is None or form == 0:
         there = Place(names[1], position(scene, second))
@@ -133,22 +110,22 @@ def _describe(scene: Scene, rng: np.random.Generator, order: Sequence[int]) -> D
 
 
 def _pick(item: Object, rng: np.random.Generator) -> Attributes:
-    return attributes_of(item, _NAMES[int(rng.integers(len(_NAMES)))])
+    return attributes_of(item, TRIPLES[int(rng.integers(len(TRIPLES)))])
 
 
-def mistaken(gallery: Sequence[tuple[Scene, Sequence[Description]]]) -> tuple[int, int]:
-    """How many captions of a gallery fit another of its scenes too.
+def ambiguous(candidates: Sequence[tuple[Scene, Sequence[Description]]]) -> tuple[int, int]:
+    """Count the captions of a candidate set that fit another of its scenes too.
 
     Args:
-        gallery: scenes with their captions.
+        candidates: scenes with their captions.
 
     Returns:
         The number of captions that are true of another scene, and of scenes all of whose captions are true of one
         other scene.
     """
     captions = scenes = 0
-    for number, (_, described) in enumerate(gallery):
-        others = [scene for index, (scene, _) in enumerate(gallery) if index != number]
+    for number, (_, described) in enumerate(candidates):
+        others = [scene for index, (scene, _) in enumerate(candidates) if index != number]
         fits = np.array([[description.true_of(other) for other in others] for description in described])
         captions += int(fits.any(axis=1).sum())
         scenes += bool(fits.all(axis=0).any())

@@ -1,8 +1,8 @@
-"""Sentences that follow from a picture, contradict it, or need something it cannot tell.
+"""Sentences that follow from an image, contradict it, or are left open by it.
 
-Every sentence speaks of objects by something the world never shows: which circle is the heaviest, which one Ann, who
-is outside the picture, points at. If all circles are red, the heaviest is; if none is, it is not; if some are, the
-picture does not tell. So every sentence can have each of the three labels, and only the picture decides.
+Every sentence names objects by something that images never show, such as the heaviest circle. If all circles are red,
+the heaviest is red; if none is, it is not; if some are, the label is neutral. So every sentence can have each of the
+three labels, and only the image decides.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pumer.world.scenes import SHAPES, Object, Scene
 from pumer.world.sentences import PLURALS, VALUES, Attributes, a, attributes_of, matching, phrase, plural
 
 LABELS = ("contradiction", "neutral", "entailment")
-PICTURES = 30
-"""Pictures among which a sentence finds one of each label."""
+BLOCK = 30
+"""Images from which a sentence chooses one of each label."""
 HYPOTHESES_PER_IMAGE = 6
-"""Most sentences about a picture, a third of them of each label."""
+"""Most sentences about an image, a third of them of each label."""
 _RULES = ("one", "one", "both", "both", "both", "either")
 _THIRDS = {"row": ("top", "center", "bottom"), "column": ("left", "center", "right")}
 _TOPICS = (*VALUES, *_THIRDS)
@@ -41,9 +41,9 @@ class Hypothesis:
     Args:
         text: the sentence, lower case.
         rule: "one": the chosen object fits the claim; "both": both of two chosen ones; "either": at least one of two.
-        group: what the objects have in common among which the choice is.
-        topic: what is claimed of them: an attribute, "row" or "column".
-        value: index of the value claimed.
+        group: attributes of the objects among which the choice is made.
+        topic: what the claim is about: an attribute, "row" or "column".
+        value: index of the claimed value.
     """
 
     text: str
@@ -63,14 +63,7 @@ class Hypothesis:
         return tuple(index for index in found if _value(scene, scene.objects[index], self.topic) == self.value)
 
     def label(self, scene: Scene) -> str | None:
-        """One of LABELS.
-
-        Args:
-            scene: any scene.
-
-        Returns:
-            None if the scene has fewer than two objects of the group, so that there is no choice.
-        """
+        """One of LABELS; None if the scene has fewer than two objects of the group, so that there is no choice."""
         found, fitting = len(matching(scene, self.group)), len(self.fitting(scene))
         if found < 2:
             return None
@@ -83,10 +76,10 @@ class Hypothesis:
 def triples(scenes: Sequence[Scene], rng: np.random.Generator) -> list[tuple[Hypothesis, tuple[int, ...]]]:
     """Sentences, each with three scenes: one that contradicts it, one that leaves it open, one it follows from.
 
-    A sentence alone tells nothing about its label, then, and a scene little, for it is taken equally often for each.
+    A sentence alone is no hint at its label, then, and a scene a weak one: each scene is used equally often for all.
 
     Args:
-        scenes: to choose from, PICTURES or so.
+        scenes: to choose from, about BLOCK.
         rng: random numbers.
 
     Returns:
@@ -122,24 +115,18 @@ def hypothesis(scene: Scene, rng: np.random.Generator) -> Hypothesis:
     group = attributes_of(first, [names[index] for index in sorted(chosen)])
     value = _value(scene, second, topic)
     hidden = _ONE if rule == "one" else _TWO
-    text = _text(rule, hidden[int(rng.integers(len(hidden)))], dict(group), topic, value)
+    text = _text(rule, hidden[int(rng.integers(len(hidden)))], group, topic, value)
     return Hypothesis(text, rule, group, topic, value)
 
 
-def hypothesis_with(label: str, scene: Scene, rng: np.random.Generator) -> Hypothesis | None:
-    """Draw a sentence that has this label; None if none was found in a few attempts."""
-    drawn = (hypothesis(scene, rng) for _ in range(30))
-    return next((found for found in drawn if found.label(scene) == label), None)
-
-
 def _value(scene: Scene, item: Object, topic: str) -> int:
-    """An attribute, or the third of the picture that holds the object's centre, from the left or from the top."""
+    """An attribute, or the third of the image that holds the object's centre, from the left or from the top."""
     if topic in VALUES:
         return int(getattr(item, topic))
     return 3 * item.centre[("column", "row").index(topic)] // (2 * scene.config.image_size)
 
 
-def _text(rule: str, hidden: str, group: dict[str, int], topic: str, value: int) -> str:
+def _text(rule: str, hidden: str, group: Attributes, topic: str, value: int) -> str:
     if topic in _THIRDS:
         claim = f"in the {_THIRDS[topic][value]} {topic}"
     elif topic == "shape":

@@ -1,4 +1,4 @@
-"""What the writers of the world's data sets share: whole folders, pictures, the sidecar, sizes."""
+"""Shared by the writers of the world's data sets: whole folders, images, JSON files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pumer.utils.errors import InputError
 from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Object, Scene, render
 
 SIDECAR = "scenes.json"
-"""File with the objects of every picture, which no official format knows; it marks a folder as a world."""
+"""File with the objects of every image, which no official format has room for; it marks a folder as a world."""
 
 
 @contextmanager
@@ -45,14 +45,25 @@ def whole(root: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def save_picture(scene: Scene, path: Path) -> None:
-    """Write a picture: .png, or .jpg at a quality that keeps every texture."""
-    picture, image = io.BytesIO(), Image.fromarray(render(scene))
+def save_scene(scene: Scene, path: Path) -> dict[str, Any]:
+    """Write the image of a scene, .png or .jpg at a quality that keeps every texture; returns its sidecar entry."""
+    content, image = io.BytesIO(), Image.fromarray(render(scene))
     if path.suffix == ".png":
-        image.save(picture, "png", compress_level=1)
+        image.save(content, "png", compress_level=1)
     else:
-        image.save(picture, "jpeg", quality=95, subsampling=0)
-    path.write_bytes(picture.getvalue())
+        image.save(content, "jpeg", quality=95, subsampling=0)
+    path.write_bytes(content.getvalue())
+    return {"objects": [_entry(item) for item in scene.objects]}
+
+
+def _entry(item: Object) -> dict[str, Any]:
+    return {
+        "shape": SHAPES[item.shape],
+        "color": COLOURS[item.colour],
+        "size": SIZES[item.size],
+        "texture": TEXTURES[item.texture],
+        "box": list(item.box),
+    }
 
 
 def dump(path: Path, value: dict[str, Any]) -> None:
@@ -65,21 +76,6 @@ def dump_lines(path: Path, entries: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
-def describe_objects(scene: Scene) -> list[dict[str, Any]]:
-    """The objects of a scene in words, with their boxes in pixels."""
-    return [_describe(item) for item in scene.objects]
-
-
 def sentence(text: str) -> str:
     """The text with a capital first letter."""
     return text[0].upper() + text[1:]
-
-
-def _describe(item: Object) -> dict[str, Any]:
-    return {
-        "shape": SHAPES[item.shape],
-        "color": COLOURS[item.colour],
-        "size": SIZES[item.size],
-        "texture": TEXTURES[item.texture],
-        "box": list(item.box),
-    }

@@ -1,45 +1,46 @@
 """Scenes of the built-in world: a dozen objects and clutter on a noisy, textured background, with every box known.
 
-A scene follows from (seed, split, index) alone. All of its randomness is integer, so that two machines make the
-same pixels. The picture has nine parts (POSITIONS in `sentences`): a large object fills one of its own, small ones
-stand in the quarters of the others, each shifted inside its cell, so that objects never overlap. Quarters that stay
-free may hold clutter: specks in the objects' colours, faded.
+A scene depends on (seed, split, index) alone, and all of its randomness is integer, so that every machine renders the
+same pixels. The image is a 3 x 3 grid (POSITIONS in `sentences`): a large object fills a cell of the grid, small ones
+stand in quarters of the other cells, so that objects never overlap. Free quarters may hold clutter: faded specks.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
 
+_RGB = {
+    "red": (225, 40, 40),
+    "green": (40, 175, 60),
+    "blue": (50, 85, 235),
+    "yellow": (240, 220, 50),
+    "purple": (155, 50, 195),
+    "orange": (250, 140, 25),
+    "white": (242, 242, 242),
+    "cyan": (60, 215, 225),
+}
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan")
+COLOURS = tuple(_RGB)
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
+PIXELS = np.array(list(_RGB.values()), dtype=np.int16)
+"""(8, 3) RGB value of each of COLOURS."""
 SPLITS = ("train", "val", "heldout", "pretrain", "test")
 DATA_SETS = ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")
-
-_RGB = np.array(
-    [
-        (225, 40, 40),
-        (40, 175, 60),
-        (50, 85, 235),
-        (240, 220, 50),
-        (155, 50, 195),
-        (250, 140, 25),
-        (242, 242, 242),
-        (60, 215, 225),
-    ],
-    dtype=np.int16,
-)
+FAR = 1 << 40
+"""From this index on, generators are far from those of any scene."""
 HELD_OUT = frozenset(((3 * shape + 1) % len(COLOURS), shape) for shape in range(len(SHAPES)))
 """(colour, shape) index pairs that only the held-out split shows: one per shape, all of different colours."""
-
-
 _PARTS = 3
 _LARGE = (3, 5)
 """Fewest and most large objects in a scene."""
+_NOISE = 128
+"""Number of offsets at which an image may start in the noise, in either direction."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,7 @@ class SceneConfig:
 
 @dataclass(frozen=True)
 class Object:
-    """One object: indices into SHAPES, COLOURS, SIZES and TEXTURES, where in the picture it is, its box in pixels.
-
-    Args:
-        part: the ninth of the picture, 0 to 8 in raster order.
-    """
+    """One object: indices into SHAPES, COLOURS, SIZES and TEXTURES, its part of the 3 x 3 grid, its box in pixels."""
 
     shape: int
     colour: int
@@ -118,7 +115,7 @@ class Speck:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is in one picture."""
+    """Everything that is in one image."""
 
     config: SceneConfig
     objects: tuple[Object, ...]
@@ -129,16 +126,23 @@ class Scene:
 
 
 def generator(seed: int, split: str, index: int, data: str = "vqav2") -> np.random.Generator:
-    """The random numbers of one scene; they depend on nothing but the four arguments.
+    """The random numbers of one scene, which depend on the four arguments alone.
 
     Args:
         seed: any.
         split: one of SPLITS.
-        index: number of the scene in its split.
+        index: of the scene in its split.
         data: one of DATA_SETS; no two share a scene.
     """
     parts = [seed, SPLITS.index(split), index] + [DATA_SETS.index(data)] * (data != "vqav2")
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(parts)))
+
+
+def blocks(seed: int, split: str, data: str, size: int) -> Iterator[tuple[list[Scene], np.random.Generator]]:
+    """All scenes of a split, `size` at a time, each block with a generator of its own; never ends."""
+    for block in itertools.count():
+        scenes = [make_scene(generator(seed, split, block * size + index, data)) for index in range(size)]
+        yield scenes, generator(seed, split, FAR + block, data)
 
 
 def make_scene(rng: np.random.Generator, config: SceneConfig | None = None, held_out: bool = False) -> Scene:
@@ -175,11 +179,11 @@ def make_scene(rng: np.random.Generator, config: SceneConfig | None = None, held
 
 
 _Place = tuple[int, int | None]
-"""A part of the picture and a quarter of it; None for the whole part."""
+"""A part of the grid and a quarter of it; None for the whole part."""
 
 
 def _places(rng: np.random.Generator, count: int) -> tuple[list[_Place], list[_Place]]:
-    """Where objects stand, in random order, and the quarters that stay free."""
+    """Places of the objects, in random order, and the free quarters."""
     parts = rng.permutation(_PARTS**2).tolist()
     large = int(rng.integers(_LARGE[0], _LARGE[1] + 1))
     quarters: list[_Place] = [(part, quarter) for part in parts[large:] for quarter in range(4)]
@@ -212,9 +216,6 @@ def _speck(config: SceneConfig, place: _Place, draw: list[int]) -> Speck:
     return Speck(draw[0] % len(COLOURS), left + shift, top + (7 * shift) % (config.cell - 8 + 1), width, height)
 
 
-_NOISE = 128
-
-
 @cache
 def _noise() -> np.ndarray:
     rng = np.random.Generator(np.random.PCG64(20240521))
@@ -222,7 +223,7 @@ def _noise() -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def _mask(shape: int, side: int) -> np.ndarray:
+def shape_mask(shape: int, side: int) -> np.ndarray:
     """The shape's pixels in a (side, side) square, by integer arithmetic on doubled coordinates."""
     grid = 2 * np.arange(side) + 1 - side
     x, y = grid[None, :], grid[:, None]
@@ -244,7 +245,7 @@ def _mask(shape: int, side: int) -> np.ndarray:
 @lru_cache(maxsize=4096)
 def _sprite(shape: int, texture: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """The shape's mask and, for its pixels, 0 for the full colour and 1 for the dark part of the texture."""
-    mask = _mask(shape, side)
+    mask = shape_mask(shape, side)
     y, x = np.mgrid[0:side, 0:side]
     if TEXTURES[texture] == "striped":
         dark = (y // 3) % 2 == 1
@@ -266,47 +267,15 @@ def render(scene: Scene) -> np.ndarray:
     image = _noise()[row : row + side, column : column + side].copy()
     coarse = np.frombuffer(scene.coarse, np.uint8).reshape(12, 12).astype(np.int16) // 6 - 21
     block = -(-side // 12)
-    coarse = coarse.repeat(block, 0).repeat(block, 1)[:side, :side]
-    image += coarse[:, :, None]
+    image += coarse.repeat(block, 0).repeat(block, 1)[:side, :side, None]
     image += np.array(scene.background, np.int16)
     for speck in scene.clutter:
         region = image[speck.y : speck.y + speck.height, speck.x : speck.x + speck.width]
-        region[:] = (region + _RGB[speck.colour]) // 2
+        region[:] = (region + PIXELS[speck.colour]) // 2
     for item in scene.objects:
         mask, dark = _sprite(item.shape, item.texture, item.side)
-        paint = np.stack([_RGB[item.colour], _RGB[item.colour] * 3 // 8])
+        paint = np.stack([PIXELS[item.colour], PIXELS[item.colour] * 3 // 8])
         region = image[item.y : item.y + item.side, item.x : item.x + item.side]
         noise = _noise()[: item.side, : item.side][mask] // 2
         region[mask] = paint[dark] + noise
     return np.clip(image, 0, 255).astype(np.uint8)
-
-
-@lru_cache(maxsize=65536)
-def _cover(shape: int, side: int, x: int, y: int, patch: int) -> np.ndarray:
-    """Patches of which the shape fills at least a quarter, from the patch that holds (0, 0) of the square."""
-    rows, columns = -(-(y + side) // patch), -(-(x + side) // patch)
-    canvas = np.zeros((rows * patch, columns * patch), np.int64)
-    canvas[y : y + side, x : x + side] = _mask(shape, side)
-    return canvas.reshape(rows, patch, columns, patch).sum((1, 3)) * 4 >= patch * patch
-
-
-def patch_objects(scene: Scene, patch: int = 8) -> np.ndarray:
-    """Which object each patch shows.
-
-    Args:
-        scene: the scene.
-        patch: side of a patch in pixels.
-
-    Returns:
-        (rows, columns) int8: index of the object that fills at least a quarter of the patch, -1 for background.
-    """
-    side = scene.config.image_size // patch
-    owner = np.full((side, side), -1, np.int8)
-    for index, item in enumerate(scene.objects):
-        cover = _cover(item.shape, item.side, item.x % patch, item.y % patch, patch)
-        row, column = item.y // patch, item.x // patch
-        view = owner[row : row + cover.shape[0], column : column + cover.shape[1]]
-        view[cover] = index
-        centre_x, centre_y = item.centre
-        owner[centre_y // 2 // patch, centre_x // 2 // patch] = index
-    return owner

@@ -1,8 +1,7 @@
-"""Questions and captions about a scene, with the objects they mention.
+"""Questions about a scene, and the phrases that all sentences of the world are made of.
 
-A question's `question_type` is its template, its part before "/" the kind: attribute, position, counting, existence,
-comparison or relation. Answers are drawn so that they are balanced within a template, and most are open-ended:
-without the picture, or without the question, little can be guessed.
+A question's `question_type` is its template; its part before "/" is one of KINDS. Answers are balanced within a
+template, and most are open-ended: without the image, or without the question, little can be guessed.
 """
 
 from __future__ import annotations
@@ -27,31 +26,21 @@ ANSWERS = tuple(
 
 Attributes = tuple[tuple[str, int], ...]
 """Some attributes of an object, in the order in which they are said: ((name, index of its value), ...)."""
+_Template = Callable[[Scene, np.random.Generator], "Question | None"]
+
+
+def _names(*lists: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(names.split()) for names in lists)
+
 
 VALUES = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
-NOUNS = (*PLURALS, *PLURALS.values(), "object", "objects", "one")
-"""What a phrase that names objects ends with."""
-OPENERS = "a an the another is are was at in of than or and , above below has have shows show sees"
-"""Words, one of which the next part of a sentence starts with."""
-_SHORT = (
-    ("shape",),
-    ("colour",),
-    ("colour", "shape"),
-    ("colour", "shape"),
-    ("size", "shape"),
-    ("texture", "shape"),
-    ("size", "colour"),
-    ("texture", "colour"),
-)
-_COUNTED = (("size",), ("texture",), ("colour",), ("shape",), *combinations(("size", "texture", "colour", "shape"), 2))
-_LONG = (
-    ("size", "colour", "shape"),
-    ("texture", "colour", "shape"),
-    ("size", "texture", "shape"),
-    ("size", "texture", "colour"),
-    ("size", "texture", "colour", "shape"),
-)
+TRIPLES = _names("size colour shape", "texture colour shape", "size texture shape", "size texture colour")
+"""The attributes by which captions name objects."""
+_PAIRS = _names("colour shape", "colour shape", "size shape", "texture shape", "size colour", "texture colour")
+_SHORT = (("shape",), ("colour",), *_PAIRS)
+_LONG = (*TRIPLES, tuple(VALUES))
+_COUNTED = (*combinations(VALUES, 1), *combinations(VALUES, 2))
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,7 @@ class Question:
         answer: the one right answer.
         question_type: the template's name.
         answer_type: "yes/no", "number" or "other", as in VQAv2.
-        targets: objects the question asks about (all that are counted; none if there is none).
+        targets: objects the question asks about, such as all that are counted.
         anchors: objects it only refers to.
     """
 
@@ -74,34 +63,21 @@ class Question:
     targets: tuple[int, ...]
     anchors: tuple[int, ...] = ()
 
-    @property
-    def kind(self) -> str:
-        """One of KINDS."""
-        return self.question_type.partition("/")[0]
 
-
-@dataclass(frozen=True)
-class Caption:
-    """A sentence, whether the scene agrees with it, and the objects it mentions."""
-
-    text: str
-    true: bool
-    targets: tuple[int, ...]
-    anchors: tuple[int, ...] = ()
-
-
-def phrase(attributes: Mapping[str, int]) -> str:
+def phrase(attributes: Attributes | Mapping[str, int]) -> str:
     """A noun phrase such as "small red circle"; without a shape the noun is "object"."""
-    words = [VALUES[name][attributes[name]] for name in ("size", "texture", "colour") if name in attributes]
-    words.append(SHAPES[attributes["shape"]] if "shape" in attributes else "object")
-    return " ".join(words)
+    return _adjectives(attributes) + (SHAPES[dict(attributes)["shape"]] if "shape" in dict(attributes) else "object")
 
 
-def plural(attributes: Mapping[str, int]) -> str:
+def plural(attributes: Attributes | Mapping[str, int]) -> str:
     """The plural of `phrase`, such as "small red circles"."""
-    shape, rest = attributes.get("shape"), {name: value for name, value in attributes.items() if name != "shape"}
-    noun = "objects" if shape is None else PLURALS[SHAPES[shape]]
-    return phrase(rest).removesuffix("object") + noun
+    shape = dict(attributes).get("shape")
+    return _adjectives(attributes) + ("objects" if shape is None else PLURALS[SHAPES[shape]])
+
+
+def _adjectives(attributes: Attributes | Mapping[str, int]) -> str:
+    given = dict(attributes)
+    return "".join(f"{VALUES[name][given[name]]} " for name in ("size", "texture", "colour") if name in given)
 
 
 def a(noun: str) -> str:
@@ -114,20 +90,20 @@ def attributes_of(item: Object, names: Sequence[str]) -> Attributes:
     return tuple((name, getattr(item, name)) for name in names)
 
 
-def matching(scene: Scene, attributes: Mapping[str, int] | Attributes) -> tuple[int, ...]:
+def matching(scene: Scene, attributes: Attributes | Mapping[str, int]) -> tuple[int, ...]:
     """Indices of the objects that have all of `attributes`."""
-    items = attributes.items() if isinstance(attributes, Mapping) else attributes
-    return tuple(i for i, o in enumerate(scene.objects) if all(getattr(o, name) == value for name, value in items))
+    given = dict(attributes).items()
+    return tuple(i for i, o in enumerate(scene.objects) if all(getattr(o, name) == value for name, value in given))
 
 
 def position(scene: Scene, item: Object) -> str:
-    """The ninth of the picture that holds the object's centre, in words."""
+    """The part of the image that holds the object's centre, one of POSITIONS."""
     side, (x, y) = 2 * scene.config.image_size, item.centre
     return POSITIONS[3 * (3 * y // side) + 3 * x // side]
 
 
 def side_of(item: Object, other: Object) -> str | None:
-    """On which side of `other` the object is, or None where two answers could be defended."""
+    """On which of SIDES of `other` the object is; None where this is ambiguous."""
     dx, dy = (a - b for a, b in zip(item.centre, other.centre, strict=True))
     if abs(dx) >= 2 * abs(dy):
         return "left" if dx < 0 else "right"
@@ -153,25 +129,19 @@ def _allowed(subsets: tuple[tuple[str, ...], ...], hidden: tuple[str, ...]) -> l
     return [names for names in subsets if not set(names) & set(hidden)]
 
 
-def _attribute(name: str, word: str, text: str) -> Callable[[Scene, np.random.Generator], Question | None]:
+def _ask_about_one(text: str, question_type: str, name: str | None = None) -> _Template:
+    """A template that asks for an attribute of one object, or for its position."""
+
     def ask(scene: Scene, rng: np.random.Generator) -> Question | None:
         index = int(rng.integers(len(scene.objects)))
-        described = describe(scene, rng, index, (name,))
+        described = describe(scene, rng, index, (name,) if name else ())
         if described is None:
             return None
-        answer = VALUES[name][getattr(scene.objects[index], name)]
-        return Question(text.format(described), answer, f"attribute/{word}", "other", (index,))
+        item = scene.objects[index]
+        answer = VALUES[name][getattr(item, name)] if name else position(scene, item)
+        return Question(text.format(described), answer, question_type, "other", (index,))
 
     return ask
-
-
-def _position(scene: Scene, rng: np.random.Generator) -> Question | None:
-    index = int(rng.integers(len(scene.objects)))
-    described = describe(scene, rng, index)
-    if described is None:
-        return None
-    answer = position(scene, scene.objects[index])
-    return Question(f"where is the {described}?", answer, "position", "other", (index,))
 
 
 def _counting(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -186,22 +156,22 @@ def _counting(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not choices[count]:
         return None
     attributes, found = choices[count][int(rng.integers(len(choices[count])))]
-    return Question(f"how many {plural(dict(attributes))} are there?", str(count), "counting", "number", found)
+    return Question(f"how many {plural(attributes)} are there?", str(count), "counting", "number", found)
 
 
 def _existence(scene: Scene, rng: np.random.Generator) -> Question | None:
     wanted = bool(rng.integers(2))
-    found, attributes = _claim(scene, rng, ("colour", "shape", "texture", "size"), 2 + int(rng.integers(2)))
+    found, attributes = claim(scene, rng, ("colour", "shape", "texture", "size"), 2 + int(rng.integers(2)))
     if bool(found) != wanted:
         return None
     noun = phrase(attributes)
     return Question(f"is there {a(noun)}?", "yes" if found else "no", "existence", "yes/no", found)
 
 
-def _claim(
+def claim(
     scene: Scene, rng: np.random.Generator, names: tuple[str, ...], count: int
 ) -> tuple[tuple[int, ...], dict[str, int]]:
-    """Some attributes of an object or, half of the time, a mixture that none has though others have its parts."""
+    """Some attributes of an object or, half of the time, a mixture that no object has though others have its parts."""
     first = scene.objects[int(rng.integers(len(scene.objects)))]
     used = [names[i] for i in sorted(rng.permutation(len(names))[:count].tolist())]
     attributes = {name: getattr(first, name) for name in used}
@@ -221,7 +191,7 @@ def _claim(
     return matching(scene, attributes), attributes
 
 
-def _pair(
+def pair(
     scene: Scene, rng: np.random.Generator, accept: Callable[[Object, Object], bool], hidden: tuple[str, ...]
 ) -> tuple[int, int, str, str] | None:
     """Two objects that `accept` takes in this order, and a description of each."""
@@ -240,19 +210,19 @@ def _pair(
 
 def _larger(scene: Scene, rng: np.random.Generator) -> Question | None:
     wanted = int(rng.integers(2))
-    pair = _pair(scene, rng, lambda a, b: a.size == wanted and b.size == 1 - wanted, ("size",))
-    if pair is None:
+    drawn = pair(scene, rng, lambda a, b: a.size == wanted and b.size == 1 - wanted, ("size",))
+    if drawn is None:
         return None
-    i, j, first, second = pair
+    i, j, first, second = drawn
     text = f"is the {first} larger than the {second}?"
     return Question(text, "yes" if wanted else "no", "comparison/larger", "yes/no", (i,), (j,))
 
 
 def _colour_of_larger(scene: Scene, rng: np.random.Generator) -> Question | None:
-    pair = _pair(scene, rng, lambda a, b: a.size != b.size and a.colour != b.colour, ("size", "colour"))
-    if pair is None:
+    drawn = pair(scene, rng, lambda a, b: a.size != b.size and a.colour != b.colour, ("size", "colour"))
+    if drawn is None:
         return None
-    i, j, first, second = pair
+    i, j, first, second = drawn
     answer = COLOURS[scene.objects[i if scene.objects[i].size else j].colour]
     text = f"what color is the larger one, the {first} or the {second}?"
     return Question(text, answer, "comparison/color of larger", "other", (i, j))
@@ -260,27 +230,28 @@ def _colour_of_larger(scene: Scene, rng: np.random.Generator) -> Question | None
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     wanted = SIDES[int(rng.integers(4))]
-    pair = _pair(scene, rng, lambda a, b: side_of(a, b) == wanted, ())
-    if pair is None:
+    drawn = pair(scene, rng, lambda a, b: side_of(a, b) == wanted, ())
+    if drawn is None:
         return None
-    i, j, first, second = pair
+    i, j, first, second = drawn
     text = f"on which side of the {second} is the {first}?"
     return Question(text, wanted, "relation", "other", (i,), (j,))
 
 
-_TEMPLATES: tuple[tuple[int, Callable[[Scene, np.random.Generator], Question | None]], ...] = (
-    (15, _attribute("colour", "color", "what color is the {}?")),
-    (15, _attribute("shape", "shape", "what shape is the {}?")),
-    (8, _attribute("texture", "texture", "what texture has the {}?")),
-    (14, _position),
+_TEMPLATES: tuple[tuple[int, _Template], ...] = (
+    (15, _ask_about_one("what color is the {}?", "attribute/color", "colour")),
+    (15, _ask_about_one("what shape is the {}?", "attribute/shape", "shape")),
+    (8, _ask_about_one("what texture has the {}?", "attribute/texture", "texture")),
+    (14, _ask_about_one("where is the {}?", "position")),
     (14, _counting),
     (10, _existence),
     (6, _larger),
     (7, _colour_of_larger),
     (13, _relation),
 )
+"""Templates and how many of 102 draws each gets."""
+_WHEEL = [template for weight, template in _TEMPLATES for _ in range(weight)]
 _TRIALS = 20
-_WHEEL = [ask for weight, ask in _TEMPLATES for _ in range(weight)]
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> Question:
@@ -291,21 +262,3 @@ def ask(scene: Scene, rng: np.random.Generator) -> Question:
             question = template(scene, rng)
             if question is not None:
                 return question
-
-
-def caption(scene: Scene, rng: np.random.Generator) -> Caption:
-    """Draw a caption, true of the scene half of the time."""
-    if rng.integers(3) == 0:
-        pair = _pair(scene, rng, lambda a, b: side_of(a, b) is not None, ())
-        if pair is not None:
-            i, j, first, second = pair
-            side = side_of(scene.objects[i], scene.objects[j])
-            told = side if rng.integers(2) else SIDES[int(rng.integers(4))]
-            where = f"{told} of" if told in ("left", "right") else told
-            return Caption(f"the {first} is {where} the {second}.", told == side, (i,), (j,))
-    found, attributes = _claim(scene, rng, ("colour", "shape", "texture", "size"), 2 + int(rng.integers(3)))
-    if len(found) != 1:
-        return Caption(f"there is a {phrase(attributes)}.", bool(found), found)
-    place = position(scene, scene.objects[found[0]])
-    told = place if rng.integers(3) else POSITIONS[int(rng.integers(9))]
-    return Caption(f"there is a {phrase(attributes)} at the {told}.", told == place, found)

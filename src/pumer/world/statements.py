@@ -1,8 +1,8 @@
-"""Statements about two pictures, true or false, that neither picture decides alone.
+"""Statements about two images, true or false, that neither image decides alone.
 
-They come in sets of four pairs, as in NLVR2, made of four pictures only: a statement is true of two pairs and false of
-two, and every pair has as many true statements as false ones. Most sets cross two left pictures with two right ones,
-so that every picture stands in a true and in a false pair of each statement.
+They come in sets of four pairs, as in NLVR2, made of four images: a statement is true of two pairs and false of two,
+and every pair has as many true statements as false ones. Most sets cross two left images with two right ones, so that
+every image is part of a true and of a false pair of each statement.
 """
 
 from __future__ import annotations
@@ -15,33 +15,26 @@ import numpy as np
 
 from pumer.world.scenes import Scene
 from pumer.world.sentences import (
-    ANSWERS,
     MAX_COUNT,
     POSITIONS,
     VALUES,
     Attributes,
-    Question,
     a,
-    attributes_of,
     matching,
     phrase,
     plural,
     position,
 )
 
-PICTURES = 40
-"""Pictures among which a set finds its four."""
+BLOCK = 40
+"""Images from which sets of pairs choose theirs."""
 PAIRS = 4
 STATEMENTS_PER_SET = 4
-_NAMES = tuple(VALUES)
-_WORDS = {"colour": "color"}
-_CROSSED, _ORDERED, _JOINED = "crossed", "ordered", "joined"
-_SETS = (_CROSSED, _CROSSED, _CROSSED, _ORDERED, _JOINED)
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A number that every picture has: how many objects, whether there is one at a place, what the one there is like.
+    """A number that every image has: how many objects, whether there is one at a place, what the one there is like.
 
     Args:
         kind: "count", "place" or "look".
@@ -56,44 +49,44 @@ class Feature:
     name: str | None = None
 
     def of(self, scene: Scene) -> int:
-        """The number of a scene; -1 where nothing is said of it.
-
-        That is for the look of an object that is not there or not alone, and for more than MAX_COUNT objects.
-        """
-        found = [
-            item
-            for item in scene.objects
-            if all(getattr(item, name) == value for name, value in self.attributes)
-            and self.place in (None, position(scene, item))
-        ]
+        """The number of a scene; -1 for the look of no or several objects, and for more than MAX_COUNT objects."""
+        found = self.objects(scene)
         if self.kind == "look":
-            return int(getattr(found[0], str(self.name))) if len(found) == 1 else -1
+            return int(getattr(scene.objects[found[0]], str(self.name))) if len(found) == 1 else -1
         if self.kind == "count":
             return len(found) if len(found) <= MAX_COUNT else -1
         return bool(found)
 
+    def objects(self, scene: Scene) -> tuple[int, ...]:
+        """Indices of the objects that the feature is about."""
+        found = matching(scene, self.attributes)
+        if self.place is None:
+            return found
+        return tuple(index for index in found if position(scene, scene.objects[index]) == self.place)
+
 
 def _features() -> Iterator[Feature]:
-    single = [((name, value),) for name in _NAMES for value in range(len(VALUES[name]))]
+    single = [((name, value),) for name in VALUES for value in range(len(VALUES[name]))]
     double = [x + y for x, y in combinations(single, 2) if x[0][0] != y[0][0]]
     yield from (Feature("count", attributes) for attributes in (*single, *double))
     yield from (Feature("place", attributes, place) for place in POSITIONS for attributes in single)
-    yield from (Feature("look", (), place, name) for place in POSITIONS for name in _NAMES)
+    yield from (Feature("look", (), place, name) for place in POSITIONS for name in VALUES)
 
 
 FEATURES = tuple(_features())
-_KINDS = {kind: [i for i, it in enumerate(FEATURES) if it.kind == kind] for kind in ("count", "place", "look")}
+FEATURES_OF = {kind: [i for i, it in enumerate(FEATURES) if it.kind == kind] for kind in ("count", "place", "look")}
+"""Indices of FEATURES by kind."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A claim about a left and a right picture.
+    """A claim about a left and a right image.
 
     Args:
         text: the sentence, lower case.
         template: its form.
         feature: what it compares.
-        numbers: those it names: of one picture and of the other.
+        numbers: those it names: of one image and of the other.
     """
 
     text: str
@@ -131,82 +124,11 @@ class PairSet:
     statements: tuple[Statement, ...]
 
 
-def ask_of_both(left: Scene, right: Scene, rng: np.random.Generator) -> tuple[Statement, Question, Question] | None:
-    """A statement about two pictures, and what it compares asked of each: the answer is the picture's number.
-
-    Args:
-        left: one picture.
-        right: the other.
-        rng: random numbers.
-
-    Returns:
-        The statement, true about as often as false, and the two questions, both of its wording. None where one of the
-        pictures has no such number, or no answer of the world names it.
-    """
-    kind = ("count", "place", "look")[int(rng.integers(3))]
-    alike, feature, numbers = bool(rng.integers(2)), FEATURES[0], (-1, -1)
-    for _ in range(40):
-        feature = _feature_of((left, right)[int(rng.integers(2))], kind, rng)
-        numbers = (feature.of(left), feature.of(right))
-        if min(numbers) >= 0 and (numbers[0] == numbers[1]) == alike:
-            break
-    answers = [answer for number in numbers if (answer := _answer(feature, number)) in ANSWERS]
-    if len(answers) < len(numbers):
-        return None
-    statement = _claim(feature, numbers, rng)
-    about = [_shown(feature, scene) for scene in (left, right)]
-    questions = [
-        Question(statement.text, answer, f"statement/{kind}", "other", found)
-        for answer, found in zip(answers, about, strict=True)
-    ]
-    return statement, questions[0], questions[1]
-
-
-def _feature_of(scene: Scene, kind: str, rng: np.random.Generator) -> Feature:
-    """A feature, more often than not of something that is there: most features are of nothing."""
-    if kind == "look" or rng.integers(4) == 0:
-        return FEATURES[_KINDS[kind][int(rng.integers(len(_KINDS[kind])))]]
-    item = scene.objects[int(rng.integers(len(scene.objects)))]
-    names = rng.permutation(_NAMES)[: 1 + (kind == "count") * int(rng.integers(2))].tolist()
-    attributes = attributes_of(item, sorted(names, key=_NAMES.index))
-    return Feature(kind, attributes, position(scene, item) if kind == "place" else None)
-
-
-def _answer(feature: Feature, number: int) -> str:
-    """What a feature's number is called; nothing for -1."""
-    if number < 0:
-        return ""
-    if feature.kind == "look":
-        return VALUES[str(feature.name)][number]
-    return str(number) if feature.kind == "count" else ("no", "yes")[number]
-
-
-def _shown(feature: Feature, scene: Scene) -> tuple[int, ...]:
-    """The objects that a feature is about."""
-    found = matching(scene, feature.attributes)
-    if feature.place is None:
-        return found
-    return tuple(index for index in found if position(scene, scene.objects[index]) == feature.place)
-
-
-def _claim(feature: Feature, numbers: tuple[int, int], rng: np.random.Generator) -> Statement:
-    """A statement in any of the forms that fit the feature and two pictures' numbers, true or false."""
-    if feature.kind == "count" and numbers[0] != numbers[1] and rng.integers(2):
-        return _order(feature, ("more", "fewer")[int(rng.integers(2))], rng)
-    if feature.kind == "place" and rng.integers(2):
-        return _join(feature, ("both", "not both", "any", "none")[int(rng.integers(4))])
-    apart = numbers
-    if numbers[0] == numbers[1]:
-        most = MAX_COUNT if feature.kind == "count" else 1
-        apart = (numbers[0], int((numbers[0] + 1 + rng.integers(most)) % (most + 1)))
-    return _compare(feature, np.array(apart), bool(rng.integers(2)), rng)
-
-
 def pair_sets(scenes: Sequence[Scene], rng: np.random.Generator) -> list[PairSet]:
     """Sets of pairs with their statements; no scene is in two sets.
 
     Args:
-        scenes: to choose from, PICTURES or so.
+        scenes: to choose from, about BLOCK.
         rng: random numbers.
     """
     numbers = np.array([[feature.of(scene) for feature in FEATURES] for scene in scenes])
@@ -215,7 +137,7 @@ def pair_sets(scenes: Sequence[Scene], rng: np.random.Generator) -> list[PairSet
     failures = 0
     while failures < 30 and free.sum() >= PAIRS:
         order = rng.permutation(np.flatnonzero(free))
-        made = _MAKERS[_SETS[int(rng.integers(len(_SETS)))]](numbers, order, rng)
+        made = _MAKERS[int(rng.integers(len(_MAKERS)))](numbers, order, rng)
         failures = failures + 1 if made is None else 0
         if made is not None:
             sets.append(made)
@@ -224,8 +146,8 @@ def pair_sets(scenes: Sequence[Scene], rng: np.random.Generator) -> list[PairSet
 
 
 def _crossed(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> PairSet | None:
-    """Two left pictures times two right ones, which differ in the same way."""
-    kind = _KINDS[("count", "place", "look")[int(rng.integers(3))]]
+    """Two left images times two right ones, which differ in the same way."""
+    kind = list(FEATURES_OF.values())[int(rng.integers(len(FEATURES_OF)))]
     feature = kind[int(rng.integers(len(kind)))]
     values, counts = np.unique(numbers[order, feature], return_counts=True)
     usable = rng.permutation(values[(counts >= 2) & (values >= 0)])
@@ -246,33 +168,33 @@ def _choose(
 ) -> tuple[Statement, ...]:
     """Two or four statements, half of them true of any pair."""
     chosen = [feature]
-    for kind in rng.permutation(len(_KINDS)).tolist():
-        found = [i for i in list(_KINDS.values())[kind] if (straight | turned)[i] and i not in chosen]
+    for kind in rng.permutation(len(FEATURES_OF)).tolist():
+        found = [i for i in list(FEATURES_OF.values())[kind] if (straight | turned)[i] and i not in chosen]
         chosen.extend(rng.permutation(found)[:2].tolist())
     start = int(rng.integers(2))
     chosen = chosen[:STATEMENTS_PER_SET] if len(chosen) >= STATEMENTS_PER_SET else [feature, chosen[-1]]
     return tuple(
-        _compare(FEATURES[index], numbers[:, index], bool(straight[index]) == (rank % 2 == start), rng)
+        claim_equality(FEATURES[index], numbers[:, index], bool(straight[index]) == (rank % 2 == start), rng)
         for rank, index in enumerate(chosen)
     )
 
 
-def _compare(feature: Feature, values: np.ndarray, same: bool, rng: np.random.Generator) -> Statement:
-    """Whether the pictures are the same or differ; `values` are the two numbers that they have."""
+def claim_equality(feature: Feature, values: np.ndarray, same: bool, rng: np.random.Generator) -> Statement:
+    """A statement that the images are the same or that they differ; `values` are the two numbers that they have."""
     high, low = int(max(values)), int(min(values))
     if feature.kind == "look":
-        word = _WORDS.get(str(feature.name), feature.name)
+        word = str(feature.name).replace("colour", "color")
         text = f"the object at the {feature.place} has {'the same' if same else 'another'} {word} in the "
         text += "2 images." if same else "other image."
         return Statement(text, f"look/{'same' if same else 'differ'}", feature)
     if feature.kind == "place":
-        noun = f"{a(phrase(dict(feature.attributes)))} at the {feature.place}"
+        noun = f"{a(phrase(feature.attributes))} at the {feature.place}"
         text = f"{'both images or none' if same else 'only one image'} shows {noun}."
         return Statement(text.replace("none shows", "none show"), f"place/{'same' if same else 'differ'}", feature)
-    nouns = plural(dict(feature.attributes))
+    nouns = plural(feature.attributes)
     if same:
         return Statement(f"both images have the same number of {nouns}.", "count/same", feature)
-    many = nouns if high > 1 else phrase(dict(feature.attributes))
+    many = nouns if high > 1 else phrase(feature.attributes)
     form = int(rng.integers(4))
     if form == 0:
         return Statement(f"the images have different numbers of {nouns}.", "count/differ", feature)
@@ -284,8 +206,8 @@ def _compare(feature: Feature, values: np.ndarray, same: bool, rng: np.random.Ge
 
 
 def _ordered(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> PairSet | None:
-    """One picture of few, two of some, one of many: more on the left in two pairs, on the right in two."""
-    feature = _KINDS["count"][int(rng.integers(len(_KINDS["count"])))]
+    """One image of few, two of some, one of many: more on the left in two pairs, on the right in two."""
+    feature = FEATURES_OF["count"][int(rng.integers(len(FEATURES_OF["count"])))]
     values, counts = np.unique(numbers[order, feature], return_counts=True)
     values, counts = values[values >= 0], counts[values >= 0]
     middles = [place for place in range(1, len(values) - 1) if counts[place] >= 2]
@@ -294,33 +216,33 @@ def _ordered(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -
     place = middles[int(rng.integers(len(middles)))]
     low, some, high = (order[numbers[order, feature] == value].tolist() for value in values[place - 1 : place + 2])
     pairs = ((some[0], low[0]), (high[0], some[1]), (low[0], some[1]), (some[0], high[0]))
-    return PairSet(pairs, tuple(_order(FEATURES[feature], name, rng) for name in ("more", "fewer")))
+    return PairSet(pairs, tuple(claim_order(FEATURES[feature], name, rng) for name in ("more", "fewer")))
 
 
-def _order(feature: Feature, name: str, rng: np.random.Generator) -> Statement:
-    """Whether the left picture has "more" or "fewer"."""
+def claim_order(feature: Feature, name: str, rng: np.random.Generator) -> Statement:
+    """A statement that the left image has "more" or "fewer"."""
     words = {
         "more": ("left image has more {} than the right", "right image has fewer {} than the left"),
         "fewer": ("right image has more {} than the left", "left image has fewer {} than the right"),
     }[name][int(rng.integers(2))]
-    return Statement(f"the {words.format(plural(dict(feature.attributes)))} image.", f"count/{name}", feature)
+    return Statement(f"the {words.format(plural(feature.attributes))} image.", f"count/{name}", feature)
 
 
 def _joined(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> PairSet | None:
-    """Both pictures show something in two pairs and one of them in two; or one does in two and none in two."""
-    feature = _KINDS["place"][int(rng.integers(len(_KINDS["place"])))]
+    """Both images show something in two pairs and one of them in two; or one does in two and none in two."""
+    feature = FEATURES_OF["place"][int(rng.integers(len(FEATURES_OF["place"])))]
     without, shown = (order[numbers[order, feature] == value][:2].tolist() for value in (0, 1))
     if len(without) < 2 or len(shown) < 2:
         return None
     many, few = (shown, without) if rng.integers(2) else (without, shown)
     names = ("both", "not both") if many is shown else ("any", "none")
     pairs = ((many[0], many[1]), (many[1], many[0]), (many[0], few[0]), (few[1], many[1]))
-    return PairSet(pairs, tuple(_join(FEATURES[feature], name) for name in names))
+    return PairSet(pairs, tuple(claim_presence(FEATURES[feature], name) for name in names))
 
 
-def _join(feature: Feature, name: str) -> Statement:
-    """How many of the two pictures show something at a place."""
-    noun = phrase(dict(feature.attributes))
+def claim_presence(feature: Feature, name: str) -> Statement:
+    """A statement about how many of the two images show something at a place."""
+    noun = phrase(feature.attributes)
     text = {
         "both": f"both images show {a(noun)}",
         "not both": f"at least one image shows no {noun}",
@@ -330,4 +252,4 @@ def _join(feature: Feature, name: str) -> Statement:
     return Statement(f"{text} at the {feature.place}.", f"place/{name}", feature)
 
 
-_MAKERS = {_CROSSED: _crossed, _ORDERED: _ordered, _JOINED: _joined}
+_MAKERS = (_crossed, _crossed, _crossed, _ordered, _joined)

@@ -1,17 +1,62 @@
-"""The whole built-in world: one folder per data set, each in its official format."""
+"""Writes the built-in world: one folder per data set, each in its official format and read by the official readers.
+
+Every folder has a `scenes.json` with what the formats have no room for: the objects of every image and their boxes.
+Images of different splits and data sets never share a scene.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from pumer.settings.data import WorldConfig
-from pumer.utils.locks import only_one
-from pumer.world.writer import write_vqav2
-from pumer.world.writer_karpathy import write_coco, write_flickr30k
-from pumer.world.writer_nlvr2 import write_nlvr2
-from pumer.world.writer_snli_ve import write_snli_ve
+from rich.progress import Progress
 
-_WRITERS = {"nlvr2": write_nlvr2, "snli_ve": write_snli_ve, "flickr30k": write_flickr30k, "coco": write_coco}
+from pumer.settings.data import QuestionsConfig, WorldConfig
+from pumer.utils.locks import only_one
+from pumer.world import writer_karpathy, writer_nlvr2, writer_snli_ve, writer_vqav2
+from pumer.world.files import whole
+from pumer.world.scenes import SceneConfig
+
+_Fill = Callable[[Path, int, Mapping[str, int], Callable[[int], None]], None]
+_FILL: Mapping[str, _Fill] = {
+    "nlvr2": writer_nlvr2.fill,
+    "snli_ve": writer_snli_ve.fill,
+    "flickr30k": partial(writer_karpathy.fill, writer_karpathy.FLICKR30K),
+    "coco": partial(writer_karpathy.fill, writer_karpathy.COCO),
+}
+
+
+def write_vqav2(
+    root: str | Path,
+    seed: int = 0,
+    train: int = QuestionsConfig.train,
+    val: int = QuestionsConfig.val,
+    heldout: int = QuestionsConfig.heldout,
+    questions_per_image: int = QuestionsConfig.questions_per_image,
+    scenes: SceneConfig | None = None,
+    test: int = 0,
+) -> Path:
+    """Write the world's questions in VQAv2's files.
+
+    Args:
+        root: the folder to write; an existing world there is replaced.
+        seed: seed of scenes and questions.
+        train: number of training questions, train2014.
+        val: number of test questions, val2014.
+        heldout: number of questions about held-out combinations in `root/heldout`, a data set with a val split only.
+        questions_per_image: questions about each image.
+        scenes: layout of the images.
+        test: number of questions without public answers, test2015.
+
+    Returns:
+        `root`, which is either whole or absent at any moment.
+
+    Raises:
+        InputError: `root` holds something that is not a world.
+    """
+    fill = partial(writer_vqav2.fill, questions_per_image, scenes or SceneConfig())
+    return _write(Path(root), fill, seed, {"train": train, "val": val, "test": test, "heldout": heldout})
 
 
 def write_world(root: str | Path, config: WorldConfig | None = None) -> list[Path]:
@@ -27,16 +72,22 @@ def write_world(root: str | Path, config: WorldConfig | None = None) -> list[Pat
     Raises:
         InputError: one of them holds something that is not a world.
     """
-    root, config = Path(root), config or WorldConfig()
-    folders = [root / name for name in config.tasks]
-    for name, folder in zip(config.tasks, folders, strict=True):
-        sizes = config.sizes(name)
+    config, folders = config or WorldConfig(), []
+    for name in config.tasks:
+        sizes, folder = config.sizes(name), Path(root) / name
         if name == "vqav2":
             counts = (sizes["train"], sizes["val"], config.heldout, config.questions_per_image)
-            write_vqav2(folder, config.seed, *counts, test=sizes["test"])
+            folders.append(write_vqav2(folder, config.seed, *counts, test=sizes["test"]))
         else:
-            _WRITERS[name](folder, config.seed, **sizes)
+            folders.append(_write(folder, _FILL[name], config.seed, sizes))
     return folders
+
+
+def _write(root: Path, fill: _Fill, seed: int, sizes: Mapping[str, int]) -> Path:
+    with whole(root) as aside, Progress(transient=True) as progress:
+        bar = progress.add_task(f"writing {root}", total=sum(sizes.values()))
+        fill(aside, seed, sizes, partial(progress.advance, bar))
+    return root
 
 
 def run(config: WorldConfig) -> list[Path]:

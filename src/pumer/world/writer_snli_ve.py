@@ -1,100 +1,77 @@
-"""Writes the built-in world's entailment sentences as SNLI-VE files, for the reader that reads the real ones."""
+"""Writes the built-in world's entailment sentences as SNLI-VE files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 
 from pumer.world.descriptions import describe_scene
-from pumer.world.entailment import LABELS, PICTURES, triples
-from pumer.world.files import SIDECAR, describe_objects, dump, dump_lines, save_picture, sentence, whole
-from pumer.world.scenes import SPLITS, Scene, generator, make_scene
+from pumer.world.entailment import BLOCK, LABELS, triples
+from pumer.world.files import SIDECAR, dump, dump_lines, save_scene, sentence
+from pumer.world.scenes import SPLITS, Scene, blocks
 
-_NAMES = {"train": "train", "val": "dev", "test": "test"}
-_ANNOTATORS = {"train": 1, "val": 5, "test": 5}
-_BLOCKS = 1 << 40  # what is drawn for a block of scenes has its own random numbers, far from those of the scenes
+_SPLITS = {"train": ("train", 1), "val": ("dev", 5), "test": ("test", 5)}
+"""Name of each split in the files, and the number of annotators."""
 
 
-def write_snli_ve(root: str | Path, seed: int, train: int, val: int, test: int) -> Path:
-    """Write `snli_ve_{train,dev,test}.jsonl` and `flickr30k-images/`.
+def fill(root: Path, seed: int, sizes: Mapping[str, int], advance: Callable[[int], None]) -> None:
+    """Write `snli_ve_{train,dev,test}.jsonl` and `flickr30k-images/`; sizes count sentences that have a label.
 
-    Every sentence is in the files three times, with pictures of all three labels. About one line in a hundred comes
-    on top and has the gold label "-": the annotators did not agree. `scenes.json` holds what the format does not know.
-
-    Args:
-        root: the folder to write; an existing world there is replaced.
-        seed: seed of scenes and sentences; pictures of different splits never share a scene.
-        train: number of training sentences that have a label.
-        val: the same of the split "dev".
-        test: the same of the split "test".
-
-    Returns:
-        `root`.
-
-    Raises:
-        InputError: `root` holds something that is not a world.
+    Every sentence is in the files three times, with images of all three labels. About one line in a hundred is an extra
+    one with the gold label "-": the annotators did not agree.
     """
-    root, counts = Path(root), {"train": train, "val": val, "test": test}
-    with whole(root) as aside, Progress(transient=True) as progress:
-        told = progress.add_task(f"writing {root}", total=sum(counts.values()))
-        (aside / "flickr30k-images").mkdir()
-        sidecar: dict[str, Any] = {}
-        for split, name in _NAMES.items():
-            lines: list[dict[str, Any]] = []
-            sidecar[name] = pictures = {}
-            written, block = 0, 0
-            while written < counts[split]:
-                made, shown = _block(seed, split, block, counts[split] - written)
-                for number, scene in shown.items():
-                    save_picture(scene, aside / "flickr30k-images" / f"{number}.jpg")
-                    pictures[number] = {"objects": describe_objects(scene)}
-                lines += made
-                labelled = sum(line["gold_label"] != "-" for line in made)
-                written, block = written + labelled, block + 1
-                progress.advance(told, labelled)
-            dump_lines(aside / f"snli_ve_{name}.jsonl", lines)
-        dump(aside / SIDECAR, sidecar)
-    return root
+    images = root / "flickr30k-images"
+    images.mkdir()
+    sidecar: dict[str, Any] = {}
+    for split, (name, annotators) in _SPLITS.items():
+        lines: list[dict[str, Any]] = []
+        sidecar[name] = {}
+        missing, source = sizes[split], enumerate(blocks(seed, split, "snli_ve", BLOCK))
+        while missing > 0:
+            block, (scenes, rng) = next(source)
+            ids = [f"{SPLITS.index(split) + 1}{block * BLOCK + index:08d}" for index in range(BLOCK)]
+            captions = [sentence(describe_scene(scene, rng, 1)[0].text) for scene in scenes]
+            chosen = _labelled(scenes, rng)[:missing]
+            for index in dict.fromkeys(index for _, _, index in chosen):
+                sidecar[name][ids[index]] = save_scene(scenes[index], images / f"{ids[index]}.jpg")
+            for number in rng.permutation(len(chosen)).tolist():
+                text, label, index = chosen[number]
+                for gold in (label, "-") if rng.integers(100) == 0 else (label,):
+                    votes = _votes(gold, annotators, rng)
+                    lines.append(_line(ids[index], number, votes, gold, captions[index], sentence(text)))
+            missing -= len(chosen)
+            advance(len(chosen))
+        dump_lines(root / f"snli_ve_{name}.jsonl", lines)
+    dump(root / SIDECAR, sidecar)
 
 
-def _block(seed: int, split: str, block: int, most: int) -> tuple[list[dict[str, Any]], dict[str, Scene]]:
-    """The lines about the pictures of a block, in random order, and those pictures by their id."""
-    first, rng = block * PICTURES, generator(seed, split, _BLOCKS + block, "snli_ve")
-    scenes = [make_scene(generator(seed, split, first + index, "snli_ve")) for index in range(PICTURES)]
-    captions = [sentence(describe_scene(scene, rng, 1)[0].text) for scene in scenes]
-    ids = [f"{SPLITS.index(split) + 1}{first + index:08d}" for index in range(PICTURES)]
-    chosen = [
-        (found.text, label, index)
-        for found, places in triples(scenes, rng)
-        for label, index in zip(LABELS, places, strict=True)
-    ][:most]
-    lines = []
-    for number in rng.permutation(len(chosen)).tolist():
-        text, label, index = chosen[number]
-        for gold in (label, "-") if rng.integers(100) == 0 else (label,):
-            lines.append(
-                {
-                    "annotator_labels": _annotators(gold, _ANNOTATORS[split], rng),
-                    "captionID": f"{ids[index]}.jpg#0",
-                    "gold_label": gold,
-                    "pairID": f"{ids[index]}.jpg#0r{number}{gold[0]}",
-                    "sentence1": captions[index],
-                    "sentence1_binary_parse": "",
-                    "sentence1_parse": "",
-                    "sentence2": sentence(text),
-                    "sentence2_binary_parse": "",
-                    "sentence2_parse": "",
-                    "Flickr30K_ID": ids[index],
-                }
-            )
-    return lines, {ids[index]: scenes[index] for _, _, index in chosen}
+def _labelled(scenes: Sequence[Scene], rng: np.random.Generator) -> list[tuple[str, str, int]]:
+    """Sentences with their labels and the indices of their scenes."""
+    found = triples(scenes, rng)
+    return [(made.text, label, index) for made, of in found for label, index in zip(LABELS, of, strict=True)]
 
 
-def _annotators(gold: str, count: int, rng: np.random.Generator) -> list[str]:
-    """What the annotators said: most of them the gold label; without one, two say each of two labels."""
+def _line(image: str, number: int, votes: list[str], gold: str, caption: str, text: str) -> dict[str, Any]:
+    return {
+        "annotator_labels": votes,
+        "captionID": f"{image}.jpg#0",
+        "gold_label": gold,
+        "pairID": f"{image}.jpg#0r{number}{gold[0]}",
+        "sentence1": caption,
+        "sentence1_binary_parse": "",
+        "sentence1_parse": "",
+        "sentence2": text,
+        "sentence2_binary_parse": "",
+        "sentence2_parse": "",
+        "Flickr30K_ID": image,
+    }
+
+
+def _votes(gold: str, count: int, rng: np.random.Generator) -> list[str]:
+    """Labels of the annotators, most of them the gold label; without one, two vote for each of two labels."""
     if gold == "-":
         return list(LABELS[:2] * 2 + LABELS[2:])[: max(count, 2)]
     wrong = [label for label in LABELS if label != gold]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from benchmarks.pretrain_small.pool import DENSE, TEXT_LENGTH, TEXTS, Source, dense_labels
+from benchmarks.pretrain_small.patches import DENSE
+from benchmarks.pretrain_small.pool import TEXT_LENGTH, TEXTS, Source
 from benchmarks.pretrain_small.tokenizer import MAX_LENGTH, corpus, train_tokenizer
-from pumer.world import scenes, sentences
 
 _SOURCE = Source(train_tokenizer(), seed=7)
 
@@ -36,20 +36,6 @@ def test_masked_words_do_not_betray_whether_a_caption_is_true() -> None:
     shares = [masked[batch.true == value].float().mean().item() for value in (0, 1)]
     assert abs(shares[0] - shares[1]) < 0.25
     assert min(shares) > 0.15
-
-
-def test_dense_labels_say_what_a_patch_shows() -> None:
-    scene = scenes.make_scene(scenes.generator(0, "pretrain", 0))
-    owner = scenes.patch_objects(scene).reshape(-1).astype(np.int64)
-    labels = dense_labels(scene, owner)
-    assert labels.shape == (144, len(DENSE))
-    assert (labels[owner < 0] == 0).all()
-    for index, item in enumerate(scene.objects):
-        shown = labels[owner == index]
-        assert (shown[:, 0] == item.shape + 1).all()
-        assert (shown[:, 1] == item.colour + 1).all()
-        assert (shown[:, 4] == sentences.POSITIONS.index(sentences.position(scene, item)) + 1).all()
-        assert shown[:, 5].sum() == 1
 
 
 def test_held_out_scenes_are_drawn_for_that_split() -> None:
