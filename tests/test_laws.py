@@ -20,7 +20,7 @@ import pumer.backbones.vilt as vilt
 import pumer.reducers.decisions as decisions
 from pumer import PuMerConfig, Step, functional, tokens
 from pumer.backbones import BACKBONES
-from pumer.backbones.base import switched
+from pumer.backbones.state import switched
 from pumer.patching import reductions
 from pumer.reducers import METHODS
 

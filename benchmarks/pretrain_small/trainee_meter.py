@@ -11,12 +11,10 @@ from transformers import ViltForQuestionAnswering
 from benchmarks.pretrain_small.pool import Batch
 from benchmarks.pretrain_small.trainee import Seen, Trainee, likeness
 from pumer.backbones import Reduction
-from pumer.backbones.base import CueRequest
 from pumer.backbones.meter import joined
 from pumer.backbones.streams import expand_text
 from pumer.functional import attention_probabilities, text_saliency
 from pumer.models.meter import MeterConfig, MeterForQuestionAnswering
-from pumer.reducers import NoReduction
 from pumer.utils.errors import InputError
 
 _SAME = {
@@ -94,10 +92,10 @@ class MeterTrainee(Trainee):
         self, texts: Sequence[Tensor], images: Sequence[Tensor], mask: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """What the text layers that reduce go by, with a gradient: saliency and the words' likeness; see `Seen`."""
-        layers, plain = self.model.meter.encoder.text_layers[: max(1, len(images) * 4 // 6)], CueRequest(NoReduction())
+        layers = self.model.meter.encoder.text_layers[: max(1, len(images) * 4 // 6)]
         shares, alike = [], []
         for layer, text, image in zip(layers, texts, images, strict=False):
-            states, cross = layer.attention(text, None, bias, plain), layer.cross_attention
+            states, cross = layer.attention(text, None, bias), layer.cross_attention
             heads = (cross.num_attention_heads, cross.attention_head_size)
             query, key = (
                 linear(x).unflatten(2, heads).transpose(1, 2)

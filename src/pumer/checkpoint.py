@@ -14,12 +14,10 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ViltImageProcessorPil, ViltProcessor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ProcessorMixin
 from transformers.utils import cached_file
 
-from pumer.backbones.text_norm import restore_text_norm
-from pumer.models import meter
-from pumer.models.meter import MeterImageProcessorPil, MeterProcessor
+from pumer.backbones import BACKBONES, backbone_of
 from pumer.patching import LEARNED, patch, reduction, unwrapped
 from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
 from pumer.utils.errors import InputError
@@ -40,10 +38,6 @@ HEADS_FILE = "pretraining_heads.safetensors"
 TRAINING_RECORD = "run.json"
 """File in a trained model's folder: provenance, config and results of its training."""
 SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-_HEADS = ("classifier", "itm_score", "mlm_score", "rank_output")
-"""What stands on the body in the models of either family, by task; poolers count as heads too."""
-_OLD_NAMES = {r"^mlm_score\.bias$": "mlm_score.decoder.bias"}
-"""What transformers 4 called a tensor."""
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _READ = re.compile(r".*\.(json|safetensors|bin)|(vocab|merges)\.txt")
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
@@ -142,7 +136,8 @@ def read_model(
             numbers or not finite; it names them.
     """
     allowed = bool(kwargs.get("ignore_mismatched_sizes"))  # by the caller
-    options = {"key_mapping": _OLD_NAMES} | kwargs | {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    old_names = {old: name for family in BACKBONES.values() for old, name in family.old_names.items()}
+    options = {"key_mapping": old_names} | kwargs | {"ignore_mismatched_sizes": True, "output_loading_info": True}
     with reading(f"the weights of {name} cannot be loaded"):
         model, report = cls.from_pretrained(str(name), **options)
     of_head = {key: part for key in model.state_dict() if (part := _head_of(key, model))}
@@ -163,7 +158,9 @@ def read_model(
     if others:
         left = some(sorted(set(others.values())))
         logger.info("%s also holds what a %s has no place for: %s", name, cls.__name__, left)
-    return restore_text_norm(model), absent
+    if (family := backbone_of(model)) is not None:
+        family.restore(model)
+    return model, absent
 
 
 @contextmanager
@@ -191,8 +188,8 @@ def _hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _head_of(key: str, model: PreTrainedModel) -> str | None:
     """The head, or pooler, that a tensor belongs to; None for one of the body."""
-    part = key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
-    return part if part in _HEADS or part.endswith("pooler") else None
+    part, family = key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0], backbone_of(model)
+    return part if part.endswith("pooler") or (family is not None and part in family.head_modules) else None
 
 
 def _no_floats(model: PreTrainedModel, name: str | Path, **hub: Any) -> list[str]:
@@ -345,7 +342,8 @@ def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
         config = AutoConfig.from_pretrained(str(name), **hub)
         check_model(config.to_dict(), str(name))
         architecture = (config.architectures or [""])[0]
-        cls = getattr(transformers, architecture, getattr(meter, architecture, None)) if architecture else None
+        own = {name: cls for family in BACKBONES.values() for name, cls in family.model_classes.items()}
+        cls = own.get(architecture) or getattr(transformers, architecture or " ", None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise InputError(f"config.json of {name} names the architecture '{architecture}', unknown to transformers")
     return cls
@@ -385,8 +383,8 @@ def read_reduction(name: str | Path, **hub: Any) -> ReductionConfig | None:
         raise InputError(f"{REDUCTION_FILE} of {name}: {error}") from error
 
 
-def load_processor(name: str | Path) -> ViltProcessor | MeterProcessor:
-    """Tokenizer and Pillow image processor of a ViLT or METER checkpoint.
+def load_processor(name: str | Path) -> ProcessorMixin:
+    """Tokenizer and Pillow image processor of a checkpoint.
 
     Args:
         name: A folder or a hub name.
@@ -399,12 +397,15 @@ def load_processor(name: str | Path) -> ViltProcessor | MeterProcessor:
         if not has_processor(name):
             raise InputError(f"{name} holds no processor; add one: processor.save_pretrained('{name}')")
     with reading(f"the processor of {name} cannot be read"):
-        of_meter = AutoConfig.from_pretrained(str(name)).model_type == "meter"
-        kind = MeterImageProcessorPil if of_meter else ViltImageProcessorPil
-        images, tokenizer = kind.from_pretrained(str(name)), AutoTokenizer.from_pretrained(str(name))
+        kind = AutoConfig.from_pretrained(str(name)).model_type
+        if kind not in BACKBONES:
+            raise InputError(f"{name} is a '{kind}' model; supported: {', '.join(BACKBONES)}")
+        images = BACKBONES[kind].image_processor.from_pretrained(str(name))
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up from the model type when there are no files
         raise InputError(f"{name} holds no tokenizer; put the tokenizer files that belong to the model into it")
-    return MeterProcessor(images, tokenizer) if of_meter else ViltProcessor(images, tokenizer)
+    processor: ProcessorMixin = BACKBONES[kind].processor(images, tokenizer)
+    return processor
 
 
 def has_processor(name: str | Path) -> bool:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pumer.backbones import BACKBONES, Backbone, Reduction
-from pumer.backbones.base import switched
+from pumer.backbones import roots as roots_in
+from pumer.backbones.state import switched
 from pumer.reducers import ReductionConfig
 from pumer.utils.errors import InputError
 
@@ -53,7 +54,7 @@ def patch(
     before = [_learned(root, config.method) for root, _ in roots]
     unpatch(model)
     for (root, backbone), weights in zip(roots, before, strict=True):
-        pooled = [type(head) in backbone.pooled for head in _parents(model, root)]
+        pooled = [type(head) in backbone.heads.values() for head in _parents(model, root)]
         expands = not (pooled and all(pooled))
         size = slice_size if slice_bytes is None else max(1, slice_bytes // backbone.example_bytes(root))
         _install(root, backbone, Reduction(config, backbone.widths(root), slice_size=size, expands=expands))
@@ -74,7 +75,7 @@ def unpatch(model: Model) -> Model:
     Raises:
         InputError: If another library replaced a patched module's ``forward``, or its class, in the meantime.
     """
-    roots = [(root, backbone) for root, backbone in _found(model) if backbone.is_patched(root)]
+    roots = [(root, backbone) for root, backbone in roots_in(unwrapped(model)) if backbone.is_patched(root)]
     for root, backbone in roots:
         _check_untouched(root, backbone, "remove its hooks before unpatching")
     for root, backbone in roots:
@@ -161,21 +162,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _roots(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
     """Every module of a supported family inside a model, with its family."""
-    found = _found(model)
+    found = roots_in(unwrapped(model))
     if not found:
         supported = ", ".join(backbone.root.__name__ for backbone in BACKBONES.values())
         raise InputError(f"{type(model).__name__} cannot be patched; it must be or contain one of: {supported}")
     return found
-
-
-def _found(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
-    """The same, which may be none."""
-    return [
-        (module, backbone)
-        for module in unwrapped(model).modules()
-        for backbone in BACKBONES.values()
-        if isinstance(module, backbone.root)
-    ]
 
 
 def _check_slices(size: object, size_bytes: object) -> None:
@@ -238,7 +229,7 @@ def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) 
                 f"{stack} layer {layer} does not exist; {backbone.name} has {layers[stack]} of them, 0 to "
                 f"{layers[stack] - 1}"
             )
-        if reason := backbone.unfit(stack, layer):
+        if reason := backbone.unsupported_reason(stack, layer):
             raise InputError(f"{stack} layer {layer} of {backbone.name} cannot reduce: {reason}")
 
 

@@ -13,7 +13,7 @@ from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import pumer
-from pumer.backbones.base import LayerInParts
+from pumer.backbones.layers import SplitLayer
 
 init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
 policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
@@ -23,7 +23,7 @@ for name, case in TINY.items():
     with torch.no_grad():
         whole = model.to(torch.bfloat16)(**inputs).logits
     model = model.float()
-    for layer in [module for module in model.modules() if isinstance(module, LayerInParts)]:
+    for layer in [module for module in model.modules() if isinstance(module, SplitLayer)]:
         fully_shard(layer, mp_policy=policy)
     logits = fully_shard(model, mp_policy=policy)(**inputs).logits
     assert logits.dtype == torch.bfloat16 and logits.shape == whole.shape and logits.isfinite().all(), name

@@ -12,14 +12,14 @@ from transformers import (
 
 import pumer
 from pumer import NoReduction, PuMerConfig
-from pumer.backbones.base import CueRequest
+from pumer.backbones import Reduction
+from pumer.backbones.layers import LayerCall
 from pumer.profiling import named_models
 from pumer.profiling.inputs import inputs_for
 from pumer.profiling.macs import MacCounter
 from pumer.profiling.planning import on_meta, plan
 from pumer.reducers import RandomPruningConfig
-from pumer.reducers.cues import Cues
-from pumer.tokens import Tokens
+from pumer.tokens import Decision, Tokens
 from pumer.utils.errors import InputError
 
 PAPER = {"prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
@@ -174,12 +174,21 @@ def test_saliency_costs_at_most_one_percent_of_its_layer():
     query = torch.empty(1, heads, tokens, width, device="meta")
     size = torch.ones(1, tokens, device="meta")
     stream = Tokens((torch.empty(1, tokens, heads * width, device="meta"),), size, (None,), text, size.long)
+
+    class Reducer:
+        needs = frozenset({"text_rows"})
+
+        def decide(self, cues):
+            self.cues, self.rows = cues, cues.text_rows()
+            return Decision(None, torch.empty(1, 2), (text, tokens - text))
+
+    reduction, reducer = Reduction(NoReduction()), Reducer()
+    reduction.reducers = {("fusion", 0): reducer}
     with MacCounter() as saliency:
-        asked = CueRequest(NoReduction(), frozenset({"text_rows"}), text)
-        asked.answer(query, query, lambda: query[:, :, :1])
-        shown = asked.take()
-        rows = Cues(stream, shown.key, query=shown.query).text_rows()
-    assert rows.shape == (1, heads, text, tokens - text) and shown.cls_query is None and asked.take().key is None
+        call = LayerCall(reduction, ("fusion", 0), stream)
+        call.collect(query, query)
+        call.reduce(stream.states)
+    assert reducer.rows.shape == (1, heads, text, tokens - text) and reducer.cues.cls_query is None
     assert 0 < saliency.total <= 0.01 * layer_macs(tokens, heads * width)
 
 

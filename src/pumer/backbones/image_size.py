@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers.image_utils import SizeDict
 
-from pumer.models.meter import MeterModel
+from pumer.backbones import roots
 from pumer.utils.errors import InputError
 from pumer.utils.limits import check_tokens
 
@@ -31,9 +31,9 @@ def set_image_size(image_size: int | None, model: nn.Module, processor: Any = No
         near = max(patch, round(image_size / patch) * patch)
         raise InputError(f"image_size {image_size} is not a multiple of the patch size {patch}; give {near}, or null")
     check_tokens(image_size, patch)
-    for module in model.modules():
-        if isinstance(module, MeterModel):
-            module.set_image_size(image_size)
+    for root, family in roots(model):
+        if family.set_image_size is not None:
+            family.set_image_size(root, image_size)
     if processor is not None:
         images = processor.image_processor
         sides = ("shortest_edge",) if "shortest_edge" in images.size else ("height", "width")

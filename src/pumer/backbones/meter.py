@@ -23,7 +23,9 @@ from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLay
 from transformers.models.roberta.modeling_roberta import RobertaLayer, RobertaSelfAttention
 
 from pumer import kernels
-from pumer.backbones.base import Backbone, Between, CueRequest, LayerInParts, Reduction
+from pumer.backbones.base import Backbone
+from pumer.backbones.layers import LayerCall, SplitLayer, attend, run_layers
+from pumer.backbones.state import Reduction
 from pumer.backbones.streams import (
     PatchProjection,
     attention_dtype,
@@ -32,40 +34,33 @@ from pumer.backbones.streams import (
     slots_at_start,
     text_block,
 )
-from pumer.models.meter.heads_meter import (
+from pumer.models.meter import (
+    MeterConfig,
+    MeterEncoding,
     MeterForImageAndTextRetrieval,
     MeterForImagesAndTextClassification,
+    MeterForMaskedLM,
     MeterForQuestionAnswering,
-)
-from pumer.models.meter.modeling_meter import (
-    MeterAttention,
-    MeterCrossModalEncoder,
-    MeterCrossModalLayer,
-    MeterEncoding,
+    MeterImageProcessorPil,
     MeterModel,
     MeterModelOutput,
+    MeterProcessor,
 )
-from pumer.reducers.base import CLS_ROW, KEYS, STATES, Place, Reducer, attention
-from pumer.reducers.cues import Cues
+from pumer.models.meter.modeling_meter import MeterAttention, MeterCrossModalEncoder, MeterCrossModalLayer
 from pumer.reducers.tables import integers
 from pumer.tokens import Decision, Tokens, attention_bias
 from pumer.utils.errors import InputError
 
 
 class FastVisionAttention(CLIPAttention):
-    """Fused attention over the image that hands out its keys."""
+    """Fused attention over the image whose cues go to the layer's reducer."""
 
     def forward(  # noqa: D102
-        self, hidden_states: Tensor, bias: Tensor | None = None, wanted: CueRequest | None = None
+        self, hidden_states: Tensor, bias: Tensor | None = None, call: LayerCall | None = None
     ) -> tuple[Tensor, None]:
-        shape = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
-        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
-        context = attention(query, key, value, bias, self.dropout if self.training else 0.0)
-        if wanted is not None:
-            wanted.answer(query, key, lambda: query[:, :, :1])
-        return self.out_proj(context.transpose(1, 2).flatten(2)), None
+        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        dropout = self.dropout if self.training else 0.0
+        return self.out_proj(attend(query, key, value, self.head_dim, bias, dropout, call)), None
 
 
 class FastTextAttention(RobertaSelfAttention):
@@ -74,12 +69,9 @@ class FastTextAttention(RobertaSelfAttention):
     def forward(  # noqa: D102
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
-        query = self.query(hidden_states).view(shape).transpose(1, 2)
-        key = self.key(hidden_states).view(shape).transpose(1, 2)
-        value = self.value(hidden_states).view(shape).transpose(1, 2)
-        context = attention(query, key, value, attention_mask, self.dropout.p if self.training else 0.0)
-        return context.transpose(1, 2).flatten(2), None
+        query, key, value = self.query(hidden_states), self.key(hidden_states), self.value(hidden_states)
+        dropout = self.dropout.p if self.training else 0.0
+        return attend(query, key, value, self.attention_head_size, attention_mask, dropout), None
 
 
 class FastTextLayer(RobertaLayer):
@@ -104,22 +96,16 @@ class FastQuickGELU(QuickGELUActivation):
         return (1.702 * input).sigmoid_().mul_(input)
 
 
-class ReducedVisionLayer(LayerInParts, CLIPEncoderLayer):
+class ReducedVisionLayer(SplitLayer, CLIPEncoderLayer):
     """A layer in which tokens may be merged between attention and feed-forward."""
 
     def forward(  # noqa: D102
-        self,
-        hidden_states: Tensor,
-        bias: Tensor | None = None,
-        wanted: CueRequest | None = None,
-        between: Between | None = None,
+        self, hidden_states: Tensor, bias: Tensor | None = None, call: LayerCall | None = None
     ) -> Tensor:
-        if between is not None:
-            return self.in_parts(between, self._feed_forward, self._attend, hidden_states, bias, wanted)
-        return self._feed_forward(self._attend(hidden_states, bias, wanted))
+        return self._run(call, hidden_states, bias)
 
-    def _attend(self, hidden_states: Tensor, bias: Tensor | None, wanted: CueRequest | None) -> Tensor:
-        return hidden_states + self.self_attn(self.layer_norm1(hidden_states), bias, wanted)[0]
+    def _attend(self, hidden_states: Tensor, *inputs: Any) -> Tensor:
+        return hidden_states + self.self_attn(self.layer_norm1(hidden_states), *inputs)[0]
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
@@ -128,35 +114,9 @@ class ReducedVisionLayer(LayerInParts, CLIPEncoderLayer):
 class ReducedVisionModel(CLIPVisionModel):
     """The vision encoder up to its last layer, with a reduction inside the layers that have a reducer."""
 
-    def forward(  # noqa: D102
-        self, pixel_values: Tensor, reduction: Reduction
-    ) -> tuple[Tokens, tuple[tuple[Place, Decision], ...]]:
-        tokens, decisions = image_stream(self.pre_layrnorm(self.embeddings(pixel_values))), []
-        reducers = reduction.active_reducers("vision")
-        for index, layer in enumerate(self.encoder.layers):
-            reducer, bias = reducers.get(index), tokens.biases[0]
-            if reducer is None:
-                tokens = tokens.with_streams(layer(tokens.states, bias))
-                continue
-            tokens, decision = _reduced_image(tokens, layer, index, reducer, reduction)
-            decisions.append((("vision", index), decision))
-        return tokens, tuple(decisions)
-
-
-def _reduced_image(
-    tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction
-) -> tuple[Tokens, Decision]:
-    """Run a layer that reduces; what its reducer has seen is freed in the end."""
-    wanted = CueRequest(reduction.config, reducer.needs & {KEYS, CLS_ROW, STATES})
-    between = Between(reduction, ("vision", index), tokens, partial(_vision_cues, wanted, tokens.biases[0]))
-    states = layer(tokens.states, tokens.biases[0], wanted, between=between)
-    return between.after.with_streams(states), between.decision
-
-
-def _vision_cues(wanted: CueRequest, bias: Tensor | None, tokens: Tokens) -> Cues:
-    """What attention over the image shows to a reducer."""
-    _, key, cls_query = wanted.take()
-    return Cues(tokens, key, None, None, cls_query, bias, wanted.config.probabilities)
+    def forward(self, pixel_values: Tensor, reduction: Reduction) -> Tokens:  # noqa: D102
+        tokens = image_stream(self.pre_layrnorm(self.embeddings(pixel_values)))
+        return run_layers(self.encoder.layers, "vision", tokens, reduction)
 
 
 def image_stream(states: Tensor) -> Tokens:
@@ -167,32 +127,27 @@ def image_stream(states: Tensor) -> Tokens:
 
 
 class FastMeterAttention(MeterAttention):
-    """Fused attention that hands out the cues a reducer needs."""
+    """Fused attention whose cues go to the layer's reducer."""
 
     def forward(  # type: ignore[override]  # noqa: D102
-        self, hidden_states: Tensor, context: Tensor | None, bias: Tensor | None, wanted: CueRequest
+        self, hidden_states: Tensor, context: Tensor | None, bias: Tensor | None, call: LayerCall | None = None
     ) -> Tensor:
-        shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
-        query = self.query(hidden_states).view(shape).transpose(1, 2)
         source = hidden_states if context is None else context
-        shape = (*source.shape[:-1], self.num_attention_heads, self.attention_head_size)
-        key = self.key(source).view(shape).transpose(1, 2)
-        value = self.value(source).view(shape).transpose(1, 2)
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        attended = wanted.config.attend(query, key, value, bias, dropout)
-        wanted.answer(query, key, lambda: self._cls_query(source))
-        attended = self.dense(attended.transpose(1, 2).flatten(2))
+        query, key, value = self.query(hidden_states), self.key(source), self.value(source)
+        dropout, size = self.config.attention_probs_dropout_prob if self.training else 0.0, self.attention_head_size
+        cls_query = None if context is None else partial(self._cls_query, context)
+        attended = self.dense(attend(query, key, value, size, bias, dropout, call, cls_query))
         if self.training:
             attended = self.dropout(attended)
         return self.layer_norm(attended + hidden_states)
 
-    def _cls_query(self, source: Tensor) -> Tensor:
+    def _cls_query(self, image: Tensor) -> Tensor:
         """What the image's [CLS] would ask for in this layer: ``(B, H, 1, Dh)``."""
-        query: Tensor = self.query(source[:, :1])
+        query: Tensor = self.query(image[:, :1])
         return query.unflatten(2, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
 
 
-class ReducedMeterLayer(LayerInParts, MeterCrossModalLayer):
+class ReducedMeterLayer(SplitLayer, MeterCrossModalLayer):
     """A layer in which tokens may be reduced between attention and feed-forward."""
 
     def forward(  # type: ignore[override]  # noqa: D102
@@ -201,24 +156,14 @@ class ReducedMeterLayer(LayerInParts, MeterCrossModalLayer):
         context: Tensor,
         bias: Tensor | None,
         context_bias: Tensor | None,
-        wanted: tuple[CueRequest, CueRequest],
-        between: Between | None = None,
+        call: LayerCall | None = None,
     ) -> Tensor:
-        inputs = hidden_states, context, bias, context_bias, wanted
-        if between is not None:
-            return self.in_parts(between, self._feed_forward, self._attend, *inputs)
-        return self._feed_forward(self._attend(*inputs))
+        return self._run(call, hidden_states, context, bias, context_bias)
 
-    def _attend(
-        self,
-        hidden_states: Tensor,
-        context: Tensor,
-        bias: Tensor | None,
-        context_bias: Tensor | None,
-        wanted: tuple[CueRequest, CueRequest],
-    ) -> Tensor:
-        hidden_states = self.attention(hidden_states, None, bias, wanted[0])
-        return self.cross_attention(hidden_states, context, context_bias, wanted[1])
+    def _attend(self, hidden_states: Tensor, *inputs: Any) -> Tensor:
+        context, bias, context_bias, call = inputs
+        hidden_states = self.attention(hidden_states, None, bias, call)
+        return self.cross_attention(hidden_states, context, context_bias, call)
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         inner = self.output(self.act(self.intermediate(hidden_states)))
@@ -234,7 +179,7 @@ class ReducedMeterEncoder(MeterCrossModalEncoder):
         self, tokens: Tokens, reduction: Reduction, output_hidden_states: bool = False, start: int = 0
     ) -> tuple[Tokens, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         states: list[tuple[Tensor, ...]] | None = [] if output_hidden_states else None
-        tokens = self.run(tokens, reduction, start, len(self.text_layers), states)
+        tokens = self.run(tokens, reduction, start, 2 * len(self.text_layers), states)
         if states is None:
             return tokens, None, None
         text_states, image_states = zip(*states, tokens.streams, strict=True)
@@ -248,40 +193,32 @@ class ReducedMeterEncoder(MeterCrossModalEncoder):
         stop: int,
         states: list[tuple[Tensor, ...]] | None = None,
     ) -> Tokens:
-        """Run the pairs from ``start`` up to ``stop``; the states that enter each are appended to a list, if given."""
-        reducers, plain = reduction.active_reducers("fusion"), (CueRequest(reduction.config),) * 2
+        """Run the pairs of the layers from ``start`` up to ``stop``.
+
+        Args:
+            tokens: As they enter.
+            reduction: The state of the model.
+            start: First layer.
+            stop: The layer to stop before; the image layer of its pair runs as well.
+            states: Gets the states that enter each pair, if given.
+        """
+        reducers, plain = reduction.active_reducers("fusion"), LayerCall(reduction)
         sequential = self.config.cross_modal_order == "sequential"
         (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
-        for pair in range(start, stop):
-            text_layer, image_layer = self.text_layers[pair], self.image_layers[pair]
+        for pair in range((start + 1) // 2, (stop + 1) // 2):
             if states is not None:
                 states.append((words, patches))
-            seen, seen_bias, reducer = words, bias, reducers.get(2 * pair)
-            if reducer is None:
-                words = text_layer(words, patches, bias, image_bias, plain)
-            else:
-                tokens = _reduced(tokens.with_streams(words, patches), text_layer, 2 * pair, reducer, reduction)
+            seen, seen_bias, call = words, bias, plain
+            if 2 * pair in reducers:
+                call = LayerCall(reduction, ("fusion", 2 * pair), tokens.with_streams(words, patches))
+            words = self.text_layers[pair](words, patches, bias, image_bias, call=call)
+            if call is not plain:
+                tokens, call = call.take(words), plain
                 (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
             if sequential:
                 seen, seen_bias = words, bias
-            patches = image_layer(patches, seen, image_bias, seen_bias, plain)
+            patches = self.image_layers[pair](patches, seen, image_bias, seen_bias, call=plain)
         return tokens.with_streams(words, patches)
-
-
-def _reduced(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
-    """Run a text layer that reduces both streams; what its reducer has seen is freed in the end."""
-    (words, patches), (bias, image_bias) = tokens.streams, tokens.biases
-    wanted = CueRequest(reduction.config, reducer.needs & {KEYS}), CueRequest(reduction.config, reducer.needs)
-    between = Between(reduction, ("fusion", index), tokens, partial(_cues, wanted, image_bias))
-    words = layer(words, patches, bias, image_bias, wanted, between=between)
-    return between.after.with_streams(words, between.after.streams[1])
-
-
-def _cues(wanted: tuple[CueRequest, CueRequest], bias: Tensor | None, tokens: Tokens) -> Cues:
-    """What a text layer's attention to itself and to the image shows to its reducer."""
-    own, image = (request.take() for request in wanted)
-    probabilities = wanted[1].config.probabilities
-    return Cues(tokens, image.key, own.key, image.query, image.cls_query, bias, probabilities)
 
 
 class ReducedMeterModel(MeterModel):
@@ -305,10 +242,11 @@ class ReducedMeterModel(MeterModel):
         )
 
     def _encoded(self, pixel_values: Tensor) -> MeterEncoding:
-        tokens, decisions = self.vision_model(pixel_values, self.pumer_reduction)
+        tokens = self.vision_model(pixel_values, self.pumer_reduction)
         states = self.image_projection(self.vision_model.post_layernorm(tokens.states))
-        size = tokens.size if decisions else None
-        return MeterEncoding(states, tokens.mask, size, decisions, self.patch_grid)
+        places = [("vision", layer) for layer in sorted(self.pumer_reduction.active_reducers("vision"))]
+        decisions = tuple(zip(places, (decision for decision, _ in tokens.history), strict=True))
+        return MeterEncoding(states, tokens.mask, tokens.size if decisions else None, decisions, self.patch_grid)
 
     def fuse(
         self,
@@ -326,19 +264,16 @@ class ReducedMeterModel(MeterModel):
         self.check_pair(text, image, image_token_type_idx)
         reduction = self.pumer_reduction
         self._check_buffer(image)
-        batch = text.states.shape[0]
-        slices = [slice(0, batch)] if output_hidden_states else reduction.slices(batch)
-        start = 0
-        if len(slices) == 1:
-            tokens = self._joined(text, image, image_token_type_idx)
-        else:  # the pairs before the last reduction, where most of the memory goes
-            start = 1 + max(reduction.active_reducers("fusion"), default=2 * len(self.encoder.text_layers) - 1) // 2
-            parts = []
-            for rows in slices:
-                part = self._joined(text.part(rows), image.part(rows), image_token_type_idx)
-                parts.append(self.encoder.run(part, reduction, 0, start))
-            tokens = Tokens.of_slices(parts)
-            del parts, part
+
+        def enter(rows: slice | None) -> Tokens:
+            parts = (text, image) if rows is None else (text.part(rows), image.part(rows))
+            return self._joined(*parts, image_token_type_idx)
+
+        def run(tokens: Tokens, stop: int) -> Tokens:
+            return self.encoder.run(tokens, reduction, 0, stop)
+
+        batch, depth = len(text.states), 2 * len(self.encoder.text_layers)
+        tokens, start = reduction.first_layers(batch, depth, enter, run, whole=output_hidden_states)
         tokens, text_states, image_states = self.encoder(tokens, reduction, output_hidden_states, start)
         words, patches = tokens.streams
         pooled = torch.cat([self.text_pooler(words), self.image_pooler(patches)], dim=-1)
@@ -420,11 +355,15 @@ def _start(text_mask: Tensor, patch_slots: int, reduced: bool) -> Tensor:
     return slots_at_start(text_mask, real, reduced)
 
 
-def _unfit(stack: str, layer: int) -> str | None:
-    """Why a layer cannot reduce: the odd layers are those of the image."""
+def _unsupported_reason(stack: str, layer: int) -> str | None:
+    """The odd cross-modal layers are those of the image."""
     if stack == "vision" or layer % 2 == 0:
         return None
     return f"it is the image layer of pair {layer // 2}; the text layer of pair p is 2p: give {layer - 1}"
+
+
+def _image_tokens(model: Any) -> int:
+    return 1 + model.patch_grid[0] * model.patch_grid[1]
 
 
 METER = Backbone(
@@ -443,6 +382,7 @@ METER = Backbone(
         MeterCrossModalLayer: ReducedMeterLayer,
         MeterAttention: FastMeterAttention,
     },
+    faster=frozenset({nn.Conv2d, QuickGELUActivation, RobertaLayer, RobertaSelfAttention}),
     layers=lambda model: {
         "vision": model.vision_model.encoder.layers,
         "fusion": [
@@ -450,16 +390,34 @@ METER = Backbone(
         ],
     },
     encoders=lambda model: {"vision": model.vision_model, "fusion": model.encoder},
-    widths=lambda model: {"fusion": model.config.hidden_size, "vision": model.config.vision_config.hidden_size},
-    tokens=lambda model: dict.fromkeys(("fusion", "vision"), 1 + model.patch_grid[0] * model.patch_grid[1]),
     embedders=lambda model: [model.text_model, model.vision_model],
+    widths=lambda model: {"fusion": model.config.hidden_size, "vision": model.config.vision_config.hidden_size},
+    tokens=lambda model: dict.fromkeys(("fusion", "vision"), _image_tokens(model)),
     example_bytes=lambda model: layer_bytes(
-        1 + model.patch_grid[0] * model.patch_grid[1],
+        _image_tokens(model),
         model.config.vision_config.hidden_size,
         model.config.vision_config.intermediate_size,
         model.dtype,
     ),
-    faster=frozenset({nn.Conv2d, QuickGELUActivation, RobertaLayer, RobertaSelfAttention}),
-    pooled=frozenset({MeterForImageAndTextRetrieval, MeterForImagesAndTextClassification, MeterForQuestionAnswering}),
-    unfit=_unfit,
+    unsupported_reason=_unsupported_reason,
+    heads={
+        "question_answering": MeterForQuestionAnswering,
+        "image_pair": MeterForImagesAndTextClassification,
+        "retrieval": MeterForImageAndTextRetrieval,
+    },
+    word_heads=frozenset({MeterForMaskedLM}),
+    image_processor=MeterImageProcessorPil,
+    processor=MeterProcessor,
+    presets={
+        "meter-b16": lambda: MeterForQuestionAnswering(MeterConfig(num_labels=3129)),
+        "meter-b16-nlvr2": lambda: MeterForImagesAndTextClassification(
+            MeterConfig(num_labels=2, modality_type_vocab_size=3)
+        ),
+    },
+    separable=True,
+    set_image_size=MeterModel.set_image_size,
+    # projections and poolers count as cross-modal, the modality embedding as an encoder, as in the authors' code
+    encoder_parameters=("meter.text_model.", "meter.vision_model.", "meter.modality_embeddings."),
+    modality_embeddings="modality_embeddings.weight",
+    head_modules=("classifier", "itm_score", "mlm_score", "rank_output"),
 )

@@ -20,19 +20,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
+from transformers import ViltConfig, ViltImageProcessorPil, ViltProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.vilt.modeling_vilt import (
+    TextEmbeddings,
     ViltEmbeddings,
     ViltEncoder,
     ViltForImageAndTextRetrieval,
     ViltForImagesAndTextClassification,
+    ViltForMaskedLM,
     ViltForQuestionAnswering,
+    ViltForTokenClassification,
     ViltLayer,
     ViltModel,
     ViltSelfAttention,
 )
 
-from pumer.backbones.base import Backbone, Between, CueRequest, LayerInParts, Reduction
+from pumer.backbones.base import Backbone
+from pumer.backbones.layers import LayerCall, SplitLayer, attend, run_layers
+from pumer.backbones.state import Reduction
 from pumer.backbones.streams import (
     PatchProjection,
     attention_dtype,
@@ -44,11 +50,12 @@ from pumer.backbones.streams import (
     text_block,
 )
 from pumer.functional import compact, gather_tokens
-from pumer.reducers.base import NoReduction, Reducer
-from pumer.reducers.cues import Cues
 from pumer.reducers.tables import integers, ranks
 from pumer.tokens import Tokens, attention_bias
 from pumer.utils.errors import InputError
+
+TEXT_NORM_EPS = "text_layer_norm_eps"
+"""Key of the eps of the text embedding's LayerNorm, which transformers' config has no place for."""
 
 
 class FastViltEmbeddings(ViltEmbeddings):
@@ -198,38 +205,26 @@ def _bilinear_weights(extent: tuple[Tensor, Tensor], slots: int, side: int) -> T
 
 
 class FastViltSelfAttention(ViltSelfAttention):
-    """Fused attention that hands out the cues a reducer needs."""
+    """Fused attention whose cues go to the layer's reducer."""
 
     def forward(  # noqa: D102
-        self, hidden_states: Tensor, bias: Tensor | None = None, wanted: CueRequest | None = None
+        self, hidden_states: Tensor, bias: Tensor | None = None, call: LayerCall | None = None
     ) -> tuple[Tensor]:
-        shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
-        query = self.query(hidden_states).view(shape).transpose(1, 2)
-        key = self.key(hidden_states).view(shape).transpose(1, 2)
-        value = self.value(hidden_states).view(shape).transpose(1, 2)
-        wanted = wanted or CueRequest(NoReduction())
-        context = wanted.config.attend(query, key, value, bias, self.dropout.p if self.training else 0.0)
-        first = wanted.text_length or 0
-        wanted.answer(query, key, lambda: query[:, :, first : first + 1])
-        return (context.transpose(1, 2).flatten(2),)
+        query, key, value = self.query(hidden_states), self.key(hidden_states), self.value(hidden_states)
+        dropout = self.dropout.p if self.training else 0.0
+        return (attend(query, key, value, self.attention_head_size, bias, dropout, call),)
 
 
-class ReducedViltLayer(LayerInParts, ViltLayer):
+class ReducedViltLayer(SplitLayer, ViltLayer):
     """A layer in which tokens may be reduced between attention and feed-forward."""
 
     def forward(  # noqa: D102
-        self,
-        hidden_states: Tensor,
-        bias: Tensor | None = None,
-        wanted: CueRequest | None = None,
-        between: Between | None = None,
+        self, hidden_states: Tensor, bias: Tensor | None = None, call: LayerCall | None = None
     ) -> tuple[Tensor]:
-        if between is not None:
-            return (self.in_parts(between, self._feed_forward, self._attend, hidden_states, bias, wanted),)
-        return (self._feed_forward(self._attend(hidden_states, bias, wanted)),)
+        return (self._run(call, hidden_states, bias),)
 
-    def _attend(self, hidden_states: Tensor, bias: Tensor | None, wanted: CueRequest | None) -> Tensor:
-        (attended,) = self.attention(self.layernorm_before(hidden_states), bias, wanted)
+    def _attend(self, hidden_states: Tensor, *inputs: Any) -> Tensor:
+        (attended,) = self.attention(self.layernorm_before(hidden_states), *inputs)
         return hidden_states + attended
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
@@ -243,42 +238,8 @@ class ReducedViltEncoder(ViltEncoder):
         self, tokens: Tokens, reduction: Reduction, output_hidden_states: bool = False, start: int = 0
     ) -> tuple[Tokens, tuple[Tensor, ...] | None]:
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
-        tokens = self.run(tokens, reduction, start, len(self.layer), hidden_states)
+        tokens = run_layers(self.layer, "fusion", tokens, reduction, start, hidden_states=hidden_states)
         return tokens, None if hidden_states is None else (*hidden_states, tokens.states)
-
-    def run(
-        self, tokens: Tokens, reduction: Reduction, start: int, stop: int, hidden_states: list[Tensor] | None = None
-    ) -> Tokens:
-        """Run the layers from ``start`` up to ``stop``; the states that enter each are appended to a list, if given."""
-        reducers = reduction.active_reducers("fusion")
-        plain = CueRequest(reduction.config)
-        states, bias = tokens.states, tokens.bias
-        for index in range(start, stop):
-            layer = self.layer[index]
-            if hidden_states is not None:
-                hidden_states.append(states)
-            reducer = reducers.get(index)
-            if reducer is None:
-                (states,) = layer(states, bias, plain)
-                continue
-            tokens = _reduced(tokens.with_streams(states), layer, index, reducer, reduction)
-            states, bias = tokens.states, tokens.bias
-        return tokens.with_streams(states)
-
-
-def _reduced(tokens: Tokens, layer: nn.Module, index: int, reducer: Reducer, reduction: Reduction) -> Tokens:
-    """Run a layer that reduces; what its reducer has seen is freed in the end."""
-    wanted = CueRequest(reduction.config, reducer.needs, tokens.text_length)
-    between = Between(reduction, ("fusion", index), tokens, partial(_cues, wanted, tokens.bias))
-    (states,) = layer(tokens.states, tokens.bias, wanted, between=between)
-    return between.after.with_streams(states)
-
-
-def _cues(wanted: CueRequest, bias: Tensor | None, tokens: Tokens) -> Cues:
-    """What a layer's attention shows to its reducer."""
-    query, key, cls_query = wanted.take()
-    text_key = None if key is None else key[:, :, : tokens.text_length]
-    return Cues(tokens, key, text_key, query, cls_query, bias, wanted.config.probabilities)
 
 
 class ReducedViltModel(ViltModel):
@@ -309,34 +270,23 @@ class ReducedViltModel(ViltModel):
         check_inputs(input_ids, inputs_embeds, pixel_values, image_embeds)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        reduction, kind = self.pumer_reduction, 1 if image_token_type_idx is None else image_token_type_idx
-        given = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "inputs_embeds": inputs_embeds,
-            "pixel_values": pixel_values,
-            "pixel_mask": pixel_mask,
-            "image_embeds": image_embeds,
-        }
-        batch = next(x for x in (input_ids, inputs_embeds) if x is not None).shape[0]
-        slices = [slice(0, batch)] if output_hidden_states else reduction.slices(batch)
-        start = 0
-        if len(slices) == 1:
-            tokens = self._embedded(**given, image_type=kind)
-        else:  # the layers before the last reduction, where most of the memory goes
-            start = 1 + max(reduction.active_reducers("fusion"), default=len(self.encoder.layer) - 1)
-            parts = []
-            for rows in slices:
-                here = {name: None if x is None else x[rows] for name, x in given.items()}
-                parts.append(self.encoder.run(self._embedded(**here, image_type=kind), reduction, 0, start))
-            tokens = Tokens.of_slices(parts)
-            del parts
+        reduction, layers = self.pumer_reduction, self.encoder.layer
+        kind = 1 if image_token_type_idx is None else image_token_type_idx
+        given = (input_ids, attention_mask, token_type_ids, inputs_embeds, pixel_values, pixel_mask, image_embeds)
+
+        def enter(rows: slice | None) -> Tokens:
+            here = given if rows is None else [None if x is None else x[rows] for x in given]
+            return self._embedded(*here, image_type=kind)
+
+        def run(tokens: Tokens, stop: int) -> Tokens:
+            return run_layers(layers, "fusion", tokens, reduction, stop=stop)
+
+        batch, words = next(x for x in (input_ids, inputs_embeds) if x is not None).shape[:2]
+        tokens, start = reduction.first_layers(batch, len(layers), enter, run, whole=output_hidden_states)
         tokens, hidden_states = self.encoder(tokens, reduction, output_hidden_states, start)
         states = self.layernorm(tokens.states)
         pooled = self.pooler(states) if self.pooler is not None else None
         if reduction.expands and len(tokens.history) > 0:
-            words = next(x for x in (input_ids, inputs_embeds) if x is not None).shape[1]
             states = expand_text(states, tokens, words)
         if return_dict is False or (return_dict is None and not self.config.return_dict):
             return (states, pooled, *([] if hidden_states is None else [hidden_states]))
@@ -426,6 +376,22 @@ def _with_cls(valid: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([first, valid], dim=1), torch.cat([torch.full_like(cell[:, :1], -1), cell], dim=1)
 
 
+def restore_text_norm(model: nn.Module) -> None:
+    """Give the text embedding's LayerNorm the eps that ``config.text_layer_norm_eps`` names, if it names one.
+
+    The released models use 1e-6 in the blocks (``config.layer_norm_eps``) and 1e-12 in the text embedding.
+    """
+    eps = getattr(getattr(model, "config", None), TEXT_NORM_EPS, None)
+    for module in model.modules() if eps is not None else ():
+        if isinstance(module, TextEmbeddings):
+            module.LayerNorm.eps = eps
+
+
+def _positions(model: Any) -> int:
+    """Tokens of the longest text and of an image of the model's size, [CLS] included."""
+    return model.config.max_position_embeddings + int(model.embeddings.position_embeddings.shape[1])
+
+
 VILT = Backbone(
     name="vilt",
     root=ViltModel,
@@ -437,19 +403,33 @@ VILT = Backbone(
         ViltLayer: ReducedViltLayer,
         ViltSelfAttention: FastViltSelfAttention,
     },
+    faster=frozenset({nn.Conv2d}),
     layers=lambda model: {"fusion": model.encoder.layer},
     encoders=lambda model: {"fusion": model.encoder},
-    widths=lambda model: {"fusion": model.config.hidden_size},
-    tokens=lambda model: {
-        "fusion": model.config.max_position_embeddings + int(model.embeddings.position_embeddings.shape[1])
-    },
     embedders=lambda model: [model.embeddings],
+    widths=lambda model: {"fusion": model.config.hidden_size},
+    tokens=lambda model: {"fusion": _positions(model)},
     example_bytes=lambda model: layer_bytes(
-        model.config.max_position_embeddings + int(model.embeddings.position_embeddings.shape[1]),
-        model.config.hidden_size,
-        model.config.intermediate_size,
-        model.dtype,
+        _positions(model), model.config.hidden_size, model.config.intermediate_size, model.dtype
     ),
-    faster=frozenset({nn.Conv2d}),
-    pooled=frozenset({ViltForImageAndTextRetrieval, ViltForImagesAndTextClassification, ViltForQuestionAnswering}),
+    heads={
+        "question_answering": ViltForQuestionAnswering,
+        "image_pair": ViltForImagesAndTextClassification,
+        "retrieval": ViltForImageAndTextRetrieval,
+    },
+    word_heads=frozenset({ViltForMaskedLM, ViltForTokenClassification}),
+    image_processor=ViltImageProcessorPil,
+    processor=ViltProcessor,
+    presets={
+        "vilt-b32": lambda: ViltForQuestionAnswering(ViltConfig(layer_norm_eps=1e-6, num_labels=3129)),
+        "vilt-b32-nlvr2": lambda: ViltForImagesAndTextClassification(
+            ViltConfig(layer_norm_eps=1e-6, num_labels=2, num_images=2, modality_type_vocab_size=3)
+        ),
+    },
+    pixel_mask=True,
+    encoder_parameters=("vilt.embeddings.",),
+    modality_embeddings="embeddings.token_type_embeddings.weight",
+    head_modules=("classifier", "itm_score", "mlm_score", "rank_output"),
+    old_names={r"^mlm_score\.bias$": "mlm_score.decoder.bias"},  # of transformers 4
+    restore=restore_text_norm,
 )

@@ -7,18 +7,12 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    ViltForImagesAndTextClassification,
-    ViltForMaskedLM,
-    ViltForTokenClassification,
-)
+from transformers import PreTrainedModel
 
 from pumer import kernels
-from pumer.backbones import Reduction
+from pumer.backbones import Reduction, roots
 from pumer.compiling.buckets import IMAGE, TEXT, Buckets, Sizes, cut, padded, with_masks
 from pumer.compiling.graphs import CudaGraph, Pool, Runner, Watch, constants_of, inductor
-from pumer.models.meter import MeterForMaskedLM
 from pumer.reducers import ReleasedPuMerConfig
 from pumer.utils.errors import InputError
 
@@ -27,8 +21,6 @@ logger = logging.getLogger(__name__)
 Backend = Literal["cudagraph", "inductor", "eager"]
 BACKENDS = ("cudagraph", "inductor", "eager")
 OPTIONS = ("output_hidden_states", "return_dict", "image_token_type_idx")
-PER_WORD = (ViltForMaskedLM, ViltForTokenClassification, MeterForMaskedLM)
-"""Heads with one output row for each word."""
 
 
 def compile(
@@ -100,6 +92,7 @@ class CompiledModel(nn.Module):
             raise InputError(f"backend {backend!r} is unknown; allowed: {', '.join(BACKENDS)}, or None")
         if isinstance(max_graphs, bool) or not isinstance(max_graphs, int) or max_graphs < 1:
             raise InputError(f"max_graphs is {max_graphs!r}; give an integer above 0")
+        self._family = roots(model)[0][1]
         self._orig_mod = model  # the name that torch.compile uses: `pumer.patching.unwrapped` looks there
         self.training = model.training
         self.buckets, self.max_graphs = buckets, max_graphs
@@ -191,7 +184,7 @@ class CompiledModel(nn.Module):
             return "input_ids or pixel_values missing"
         if torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors.values(), *model.parameters())):
             return "gradients are enabled (torch.inference_mode() switches them off)"
-        return _misfit(model, tensors)
+        return _misfit(model, tensors, self._family.reads_pairs(model))
 
     def _answer(self, kwargs: Mapping[str, Any], states: list[Reduction]) -> Any:
         model = self.model
@@ -199,11 +192,11 @@ class CompiledModel(nn.Module):
         options = {name: kwargs[name] for name in OPTIONS if kwargs.get(name) is not None}
         for name in ("output_hidden_states", "return_dict"):
             options.setdefault(name, bool(getattr(model.config, name)))
-        (batch, words), per_word = inputs["input_ids"].shape, isinstance(model, PER_WORD)
+        (batch, words), per_word = inputs["input_ids"].shape, isinstance(model, tuple(self._family.word_heads))
         exact = options["output_hidden_states"] or any(
             isinstance(each.config, ReleasedPuMerConfig) or (each.expands and not per_word) for each in states
         )
-        inputs = with_masks(inputs, images=model.config.model_type == "vilt")
+        inputs = with_masks(inputs, images=self._family.pixel_mask)
         sizes = self._sizes(inputs, exact)
         inputs = padded(inputs, sizes, _pad_id(model))
         with self._lock:
@@ -224,10 +217,11 @@ class CompiledModel(nn.Module):
             return Sizes(batch, words)
         words = self.buckets.text_length(words, config.max_position_embeddings)
         mask, patch = inputs.get("pixel_mask"), config.patch_size
-        if config.model_type != "vilt" or mask is None or mask.shape[-2:] != (shape := pixels.shape[-2:]):
+        if not self._family.pixel_mask or mask is None or mask.shape[-2:] != (shape := pixels.shape[-2:]):
             return Sizes(batch, words)
         height, width = (self.buckets.pixels(side, patch) for side in shape)
-        sampled = -1 if config.max_image_length is None else config.max_image_length
+        most = getattr(config, "max_image_length", None)  # above which transformers' ViLT draws some at random
+        sampled = -1 if most is None else most
         if any(side % patch for side in shape) or 0 <= sampled < (height // patch) * (width // patch):
             return Sizes(batch, words)  # the model would cut the rest of a patch, or refuse so many
         return Sizes(batch, words, height, width)
@@ -270,7 +264,7 @@ class CompiledModel(nn.Module):
         return self._chosen or ("cudagraph" if device.type == "cuda" else "inductor")
 
 
-def _misfit(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> str | None:
+def _misfit(model: PreTrainedModel, inputs: Mapping[str, Tensor], pairs: bool) -> str | None:
     """What is wrong with the shapes of inputs, so that padding could hide it; None if nothing is."""
     words, pixels, device = inputs["input_ids"], inputs["pixel_values"], model.device
     if any(x.device != device for x in inputs.values()):
@@ -279,8 +273,7 @@ def _misfit(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> str | None:
         return "texts of other shapes than (batch, words)"
     if words.shape[1] > model.config.max_position_embeddings:
         return "more words than positions"
-    images = isinstance(model, ViltForImagesAndTextClassification)
-    if pixels.ndim < 4 + images or len(pixels) != len(words):
+    if pixels.ndim < 4 + pairs or len(pixels) != len(words):
         return "images that do not fit the texts"
     mask = inputs.get("pixel_mask")
     if mask is not None and (mask.ndim, len(mask)) != (pixels.ndim - 1, len(pixels)):

@@ -17,8 +17,6 @@ from pumer.utils.errors import InputError, out_of_memory
 Runner = Callable[[dict[str, Tensor]], Any]
 """From inputs by name, always of the same shapes, to the model's output."""
 
-ROOTS = tuple(backbone.root for backbone in BACKBONES.values())
-
 WARM_UP = 3
 """Forwards before a capture, as torch advises: they make what is made once, such as cuBLAS's workspace."""
 
@@ -46,7 +44,8 @@ class Watch:
                 parts += part._modules.values()
         if parts != self._parts:  # at the beginning, and when a module was replaced
             self._parts, modules = parts, [part for part in parts if part is not None]
-            self._roots = [module for module in modules if isinstance(module, ROOTS)]
+            kinds = tuple(family.root for family in BACKBONES.values())
+            self._roots = [module for module in modules if isinstance(module, kinds)]
             self._held = [held for module in modules for held in (module._parameters, module._buffers)]
         states = [root.__dict__.get("pumer_reduction") for root in self._roots]
         return [state for state in states if state is not None]

@@ -11,7 +11,7 @@ from transformers import (
     ViltForQuestionAnswering,
 )
 
-from pumer.backbones.text_norm import TEXT_NORM_EPS, restore_text_norm
+from pumer.backbones.vilt import TEXT_NORM_EPS, restore_text_norm
 from pumer.conversion.family import ENTAILMENT, Family, Head, labels_of, shape_of
 
 _HEADS = {

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pumer.backbones import backbone_of
 from pumer.utils.errors import InputError
 
 
@@ -30,7 +31,8 @@ def inputs_for(model: Any, size: int | tuple[int, int], text_length: int, batch:
     random: dict[str, Any] = {"device": device}
     if device.type != "meta":
         random["generator"] = torch.Generator(device).manual_seed(0)
-    images = (config.num_images,) if type(model).__name__.endswith("ForImagesAndTextClassification") else ()
+    family = backbone_of(model)
+    images = (config.num_images,) if family is not None and family.reads_pairs(model) else ()
     words = model.get_input_embeddings().num_embeddings
     return {
         "input_ids": torch.randint(0, words, (batch, text_length), **random),

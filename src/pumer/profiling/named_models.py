@@ -1,18 +1,13 @@
 """Models by name, for measuring and planning: presets with random weights, checkpoints, copies that share weights."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoConfig,
-    PreTrainedModel,
-    ViltConfig,
-    ViltForImagesAndTextClassification,
-    ViltForQuestionAnswering,
-    ViltImageProcessorPil,
-)
+from transformers import AutoConfig, PreTrainedModel
 
+from pumer.backbones import BACKBONES, backbone_of
 from pumer.checkpoint import (
     has_processor,
     load,
@@ -23,7 +18,6 @@ from pumer.checkpoint import (
     saved_files,
     trained_with,
 )
-from pumer.models.meter import MeterConfig, MeterForImagesAndTextClassification, MeterForQuestionAnswering
 from pumer.patching import patch, unpatch
 from pumer.reducers import ReductionConfig
 from pumer.utils.errors import InputError
@@ -33,35 +27,9 @@ ASSETS = Path(__file__).parents[1] / "assets"
 PAPER_TEXT_LENGTH = 32
 
 
-def _vilt_b32() -> PreTrainedModel:
-    """ViLT-B/32 with a VQAv2 head of 3129 answers."""
-    return ViltForQuestionAnswering(ViltConfig(layer_norm_eps=1e-6, num_labels=3129))
-
-
-def _vilt_b32_nlvr2() -> PreTrainedModel:
-    """The same for pairs of images."""
-    return ViltForImagesAndTextClassification(
-        ViltConfig(layer_norm_eps=1e-6, num_labels=2, num_images=2, modality_type_vocab_size=3)
-    )
-
-
-def _meter_b16() -> PreTrainedModel:
-    """METER with CLIP ViT-B/16 and RoBERTa-base, with a VQAv2 head of 3129 answers."""
-    return MeterForQuestionAnswering(MeterConfig(num_labels=3129))
-
-
-def _meter_b16_nlvr2() -> PreTrainedModel:
-    """The same for pairs of images."""
-    return MeterForImagesAndTextClassification(MeterConfig(num_labels=2, modality_type_vocab_size=3))
-
-
-PRESETS = {
-    "vilt-b32": _vilt_b32,
-    "vilt-b32-nlvr2": _vilt_b32_nlvr2,
-    "meter-b16": _meter_b16,
-    "meter-b16-nlvr2": _meter_b16_nlvr2,
-}
-"""Full-size models with random weights; speed, memory and MACs do not depend on the weights."""
+def presets() -> dict[str, Callable[[], PreTrainedModel]]:
+    """Full-size models with random weights; speed, memory and MACs do not depend on the weights."""
+    return {name: build for family in BACKBONES.values() for name, build in family.presets.items()}
 
 
 def model_from(name: str, seed: int = 0) -> PreTrainedModel:
@@ -111,10 +79,10 @@ def _checkpoint(name: str) -> str:
 
 
 def _preset(name: str) -> PreTrainedModel:
-    preset = name.removeprefix(PREFIX)
-    if preset not in PRESETS:
-        raise InputError(f"preset '{preset}' is unknown; there are: {', '.join(PRESETS)}")
-    return PRESETS[preset]()
+    preset, known = name.removeprefix(PREFIX), presets()
+    if preset not in known:
+        raise InputError(f"preset '{preset}' is unknown; there are: {', '.join(known)}")
+    return known[preset]()
 
 
 def default_text_length(name: str, model: PreTrainedModel) -> int:
@@ -126,13 +94,14 @@ def default_text_length(name: str, model: PreTrainedModel) -> int:
 def default_image_size(name: str, model: PreTrainedModel) -> int:
     """Pixels along a side of what a checkpoint's processor delivers; the model's own size for a preset."""
     own = int(model.config.image_size)
-    if name.startswith(PREFIX) or getattr(model.config, "model_type", "") != "vilt":
+    family = backbone_of(model)
+    if name.startswith(PREFIX) or family is None or family.set_image_size is not None:
         return own
     checkpoint = _checkpoint(name)
     if not has_processor(checkpoint):
         return own
     with reading(f"the processor of {name} cannot be read"):
-        return int(ViltImageProcessorPil.from_pretrained(checkpoint).size["shortest_edge"])
+        return int(family.image_processor.from_pretrained(checkpoint).size["shortest_edge"])
 
 
 def variant(model: PreTrainedModel, config: ReductionConfig | None, slice_size: int | None = None) -> PreTrainedModel:

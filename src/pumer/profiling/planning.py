@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pumer.backbones import BACKBONES
-from pumer.backbones.base import switched
+from pumer.backbones import roots
+from pumer.backbones.state import switched
 from pumer.backbones.image_size import set_image_size
-from pumer.models.meter import MeterModel
 from pumer.patching import disabled, patch, reduction, reductions, unwrapped
 from pumer.profiling import named_models
 from pumer.profiling.inputs import inputs_for
@@ -130,9 +129,9 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] | None = None, text
     own = int(meta.config.image_size) if image_size is None else image_size
     size = (own, own) if isinstance(own, int) else own
     check_tokens(max(size), int(meta.config.patch_size))
-    for module in list(meta.modules()):
-        if isinstance(module, MeterModel) and size[0] == size[1]:  # ViLT takes any size as it is
-            module.set_image_size(size[0])
+    for root, family in roots(meta):
+        if family.set_image_size is not None and size[0] == size[1]:
+            family.set_image_size(root, size[0])
     _accept_whole_image(meta, size)
     inputs = inputs_for(meta, size, text_length)
     watch = _watch(meta, inputs)
@@ -172,7 +171,7 @@ def _accept_whole_image(meta: Any, size: tuple[int, int]) -> None:
 
 @dataclass
 class _Watch:
-    """Notes the tokens that enter and leave each layer; a `pumer.backbones.base.Recorder`."""
+    """Notes the tokens that enter and leave each layer; a `pumer.backbones.state.Recorder`."""
 
     counter: MacCounter = field(default_factory=lambda: MacCounter(EMBEDDING))
     tokens: tuple[int, int] = (0, 0)
@@ -204,20 +203,16 @@ def _watch(meta: nn.Module, inputs: dict[str, Tensor]) -> _Watch:
 def _hooked(meta: nn.Module, watch: _Watch) -> Iterator[None]:
     """Report to the watch which part of the model is running."""
     handles, counter = [], watch.counter
-    for module in meta.modules():
-        for backbone in BACKBONES.values():
-            if not isinstance(module, backbone.classes[backbone.root]):
-                continue
-            handles.append(module.register_forward_pre_hook(lambda *_: setattr(counter, "section", EMBEDDING)))
-            for stack, layers in backbone.layers(module).items():
-                for index, layer in enumerate(layers):
-                    place = (stack, index)
-                    enter = lambda _, args, place=place: watch.enter(place, args[0])  # noqa: E731
-                    handles.append(layer.register_forward_pre_hook(enter))
-            for stack, encoder in backbone.encoders(module).items():
-                after = HEAD if stack == "fusion" else EMBEDDING
-                leave = lambda *_, after=after: setattr(counter, "section", after)  # noqa: E731
-                handles.append(encoder.register_forward_hook(leave))
+    for root, family in roots(meta):
+        handles.append(root.register_forward_pre_hook(lambda *_: setattr(counter, "section", EMBEDDING)))
+        for stack, layers in family.layers(root).items():
+            for index, layer in enumerate(layers):
+                enter = lambda _, args, place=(stack, index): watch.enter(place, args[0])  # noqa: E731
+                handles.append(layer.register_forward_pre_hook(enter))
+        for stack, encoder in family.encoders(root).items():
+            after = HEAD if stack == "fusion" else EMBEDDING
+            leave = lambda *_, after=after: setattr(counter, "section", after)  # noqa: E731
+            handles.append(encoder.register_forward_hook(leave))
     try:
         with switched(reductions(meta), "recording", watch):
             yield

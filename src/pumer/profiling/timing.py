@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pumer.backbones import BACKBONES
-from pumer.backbones.base import switched
+from pumer.backbones import roots
+from pumer.backbones.state import switched
 from pumer.patching import reductions
 from pumer.reducers.base import Place, Reducer
 from pumer.reducers.cues import Cues
@@ -282,10 +282,9 @@ def watched(model: nn.Module, start: Mark, stop: Mark) -> Iterator[None]:
         stop: The same when it stops; a `REDUCE` may lie inside an `EMBEDDING`.
     """
     before = [(state, state.reducers) for state in reductions(model)]
-    roots = [(m, b) for m in model.modules() for b in BACKBONES.values() if isinstance(m, b.classes[b.root])]
     handles = []
-    for root, backbone in roots:
-        for module in backbone.embedders(root):
+    for root, family in roots(model):
+        for module in family.embedders(root):
             handles.append(module.register_forward_pre_hook(lambda *_: start(EMBEDDING)))
             handles.append(module.register_forward_hook(lambda *_: stop(EMBEDDING)))
     for state, reducers in before:

@@ -1,4 +1,4 @@
-"""What a task is: one file that reads, collates and scores itself, so that data and metric agree."""
+"""What a task is: one file that reads its data, renders it for the model and scores answers."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pumer.backbones import Head, models_for
 from pumer.data.images import Edit, ImageLike, Pixels
 from pumer.data.storage import SKIPPED, missing_images, storage_of
+from pumer.tasks.heads import classifier_from
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json, write_json
 
@@ -32,8 +34,8 @@ class Example:
         answers: ground truth (VQAv2: ten answers as written, else one label); empty where the split has no public
             answers.
         groups: what scores are broken down by, for instance `{"question_type": "what color"}`.
-        source: what it has in common with other examples, such as the number of its image: scores of one source may
-            rise and fall together, which intervals allow for.
+        source: shared with other examples whose scores may be correlated, such as the number of the image; confidence
+            intervals resample sources.
     """
 
     id: int | str
@@ -59,7 +61,7 @@ class Inputs:
         text_length: questions are cut to this many tokens, [CLS] and [SEP] included.
         blank_text: replace every question by the empty one ([CLS][SEP]); for an image-only model.
         fixed_length: pad every text to `text_length`, not to the longest of its batch.
-        edit: changes the resized pictures of a batch, see `Pixels`; null for none.
+        edit: changes the resized images of a batch, see `Pixels`; None for none.
     """
 
     tokenizer: Any
@@ -83,32 +85,31 @@ def spread(entries: Sequence[Entry], limit: int | None) -> Sequence[Entry]:
     return [entries[index * len(entries) // limit] for index in range(limit)]
 
 
-def words(texts: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
+def tokenize(texts: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
     """Texts as the tokenizer's tensors, such as `input_ids`: each (number of texts, T), T the longest, or fixed."""
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the text {text!r} holds half of a surrogate pair, which is no character") from error
-    shown = ["" if inputs.blank_text else text for text in texts]
+    texts = ["" if inputs.blank_text else text for text in texts]
     padding = "max_length" if inputs.fixed_length else "longest"
-    return dict(
-        inputs.tokenizer(shown, padding=padding, truncation=True, max_length=inputs.text_length, return_tensors="pt")
-    )
+    options = {"padding": padding, "truncation": True, "max_length": inputs.text_length, "return_tensors": "pt"}
+    return dict(inputs.tokenizer(texts, **options))
 
 
 def model_inputs(examples: Sequence[Example], inputs: Inputs) -> dict[str, Tensor]:
     """Texts and images of B examples as keyword arguments of a model.
 
     Returns:
-        What `words` gives, (B, T); `pixel_values` (B, 3, height, width), of examples with two images
+        The tensors of `tokenize`, (B, T); `pixel_values` (B, 3, height, width), of examples with two images
         (B, 2, 3, height, width); and where the model wants it `pixel_mask`, the same without the 3.
     """
     count = len(examples[0].images)
     pixels = inputs.pixels([path for example in examples for path in example.images], inputs.edit)
     if count > 1:
         pixels = {name: tensor.unflatten(0, (len(examples), count)) for name, tensor in pixels.items()}
-    return {**words([example.text for example in examples], inputs), **pixels}
+    return {**tokenize([example.text for example in examples], inputs), **pixels}
 
 
 class Task(ABC):
@@ -119,9 +120,11 @@ class Task(ABC):
 
     Attributes:
         name: key in `pumer.tasks.TASKS`.
-        models: transformers `model_type` to the model class for this task.
+        head_kind: which of `pumer.backbones.base.Head` answers it.
         head: prefixes of the parameter names that train with the head's learning rate.
-        files: one line saying which files the data folder must hold, for error messages.
+        image_count: images of an example.
+        fixed_labels: the labels in the order of the logits' columns, where they do not depend on the data.
+        files: one line that names the files the data folder must hold, for error messages.
         splits: the splits that official files may hold.
         groups: names of `Example.groups`, in the order in which tables show them.
         template: the group whose best constant answers are the baseline; null for one constant answer to all.
@@ -129,8 +132,10 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    models: ClassVar[Mapping[str, type[PreTrainedModel]]]
-    head: ClassVar[tuple[str, ...]]
+    head_kind: ClassVar[Head]
+    head: ClassVar[tuple[str, ...]] = ("classifier.",)
+    image_count: ClassVar[int] = 1
+    fixed_labels: ClassVar[tuple[str, ...]] = ()
     files: ClassVar[str]
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     groups: ClassVar[tuple[str, ...]] = ()
@@ -144,6 +149,11 @@ class Task(ABC):
             labels: one name per column, in order.
         """
         self.labels = tuple(labels)
+
+    @classmethod
+    def models(cls) -> dict[str, type[PreTrainedModel]]:
+        """The model class for this task in each family that has one, by transformers' `model_type`."""
+        return models_for(cls.head_kind)
 
     @classmethod
     def read(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
@@ -166,7 +176,7 @@ class Task(ABC):
 
     @classmethod
     def read_and_count(cls, root: Path, split: str, limit: int | None = None) -> tuple[list[Example], int]:
-        """The examples of a split, as `read` gives them, and how many are left out for want of an image."""
+        """The examples of a split, as `read` gives them, and how many are left out because an image is missing."""
         examples = cls.examples(root, split, limit)
         if not examples:
             raise InputError(f"split {split} in {root} is empty")
@@ -175,8 +185,11 @@ class Task(ABC):
             return examples, 0
         path, reason = next(iter(missing.items()))
         storage = storage_of(path)
+        if storage is None and not path.parent.is_dir():
+            raise InputError(f"image folder {path.parent} does not exist; the data folder must hold {cls.files}")
         if storage is None:
-            raise InputError(cls._missing(root, split, path, len(missing)))
+            lists = f"`pumer data check {cls.name} {root}` lists them"
+            raise InputError(f"image {path} does not exist; {len(missing)} images of split {split} are missing, {lists}")
         kept = [example for example in examples if missing.keys().isdisjoint(example.images)]
         if not kept:
             raise InputError(f"no example of split {split} in {root} has its images; {path} {reason}")
@@ -185,17 +198,9 @@ class Task(ABC):
         return kept, left_out
 
     @classmethod
-    def _missing(cls, root: Path, split: str, path: Path, count: int) -> str:
-        """What to tell about a download without some of its images."""
-        if not path.parent.is_dir():
-            return f"image folder {path.parent} does not exist; the data folder must hold {cls.files}"
-        lists = f"`pumer data check {cls.name} {root}` lists them"
-        return f"image {path} does not exist; {count} images of split {split} are missing, {lists}"
-
-    @classmethod
     @abstractmethod
     def examples(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
-        """What the official files of a split say, whether or not the images are there; see `read`."""
+        """The examples in a split's annotation files, whether or not the images are there; see `read`."""
 
     @classmethod
     @abstractmethod
@@ -213,7 +218,6 @@ class Task(ABC):
         """
 
     @classmethod
-    @abstractmethod
     def model(cls, checkpoint: str, labels: Sequence[str]) -> PreTrainedModel:
         """A model for this task, started from a checkpoint with or without a fitting head.
 
@@ -225,9 +229,10 @@ class Task(ABC):
         Raises:
             InputError: when the checkpoint cannot be read or is of another model type.
         """
+        return classifier_from(checkpoint, labels, cls.models(), cls.image_count)
 
     def draw(self, examples: Sequence[Example], index: int, seed: int, epoch: int) -> Example:
-        """An example as training shows it: a task may add what it draws for it, from seed, epoch and index alone.
+        """An example for training; a task may add what it draws at random, from seed, epoch and index alone.
 
         Raises:
             InputError: when it has no answer to learn.
@@ -245,7 +250,7 @@ class Task(ABC):
         raise NotImplementedError
 
     def logits(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        """What the model says to a batch, (B, number of labels)."""
+        """The model's logits for a batch, (B, number of labels)."""
         logits: Tensor = model(**batch["inputs"]).logits
         return logits
 
@@ -260,10 +265,10 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, example: Example, answer: str) -> float:
-        """Official score of one answer, in [0, 1]; the task's figure is the mean over examples."""
+        """Official score of one answer, in [0, 1]; the task's metric is the mean over examples."""
 
     def candidates(self, example: Example) -> set[str]:
-        """Answers that could be right for an example: among them the best constant answer is looked for."""
+        """Answers that could be right for an example; the best constant answer is one of them."""
         return set(example.answers)
 
     @classmethod
@@ -273,7 +278,7 @@ class Task(ABC):
 
         Args:
             annotations: a file of the task's with the right answers.
-            questions: a file that says which of them count, where the task has such files (VQAv2).
+            questions: a file with the questions that count, where the task has such files (VQAv2).
             split: the part of a file that holds all splits (retrieval).
 
         Raises:
@@ -282,17 +287,17 @@ class Task(ABC):
 
     @classmethod
     def known(cls, annotations: Path) -> set[int | str]:
-        """The ids in an annotation file, also of what `truth` leaves out: a result file may answer them."""
+        """All ids in an annotation file, also those that `truth` leaves out: a result file may answer them."""
         return {example.id for example in cls.truth(annotations)}
 
     def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
         """The content of the official result file, one entry per example."""
-        number, answered = self.result_keys
+        id_key, answer_key = self.result_keys
         pairs = zip(examples, answers, strict=True)
-        return [{number: example.id, answered: answer} for example, answer in pairs]
+        return [{id_key: example.id, answer_key: answer} for example, answer in pairs]
 
     def write_submission(self, path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
-        """Write the official result file: JSON, unless the task says otherwise."""
+        """Write the official result file."""
         write_json(path, self.submission(examples, answers))
 
     @classmethod
@@ -302,21 +307,22 @@ class Task(ABC):
         Raises:
             InputError: when it is missing or in another format.
         """
-        number, answered = cls.result_keys
+        id_key, answer_key = cls.result_keys
         entries = read_json(path)
         if not isinstance(entries, list):
-            raise InputError(f'{path} must hold a list of {{"{number}": ..., "{answered}": ...}}')
+            raise InputError(f'{path} must hold a list of {{"{id_key}": ..., "{answer_key}": ...}}')
         for index, entry in enumerate(entries):
-            if not isinstance(entry, dict) or not {number, answered} <= entry.keys():
-                raise InputError(f"{path}: entry {index} must have '{number}' and '{answered}'")
-            if not isinstance(entry[answered], str):
-                raise InputError(f"{path}: '{answered}' of entry {index} must be text, not {entry[answered]!r}")
-            if not isinstance(entry[number], int | str) or isinstance(entry[number], bool):
-                raise InputError(f"{path}: '{number}' of entry {index} must be a number or text, not {entry[number]!r}")
-        return [(entry[number], entry[answered]) for entry in entries]
+            if not isinstance(entry, dict) or not {id_key, answer_key} <= entry.keys():
+                raise InputError(f"{path}: entry {index} must have '{id_key}' and '{answer_key}'")
+            number, answer = entry[id_key], entry[answer_key]
+            if not isinstance(answer, str):
+                raise InputError(f"{path}: '{answer_key}' of entry {index} must be text, not {answer!r}")
+            if not isinstance(number, int | str) or isinstance(number, bool):
+                raise InputError(f"{path}: '{id_key}' of entry {index} must be a number or text, not {number!r}")
+        return [(entry[id_key], entry[answer_key]) for entry in entries]
 
-    def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
-        """Official figures beside the mean score, by name: values in [0, 1] whose mean is the figure, with sources."""
+    def metrics(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
+        """Official metrics beside the mean score, by name: values in [0, 1] whose mean is the metric, with sources."""
         return {}
 
     def choose(self, logits: Tensor) -> Tensor:

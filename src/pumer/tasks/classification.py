@@ -2,38 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from pumer.tasks.base import Example, Task
-from pumer.tasks.heads import classifier_from
 from pumer.utils.errors import InputError
 
 UNKNOWN = -100
-"""Target of an example without a public label, which the loss passes over."""
+"""Target of an example without a public label, which the loss ignores."""
 
 
 class SingleLabel(Task):
-    """A task whose examples have one right label each.
-
-    Attributes:
-        fixed_labels: the labels, in the order of the logits' columns.
-        image_count: images of an example.
-    """
-
-    head: ClassVar[tuple[str, ...]] = ("classifier.",)
-    fixed_labels: ClassVar[tuple[str, ...]]
-    image_count: ClassVar[int] = 1
+    """A task whose examples have one right label each, out of `fixed_labels`."""
 
     def __init__(self, labels: Sequence[str]) -> None:
-        """Bind to a model's labels.
-
-        Args:
-            labels: one name per column, in order.
+        """Bind to a model's labels, one name per column, in order.
 
         Raises:
             InputError: when they are not the task's.
@@ -50,11 +36,6 @@ class SingleLabel(Task):
     def vocabulary(cls, root: Path, minimum: int = 1) -> tuple[str, ...]:
         """The fixed labels; see `Task.vocabulary`."""
         return cls.fixed_labels
-
-    @classmethod
-    def model(cls, checkpoint: str, labels: Sequence[str]) -> PreTrainedModel:
-        """A classifier of one or two images with a text; see `Task.model`."""
-        return classifier_from(checkpoint, labels, cls.models, cls.image_count)
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         """Columns (B,) of the right labels; `UNKNOWN` where there is none."""

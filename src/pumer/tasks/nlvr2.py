@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import PreTrainedModel, ViltForImagesAndTextClassification
-
-from pumer.models.meter import MeterForImagesAndTextClassification
+from pumer.backbones import Head
+from pumer.tasks.annotations import check_folder, check_split, read_entry_lines
 from pumer.tasks.base import Example, spread
 from pumer.tasks.classification import SingleLabel
-from pumer.tasks.records import lines
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_csv, write_text
 
 _NAMES = {"train": "train", "val": "dev", "test": "test1"}
 _SUBSETS = ("balanced", "unbalanced")
+_SPLITS = (*_NAMES, *(f"{name}-{subset}" for name in ("val", "test") for subset in _SUBSETS))
 
 
 class NLVR2(SingleLabel):
@@ -39,10 +38,7 @@ class NLVR2(SingleLabel):
     """
 
     name: ClassVar[str] = "nlvr2"
-    models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {
-        "vilt": ViltForImagesAndTextClassification,
-        "meter": MeterForImagesAndTextClassification,
-    }
+    head_kind: ClassVar[Head] = "image_pair"
     files: ClassVar[str] = "the official train.json, dev.json and test1.json and the folder images"
     groups: ClassVar[tuple[str, ...]] = ("subset",)
     fixed_labels: ClassVar[tuple[str, ...]] = ("False", "True")
@@ -57,17 +53,20 @@ class NLVR2(SingleLabel):
             others = " or ".join(f"{split}-{path.parent.name}" for path in subsets)
             raise InputError(f"{file} does not exist; add it, or give split {others}")
         subset = {entry["identifier"]: path.parent.name for path in subsets for entry in _entries(path)}
-        name, _ = _name_and_subset(split)
-        return [_example(entry, root, name, subset) for entry in spread(_entries(file), limit)]
+        folder = root / "images" / _name_and_subset(split)[0]
+        examples = []
+        for entry in spread(_entries(file), limit):
+            groups = {"subset": subset.get(entry["identifier"], "neither")} if subset else {}
+            examples.append(_example(entry, _images(entry, folder), groups))
+        return examples
 
     @classmethod
     def annotation_files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """The split's file, and those of its subsets that are there; see `Task.annotation_files`."""
         name, subset = _name_and_subset(split)
-        if not root.is_dir():
-            raise InputError(f"data folder {root} does not exist; give data.root=FOLDER with {cls.files}")
-        whole = [folder / f"{name}.json" for folder in (root, root / "data")]
-        parts = [folder / kind / f"{kind}_{name}.json" for folder in (root, root / "data") for kind in _SUBSETS]
+        check_folder(root, cls.files)
+        folders = (root, root / "data")
+        parts = [folder / kind / f"{kind}_{name}.json" for folder in folders for kind in _SUBSETS]
         there = [path for path in parts if path.is_file()]
         if subset:
             chosen = next((path for path in there if path.parent.name == subset), None)
@@ -75,18 +74,15 @@ class NLVR2(SingleLabel):
                 lacking = f"{subset}/{subset}_{name}.json"
                 raise InputError(f"split {split} is in {lacking}, which {root} lacks; add it, or give another split")
             return (chosen,)
-        file = next((path for path in whole if path.is_file()), whole[0])
-        return (file, *there)
+        whole = [folder / f"{name}.json" for folder in folders]
+        return (next((path for path in whole if path.is_file()), whole[0]), *there)
 
     @classmethod
     def truth(cls, annotations: Path, questions: Path | None = None, split: str = "test") -> list[Example]:
         """Sentences and labels from one annotation file; see `Task.truth`."""
-        entries = _entries(annotations)
-        return [
-            Example(entry["identifier"], (), entry["sentence"], _label(entry), source=_set(entry)) for entry in entries
-        ]
+        return [_example(entry) for entry in _entries(annotations)]
 
-    def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
+    def metrics(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
         """`consistency`: per sentence, 1 if it was judged right for all pairs of images it is asked about."""
         right: dict[str, list[float]] = defaultdict(list)
         for example, answer in zip(examples, answers, strict=True):
@@ -113,37 +109,33 @@ class NLVR2(SingleLabel):
 
 def _name_and_subset(split: str) -> tuple[str, str]:
     """The official name of a split and the subset it is, if any: ("dev", "balanced") of "val-balanced"."""
+    check_split(split, _SPLITS)
     name, _, subset = split.partition("-")
-    allowed = [*_NAMES, *(f"{name}-{subset}" for name in _NAMES if name != "train" for subset in _SUBSETS)]
-    if split not in allowed:
-        raise InputError(f"split must be one of {', '.join(allowed)}, not '{split}'")
     return _NAMES[name], subset
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    entries = lines(path, {"identifier": str, "sentence": str}, NLVR2.files, unique="identifier")
+    entries = read_entry_lines(path, {"identifier": str, "sentence": str}, NLVR2.files, unique="identifier")
     for entry in entries:
         if entry["identifier"].count("-") < 3:
             raise InputError(f"{path}: identifier '{entry['identifier']}' is not of the form split-set-pair-sentence")
     return entries
 
 
-def _example(entry: Mapping[str, Any], root: Path, name: str, subset: Mapping[str, str]) -> Example:
-    identifier = entry["identifier"]
-    folder = root / "images" / name
-    if name == "train":
+def _example(entry: Mapping[str, Any], images: tuple[Path, ...] = (), groups: Mapping[str, str] | None = None) -> Example:
+    """An example; its source is the set of pairs that share images and sentences, "dev-850" of "dev-850-0-1"."""
+    source = entry["identifier"].rsplit("-", 2)[0]
+    return Example(entry["identifier"], images, entry["sentence"], _label(entry), groups or {}, source)
+
+
+def _images(entry: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
+    if folder.name == "train":
         if "directory" not in entry:
-            raise InputError(f"example {identifier} of NLVR2's train split in {root} has no 'directory'")
+            root = folder.parents[1]
+            raise InputError(f"example {entry['identifier']} of NLVR2's train split in {root} has no 'directory'")
         folder /= str(entry["directory"])
-    pair = identifier.rpartition("-")[0]
-    images = tuple(folder / f"{pair}-img{number}.png" for number in range(2))
-    groups = {"subset": subset.get(identifier, "neither")} if subset else {}
-    return Example(identifier, images, entry["sentence"], _label(entry), groups, _set(entry))
-
-
-def _set(entry: Mapping[str, Any]) -> str:
-    """The set of pairs that share pictures and sentences: "dev-850" of "dev-850-0-1"."""
-    return str(entry["identifier"]).rsplit("-", 2)[0]
+    pair = entry["identifier"].rpartition("-")[0]
+    return tuple(folder / f"{pair}-img{number}.png" for number in range(2))
 
 
 def _label(entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,19 +1,13 @@
 """How weights learn: learning rates of a model's parts, their schedule, weight decay, clipping."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
 
+from pumer.backbones import BACKBONES
 from pumer.patching import LEARNED
 from pumer.settings.train import OptimizerConfig
-
-ENCODERS: Mapping[str, tuple[str, ...]] = {
-    "vilt": ("vilt.embeddings.",),
-    "meter": ("meter.text_model.", "meter.vision_model.", "meter.modality_embeddings."),
-}
-"""Names of the parameters that see one modality only, by model type: those before the cross-modal layers. METER's
-projections and poolers count as cross-modal, its modality embedding as an encoder, as in its authors' code."""
 
 
 def parameter_groups(
@@ -27,7 +21,7 @@ def parameter_groups(
 
     Args:
         model: what is trained.
-        model_type: key of `ENCODERS`; of another type, nothing counts as an encoder.
+        model_type: key of `BACKBONES`; of another type, nothing counts as an encoder.
         head: prefixes of the names of the head's parameters.
         decayed: names of the parameters that weight decay shrinks.
         config: the rates.
@@ -48,4 +42,6 @@ def _factor(name: str, model_type: str, head: Sequence[str], config: OptimizerCo
         return config.reduction_factor
     if name.startswith(tuple(head)):
         return config.head_factor
-    return config.encoder_factor if name.startswith(ENCODERS.get(model_type, ())) else 1.0
+    family = BACKBONES.get(model_type)
+    encoder = family is not None and name.startswith(family.encoder_parameters)
+    return config.encoder_factor if encoder else 1.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from pumer.backbones.base import switched
+from pumer.backbones.state import switched
 from pumer.patching import reductions, unwrapped
 from pumer.reducers.base import Place
 from pumer.tokens import Decision, Tokens
