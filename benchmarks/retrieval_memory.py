@@ -1,6 +1,6 @@
 """Memory of scoring all pairs for retrieval: 100 images with 500 captions beside 20 with 100.
 
-Ranks random pictures with the small models that ship with the package, under a retrieval head of random weights, each
+Ranks random images with the small models that ship with the package, under a retrieval head of random weights, each
 size in a process of its own, and writes `benchmarks/results/retrieval-memory-<device>.json`: the peak of memory above
 what was held before ranking, and pairs per second.
 """
@@ -19,14 +19,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from pumer.checkpoint import ensure_patched, load_processor
-from pumer.evaluation.ranking import rank
+from pumer.evaluation.ranking import CandidateSets, rank
 from pumer.profiling.peak_memory import peak_since, resident
+from pumer.session import Session
 from pumer.tasks import Flickr30k
-from pumer.tasks.loading import make_inputs, text_length_of
 from pumer.utils.files import write_json
 from pumer.utils.provenance import collect
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import SMALL
 from pumer.utils.tensors import best_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -84,15 +83,15 @@ def measured(model: str, images: int, batch: int) -> dict[str, float]:
 def measure(name: str, images: int, batch: int) -> dict[str, float]:
     """Peak memory in MiB above what is held before, and pairs per second."""
     torch.manual_seed(0)
-    folder, device = checkpoint_dir(name), best_device()
-    model = ensure_patched(Flickr30k.model(str(folder), ())).to(device)
-    inputs = make_inputs(load_processor(folder), text_length_of(model, None))
+    folder, device = str(checkpoint_dir(name)), best_device()
+    session = Session.around(folder, Flickr30k.model(folder, ()), Flickr30k())
+    session.model.to(device)
     with tempfile.TemporaryDirectory() as root:
         write(Path(root), images)
         pairs = Flickr30k.read(Path(root), "test")
-        rank(model, pairs[: 4 * CAPTIONS], inputs, batch)  # loads libraries and starts threads
+        rank(session, CandidateSets(pairs[: 4 * CAPTIONS]), batch)  # loads libraries and starts threads
         before, start = resident(device.type), time.perf_counter()
-        rank(model, pairs, inputs, batch)
+        rank(session, CandidateSets(pairs), batch)
         seconds = time.perf_counter() - start
         peak = peak_since(device.type) - before
     return {"peak_mib": peak / 2**20, "pairs_per_second": images * len(pairs) / seconds}

@@ -11,7 +11,7 @@ from tiny import FOLDERS
 import pumer
 from pumer.session import Session, bind, labels_of
 from pumer.tasks import NLVR2, TASKS, VQAv2
-from pumer.tasks.base import words
+from pumer.tasks.base import tokenize
 from pumer.utils.errors import InputError
 
 REDUCTION = {"method": "pumer", "layers": [2, 5], "prune_ratio": 0.2, "merge_ratio": 0.4}
@@ -70,7 +70,7 @@ def test_texts_are_padded_to_one_length_for_a_compiled_training(tiny_vilt):
         session = Session.around(str(tiny_vilt), model, VQAv2(("red", "blue")), text_length=9, fixed_length=fixed)
         tokens = session.inputs.tokenizer("what is", padding="longest", return_tensors="pt").input_ids
         assert tokens.shape[1] == 4
-        assert words(["what is"], session.inputs)["input_ids"].shape[1] == length
+        assert tokenize(["what is"], session.inputs)["input_ids"].shape[1] == length
 
 
 def test_another_reduction_takes_the_place_of_the_saved_one(trained, caplog):

@@ -17,7 +17,7 @@ from pumer.patching import patch
 from pumer.patching import reduction as reduction_in
 from pumer.reducers import NoReduction, ReductionConfig, config_to_dict, reduction_from
 from pumer.settings.common import Blank, Resize, Rule
-from pumer.tasks import TASKS, Inputs, Task, VQAv2, task_class
+from pumer.tasks import TASKS, Example, Inputs, Task, VQAv2, task_class
 from pumer.tasks.loading import make_inputs, text_length_of
 from pumer.utils.errors import InputError
 from pumer.utils.tensors import best_device
@@ -142,6 +142,12 @@ class Session:
         inputs = make_inputs(processor, text_length_of(model, text_length), resize, blank, fixed_length)
         return cls(name, model, processor, task, inputs, forward=model)
 
+    def check(self, example: Example) -> None:
+        """Refuse an example with another number of images than the task looks at at once."""
+        count = self.task.image_count
+        if len(example.images) != count:
+            raise InputError(f"task {self.task.name} looks at {count} image(s) at once, not {len(example.images)}")
+
     @property
     def reduction(self) -> dict[str, Any]:
         """The reduction in place, as plain data."""
@@ -155,14 +161,14 @@ def bind(name: str, model: PreTrainedModel, kind: type[Task], rule: Rule | None 
         name: of the model, for messages.
         model: one of the task's classes.
         kind: the task's class.
-        rule: of VQA accuracy, see `pumer.tasks.vqa_accuracy.accuracy`; None for the official one.
+        rule: of VQA accuracy, see `pumer.tasks.metrics.vqa_accuracy`; None for the official one.
 
     Raises:
         InputError: for a model of another task, labels that are not the task's, and a rule for another task than VQAv2.
     """
-    if not isinstance(model, tuple(kind.models.values())):
-        needed = " or ".join(cls.__name__ for cls in kind.models.values())
-        others = [other for other, each in TASKS.items() if isinstance(model, tuple(each.models.values()))]
+    if not isinstance(model, tuple(kind.models().values())):
+        needed = " or ".join(cls.__name__ for cls in kind.models().values())
+        others = [other for other, each in TASKS.items() if isinstance(model, tuple(each.models().values()))]
         remedy = f"; give task={' or '.join(others)}" if others else ""
         raise InputError(f"{name} is a {type(model).__name__}; task {kind.name} needs a {needed}{remedy}")
     return with_rule(kind, labels_of(model), rule)

@@ -9,11 +9,11 @@ from transformers import ViltForMaskedLM
 
 import pumer
 from pumer.checkpoint import load_processor
-from pumer.evaluation.evaluate import labels_of, predict, run
+from pumer.evaluation.evaluate import predict, run
+from pumer.session import Session
 from pumer.settings.data import PrepareConfig
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
 from pumer.tasks import VQAv2
-from pumer.tasks.loading import make_inputs
 from pumer.tasks.prepare import run as prepare
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
@@ -23,19 +23,17 @@ REDUCTION = {"method": "pumer", "layers": [2, 5], "prune_ratio": 0.2, "merge_rat
 
 @pytest.fixture
 def config(tiny_vilt, tiny_vqa):
-    return EvaluateConfig(model=str(tiny_vilt), data=EvaluationData(tiny_vqa), batch_size=5)
+    return EvaluateConfig(model=str(tiny_vilt), data=EvaluationData(root=tiny_vqa), batch_size=5)
 
 
 def test_answers_equal_those_of_one_question_at_a_time(tiny_vilt, tiny_vqa):
-    model = pumer.patch(pumer.load(tiny_vilt), pumer.NoReduction())
-    task = VQAv2(labels_of(model))
-    examples = task.read(tiny_vqa, "val")
-    inputs = make_inputs(load_processor(tiny_vilt), 12)
-    answers = predict(model, task, examples, inputs, batch_size=5)
+    session = Session.open(tiny_vilt, text_length=12)
+    examples = VQAv2.read(tiny_vqa, "val")
+    answers = predict(session, examples, batch_size=5)
     for example, answer in zip(examples, answers, strict=True):
         with torch.no_grad():
-            logits = model(**task.collate([example], inputs)["inputs"]).logits[0]
-        assert answer == model.config.id2label[int(logits.argmax())]
+            logits = session.model(**session.task.collate([example], session.inputs)["inputs"]).logits[0]
+        assert answer == session.model.config.id2label[int(logits.argmax())]
 
 
 def test_result_file(config, tmp_path):
@@ -90,8 +88,8 @@ def test_table_and_submission(config, tmp_path, capsys):
 def test_what_a_prepared_folder_lacks_is_counted(config, tiny_vqa, tmp_path, caplog):
     assert run(config)["left_out"] == 0
     (tiny_vqa / "val2014" / "COCO_val2014_000000000000.jpg").unlink()
-    prepare(PrepareConfig("vqav2", tiny_vqa, tmp_path / "prepared"), progress=False)
-    given = {"data": EvaluationData(tmp_path / "prepared"), "submission": tmp_path / "submission.json"}
+    prepare(PrepareConfig(task="vqav2", root=tiny_vqa, out=tmp_path / "prepared"), progress=False)
+    given = {"data": EvaluationData(root=tmp_path / "prepared"), "submission": tmp_path / "submission.json"}
     result = run(EvaluateConfig(**vars(config) | given))
     assert (result["questions"], result["answered"], result["left_out"]) == (10, 10, 2)
     assert caplog.text.count("submission.json lacks 2 examples, whose images are missing or broken") == 1
@@ -109,7 +107,7 @@ def test_settings_of_the_training_are_the_defaults(config, tmp_path):
     blind = run(EvaluateConfig(**vars(config) | {"blank": "image", "text_length": 5}))
     assert result["accuracy"] == blind["accuracy"]
     with pytest.raises(InputError, match="checkpoint out/of/sight is not a folder"):
-        run(EvaluateConfig("out/of/sight"))
+        run(EvaluateConfig(model="out/of/sight"))
 
 
 def test_split_without_train_files_has_no_constants(config, tiny_vqa):
@@ -153,7 +151,7 @@ def test_a_broken_record_of_the_training_is_named(config, tmp_path, content):
     folder = shutil.copytree(config.model, tmp_path / "model")
     (folder / "run.json").write_text(content)
     with pytest.raises(InputError, match=r"run\.json is no record of a training; remove it"):
-        run(EvaluateConfig(str(folder)))
+        run(EvaluateConfig(model=str(folder)))
 
 
 def test_another_run_is_looked_at_before_anything_is_answered(config, tmp_path, monkeypatch):

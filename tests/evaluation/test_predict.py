@@ -115,7 +115,7 @@ def test_a_list_as_spreadsheets_write_it(tiny_vilt, tiny_vqa, tmp_path, encoding
     text = 'note,image,question\r\n"été, ""2""\r\n",COCO_val2014_000000000001.png,what is this?\r\n\r\n'
     (tmp_path / "q.csv").write_bytes(text.encode(encoding))
     files = {"questions": tmp_path / "q.csv", "images": tiny_vqa / "val2014"}
-    assert run(PredictConfig(str(tiny_vilt), tmp_path / "a.csv", **files)) == 1
+    assert run(PredictConfig(model=str(tiny_vilt), out=tmp_path / "a.csv", **files)) == 1
     (row,) = csv.DictReader(io.StringIO((tmp_path / "a.csv").read_bytes().decode(), newline=""))
     assert row["note"] == 'été, "2"\r\n'
     assert list(row) == ["note", "image", "question", "answer"]
@@ -139,13 +139,15 @@ def test_a_list_as_spreadsheets_write_it(tiny_vilt, tiny_vqa, tmp_path, encoding
 def test_lists_that_cannot_be_answered(tiny_vilt, tmp_path, text, message):
     (tmp_path / "q.csv").write_text(text)
     with pytest.raises(InputError, match=message):
-        run(PredictConfig(str(tiny_vilt), tmp_path / "out.csv", questions=tmp_path / "q.csv", images=tmp_path))
+        run(
+            PredictConfig(model=str(tiny_vilt), out=tmp_path / "out.csv", questions=tmp_path / "q.csv", images=tmp_path)
+        )
     assert not (tmp_path / "out.csv").exists()
 
 
 def test_a_list_and_a_split_do_not_go_together(tiny_vilt, tmp_path):
     with pytest.raises(InputError, match=r"limit.*split.*questions"):
-        run(PredictConfig(str(tiny_vilt), tmp_path / "out.csv", questions=tmp_path / "q.csv", limit=3))
+        run(PredictConfig(model=str(tiny_vilt), out=tmp_path / "out.csv", questions=tmp_path / "q.csv", limit=3))
 
 
 @pytest.fixture(scope="module")

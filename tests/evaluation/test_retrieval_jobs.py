@@ -113,7 +113,7 @@ def test_a_teacher_of_another_task_is_refused(recipe, tiny_vilt):
 
 KILLED = """
 import os, signal, sys
-from pumer import ranking
+from pumer.evaluation import ranking
 from pumer.cli import app
 fill, left = ranking._fill_block, 4
 def killed(block, *how):

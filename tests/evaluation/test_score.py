@@ -14,7 +14,7 @@ FLICKR = "dataset_flickr30k.json"
 
 
 def config(root, path, **changes):
-    return ScoreConfig("vqav2", root / ANNOTATIONS, path, **changes)
+    return ScoreConfig(task="vqav2", annotations=root / ANNOTATIONS, predictions=path, **changes)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_the_official_rule_and_the_published_one(tiny_vqa, predictions):
     with pytest.raises(InputError, match="rule must be one of official, published, not 'strict'"):
         config(tiny_vqa, predictions, rule="strict")
     with pytest.raises(InputError, match="rule=published is for task vqav2, not for task nlvr2"):
-        ScoreConfig("nlvr2", predictions, predictions, rule="published")
+        ScoreConfig(task="nlvr2", annotations=predictions, predictions=predictions, rule="published")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -65,7 +65,9 @@ def test_result_files_with_a_byte_order_mark(tiny_vqa, predictions, tiny_nlvr2, 
     assert run(config(tiny_vqa, predictions)) == before
     pairs = [json.loads(line)["identifier"] for line in (tiny_nlvr2 / "dev.json").read_text().splitlines()]
     predictions.write_bytes("".join(f"{pair},true\r\n" for pair in pairs).encode(encoding))
-    assert run(ScoreConfig("nlvr2", tiny_nlvr2 / "dev.json", predictions))["questions"] == len(pairs)
+    assert run(ScoreConfig(task="nlvr2", annotations=tiny_nlvr2 / "dev.json", predictions=predictions))[
+        "questions"
+    ] == len(pairs)
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '[{"question_id": 1' + "0" * 5000 + "}]", '[{"question_id": NaN}]'])
@@ -93,11 +95,11 @@ def test_lines_without_a_gold_label_may_be_answered(tiny_snli_ve, tmp_path):
     ids = [json.loads(line)["pairID"] for line in annotations.read_text().splitlines()]
     entries = [{"pairID": number, "gold_label": "neutral"} for number in ids]
     path.write_text(json.dumps(entries))
-    result = run(ScoreConfig("snli_ve", annotations, path))
+    result = run(ScoreConfig(task="snli_ve", annotations=annotations, predictions=path))
     assert (result["questions"], result["accuracy"]["mean"]) == (9, pytest.approx(3 / 9))
     path.write_text(json.dumps([*entries, {"pairID": "9.jpg#0r1n", "gold_label": "neutral"}]))
     with pytest.raises(InputError, match=r"answers 1 examples that are not asked: 9\.jpg#0r1n"):
-        run(ScoreConfig("snli_ve", annotations, path))
+        run(ScoreConfig(task="snli_ve", annotations=annotations, predictions=path))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,11 @@ def test_lines_without_a_gold_label_may_be_answered(tiny_snli_ve, tmp_path):
 )
 def test_options_without_a_use_and_missing_files(tmp_path, task, option, message):
     with pytest.raises(InputError, match=message):
-        run(ScoreConfig(task, tmp_path / "annotations.json", tmp_path / "predictions", **option))
+        run(
+            ScoreConfig(
+                task=task, annotations=tmp_path / "annotations.json", predictions=tmp_path / "predictions", **option
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +146,7 @@ def test_unusable_predictions_are_named(tiny_vqa, predictions, change, message):
 
 def test_unknown_task(tmp_path):
     with pytest.raises(InputError, match="task 'vqa' is unknown"):
-        run(ScoreConfig("vqa", tmp_path / "a", tmp_path / "p"))
+        run(ScoreConfig(task="vqa", annotations=tmp_path / "a", predictions=tmp_path / "p"))
 
 
 @pytest.fixture
@@ -170,12 +176,14 @@ def gallery_scores(tiny_flickr, tmp_path):
 @pytest.mark.parametrize("file", ["found.json", "scores.npy", "."])
 def test_files_of_galleries_and_of_scores(tiny_flickr, gallery_scores, file):
     folder, right = gallery_scores
-    result = run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder / file, galleries="4x2"))
+    result = run(
+        ScoreConfig(task="flickr30k", annotations=tiny_flickr / FLICKR, predictions=folder / file, galleries="4x2")
+    )
     assert result["figures"]["text retrieval, recall@1"]["mean"] == np.mean(right["image"])
     assert result["figures"]["image retrieval, recall@1"]["mean"] == np.mean(right["caption"])
     assert result["questions"] == 48
     with pytest.raises(InputError, match="--galleries it was made with"):
-        run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder / file, galleries="2x4"))
+        run(ScoreConfig(task="flickr30k", annotations=tiny_flickr / FLICKR, predictions=folder / file, galleries="2x4"))
 
 
 def test_unusable_rankings_are_named(tiny_flickr, gallery_scores):
@@ -184,18 +192,22 @@ def test_unusable_rankings_are_named(tiny_flickr, gallery_scores):
     scores[5, 3] = np.nan
     np.save(folder / "scores.npy", scores)
     with pytest.raises(InputError, match="image 15 lacks scores"):
-        run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder, galleries="4x2"))
+        run(ScoreConfig(task="flickr30k", annotations=tiny_flickr / FLICKR, predictions=folder, galleries="4x2"))
     whole = (folder / "scores.npy").read_bytes()
     broken = [b"", b"no array", b"PK\3\4", whole[:-4], whole[:60], whole.replace(b"(8, 10)", b"(8, 10 ")]
     for content in (*broken, whole.replace(b"<f4", b"|O8")):
         (folder / "scores.npy").write_bytes(content)
         with pytest.raises(InputError, match=r"scores\.npy cannot be read") as caught:
-            run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder, galleries="4x2"))
+            run(ScoreConfig(task="flickr30k", annotations=tiny_flickr / FLICKR, predictions=folder, galleries="4x2"))
         assert "\n" not in str(caught.value)
     entries = json.loads((folder / "found.json").read_text())
     entries[0]["found"] = "1010.jpg"
     (folder / "found.json").write_text(json.dumps(entries))
     with pytest.raises(InputError, match=r"image 10 finds 1010\.jpg, which is no candidate in its gallery"):
-        run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder / "found.json", galleries="4x2"))
+        run(
+            ScoreConfig(
+                task="flickr30k", annotations=tiny_flickr / FLICKR, predictions=folder / "found.json", galleries="4x2"
+            )
+        )
     with pytest.raises(InputError, match="holds nothing of split restval"):
-        run(ScoreConfig("flickr30k", tiny_flickr / FLICKR, folder, split="restval"))
+        run(ScoreConfig(task="flickr30k", annotations=tiny_flickr / FLICKR, predictions=folder, split="restval"))

@@ -10,8 +10,8 @@ from pumer.evaluation.scoring import (
     rule_of,
     summarise,
     table,
-    task_for,
 )
+from pumer.session import with_rule
 from pumer.tasks import NLVR2, Example, VQAv2
 from pumer.utils.errors import InputError
 
@@ -52,8 +52,9 @@ def test_comparison_is_paired():
         {"id": 2, "answer": "blue", "score": 0.6},
         {"id": 3, "answer": "no", "score": 0.0},
     ]}  # fmt: skip
-    scores, answers = {1: 1.0, 2: 0.6, 3: 0.9, 4: 0.0}, dict(zip((1, 2, 3, 4), ANSWERS, strict=True))
-    result = compare(scores, answers, theirs)
+    ours = per_example(TASK, EXAMPLES, ANSWERS)
+    assert [entry["score"] for entry in ours] == pytest.approx([1, 0.6, 0.9, 0])
+    result = compare(ours, theirs)
     assert result["model"] == "original"
     assert result["difference"]["mean"] == pytest.approx((0 + 0 + 0.9 - 1) / 4)
     assert result["difference"]["low"] < 0 < result["difference"]["high"]
@@ -72,15 +73,13 @@ def test_questions_about_one_image_count_once_for_the_interval():
     apart = summarise(TASK, [replace(example, source="") for example in shared], answers)
     assert few["accuracy"]["low"] == 0 < apart["accuracy"]["low"]
     assert few["question_type"]["is"]["low"] == 0
-    scores = {example.id: float(answer == "yes") for example, answer in zip(shared, answers, strict=True)}
-    entries = per_example(shared, answers, [1.0] * 16)
-    assert compare(scores, dict(enumerate(answers)), {"model": "x", "examples": entries})["difference"]["low"] == -1
+    right = {"model": "x", "examples": per_example(TASK, shared, ["yes"] * 16)}
+    assert compare(per_example(TASK, shared, answers), right)["difference"]["low"] == -1
 
 
 def test_a_run_agrees_with_itself():
-    scores = {1: 1.0, 2: 0.0}
-    theirs = {"model": "x", "examples": [{"id": i, "answer": "a", "score": s} for i, s in scores.items()]}
-    result = compare(scores, {1: "a", 2: "a"}, theirs)
+    entries = per_example(TASK, EXAMPLES, ANSWERS)
+    result = compare(entries, {"model": "x", "examples": entries})
     assert result["agreement"] == 1
     assert result["difference"] == {"mean": 0, "low": 0, "high": 0}
 
@@ -88,7 +87,7 @@ def test_a_run_agrees_with_itself():
 def test_other_questions_are_refused():
     theirs = {"model": "x", "examples": [{"id": 9, "answer": "a", "score": 1.0}]}
     with pytest.raises(InputError, match="same split"):
-        compare({1: 1.0}, {1: "a"}, theirs)
+        compare([ENTRY], theirs)
 
 
 @pytest.mark.parametrize(
@@ -107,19 +106,19 @@ def test_other_questions_are_refused():
 )
 def test_broken_files_to_compare_with_are_refused(entries, message):
     with pytest.raises(InputError, match=message):
-        compare({1: 1.0}, {1: "a"}, {"model": "x", "examples": entries})
+        compare([ENTRY], {"model": "x", "examples": entries})
 
 
 @pytest.mark.parametrize(("kind", "rule", "score"), [(VQAv2, None, 0), (VQAv2, "official", 0), (VQAv2, "published", 1)])
 def test_the_rule_of_vqa_accuracy(kind, rule, score):
-    task, given = task_for(kind, LABELS, rule), [example(1, "Red!", "what")]
+    task, given = with_rule(kind, LABELS, rule), [example(1, "Red!", "what")]
     summary = summarise(task, given, ["red"])
     assert summary["accuracy"]["mean"] == score
     assert ("published rule" in str(table(summary, task, "scores").title)) == (rule == "published")
 
 
 def test_runs_scored_by_different_rules_are_not_compared():
-    official, published = (rule_of(task_for(VQAv2, LABELS, rule))["rule"] for rule in ("official", "published"))
+    official, published = (rule_of(with_rule(VQAv2, LABELS, rule))["rule"] for rule in ("official", "published"))
     theirs = {"model": "x", "examples": [ENTRY]}
     assert entries_for([1], theirs | {"rule": official}, official) == {1: ENTRY}
     for other in (theirs, theirs | {"rule": published}):  # files used to name no rule
@@ -129,10 +128,10 @@ def test_runs_scored_by_different_rules_are_not_compared():
 
 
 def test_other_tasks_have_no_rule():
-    assert rule_of(task_for(NLVR2, NLVR2.fixed_labels)) == {}
-    assert task_for(NLVR2, NLVR2.fixed_labels).labels == NLVR2.fixed_labels
+    assert rule_of(with_rule(NLVR2, NLVR2.fixed_labels, None)) == {}
+    assert with_rule(NLVR2, NLVR2.fixed_labels, None).labels == NLVR2.fixed_labels
     with pytest.raises(InputError, match="rule=published is for task vqav2, not for task nlvr2"):
-        task_for(NLVR2, NLVR2.fixed_labels, "published")
+        with_rule(NLVR2, NLVR2.fixed_labels, "published")
 
 
 def test_constant_per_template_takes_the_best_scoring_answer():

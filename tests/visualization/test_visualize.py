@@ -190,7 +190,12 @@ def test_every_patch_of_a_padded_batch_is_drawn_as_the_trace_says(checkpoint):
 
 def test_run_writes_the_picture_and_gives_the_models_answer(checkpoint, tmp_path):
     Image.new("RGB", (120, 80), BLUE).save(tmp_path / "cat.png")
-    config = VisualizeConfig(str(checkpoint), (tmp_path / "cat.png",), "what is it?", tmp_path / "new" / "tokens.png")
+    config = VisualizeConfig(
+        model=str(checkpoint),
+        images=(tmp_path / "cat.png",),
+        question="what is it?",
+        out=tmp_path / "new" / "tokens.png",
+    )
     answer = run(config)
     model = pumer.checkpoint.load(checkpoint)
     assert answer in model.config.label2id
@@ -220,5 +225,12 @@ def test_every_method_is_drawn(backbone, example, monkeypatch):
 def test_run_refuses_a_broken_image(checkpoint, tmp_path):
     (tmp_path / "cat.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     with pytest.raises(pumer.InputError, match=r"cat\.jpg"):
-        run(VisualizeConfig(str(checkpoint), (tmp_path / "cat.jpg",), "what is it?", tmp_path / "tokens.png"))
+        run(
+            VisualizeConfig(
+                model=str(checkpoint),
+                images=(tmp_path / "cat.jpg",),
+                question="what is it?",
+                out=tmp_path / "tokens.png",
+            )
+        )
     assert not (tmp_path / "tokens.png").exists()

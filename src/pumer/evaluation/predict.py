@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,34 +10,31 @@ from typing import overload
 
 import numpy as np
 
-from pumer.backbones.image_size import set_image_size
-from pumer.checkpoint import ensure_patched, load, load_processor, trained_with
-from pumer.compiling.compile import compile as compiled
 from pumer.data.images import ImageLike, read_image
 from pumer.evaluation import evaluate
-from pumer.evaluation.evaluate import check_class, labels_of
 from pumer.evaluation.ranking import score_all
+from pumer.session import Session
 from pumer.settings.common import Resize
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
 from pumer.settings.predict import PredictConfig
-from pumer.tasks import Example, Retrieval, task_class
-from pumer.tasks.loading import make_inputs, text_length_of
-from pumer.utils.arguments import RANGES
+from pumer.tasks import Example, Retrieval
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_csv, write_text
 from pumer.utils.locks import only_one
-from pumer.utils.tensors import best_device
+from pumer.utils.text import some
+
+logger = logging.getLogger(__name__)
 
 _TEXTS = ("question", "text", "sentence")
 _ANSWER = "answer"
+_LARGEST_BATCH = 65_536
 
 
 class Predictor:
     """A trained model that answers.
 
     Example:
-        >>> from pumer.evaluation.predict import Predictor  # doctest: +SKIP
-        >>> predictor = Predictor("out/vqav2-pumer")  # doctest: +SKIP
+        >>> predictor = pumer.Predictor("out/vqav2-pumer")  # doctest: +SKIP
         >>> predictor("cat.jpg", "what is on the sofa?")  # doctest: +SKIP
         'cat'
         >>> predictor(PIL.Image.open("cat.jpg"), ["what is it?", "is it asleep?"])  # doctest: +SKIP
@@ -45,8 +43,8 @@ class Predictor:
     Images are file names, PIL images or arrays, see `pumer.data.images.read_image`.
 
     A model for retrieval scores images against texts instead:
-        >>> Predictor("out/flickr30k-pumer").scores(["cat.jpg", "dog.jpg"], ["a cat"]).argmax(axis=0)  # doctest: +SKIP
-        array([0])
+        >>> pumer.Predictor("out/flickr30k-pumer").scores(images, captions).argmax(axis=0)  # doctest: +SKIP
+        array([0, 1])
     """
 
     def __init__(
@@ -65,25 +63,16 @@ class Predictor:
             task: name in `pumer.tasks.TASKS`; by default the one it was trained on, else "vqav2".
             text_length: questions are cut to this many tokens; by default as in its training.
             resize: see `pumer.tasks.Pixels`; by default as in its training.
-            image_size: see `pumer.evaluation.evaluate.EvaluateConfig`.
+            image_size: pixels along a side of the images; by default the model's own.
             compile: answer with the model as `pumer.compile` makes it.
 
         Raises:
             InputError: for a missing or broken model, or one of another task.
         """
-        trained = trained_with(model)
-        task_type = task_class(task or trained.get("task", "vqav2"))
-        self.model = load(model)
-        check_class(str(model), self.model, task_type)
-        ensure_patched(self.model).to(best_device())
-        self.task = task_type(labels_of(self.model))
-        length = text_length_of(self.model, trained.get("text_length") if text_length is None else text_length)
-        resize = trained.get("resize", "square") if resize is None else resize
-        processor = load_processor(model)
-        set_image_size(image_size, self.model, processor)
-        self.inputs = make_inputs(processor, length, resize, trained.get("blank", "none"))
-        self._answering = compiled(self.model) if compile else self.model
-        self.image_count = getattr(task_type, "image_count", 1)
+        self.session = Session.open(
+            model, task, text_length=text_length, resize=resize, image_size=image_size, compile=compile
+        )
+        self.model, self.task, self.inputs = self.session.model, self.session.task, self.session.inputs
 
     @overload
     def __call__(self, images: ImageLike | Sequence[ImageLike], text: str) -> str: ...
@@ -98,13 +87,10 @@ class Predictor:
 
         Args:
             images: an image; a list of two for a task on pairs.
-            text: the question or sentence, or a list of them.
-
-        Returns:
-            The answer; of a list of texts a list of answers, in their order.
+            text: the question or sentence, or a list of them, which gets a list of answers.
 
         Raises:
-            InputError: for another number of images, images that cannot be read, and texts that are none.
+            InputError: for another number of images, images that cannot be read, and texts that are not text.
         """
         shown, asked = _shown(images), _asked([text] if isinstance(text, str) else text)
         answers = self.answers([Example(number, shown, each) for number, each in enumerate(asked)])
@@ -121,8 +107,11 @@ class Predictor:
             )
         _check_batch(batch_size)
         for example in examples:
-            self.check(example)
-        return evaluate.predict(self._answering, self.task, examples, self.inputs, batch_size, workers, progress)
+            self.session.check(example)
+        empty = [str(example.id) for example in examples if not example.text.strip()]
+        if empty:
+            logger.warning("%d questions are empty and answered from the image alone: %s", len(empty), some(empty))
+        return evaluate.predict(self.session, examples, batch_size, workers, progress)
 
     def scores(
         self, images: Sequence[ImageLike], texts: Sequence[str], batch_size: int = 64
@@ -147,20 +136,12 @@ class Predictor:
         for name, given in (("images", images), ("texts", texts)):
             if isinstance(given, ImageLike):
                 raise InputError(f"{name} must be a list of {name}, not one {type(given).__name__}; put it in a list")
-        return score_all(self.model, _shown(images), _asked(texts), self.inputs, batch_size)
-
-    def check(self, example: Example) -> None:
-        """Refuse an example with another number of images than the task looks at at once."""
-        if len(example.images) != self.image_count:
-            raise InputError(
-                f"task {self.task.name} looks at {self.image_count} image(s) at once, not {len(example.images)}"
-            )
+        return score_all(self.session, _shown(images), _asked(texts), batch_size)
 
 
 def _check_batch(batch_size: int) -> None:
-    least, most = RANGES["batch_size"]
-    if not least <= batch_size <= most:
-        raise InputError(f"batch_size must lie in [{least}, {most}], not {batch_size}")
+    if not 1 <= batch_size <= _LARGEST_BATCH:
+        raise InputError(f"batch_size must lie in [1, {_LARGEST_BATCH}], not {batch_size}")
 
 
 def _shown(images: ImageLike | Sequence[ImageLike]) -> tuple[ImageLike, ...]:
@@ -186,55 +167,47 @@ def run(config: PredictConfig) -> int:
         How many examples were answered.
 
     Raises:
-        InputError: for whatever the user can correct.
+        InputError: for all user errors.
     """
     config.check_places()
     if config.questions is not None:
         with only_one(*config.written):
             return _answer_list(config, config.questions)
-    data = EvaluationData(config.data.root, train=None)
-    result = evaluate.run(
-        EvaluateConfig(
-            config.model,
-            config.task,
-            data,
-            config.split,
-            config.limit,
-            batch_size=config.batch_size,
-            image_size=config.image_size,
-            workers=config.workers,
-            submission=config.file,
-            force=config.force,
-            galleries=config.galleries,
-            scores=config.scores,
-        )
+    shared = ("model", "task", "split", "limit", "batch_size", "image_size", "workers", "force", "galleries", "scores")
+    of_split = EvaluateConfig(
+        data=EvaluationData(root=config.data.root, train=None),
+        submission=config.file,
+        **{name: getattr(config, name) for name in shared},
     )
-    return int(result["answered"])
+    return int(evaluate.run(of_split)["answered"])
 
 
 def _answer_list(config: PredictConfig, questions: Path) -> int:
     """Answer the rows of a CSV file."""
-    rows, columns = _read_csv(questions)
-    pictures = sorted(name for name in columns if re.fullmatch(r"image\d*", name))
-    text = next((name for name in _TEXTS if name in columns), None)
-    if not pictures or text is None:
-        raise InputError(f"{questions} must have the columns image (or image1, image2) and question, not {columns}")
+    rows = _read_csv(questions)
+    _, first = rows[0]
+    images = sorted(name for name in first if re.fullmatch(r"image\d*", name))
+    text = next((name for name in _TEXTS if name in first), None)
+    if not images or text is None:
+        raise InputError(f"{questions} must have the columns image (or image1, image2) and question, not {[*first]}")
+    for line, row in rows:
+        if blank := next((name for name in images if not row[name].strip()), None):
+            raise InputError(f"{questions}: line {line} has no {blank}; give the name of a file in {config.images}")
     predictor = Predictor(config.model, config.task, image_size=config.image_size, compile=config.compile)
     examples = [
-        Example(number, tuple(config.images / row[name] for name in pictures), row[text])
-        for number, row in enumerate(rows)
+        Example(f"line {line}", tuple(config.images / row[name] for name in images), row[text]) for line, row in rows
     ]
     answers = predictor.answers(examples, config.batch_size, config.workers, progress=True)
     written = io.StringIO()
-    writer = csv.DictWriter(written, [*columns, _ANSWER], lineterminator="\n")
+    writer = csv.DictWriter(written, [*first, _ANSWER], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, _ANSWER: answer} for row, answer in zip(rows, answers, strict=True))
+    writer.writerows({**row, _ANSWER: answer} for (_, row), answer in zip(rows, answers, strict=True))
     write_text(config.file, written.getvalue())
     return len(rows)
 
 
-def _read_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """The rows of a CSV file with a heading, and its columns."""
+def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file with a heading, by column, with the number of the line that each ends in."""
     lines = read_csv(path, "give a CSV file whose first line names the columns, as in image,question")
     if not lines:
         raise InputError(f"{path} has no heading; its first line must name the columns, as in image,question")
@@ -249,4 +222,4 @@ def _read_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
             raise InputError(f"{path}: line {number} has {len(row)} values, not {len(columns)} as the heading has")
     if not rows:
         raise InputError(f"{path} holds no questions below its heading")
-    return [dict(zip(columns, row, strict=True)) for _, row in rows], columns
+    return [(number, dict(zip(columns, row, strict=True))) for number, row in rows]

@@ -4,30 +4,27 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
+from pumer.backbones import backbone_of
 from pumer.data.images import ImageLike
-from pumer.models.meter import MeterForImageAndTextRetrieval
-from pumer.patching import reduction
-from pumer.reducers import NoReduction, config_to_dict
+from pumer.session import Session
 from pumer.settings.common import gallery_sizes
 from pumer.tasks import Example, Inputs
-from pumer.tasks.base import words
+from pumer.tasks.base import tokenize
 from pumer.tasks.fingerprint import weights_fingerprint
-from pumer.tasks.karpathy import Picture
-from pumer.tasks.recall import best_of_columns, best_of_rows
-from pumer.tasks.retrieval import Retrieval, pictures_of
-from pumer.utils.arguments import room_for
+from pumer.tasks.metrics import best_of_columns, best_of_rows
+from pumer.tasks.retrieval import CaptionedImage, Retrieval, images_of
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_config, write_json
+from pumer.utils.places import room_for
 from pumer.utils.progress import progress_bar
 from pumer.utils.tensors import numbers
 
@@ -37,191 +34,175 @@ SCORES = "scores.npy"
 """File of the scores in the folder that keeps them."""
 ABOUT = "scores.json"
 
-Score = Callable[[int, Any], Tensor]
-"""From the position of an image in its block, and a block of captions, to their scores."""
+Score = Callable[[Sequence[str]], Iterable[Tensor]]
+"""From B captions to their scores (B,) with each image of a block, one after the other."""
 
 
-def rank(
-    model: PreTrainedModel,
-    pairs: Sequence[Example],
-    inputs: Inputs,
-    batch_size: int = 64,
-    galleries: str | None = None,
-    folder: Path | None = None,
-    progress: bool = False,
-) -> tuple[list[Example], list[str]]:
-    """What every query finds among the candidates of its gallery, by scores of all pairs of a gallery.
+class CandidateSets:
+    """Images with their captions, in sets: an image searches the captions of its set, a caption the images.
 
-    Works through blocks of `batch_size` images and `batch_size` captions. METER encodes an image once, and a caption
-    once per block of images. Nothing but one block is held in memory; the scores lie in a file.
-
-    Args:
-        model: a retrieval model on its device; it is put into eval mode.
-        pairs: as read by the task.
-        inputs: as made by `pumer.tasks.loading.make_inputs`.
-        batch_size: pairs per forward pass.
-        galleries: "50x20" ranks within 50 galleries of 20 images each, in file order, with all their captions; None
-            within one gallery of all.
-        folder: keeps `scores.npy`, float32 (images, captions of the largest gallery), so that an evaluation that was
-            interrupted goes on where it was; None: a file that is gone afterwards.
-        progress: show a progress bar on stderr.
-
-    Returns:
-        The queries (`Retrieval.queries`), and per query the numbers of the ten best candidates, best first, joined by
-        spaces.
-
-    Raises:
-        InputError: for galleries that do not fit, a folder with scores of something else, and scores that are no
-            numbers.
+    Attributes:
+        galleries: the setting, as in "50x20"; None for one set of all.
+        sets: the images of each set.
+        pairs: the images and captions that are in a set, in file order.
+        queries: every image, then every caption, see `Retrieval.queries`.
+        shape: of the array that holds all scores: images, captions of the largest set.
     """
-    pairs, rooms = in_galleries(pairs, galleries)
-    model.eval()
-    about = {"pairs": digest_of_pairs(pairs), "galleries": galleries, **_about(model, inputs)} if folder else {}
-    with _score_file(folder, shape_of(rooms), about) as scores:
-        _fill(scores, model, rooms, inputs, batch_size, progress)
-        return Retrieval.queries(pairs), best_candidates(rooms, scores)
+
+    def __init__(self, pairs: Sequence[Example], galleries: str | None = None) -> None:
+        """Form the sets, in file order.
+
+        Args:
+            pairs: as read by the task.
+            galleries: "50x20" takes the first 50 times 20 images.
+
+        Raises:
+            InputError: for another form, or when there are fewer images.
+        """
+        images = images_of(pairs)
+        count, size = (1, len(images)) if galleries is None else gallery_sizes(galleries)
+        if count * size > len(images):
+            raise InputError(f"galleries={galleries} needs {count * size} images, but there are {len(images)}")
+        self.galleries = galleries
+        self.sets = [images[start : start + size] for start in range(0, count * size, size)]
+        captions = [sum(len(image.captions) for image in each) for each in self.sets]
+        self.pairs = pairs[: sum(captions)]
+        self.queries = Retrieval.queries(self.pairs)
+        self.shape = count * size, max(captions)
+
+    def parts(self, scores: np.ndarray) -> Iterator[tuple[list[CaptionedImage], list[tuple[int, str]], np.ndarray]]:
+        """Images, captions (number, text) and scores (images, captions) of each set; the latter are a view."""
+        start = 0
+        for images in self.sets:
+            captions = [caption for image in images for caption in image.captions]
+            yield images, captions, scores[start : start + len(images), : len(captions)]
+            start += len(images)
+
+    def best(self, scores: np.ndarray) -> list[str]:
+        """The numbers of the ten best candidates of every query, best first, joined by spaces.
+
+        Args:
+            scores: of `shape`, the sets one below the other, each from the first column on.
+
+        Raises:
+            InputError: when a score is missing.
+        """
+        by_image, by_caption = [], []
+        for images, captions, part in self.parts(scores):
+            lacking = next((image for image, row in zip(images, part, strict=True) if np.isnan(row).any()), None)
+            if lacking is not None:
+                raise InputError(f"image {lacking.id} lacks scores; run the evaluation that was interrupted again")
+            of_caption, of_image = np.array([number for number, _ in captions]), np.array([each.id for each in images])
+            by_image += [" ".join(map(str, of_caption[best])) for best in best_of_rows(part)]
+            by_caption += [" ".join(map(str, of_image[best])) for best in best_of_columns(part)]
+        return by_image + by_caption
+
+    def candidates(self) -> Iterator[set[str]]:
+        """The numbers that each query may find."""
+        for images in self.sets:
+            yield from [{str(number) for image in images for number, _ in image.captions}] * len(images)
+        for images in self.sets:
+            yield from [{str(image.id) for image in images}] * sum(len(image.captions) for image in images)
+
+    @property
+    def digest(self) -> str:
+        """Of the images and captions, in their order."""
+        lines = (f"{pair.files[0].name}\t{pair.id}\t{pair.text}" for pair in self.pairs)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @torch.inference_mode()
-def score_all(
-    model: PreTrainedModel, images: Sequence[ImageLike], texts: Sequence[str], inputs: Inputs, batch_size: int = 64
-) -> np.ndarray:
+def rank(
+    session: Session,
+    sets: CandidateSets,
+    batch_size: int = 64,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> list[str]:
+    """What every query finds, by the scores of all pairs of a set; see `CandidateSets.best`.
+
+    Works through blocks of `batch_size` images and `batch_size` captions. A model that encodes images and texts apart
+    (METER) encodes an image once, and a caption once per block of images. Nothing but one block is held in memory; the
+    scores lie in a file.
+
+    Args:
+        session: with a retrieval model; it is put into eval mode.
+        sets: what is searched.
+        batch_size: pairs per forward pass.
+        folder: keeps `scores.npy`, float32 of `sets.shape`, so that an evaluation that was interrupted goes on where it
+            was; None: a file that is gone afterwards.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: for a folder with scores of something else, and scores that are NaN.
+    """
+    about = {} if folder is None else {"pairs": sets.digest, "galleries": sets.galleries, **_about(session)}
+    with _score_file(folder, sets.shape, about) as scores, progress_bar(enabled=progress) as bar:
+        parts = list(sets.parts(scores))
+        shown = bar.add_task("pairs", total=sum(part.size for *_, part in parts), note="")
+        for images, captions, part in parts:
+            paths, texts = [image.path for image in images], [text for _, text in captions]
+            for count in _fill(part, session, paths, texts, batch_size):
+                bar.advance(shown, count)
+        return sets.best(scores)
+
+
+@torch.inference_mode()
+def score_all(session: Session, images: Sequence[ImageLike], texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
     """The score of every image with every text, float32 (images, texts); other arguments as of `rank`."""
     scores = np.full((len(images), len(texts)), np.nan, dtype=np.float32)
-    for _ in _fill_part(scores, model.eval(), images, texts, inputs, batch_size):
+    for _ in _fill(scores, session, images, texts, batch_size):
         pass
     return scores
 
 
-def in_galleries(pairs: Sequence[Example], galleries: str | None) -> tuple[Sequence[Example], list[Sequence[Picture]]]:
-    """The pairs that `galleries` (see `rank`) takes, and the images of each gallery."""
-    rooms = split(pictures_of(pairs), galleries)
-    return pairs[: sum(len(picture.captions) for room in rooms for picture in room)], rooms
-
-
-def shape_of(rooms: Sequence[Sequence[Picture]]) -> tuple[int, int]:
-    """Shape of the array that holds the scores of all galleries: images, captions of the largest gallery."""
-    return sum(map(len, rooms)), max(sum(len(picture.captions) for picture in room) for room in rooms)
-
-
-def best_candidates(rooms: Sequence[Sequence[Picture]], scores: np.ndarray) -> list[str]:
-    """What every query finds: the numbers of the ten best candidates of its gallery, best first, joined by spaces.
-
-    Args:
-        rooms: the images of each gallery.
-        scores: as `shape_of` says, the galleries one below the other, each from the first column on.
-
-    Returns:
-        One text per query, in the order of `Retrieval.queries`.
-
-    Raises:
-        InputError: when a score is missing.
-    """
-    by_image, by_caption = [], []
-    for room, part in _parts(rooms, scores):
-        lacking = next((picture for picture, row in zip(room, part, strict=True) if np.isnan(row).any()), None)
-        if lacking is not None:
-            raise InputError(f"image {lacking.id} lacks scores; run the evaluation that was interrupted again")
-        numbers = np.array([number for picture in room for number, _ in picture.captions])
-        images = np.array([picture.id for picture in room])
-        by_image += [" ".join(map(str, numbers[best])) for best in best_of_rows(part)]
-        by_caption += [" ".join(map(str, images[best])) for best in best_of_columns(part)]
-    return by_image + by_caption
-
-
-def split(pictures: Sequence[Picture], galleries: str | None) -> list[Sequence[Picture]]:
-    """Pictures in galleries: "50x20" gives the first 50 times 20, in order; None one gallery of all.
-
-    Raises:
-        InputError: for another form, or when there are fewer images.
-    """
-    if galleries is None:
-        return [pictures]
-    count, size = gallery_sizes(galleries)
-    if count * size > len(pictures):
-        raise InputError(f"galleries={galleries} needs {count * size} images, but there are {len(pictures)}")
-    return [pictures[start : start + size] for start in range(0, count * size, size)]
-
-
-def _parts(rooms: Sequence[Sequence[Picture]], scores: np.ndarray) -> Iterator[tuple[Sequence[Picture], np.ndarray]]:
-    """Each gallery with its part of the scores, (images, captions)."""
-    start = 0
-    for room in rooms:
-        yield room, scores[start : start + len(room), : sum(len(picture.captions) for picture in room)]
-        start += len(room)
-
-
-@torch.inference_mode()
 def _fill(
-    scores: np.ndarray,
-    model: PreTrainedModel,
-    rooms: Sequence[Sequence[Picture]],
-    inputs: Inputs,
-    size: int,
-    progress: bool,
-) -> None:
-    """Compute what is not a number yet."""
-    parts = list(_parts(rooms, scores))
-    with progress_bar(enabled=progress) as bar:
-        shown = bar.add_task("pairs", total=sum(part.size for _, part in parts), note="")
-        for room, part in parts:
-            paths = [picture.path for picture in room]
-            texts = [text for picture in room for _, text in picture.captions]
-            for count in _fill_part(part, model, paths, texts, inputs, size):
-                bar.advance(shown, count)
-
-
-def _fill_part(
-    scores: np.ndarray,
-    model: PreTrainedModel,
-    images: Sequence[ImageLike],
-    texts: Sequence[str],
-    inputs: Inputs,
-    size: int,
+    scores: np.ndarray, session: Session, images: Sequence[ImageLike], texts: Sequence[str], size: int
 ) -> Iterator[int]:
-    """The same for one array (images, texts), block by block; yields how many pairs each has."""
+    """Compute, block by block, the scores (images, texts) that are NaN; yields how many pairs each block has."""
+    model = session.model.eval()
     for row in range(0, len(images), size):
         score: Score | None = None
         for column in range(0, len(texts), size):
             block = scores[row : row + size, column : column + size]
             if np.isnan(block).any():
-                score = score or _scorer(model, images[row : row + size], inputs)
-                _fill_block(block, score, _captions(model, texts[column : column + size], inputs))
+                score = score or _scorer(model, images[row : row + size], session.inputs)
+                _fill_block(block, score, texts[column : column + size])
             yield block.size
 
 
-def _fill_block(block: np.ndarray, score: Score, captions: Any) -> None:
-    for row in range(len(block)):
-        block[row] = score(row, captions).float().cpu().numpy()
+def _fill_block(block: np.ndarray, score: Score, texts: Sequence[str]) -> None:
+    for row, scores in zip(block, score(texts), strict=False):
+        row[:] = scores.float().cpu().numpy()
     numbers(torch.from_numpy(block))
 
 
-def _scorer(model: PreTrainedModel, images: Sequence[ImageLike], inputs: Inputs) -> Score:
-    """How to score the images of a block with captions."""
-    pixels = {name: tensor.to(model.device) for name, tensor in inputs.pixels(images).items()}
-    if isinstance(model, MeterForImageAndTextRetrieval):
+def _scorer(model: Any, images: Sequence[ImageLike], inputs: Inputs) -> Score:
+    """How captions are scored with the images of a block."""
+
+    def on_device(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(model.device) for name, tensor in tensors.items()}
+
+    pixels, family = on_device(inputs.pixels(images)), backbone_of(model)
+    if family is not None and family.separable:
         encoded = model.encode_image(pixels["pixel_values"])
 
-        def score_encoded(row: int, captions: Any) -> Tensor:
-            index = torch.full((len(captions.states),), row, device=model.device)
-            return model(encoded_text=captions, encoded_image=encoded, image_index=index).logits[:, 0]
+        def score_encoded(texts: Sequence[str]) -> Iterator[Tensor]:
+            tokens = on_device(tokenize(texts, inputs))
+            captions = model.encode_text(tokens["input_ids"], tokens["attention_mask"])
+            for row in range(len(images)):
+                index = torch.full((len(texts),), row, device=model.device)
+                yield model(encoded_text=captions, encoded_image=encoded, image_index=index).logits[:, 0]
 
         return score_encoded
 
-    def score(row: int, captions: Any) -> Tensor:
-        count = len(captions["input_ids"])
-        image = {name: tensor[row : row + 1].expand(count, *tensor.shape[1:]) for name, tensor in pixels.items()}
-        return model(**captions, **image).logits[:, 0]
+    def score(texts: Sequence[str]) -> Iterator[Tensor]:
+        tokens = on_device(tokenize(texts, inputs))
+        for row in range(len(images)):
+            image = {name: x[row : row + 1].expand(len(texts), *x.shape[1:]) for name, x in pixels.items()}
+            yield model(**tokens, **image).logits[:, 0]
 
     return score
-
-
-def _captions(model: PreTrainedModel, texts: Sequence[str], inputs: Inputs) -> Any:
-    """A block of captions as the model wants them: encoded, where that can be done without an image."""
-    tokens = {name: tensor.to(model.device) for name, tensor in words(texts, inputs).items()}
-    if isinstance(model, MeterForImageAndTextRetrieval):
-        return model.encode_text(tokens["input_ids"], tokens["attention_mask"])
-    return tokens
 
 
 @contextmanager
@@ -277,11 +258,12 @@ def read_scores(file: Path, shape: tuple[int, int], remedy: str) -> np.ndarray:
     return scores
 
 
-def _about(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def _about(session: Session) -> dict[str, Any]:
     """What scores depend on beside the pairs, to refuse a folder with other scores; as it reads back from JSON."""
+    inputs = session.inputs
     about = {
-        "weights": weights_fingerprint(model),
-        "reduction": config_to_dict(reduction(model) or NoReduction()),
+        "weights": weights_fingerprint(session.model),
+        "reduction": session.reduction,
         "text_length": inputs.text_length,
         "edge": inputs.pixels.edge,
         "resize": inputs.pixels.resize,
@@ -289,9 +271,3 @@ def _about(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     }
     again: dict[str, Any] = json.loads(json.dumps(about))
     return again
-
-
-def digest_of_pairs(pairs: Sequence[Example]) -> str:
-    """Of the images and captions that scores are about, in their order."""
-    lines = (f"{pair.files[0].name}\t{pair.id}\t{pair.text}" for pair in pairs)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,8 +1,9 @@
-"""From answers to figures: accuracy with its uncertainty, by group, and compared with other runs."""
+"""From answers to metrics: accuracy with its uncertainty, by group, and compared with other runs."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +12,7 @@ from pumer.evaluation.statistics import Interval, bootstrap
 from pumer.settings.common import Rule
 from pumer.tasks import Example, Task, VQAv2
 from pumer.utils.errors import InputError
+from pumer.utils.files import write_json
 
 FORMER_RULE: Rule = "published"
 """The rule behind scores that were written before files named their rule."""
@@ -20,41 +22,19 @@ def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -
     """Official accuracy with 95% intervals over images.
 
     Returns:
-        `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]), for every group that the task breaks
-        scores down by, such as `question_type`, the same by value, and `figures`, what the task reports beside
-        accuracy, such as `consistency`; their `questions` are how many values the figure is the mean of. Of VQAv2 also
-        `rule`.
+        `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]); the same by value for every group that
+        the task breaks scores down by, such as `question_type`; as `figures` the task's further metrics, such as
+        `consistency`, whose `questions` are how many values are averaged; of VQAv2 also `rule`.
     """
     scores, sources = task.scores(examples, answers).tolist(), sources_of(examples)
     groups: dict[str, dict[str, list[tuple[float, str]]]] = defaultdict(lambda: defaultdict(list))
     for example, score, source in zip(examples, scores, sources, strict=True):
         for name, value in example.groups.items():
             groups[name][value].append((score, source))
-    by_group = {
-        name: {value: mean_score(*zip(*part, strict=True)) for value, part in sorted(by.items())}
-        for name, by in groups.items()
-    }
-    figures = {name: mean_score(*zip(*part, strict=True)) for name, part in task.figures(examples, answers).items()}
-    result = {"questions": len(scores), **rule_of(task), "accuracy": asdict(bootstrap(scores, sources)), **by_group}
-    return result | {"figures": figures} if figures else result
-
-
-def task_for(kind: type[Task], labels: Sequence[str], rule: Rule | None = None) -> Task:
-    """A task bound to labels, with the rule that VQAv2 scores by.
-
-    Args:
-        kind: the task's class.
-        labels: see `Task`.
-        rule: see `pumer.tasks.vqa_accuracy.accuracy`; None for the official one.
-
-    Raises:
-        InputError: for a rule where another task is scored.
-    """
-    if rule is None:
-        return kind(labels)
-    if not issubclass(kind, VQAv2):
-        raise InputError(f"rule={rule} is for task vqav2, not for task {kind.name}; leave it out")
-    return kind(labels, rule)
+    result = {"questions": len(scores), **rule_of(task), "accuracy": asdict(bootstrap(scores, sources))}
+    result |= {name: {value: _mean(by[value]) for value in sorted(by)} for name, by in groups.items()}
+    metrics = {name: _mean(values) for name, values in task.metrics(examples, answers).items()}
+    return result | {"figures": metrics} if metrics else result
 
 
 def rule_of(task: Task) -> dict[str, str]:
@@ -67,23 +47,33 @@ def sources_of(examples: Iterable[Example]) -> list[str]:
     return [example.source or str(example.id) for example in examples]
 
 
-def per_example(examples: Sequence[Example], answers: Sequence[str], scores: Sequence[float]) -> list[dict[str, Any]]:
-    """What a `per_example` file holds, for other runs to be compared with."""
-    rows = zip(examples, sources_of(examples), answers, scores, strict=True)
+def per_example(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
+    """The entries of a `per_example` file: `id`, `source`, `answer` and official `score` of every example."""
+    rows = zip(examples, sources_of(examples), answers, task.scores(examples, answers).tolist(), strict=True)
     return [
         {"id": example.id, "source": source, "answer": answer, "score": score}
         for example, source, answer, score in rows
     ]
 
 
-def compare(
-    scores: Mapping[int | str, float], answers: Mapping[int | str, str], other: Mapping[str, Any]
-) -> dict[str, Any]:
+def write_per_example(path: Path, model: str, split: str, task: Task, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file that other runs can be compared with.
+
+    Args:
+        path: JSON file to write.
+        model: what answered.
+        split: what was answered.
+        task: for its rule.
+        entries: as `per_example` returns them.
+    """
+    write_json(path, {"model": model, "split": split, **rule_of(task), "examples": entries})
+
+
+def compare(entries: Sequence[Mapping[str, Any]], other: Mapping[str, Any]) -> dict[str, Any]:
     """How this run differs from another one on the same questions.
 
     Args:
-        scores: official scores by question id.
-        answers: answers by question id.
+        entries: of this run, as `per_example` returns them.
         other: content of the other run's `per_example` file.
 
     Returns:
@@ -93,14 +83,14 @@ def compare(
     Raises:
         InputError: when the other run answered other questions.
     """
-    theirs = entries_for(scores, other)
-    differences = [score - theirs[number]["score"] for number, score in scores.items()]
-    sources = [theirs[number].get("source", str(number)) for number in scores]
-    same = [answers[number] == theirs[number]["answer"] for number in scores]
+    theirs = entries_for([entry["id"] for entry in entries], other)
+    pairs = [(entry, theirs[entry["id"]]) for entry in entries]
+    differences = [ours["score"] - their["score"] for ours, their in pairs]
+    sources = [their.get("source", str(their["id"])) for _, their in pairs]
     return {
         "model": other["model"],
         "difference": asdict(bootstrap(differences, sources)),
-        "agreement": sum(same) / len(same),
+        "agreement": sum(ours["answer"] == their["answer"] for ours, their in pairs) / len(pairs),
     }
 
 
@@ -120,7 +110,7 @@ def entries_for(
     """
     entries = other.get("examples") if isinstance(other, Mapping) and "model" in other else None
     listed: list[Any] = entries if isinstance(entries, list) else [None]
-    if not all(isinstance(entry, Mapping) and _is_entry(entry) for entry in listed):
+    if not all(map(_is_entry, listed)):
         raise InputError("the file to compare with is no per_example file of `pumer evaluate`; make one with it")
     their_rule = other.get("rule", FORMER_RULE)
     if rule not in (None, their_rule):
@@ -136,32 +126,34 @@ def entries_for(
     return theirs
 
 
-def _is_entry(entry: Mapping[str, Any]) -> bool:
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, Mapping):
+        return False
     score = entry.get("score")
-    number = isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1
-    return number and isinstance(entry.get("id"), int | str) and isinstance(entry.get("answer"), str)
+    scored = isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1
+    return scored and isinstance(entry.get("id"), int | str) and isinstance(entry.get("answer"), str)
 
 
 def constant_per_template(task: Task, train: Iterable[Example], test: Sequence[Example]) -> list[str]:
-    """The answers of a baseline that sees only the question's template (`task.template`), or nothing at all.
+    """The answers of a baseline that knows the question's template (`task.template`) alone, or nothing.
 
     Args:
         task: for its official score.
         train: examples from which the best constant answer of every template is computed.
         test: examples to answer; a template unseen in training gets the best constant answer of all.
     """
+
+    def template(example: Example) -> str | None:
+        return None if task.template is None else example.groups[task.template]
+
     credit: dict[str | None, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for example in train:
         for answer in sorted(task.candidates(example)):
             score = task.score(example, answer)
-            for name in {_template(task, example), None}:
+            for name in {template(example), None}:
                 credit[name][answer] += score
     best = {name: max(sorted(answers), key=answers.__getitem__) for name, answers in credit.items()}
-    return [best.get(_template(task, example), best[None]) for example in test]
-
-
-def _template(task: Task, example: Example) -> str | None:
-    return None if task.template is None else example.groups[task.template]
+    return [best.get(template(example), best[None]) for example in test]
 
 
 def table(result: Mapping[str, Any], task: type[Task] | Task, title: str) -> Table:
@@ -196,3 +188,7 @@ def table(result: Mapping[str, Any], task: type[Task] | Task, title: str) -> Tab
 def mean_score(scores: Sequence[float], sources: Sequence[str] | None = None) -> dict[str, Any]:
     """`questions`, and `mean`, `low`, `high` of their scores, in [0, 1]."""
     return {"questions": len(scores), **asdict(bootstrap(scores, sources))}
+
+
+def _mean(values: Sequence[tuple[float, str]]) -> dict[str, Any]:
+    return mean_score(*zip(*values, strict=True))

@@ -2,7 +2,7 @@
 
 import colorsys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,7 +21,7 @@ BRACKET_STEP = 6  # pixels between the brackets of two groups of words
 
 
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Pillow's own font, so that pictures look the same everywhere."""
+    """Pillow's own font, so that drawings look the same everywhere."""
     return ImageFont.load_default(size)
 
 
@@ -53,15 +53,15 @@ def patch_box(patch: int, cols: int, cell: int) -> tuple[int, int, int, int]:
     return col * cell, row * cell, (col + 1) * cell, (row + 1) * cell
 
 
-def tint(picture: Image.Image, box: tuple[int, int, int, int], colour: Colour, share: float) -> None:
-    """Mix a `share` of `colour` into a box of the picture."""
-    part = picture.crop(box)
-    picture.paste(Image.blend(part, Image.new("RGB", part.size, colour), share), box)
+def tint(image: Image.Image, box: tuple[int, int, int, int], colour: Colour, share: float) -> None:
+    """Mix a `share` of `colour` into a box of an image."""
+    part = image.crop(box)
+    image.paste(Image.blend(part, Image.new("RGB", part.size, colour), share), box)
 
 
-def outline(picture: Image.Image, patches: Collection[int], cols: int, cell: int, colour: Colour) -> None:
+def outline(image: Image.Image, patches: Collection[int], cols: int, cell: int, colour: Colour) -> None:
     """Draw the border of a set of patches, inside of it."""
-    pen, thick = ImageDraw.Draw(picture), max(2, cell // 16)
+    pen, thick = ImageDraw.Draw(image), max(2, cell // 16)
     for patch in patches:
         left, top, right, bottom = patch_box(patch, cols, cell)
         sides = (
@@ -75,13 +75,15 @@ def outline(picture: Image.Image, patches: Collection[int], cols: int, cell: int
                 pen.rectangle(side, colour)
 
 
-def panel(picture: Image.Image, title: str, legend: Sequence[tuple[Colour | None, str]]) -> Image.Image:
-    """A picture under a title and above a legend of (colour or none, text)."""
-    title_height, width = 34, max(picture.width, NARROWEST_PANEL)
-    places, lines = _legend_places(legend, width)
-    below = title_height + picture.height + 8
+def panel(image: Image.Image, title: str, legend: Sequence[tuple[Colour | None, str]]) -> Image.Image:
+    """An image under a title and above a legend of (colour or none, text)."""
+    title_height, width = 34, max(image.width, NARROWEST_PANEL)
+    lengths = [round(font(15).getlength(text)) + (21 if colour else 0) for colour, text in legend]
+    places = _wrapped(lengths, width, gap=18)
+    lines = places[-1][1] + 1 if places else 1
+    below = title_height + image.height + 8
     page = Image.new("RGB", (width, below + LEGEND_LINE * lines), PAPER)
-    page.paste(picture, (0, title_height))
+    page.paste(image, (0, title_height))
     pen = ImageDraw.Draw(page)
     pen.text((0, title_height // 2 - 2), title, INK, font(19), anchor="lm")
     for (colour, text), (left, line) in zip(legend, places, strict=True):
@@ -93,20 +95,18 @@ def panel(picture: Image.Image, title: str, legend: Sequence[tuple[Colour | None
     return page
 
 
-def _legend_places(legend: Sequence[tuple[Colour | None, str]], width: int) -> tuple[list[tuple[int, int]], int]:
-    """Left edge and line of each entry, and the number of lines."""
-    places, left, line = [], 0, 0
-    for colour, text in legend:
-        length = round(font(15).getlength(text)) + (21 if colour else 0)
+def _wrapped(lengths: Sequence[int], width: int, gap: int) -> list[tuple[int, int]]:
+    """Left edge and row of boxes side by side, broken into rows no wider than `width`."""
+    places, left, row = [], 0, 0
+    for length in lengths:
         if left and left + length > width:
-            left, line = 0, line + 1
-        places.append((left, line))
-        left += length + 18
-    return places, line + 1
+            left, row = 0, row + 1
+        places.append((left, row))
+        left += length + gap
+    return places
 
 
-@dataclass(frozen=True)
-class Chip:
+class Chip(NamedTuple):
     """A word in its box."""
 
     word: str
@@ -120,30 +120,25 @@ class Chip:
         return self.top + CHIP_HEIGHT
 
     @property
-    def centre(self) -> tuple[int, int]:
-        """Horizontal and vertical centre."""
-        return (self.left + self.right) // 2, self.top + CHIP_HEIGHT // 2
+    def middle(self) -> int:
+        """Horizontal centre."""
+        return (self.left + self.right) // 2
 
     def draw(self, pen: ImageDraw.ImageDraw, colour: Colour, gone: bool) -> None:
         """Draw the word; struck out when it is gone."""
+        height = self.top + CHIP_HEIGHT // 2
         pen.rounded_rectangle((self.left, self.top, self.right, self.bottom), 8, colour)
-        pen.text(self.centre, self.word, FAINT if gone else INK, font(19), anchor="mm")
+        pen.text((self.middle, height), self.word, FAINT if gone else INK, font(19), anchor="mm")
         if gone:
-            middle = self.centre[1]
-            pen.line((self.left + 6, middle, self.right - 6, middle), INK, 2)
+            pen.line((self.left + 6, height, self.right - 6, height), INK, 2)
 
 
 def chips(words: Sequence[str], width: int, brackets: int) -> list[Chip]:
     """Words side by side, broken into rows no wider than `width`, with room for `brackets` below each row."""
-    laid: list[Chip] = []
-    left = top = 0
-    for word in words:
-        length = round(font(19).getlength(word)) + 20
-        if left and left + length > width:
-            left, top = 0, top + CHIP_HEIGHT + bracket_room(brackets)
-        laid.append(Chip(word, left, top, left + length))
-        left += length + 8
-    return laid
+    lengths = [round(font(19).getlength(word)) + 20 for word in words]
+    step = CHIP_HEIGHT + bracket_room(brackets)
+    places = zip(words, lengths, _wrapped(lengths, width, gap=8), strict=True)
+    return [Chip(word, left, row * step, left + length) for word, length, (left, row) in places]
 
 
 def bracket_room(brackets: int) -> int:
@@ -154,7 +149,7 @@ def bracket_room(brackets: int) -> int:
 def bracket(pen: ImageDraw.ImageDraw, joined: Sequence[Chip], rank: int) -> None:
     """Join chips by a line below them, in every row they stand in."""
     for bottom in {chip.bottom for chip in joined}:
-        centres = [chip.centre[0] for chip in joined if chip.bottom == bottom]
+        centres = [chip.middle for chip in joined if chip.bottom == bottom]
         below = bottom + 7 + BRACKET_STEP * rank
         for centre in centres:
             pen.line((centre, bottom + 1, centre, below), group_colour(rank), 3)
@@ -162,7 +157,7 @@ def bracket(pen: ImageDraw.ImageDraw, joined: Sequence[Chip], rank: int) -> None
 
 
 def beside(parts: Sequence[Image.Image]) -> Image.Image:
-    """Pictures side by side, tops aligned."""
+    """Images side by side, tops aligned."""
     width = sum(part.width for part in parts) + MARGIN * (len(parts) - 1)
     row = Image.new("RGB", (width, max(part.height for part in parts)), PAPER)
     left = 0
@@ -173,7 +168,7 @@ def beside(parts: Sequence[Image.Image]) -> Image.Image:
 
 
 def stacked(parts: Sequence[Image.Image], gap: int = 12) -> Image.Image:
-    """Pictures below each other, with a margin around."""
+    """Images below each other, with a margin around."""
     height = sum(part.height + gap for part in parts) - gap + 2 * MARGIN
     page = Image.new("RGB", (max(part.width for part in parts) + 2 * MARGIN, height), PAPER)
     top = MARGIN
