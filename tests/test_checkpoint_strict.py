@@ -24,9 +24,9 @@ from pumer.settings.evaluate import EvaluateConfig, EvaluationData
 from pumer.settings.plan import PlanConfig
 from pumer.settings.visualize import VisualizeConfig
 from pumer.tasks import VQAv2
-from pumer.tasks.ranking_head import ranking_from
+from pumer.tasks.heads import ranking_from
 from pumer.training import run as train
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import SMALL
 from pumer.visualization import visualize
 
 WEIGHTS = "model.safetensors"
@@ -156,9 +156,9 @@ def test_shards_and_half_precision_load(folder):
         pumer.load(folder)
 
 
-@pytest.mark.parametrize("name", ["vilt-small", "meter-small"])
+@pytest.mark.parametrize("name", ["small:vilt", "small:meter"])
 def test_what_ships_is_whole(name):
-    pumer.load(checkpoint_dir(name))
+    pumer.load(SMALL[name])
 
 
 def test_the_caller_may_ask_for_another_head(folder):
@@ -252,13 +252,13 @@ def broken(tiny_vilt, tmp_path):
 @pytest.mark.parametrize(
     "command",
     [
-        lambda name, data, training, image, out: evaluate.run(EvaluateConfig(name, data=data)),
+        lambda name, data, training, image, out: evaluate.run(EvaluateConfig(model=name, data=data)),
         lambda name, data, training, image, out: Predictor(name),
         lambda name, data, training, image, out: visualize.run(
-            VisualizeConfig(name, (image,), "what is it?", out / "out.png")
+            VisualizeConfig(model=name, images=(image,), question="what is it?", out=out / "out.png")
         ),
-        lambda name, data, training, image, out: benchmark.run(BenchmarkConfig(name)),
-        lambda name, data, training, image, out: planning.run(PlanConfig(name)),
+        lambda name, data, training, image, out: benchmark.run(BenchmarkConfig(model=name)),
+        lambda name, data, training, image, out: planning.run(PlanConfig(model=name)),
         lambda name, data, training, image, out: train.run(dataclasses.replace(training, model=name), progress=False),
         lambda name, data, training, image, out: train.run(dataclasses.replace(training, teacher=name), progress=False),
         lambda name, data, training, image, out: VQAv2.model(name, ["red", "blue"]),
@@ -266,7 +266,7 @@ def broken(tiny_vilt, tmp_path):
     ids=["evaluate", "predict", "visualize", "benchmark", "plan", "model", "teacher", "task"],
 )
 def test_every_command_refuses_alike(broken, training, tiny_vqa, tmp_path, command):
-    data = EvaluationData(tiny_vqa)
+    data = EvaluationData(root=tiny_vqa)
     image = next((tiny_vqa / "val2014").iterdir())
     with pytest.raises(InputError, match=HEAD):
         command(broken, data, training, image, tmp_path)
@@ -311,7 +311,7 @@ def test_a_plan_does_not_guess_the_image_size(tiny_vilt, tmp_path, spoil):
     for file in folder.glob("*processor*"):
         spoil(file)
     with pytest.raises(InputError, match=str(folder)):
-        planning.run(PlanConfig(str(folder)))
+        planning.run(PlanConfig(model=str(folder)))
 
 
 def test_answers_that_are_no_numbers_draw_nothing(tiny_vilt, tiny_vqa, tmp_path, monkeypatch):
@@ -321,7 +321,7 @@ def test_answers_that_are_no_numbers_draw_nothing(tiny_vilt, tiny_vqa, tmp_path,
     rewrite(folder / WEIGHTS, replaced(lambda weight: weight * float("nan")))
     image, out = next((tiny_vqa / "val2014").iterdir()), tmp_path / "out.png"
     with pytest.raises(InputError, match="NaN"):
-        visualize.run(VisualizeConfig(str(folder), (image,), "what is it?", out))
+        visualize.run(VisualizeConfig(model=str(folder), images=(image,), question="what is it?", out=out))
     assert not out.exists()
 
 

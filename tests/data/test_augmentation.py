@@ -95,7 +95,7 @@ def test_every_operation_is_drawn_and_goes_both_ways():
 
 @pytest.mark.parametrize("values", [{"operations": 0}, {"magnitude": 31}, {"magnitude": -1}])
 def test_values_without_a_meaning_are_refused(values):
-    with pytest.raises(InputError, match=f"augment.{next(iter(values))}"):
+    with pytest.raises(InputError, match=next(iter(values))):
         AugmentConfig(**values)
 
 

@@ -2,10 +2,13 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForVisualQuestionAnswering, ViltForMaskedLM, ViltForQuestionAnswering
 
+import pumer
+from pumer.checkpoint import HEADS_FILE
 from pumer.models.meter import MeterForMaskedLM
-from pumer.tasks import NLVR2, SNLIVE, VQAv2
+from pumer.tasks import NLVR2, SNLIVE, Flickr30k, VQAv2
 from pumer.utils.errors import InputError
 
 
@@ -50,17 +53,14 @@ def test_new_head_depends_on_the_seed_alone(tiny_vilt):
     assert torch.equal(*heads)
 
 
-def test_other_model_type_is_refused(tmp_path):
-    config = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="is a 'bert' model; this task needs 'vilt'"):
-        VQAv2.model(str(tmp_path), ["red"])
-
-
-def test_folder_without_weights_is_refused(tiny_vilt, tmp_path):
+@pytest.mark.parametrize("task", [VQAv2, Flickr30k])
+def test_what_cannot_be_used_is_refused(task, tiny_vilt, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(InputError, match="is a 'bert' model; this task needs 'vilt' or 'meter'"):
+        task.model(str(tmp_path), ["red"])
     (tmp_path / "config.json").write_text((tiny_vilt / "config.json").read_text())
     with pytest.raises(InputError, match=r"weights of .* cannot be loaded"):
-        VQAv2.model(str(tmp_path), ["red"])
+        task.model(str(tmp_path), ["red"])
 
 
 @pytest.fixture(params=["tiny_vilt", "tiny_meter"])
@@ -69,19 +69,19 @@ def checkpoint(request):
     return request.getfixturevalue(request.param)
 
 
-KINDS = {"vilt": "embeddings.token_type_embeddings.weight", "meter": "modality_embeddings.weight"}
+MODALITY = {"vilt": "embeddings.token_type_embeddings.weight", "meter": "modality_embeddings.weight"}
 
 
 def test_a_second_image_starts_as_the_first(checkpoint, tmp_path):
     saved = AutoModelForVisualQuestionAnswering.from_pretrained(checkpoint)
-    kinds = KINDS[saved.config.model_type]
+    modality = MODALITY[saved.config.model_type]
     model = NLVR2.model(str(checkpoint), NLVR2.fixed_labels)
     assert (model.config.num_images, model.config.modality_type_vocab_size) == (2, 3)
     assert (model.classifier[-1].out_features, model.config.id2label) == (2, {0: "False", 1: "True"})
     for name, parameter in saved.base_model.named_parameters():
         ours = model.base_model.get_parameter(name)
-        assert torch.equal(ours[:2] if name == kinds else ours, parameter), name
-    table = model.base_model.get_parameter(kinds)
+        assert torch.equal(ours[:2] if name == modality else ours, parameter), name
+    table = model.base_model.get_parameter(modality)
     assert torch.equal(table[2], table[1])
     assert not torch.equal(table[1], table[0])
     model.save_pretrained(tmp_path)
@@ -96,7 +96,7 @@ def test_a_second_image_for_a_model_of_words(tiny_meter, tmp_path):
     assert all(
         torch.equal(parameter, model.meter.get_parameter(name))
         for name, parameter in body.meter.named_parameters()
-        if name != KINDS["meter"]
+        if name != MODALITY["meter"]
     )
 
 
@@ -114,3 +114,38 @@ def test_question_answering_starts_from_a_model_of_two_images(checkpoint, tmp_pa
     model = VQAv2.model(str(tmp_path), ["red", "blue"])
     assert model.classifier[-1].out_features == 2
     assert all(torch.equal(p, model.base_model.get_parameter(name)) for name, p in pair.base_model.named_parameters())
+
+
+def ranking(folder):
+    return Flickr30k.model(str(folder), ())
+
+
+def test_answering_questions_gives_the_body(checkpoint):
+    torch.manual_seed(1)
+    model = ranking(checkpoint)
+    saved = load_file(checkpoint / "model.safetensors")
+    body = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("rank_output.")}
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in body.items())
+    assert model.config.num_labels == 1
+    torch.manual_seed(1)
+    assert torch.equal(ranking(checkpoint).rank_output.weight, model.rank_output.weight)
+
+
+def test_a_ranking_is_kept(checkpoint, tmp_path):
+    model = ranking(checkpoint)
+    pumer.save(model, tmp_path)
+    assert torch.equal(ranking(tmp_path).rank_output.weight, model.rank_output.weight)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_matching_layer_gives_its_second_row(checkpoint, tmp_path, apart):
+    weights = load_file(checkpoint / "model.safetensors")
+    width = ranking(checkpoint).rank_output.in_features
+    matching = {"itm_score.fc.weight": torch.randn(2, width), "itm_score.fc.bias": torch.randn(2)}
+    (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
+    save_file(weights if apart else weights | matching, tmp_path / "model.safetensors", {"format": "pt"})
+    if apart:
+        save_file(matching, tmp_path / HEADS_FILE)
+    model = ranking(tmp_path)
+    assert torch.equal(model.rank_output.weight, matching["itm_score.fc.weight"][1:])
+    assert torch.equal(model.rank_output.bias, matching["itm_score.fc.bias"][1:])

@@ -125,7 +125,7 @@ def test_consistency_counts_sentences_that_are_right_for_all_their_pairs():
     examples = [Example(number, (), "", (label,)) for number, label in truth.items()]
     answers = ["True", "False", "True", "False", "True"]
     assert TASK.scores(examples, answers).tolist() == [1, 1, 1, 0, 0]
-    assert TASK.figures(examples, answers) == {"consistency": [(1.0, "dev-1"), (0.0, "dev-1"), (0.0, "dev-2")]}
+    assert TASK.metrics(examples, answers) == {"consistency": [(1.0, "dev-1"), (0.0, "dev-1"), (0.0, "dev-2")]}
 
 
 def test_result_file(tmp_path):

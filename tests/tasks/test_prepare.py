@@ -94,7 +94,7 @@ def equal(one, other):
 )
 def test_a_prepared_folder_reads_like_the_download(task, data, request, tmp_path):
     root, out = request.getfixturevalue(data), tmp_path / "out"
-    record = run(PrepareConfig(task, root, out), progress=False)
+    record = run(PrepareConfig(task=task, root=root, out=out), progress=False)
     assert (record["skipped"], record["reasons"]) == (0, {})
     assert not [path for path in files_in(out) if path.suffix in (".jpg", ".png")]
     for split in record["splits"]:
@@ -113,7 +113,7 @@ def test_a_prepared_folder_reads_like_the_download(task, data, request, tmp_path
 def test_a_prepared_coco_keeps_its_folders_and_restval(tiny_coco, tmp_path):
     (tiny_coco / "val2014" / "COCO_val2014_000000000004.jpg").unlink()
     out = tmp_path / "out"
-    record = run(PrepareConfig("coco", tiny_coco, out), progress=False)
+    record = run(PrepareConfig(task="coco", root=tiny_coco, out=out), progress=False)
     assert record["splits"] == {
         "train": {"examples": 20, "left_out": 0},
         "restval": {"examples": 10, "left_out": 5},
@@ -144,7 +144,7 @@ def test_training_on_a_prepared_folder_equals_training_on_the_download(tiny_vqa,
 
 
 def test_the_arrow_files_are_datasets_of_pictures(tiny_vqa, tmp_path):
-    run(PrepareConfig("vqav2", tiny_vqa, tmp_path / "out"), progress=False)
+    run(PrepareConfig(task="vqav2", root=tiny_vqa, out=tmp_path / "out"), progress=False)
     rows = Dataset.from_file(str(tmp_path / "out" / "arrow" / "00000-of-00001.arrow"))
     assert rows[0]["name"] == "train2014/COCO_train2014_000000000000.jpg"
     assert rows[0]["image"].size == (40, 32)
@@ -152,7 +152,7 @@ def test_the_arrow_files_are_datasets_of_pictures(tiny_vqa, tmp_path):
 
 def test_bad_images_are_listed_and_their_questions_left_out(broken_vqa, tmp_path, caplog):
     out = tmp_path / "out"
-    record = run(PrepareConfig("vqav2", broken_vqa, out), progress=False)
+    record = run(PrepareConfig(task="vqav2", root=broken_vqa, out=out), progress=False)
     assert record["skipped"] == sum(record["reasons"].values()) == 6
     assert record["reasons"]["does not exist"] == 2
     assert record["splits"] == {"train": {"examples": 24, "left_out": 10}, "val": {"examples": 12, "left_out": 2}}
@@ -171,7 +171,7 @@ def test_bad_images_are_listed_and_their_questions_left_out(broken_vqa, tmp_path
 
 
 def test_strict_stops_and_continues_once_repaired(broken_vqa, tmp_path):
-    config = PrepareConfig("vqav2", broken_vqa, tmp_path / "out", strict=True)
+    config = PrepareConfig(task="vqav2", root=broken_vqa, out=tmp_path / "out", strict=True)
     for name in BROKEN:
         with pytest.raises(InputError, match=rf"{name} .*--strict"):
             run(config, progress=False)
@@ -182,7 +182,7 @@ def test_strict_stops_and_continues_once_repaired(broken_vqa, tmp_path):
 
 
 def test_strict_leaves_a_complete_folder_complete(broken_vqa, tmp_path):
-    config = PrepareConfig("vqav2", broken_vqa, tmp_path / "out")
+    config = PrepareConfig(task="vqav2", root=broken_vqa, out=tmp_path / "out")
     run(config, progress=False)
     with pytest.raises(InputError, match=rf"{next(iter(BROKEN))} does not exist; without --strict"):
         run(replace(config, strict=True), progress=False)
@@ -203,18 +203,18 @@ def test_empty_files_and_double_ids_are_refused(tiny_vqa, tmp_path, change, mess
     path = tiny_vqa / "v2_OpenEnded_mscoco_val2014_questions.json"
     path.write_text(json.dumps({"questions": change(json.loads(path.read_text())["questions"])}))
     with pytest.raises(InputError, match=message):
-        check(CheckConfig("vqav2", tiny_vqa), progress=False)
+        check(CheckConfig(task="vqav2", root=tiny_vqa), progress=False)
     with pytest.raises(InputError, match=message):
-        run(PrepareConfig("vqav2", tiny_vqa, tmp_path / "out"), progress=False)
+        run(PrepareConfig(task="vqav2", root=tiny_vqa, out=tmp_path / "out"), progress=False)
 
 
 def test_a_split_that_karpathys_file_lacks_is_refused_when_asked_for(tiny_flickr):
     path = tiny_flickr / "dataset_flickr30k.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({"images": [entry for entry in content["images"] if entry["split"] != "val"]}))
-    assert list(check(CheckConfig("flickr30k", tiny_flickr), progress=False)["splits"]) == ["train", "test"]
+    assert list(check(CheckConfig(task="flickr30k", root=tiny_flickr), progress=False)["splits"]) == ["train", "test"]
     with pytest.raises(InputError, match=r"dataset_flickr30k\.json holds no examples of split val"):
-        check(CheckConfig("flickr30k", tiny_flickr, splits=("val",)), progress=False)
+        check(CheckConfig(task="flickr30k", root=tiny_flickr, splits=("val",)), progress=False)
 
 
 def test_retry_takes_up_repaired_images(broken_vqa, tmp_path):
@@ -229,7 +229,7 @@ def test_retry_takes_up_repaired_images(broken_vqa, tmp_path):
 def test_resize_scales_the_shorter_edge_down_only(tiny_vqa, tmp_path):
     Image.new("RGB", (90, 60), (200, 0, 0)).save(tiny_vqa / "train2014" / "COCO_train2014_000000000000.jpg")
     Image.new("RGB", (900, 5), (200, 0, 0)).save(tiny_vqa / "train2014" / "COCO_train2014_000000000001.png")
-    run(PrepareConfig("vqav2", tiny_vqa, tmp_path / "out", resize=20), progress=False)
+    run(PrepareConfig(task="vqav2", root=tiny_vqa, out=tmp_path / "out", resize=20), progress=False)
     folder = tmp_path / "out" / "train2014"
     assert read_image(folder / "COCO_train2014_000000000000.jpg").size == (30, 20)
     assert np.ptp(np.asarray(read_image(folder / "COCO_train2014_000000000000.jpg")), axis=(0, 1)).max() <= 2
@@ -239,8 +239,8 @@ def test_resize_scales_the_shorter_edge_down_only(tiny_vqa, tmp_path):
 
 def test_the_result_depends_on_neither_processes_nor_interruptions(broken_vqa, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "SHARD_IMAGES", 4)
-    run(PrepareConfig("vqav2", broken_vqa, tmp_path / "one"), progress=False)
-    run(PrepareConfig("vqav2", broken_vqa, tmp_path / "two", workers=2), progress=False)
+    run(PrepareConfig(task="vqav2", root=broken_vqa, out=tmp_path / "one"), progress=False)
+    run(PrepareConfig(task="vqav2", root=broken_vqa, out=tmp_path / "two", workers=2), progress=False)
     assert equal(tmp_path / "one", tmp_path / "two")
     rename = Path.replace
     for after in (False, True):  # stopped just before or after a file gets its name
@@ -259,15 +259,16 @@ def test_the_result_depends_on_neither_processes_nor_interruptions(broken_vqa, t
 
             with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
                 patched.setattr(Path, "replace", counted)
-                run(PrepareConfig("vqav2", broken_vqa, out), progress=False)
-            run(PrepareConfig("vqav2", broken_vqa, out), progress=False)
+                run(PrepareConfig(task="vqav2", root=broken_vqa, out=out), progress=False)
+            run(PrepareConfig(task="vqav2", root=broken_vqa, out=out), progress=False)
             assert equal(tmp_path / "one", out)
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pumer import prepare
+from pumer.settings.data import PrepareConfig
+from pumer.tasks import prepare
 prepare.SHARD_IMAGES = 2
 decode, left = prepare.decode, int(sys.argv[3])
 def killed(data):
@@ -277,48 +278,52 @@ def killed(data):
         os.kill(os.getpid(), signal.SIGKILL)
     return decode(data)
 prepare.decode = killed
-prepare.run(prepare.PrepareConfig("vqav2", Path(sys.argv[1]), Path(sys.argv[2])), progress=False)
+prepare.run(PrepareConfig(task="vqav2", root=Path(sys.argv[1]), out=Path(sys.argv[2])), progress=False)
 """
 
 
 def test_kill_9_and_again(broken_vqa, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "SHARD_IMAGES", 2)
-    run(PrepareConfig("vqav2", broken_vqa, tmp_path / "whole"), progress=False)
+    run(PrepareConfig(task="vqav2", root=broken_vqa, out=tmp_path / "whole"), progress=False)
     command = [sys.executable, "-c", KILLED, str(broken_vqa), str(tmp_path / "out"), "8"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert files_in(tmp_path / "out" / ".unfinished")
-    run(PrepareConfig("vqav2", broken_vqa, tmp_path / "out"), progress=False)
+    run(PrepareConfig(task="vqav2", root=broken_vqa, out=tmp_path / "out"), progress=False)
     assert equal(tmp_path / "whole", tmp_path / "out")
 
 
 def test_what_cannot_be_continued_is_refused(tiny_vqa, tmp_path):
-    run(PrepareConfig("vqav2", tiny_vqa, tmp_path / "out"), progress=False)
+    run(PrepareConfig(task="vqav2", root=tiny_vqa, out=tmp_path / "out"), progress=False)
     with pytest.raises(InputError, match="begun with resize=None, not 20"):
-        run(PrepareConfig("vqav2", tiny_vqa, tmp_path / "out", resize=20), progress=False)
+        run(PrepareConfig(task="vqav2", root=tiny_vqa, out=tmp_path / "out", resize=20), progress=False)
+    with pytest.raises(InputError, match="lies in the input folder"):
+        run(PrepareConfig(task="vqav2", root=tiny_vqa, out=tiny_vqa / "out"), progress=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
     with pytest.raises(InputError, match="holds other files"):
-        run(PrepareConfig("vqav2", tiny_vqa, tiny_vqa / "train2014"), progress=False)
+        run(PrepareConfig(task="vqav2", root=tiny_vqa, out=tmp_path / "other"), progress=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file cannot be written"):
-        run(PrepareConfig("vqav2", tiny_vqa, tmp_path / "file"), progress=False)
-    with pytest.raises(InputError, match=r"workers must lie in .* not -1"):
-        CheckConfig("vqav2", tiny_vqa, workers=-1)
+        run(PrepareConfig(task="vqav2", root=tiny_vqa, out=tmp_path / "file"), progress=False)
+    with pytest.raises(InputError, match="workers.*-1"):
+        CheckConfig(task="vqav2", root=tiny_vqa, workers=-1)
     with pytest.raises(InputError, match="place of its own"):
-        PrepareConfig("vqav2", tiny_vqa, tiny_vqa)
+        PrepareConfig(task="vqav2", root=tiny_vqa, out=tiny_vqa)
     with pytest.raises(InputError, match="holds no annotation files"):
-        run(PrepareConfig("vqav2", tmp_path, tmp_path / "none"), progress=False)
+        run(PrepareConfig(task="vqav2", root=tmp_path / "other", out=tmp_path / "none"), progress=False)
     shutil.rmtree(tmp_path / "out" / "arrow")
     with pytest.raises(InputError, match="holds 0 of 1 files"):
         VQAv2.read(tmp_path / "out", "train")
 
 
 def test_check_says_what_is_wrong(broken_vqa, tmp_path):
-    result = check(CheckConfig("vqav2", broken_vqa, output=tmp_path / "bad.csv"), progress=False)
+    result = check(CheckConfig(task="vqav2", root=broken_vqa, output=tmp_path / "bad.csv"), progress=False)
     counts = {name: (each["missing"], each["broken"]) for name, each in result["splits"].items()}
     assert counts == {"train": (1, 4), "val": (1, 0)}
     assert {Path(path).relative_to(broken_vqa).as_posix() for path in result["problems"]} == BROKEN.keys()
     assert len((tmp_path / "bad.csv").read_text().splitlines()) == 7
-    run(PrepareConfig("vqav2", broken_vqa, tmp_path / "out"), progress=False)
-    assert len(check(CheckConfig("vqav2", tmp_path / "out"), progress=False)["problems"]) == 6
+    run(PrepareConfig(task="vqav2", root=broken_vqa, out=tmp_path / "out"), progress=False)
+    assert len(check(CheckConfig(task="vqav2", root=tmp_path / "out"), progress=False)["problems"]) == 6
     assert images_per_second([broken_vqa / "val2014" / "COCO_val2014_000000000000.jpg"], 16) > 0
 
 

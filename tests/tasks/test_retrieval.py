@@ -1,13 +1,16 @@
+import json
+
 import pytest
 import torch
 
 from pumer.checkpoint import load_processor
 from pumer.tasks import TASKS, Flickr30k
 from pumer.tasks.loading import make_inputs
-from pumer.tasks.retrieval import NEGATIVES, pictures_of
+from pumer.tasks.retrieval import NEGATIVES, images_of, read_images
 from pumer.utils.errors import InputError
 
 TASK = Flickr30k()
+FILE = "dataset_flickr30k.json"
 
 
 def draw(pairs, index, seed=0, epoch=0):
@@ -21,7 +24,7 @@ def test_pairs_are_read(tiny_flickr):
     assert pairs[6].images == (tiny_flickr / "flickr30k-images" / "1007.jpg",)
     limited = Flickr30k.read(tiny_flickr, "val", limit=2)
     assert [pair.image_id for pair in limited] == [6] * 5 + [8] * 5
-    assert [picture.captions for picture in pictures_of(pairs)][1][1] == (36, "it is green it it")
+    assert [picture.captions for picture in images_of(pairs)][1][1] == (36, "it is green it it")
     (tiny_flickr / "dataset_flickr30k.json").rename(tiny_flickr / "dataset_coco.json")
     (tiny_flickr / "flickr30k-images").rename(tiny_flickr / "val2014")
     assert len(TASKS["coco"].read(tiny_flickr, "test")) == 40
@@ -108,8 +111,8 @@ def test_queries_and_their_scores(tiny_flickr):
     assert queries[0].source == queries[2].source == "6", "a picture and its captions"
     answers = ["40 34 1", "1 2 3 4 5 6 42", "8 6", "6 8"] + ["8"] * 8
     assert TASK.scores(queries, answers).tolist() == [0, 0, 0, 1] + [0] * 3 + [1] * 5
-    figures = {name: sum(value for value, _ in found) for name, found in TASK.figures(queries, answers).items()}
-    assert figures == {
+    metrics = {name: sum(value for value, _ in found) for name, found in TASK.metrics(queries, answers).items()}
+    assert metrics == {
         "text retrieval, recall@1": 0,
         "text retrieval, recall@5": 1,
         "text retrieval, recall@10": 2,
@@ -127,3 +130,70 @@ def test_a_result_file_is_scored_from_the_annotations(tiny_flickr, tmp_path):
     TASK.write_submission(tmp_path / "found.json", queries, answers)
     found = TASK.read_submission(tmp_path / "found.json")
     assert found == [(query.id, answer) for query, answer in zip(queries, answers, strict=True)]
+
+
+def read_split(root, split="val"):
+    return read_images(root / FILE, "flickr30k-images", split)
+
+
+def edit(root, change):
+    content = json.loads((root / FILE).read_text())
+    change(content)
+    (root / FILE).write_text(json.dumps(content))
+
+
+def test_reads_a_split_in_file_order(tiny_flickr):
+    images = read_split(tiny_flickr)
+    assert [picture.id for picture in images] == [6, 7, 8, 9]
+    assert images[0].path == tiny_flickr / "flickr30k-images" / "1006.jpg"
+    assert images[0].captions[1] == (31, "it is red it")
+    assert [len(read_split(tiny_flickr, split)) for split in ("train", "test", "train+val")] == [6, 8, 10]
+
+
+def test_folders_of_coco(tiny_flickr):
+    (tiny_flickr / "flickr30k-images").rename(tiny_flickr / "train2014")
+    (tiny_flickr / "val2014").mkdir()
+
+    def change(content):
+        for entry in content["images"]:
+            entry["filepath"] = "train2014"
+        last = content["images"][-1]
+        last |= {"split": "restval", "filepath": "val2014"}
+        last["sentences"] += [sentence | {"sentid": 900 + sentence["sentid"]} for sentence in last["sentences"][:2]]
+        (tiny_flickr / "train2014" / last["filename"]).rename(tiny_flickr / "val2014" / last["filename"])
+
+    edit(tiny_flickr, change)
+    assert len(read_split(tiny_flickr, "train")) == 6
+    both = read_split(tiny_flickr, "train+restval")
+    assert len(both) == 7
+    assert both[-1].path.parent.name == "val2014"
+    assert len(both[-1].captions) == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("images"), "no list 'images'"),
+        (lambda content: content["images"][6].pop("filename"), r"entry 6 of 'images' has no 'filename' \(str\)"),
+        (lambda content: content["images"][6].update(filepath=3), "'filepath' of image 1006.jpg must be text, not 3"),
+        (lambda content: content["images"][6].update(sentences=[]), "image 1006.jpg has no captions"),
+        (lambda content: content["images"][6]["sentences"][0].pop("raw"), "1006.jpg has no 'raw'"),
+    ],
+)
+def test_what_is_wrong_is_named(tiny_flickr, change, message):
+    edit(tiny_flickr, change)
+    with pytest.raises(InputError, match=message):
+        read_split(tiny_flickr)
+
+
+def test_missing_or_broken_file(tiny_flickr):
+    with pytest.raises(
+        InputError, match="must be one of train, val, test, restval, or several joined by '\\+', not 'al'"
+    ):
+        read_split(tiny_flickr, "train+al")
+    (tiny_flickr / FILE).write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_split(tiny_flickr)
+    (tiny_flickr / FILE).unlink()
+    with pytest.raises(InputError, match=r"does not exist; the data folder must hold"):
+        read_split(tiny_flickr)

@@ -44,7 +44,7 @@ def test_questions_of_visual_genome_come_on_request(with_genome):
 
 
 def test_they_are_prepared_with_their_images(with_genome, tmp_path):
-    run(PrepareConfig("vqav2", with_genome, tmp_path / "out", splits=("train+vg", "val")), progress=False)
+    run(PrepareConfig(task="vqav2", root=with_genome, out=tmp_path / "out", splits=("train+vg", "val")), progress=False)
     assert len(VQAv2.read(tmp_path / "out", "train+vg")) == 26
 
 
@@ -72,7 +72,7 @@ def test_they_are_prepared_with_their_images(with_genome, tmp_path):
             json.dumps([{"qas": [{"qa_id": 7, "image_id": 1, "question": "q", "answer": "red"}] * 2}]),
             r"question_answers\.json has qa_id 7 2 times",
         ),
-        ("question_answers.json", "[{}]", "has no list 'qas'"),
+        ("question_answers.json", "[{}]", r"entry 0 has no 'qas' \(list\)"),
         ("question_answers.json", '[{"qas": [{"qa_id": 1}]}]', r"a question has no 'image_id' \(int\)"),
     ],
 )

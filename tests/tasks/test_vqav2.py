@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 from pumer.checkpoint import load_processor
 from pumer.tasks import Example, VQAv2
 from pumer.tasks.loading import make_inputs
-from pumer.tasks.vqa_accuracy import normalise
+from pumer.tasks.metrics import normalise
 from pumer.utils.errors import InputError
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pumer.settings.data import SIZES as SIZES_BY_DEFAULT
 from pumer.tasks import TASKS
-from pumer.tasks.karpathy import read_pictures
+from pumer.tasks.retrieval import read_images
 from pumer.utils.errors import InputError
 from pumer.world import WorldConfig, write_vqav2, write_world
 from pumer.world.descriptions import CAPTIONS_PER_IMAGE
@@ -81,7 +81,7 @@ def test_flickr30k_has_five_captions_per_picture(world: Path) -> None:
     assert Counter(image["split"] for image in images) == {"train": 10, "val": 6, "test": 5}
     assert [number for image in images for number in image["sentids"]] == list(range(5 * len(images)))
     for split in SIZES:
-        pictures = read_pictures(world / "flickr30k" / "dataset_flickr30k.json", "flickr30k-images", split)
+        pictures = read_images(world / "flickr30k" / "dataset_flickr30k.json", "flickr30k-images", split)
         for picture in pictures:
             assert len(picture.captions) == CAPTIONS_PER_IMAGE
             with Image.open(picture.path) as image:

@@ -1,4 +1,4 @@
-"""Tasks by name."""
+"""Tasks by name: a new task is its file and its entry in TASKS; its metric belongs into `pumer.tasks.metrics`."""
 
 from pumer.data.images import Pixels
 from pumer.tasks.base import Example, Inputs, Task

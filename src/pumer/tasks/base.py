@@ -188,8 +188,10 @@ class Task(ABC):
         if storage is None and not path.parent.is_dir():
             raise InputError(f"image folder {path.parent} does not exist; the data folder must hold {cls.files}")
         if storage is None:
-            lists = f"`pumer data check {cls.name} {root}` lists them"
-            raise InputError(f"image {path} does not exist; {len(missing)} images of split {split} are missing, {lists}")
+            others = (
+                f"{len(missing)} images of split {split} are missing, `pumer data check {cls.name} {root}` lists them"
+            )
+            raise InputError(f"image {path} does not exist; {others}")
         kept = [example for example in examples if missing.keys().isdisjoint(example.images)]
         if not kept:
             raise InputError(f"no example of split {split} in {root} has its images; {path} {reason}")

@@ -1,4 +1,4 @@
-"""What tells one data set from another, without reading its images, and the weights of one model from another's."""
+"""Hashes that identify a data set, without reading its images, and a model's weights."""
 
 import hashlib
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def data_fingerprint(task: type[Task], root: Path, splits: Iterable[str], exampl
     Where the folder lies does not matter. Of a prepared folder, its record and the sizes of its Arrow files count.
 
     Args:
-        task: says which files belong to a split.
+        task: defines which files belong to a split.
         root: data folder.
         splits: that are used.
         examples: as read; all files in the folders of their images count.

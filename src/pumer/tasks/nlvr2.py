@@ -122,7 +122,9 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _example(entry: Mapping[str, Any], images: tuple[Path, ...] = (), groups: Mapping[str, str] | None = None) -> Example:
+def _example(
+    entry: Mapping[str, Any], images: tuple[Path, ...] = (), groups: Mapping[str, str] | None = None
+) -> Example:
     """An example; its source is the set of pairs that share images and sentences, "dev-850" of "dev-850-0-1"."""
     source = entry["identifier"].rsplit("-", 2)[0]
     return Example(entry["identifier"], images, entry["sentence"], _label(entry), groups or {}, source)

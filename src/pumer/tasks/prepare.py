@@ -47,11 +47,11 @@ def run(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
 
     Returns:
         The content of `prepared.json`: task and settings, number of `images` and of those `skipped`, the `reasons`
-        with their counts, and by split the number of `examples` and how many of them are `left_out` for want of an
-        image.
+        with their counts, and by split the number of `examples` and how many of them are `left_out` because an image
+        is missing.
 
     Raises:
-        InputError: for whatever the user can correct, and with `strict` for the first bad image.
+        InputError: for user errors, and with `strict` for the first bad image.
     """
     config.check_places()
     with only_one(*config.written):
@@ -61,30 +61,34 @@ def run(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
 def _prepared(config: PrepareConfig, progress: bool) -> dict[str, Any]:
     task = task_class(config.task)
     examples = annotated(task, config.root, config.splits)
-    names = sorted({_name(config.root, path) for each in examples.values() for one in each for path in one.files})
-    record = _start(config, examples, names)
+    images = {split: [_names(config.root, one) for one in each] for split, each in examples.items()}
+    names = sorted({name for each in images.values() for found in each for name in found})
+    record = _start(config, list(examples), names)
     for split in examples:
         for path in task.annotation_files(config.root, split):
             if path.is_file():
                 _put(config.out, path.relative_to(config.root), partial(shutil.copyfile, path))
     skipped = _write_shards(config, names, progress)
-    _put(config.out, Path(SKIPPED), lambda aside: write_list(aside, skipped))
+    _put(config.out, SKIPPED, lambda aside: write_list(aside, skipped))
     record |= {
         "skipped": len(skipped),
         "reasons": dict(sorted(Counter(reason.partition(" (")[0] for reason in skipped.values()).items())),
-        "splits": {split: _counts(config.root, each, skipped) for split, each in examples.items()},
+        "splits": {
+            split: {"examples": len(each), "left_out": sum(not skipped.keys().isdisjoint(found) for found in each)}
+            for split, each in images.items()
+        },
         "complete": True,
     }
-    _put(config.out, Path(RECORD), lambda aside: _write_record(aside, record))
+    _put_record(config.out, record)
     shutil.rmtree(config.out / _UNFINISHED, ignore_errors=True)  # a killed run's processes may live some seconds more
     return record
 
 
 def annotated(task: type[Task], root: Path, splits: Sequence[str] | None = None) -> dict[str, list[Example]]:
-    """What the annotation files say, by split, whether or not the images are there.
+    """The examples in the annotation files, by split, whether or not the images are there.
 
     Args:
-        task: says which files.
+        task: defines which files.
         root: data folder.
         splits: which splits; None for all whose files are there.
 
@@ -99,83 +103,78 @@ def annotated(task: type[Task], root: Path, splits: Sequence[str] | None = None)
     if splits is None and issubclass(task, Retrieval) and any(examples.values()):
         examples = {split: found for split, found in examples.items() if found}  # one file is there for all splits
     for split, found in examples.items():
-        file = task.annotation_files(root, split)[0]
         if not found:
+            file = task.annotation_files(root, split)[0]
             raise InputError(f"{file} holds no examples of split {split}; download it again, or give other splits")
     return examples
 
 
 def summary(record: Mapping[str, Any], out: Path) -> str:
-    """What `run` did, in a few lines."""
+    """The record of a run in a few lines."""
     stored = record["images"] - record["skipped"]
     lines = [f"{out}: {stored} images in {record['shards']} files, {record['skipped']} skipped"]
     lines += [f"  {count} x {reason}" for reason, count in record["reasons"].items()]
     for split, counts in record["splits"].items():
-        without = f", {counts['left_out']} left out for want of an image" if counts["left_out"] else ""
-        lines.append(f"  {split}: {counts['examples']} examples{without}")
+        left_out = f", {counts['left_out']} left out because an image is missing" if counts["left_out"] else ""
+        lines.append(f"  {split}: {counts['examples']} examples{left_out}")
     return "\n".join([*lines, f"  the skipped images are listed in {out / SKIPPED}"] if record["skipped"] else lines)
 
 
 def write_list(path: Path, problems: Mapping[str, str]) -> None:
-    """Images and what is wrong with them as a CSV file."""
+    """Write the problem of every image to a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("image", "reason"), *problems.items()])
     write_text(path, text.getvalue())
 
 
-def _name(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
+def _names(root: Path, example: Example) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in example.files]
 
 
-def _start(config: PrepareConfig, examples: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _start(config: PrepareConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
     """The beginning of the record, on disk as well; refuses to continue a run with other settings."""
     record = {
         "version": _VERSION,
         "task": config.task,
         "resize": config.resize,
-        "prepared_splits": list(examples),
+        "prepared_splits": list(splits),
         "images": len(names),
         "names": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "shards": -(-len(names) // SHARD_IMAGES),
     }
-    found = config.out / RECORD
-    if found.is_file():
-        before = read_config(found, "remove the folder, or give a new one")
+    out, unfinished = config.out, config.out / _UNFINISHED
+    if (out / RECORD).is_file():
+        before = read_config(out / RECORD, "remove the folder, or give a new one")
         for name, value in record.items():
             if before.get(name) != value:
-                raise InputError(
-                    f"{config.out} was begun with {name}={before.get(name)}, not {value}; give a new folder"
-                )
+                raise InputError(f"{out} was begun with {name}={before.get(name)}, not {value}; give a new folder")
         if config.strict:
             _refuse_known_problems(config)  # while the folder is still complete
-    elif config.out.is_dir() and any(path.name != _UNFINISHED for path in config.out.iterdir()):
-        raise InputError(f"{config.out} holds other files; give an empty or new folder")
-    shutil.rmtree(config.out / _UNFINISHED, ignore_errors=True)
+    elif out.is_dir() and any(path != unfinished for path in out.iterdir()):
+        raise InputError(f"{out} holds other files; give an empty or new folder")
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        (config.out / _UNFINISHED).mkdir(parents=True, exist_ok=True)
+        unfinished.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{config.out} cannot be written to ({error.strerror}); give another folder") from error
-    _put(config.out, Path(RECORD), lambda aside: _write_record(aside, record | {"complete": False}))
+        raise InputError(f"{out} cannot be written to ({error.strerror}); give another folder") from error
+    _put_record(out, record | {"complete": False})
     return record
 
 
-def _put(out: Path, name: Path, write: Callable[[Path], Any]) -> None:
+def _put(out: Path, name: str | Path, write: Callable[[Path], Any]) -> None:
     """Write a file aside, then give it its name: it is there as a whole or not at all."""
-    aside = out / _UNFINISHED / f"{name.name}.{os.getpid()}"
+    place = out / name
+    aside = out / _UNFINISHED / f"{place.name}.{os.getpid()}"
     write(aside)
     with aside.open("rb+") as file:
         os.fsync(file.fileno())
-    (out / name).parent.mkdir(parents=True, exist_ok=True)
-    aside.replace(out / name)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    aside.replace(place)
 
 
-def _write_record(path: Path, record: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _counts(root: Path, examples: Sequence[Example], skipped: Mapping[str, str]) -> dict[str, int]:
-    left_out = sum(any(_name(root, path) in skipped for path in example.files) for example in examples)
-    return {"examples": len(examples), "left_out": left_out}
+def _put_record(out: Path, record: Mapping[str, Any]) -> None:
+    text = json.dumps(record, indent=2) + "\n"
+    _put(out, RECORD, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def _write_shards(config: PrepareConfig, names: Sequence[str], progress: bool) -> dict[str, str]:
@@ -185,9 +184,10 @@ def _write_shards(config: PrepareConfig, names: Sequence[str], progress: bool) -
     with progress_bar(enabled=progress) as bar:
         shown = bar.add_task("prepare", total=len(names), note="")
         # A DataLoader's processes end with it, also when it is killed.
-        for index, problems in enumerate(DataLoader(shards, batch_size=None, num_workers=config.workers)):
+        loader = DataLoader(shards, batch_size=None, num_workers=config.workers)
+        for part, problems in zip(shards.parts, loader, strict=True):
             skipped |= problems
-            bar.update(shown, advance=len(shards.names(index)), note=f"{len(skipped)} skipped")
+            bar.update(shown, advance=len(part), note=f"{len(skipped)} skipped")
     return skipped
 
 
@@ -195,21 +195,18 @@ class _Shards(Dataset[dict[str, str]]):
     """Shard by shard: written, unless it is there, and the problems of its images."""
 
     def __init__(self, config: PrepareConfig, names: Sequence[str]) -> None:
-        self._config = config
-        self._parts = [names[start : start + SHARD_IMAGES] for start in range(0, len(names), SHARD_IMAGES)]
+        self.config = config
+        self.parts = [names[start : start + SHARD_IMAGES] for start in range(0, len(names), SHARD_IMAGES)]
 
     def __len__(self) -> int:
-        return len(self._parts)
-
-    def names(self, index: int) -> Sequence[str]:
-        return self._parts[index]
+        return len(self.parts)
 
     def __getitem__(self, index: int) -> dict[str, str]:
-        config, name = self._config, Path(SHARDS) / f"{index:05d}-of-{len(self):05d}.arrow"
-        problems = _problems(config.out / name) if (config.out / name).is_file() else None
+        config, shard = self.config, Path(SHARDS) / f"{index:05d}-of-{len(self):05d}.arrow"
+        problems = _problems(config.out / shard) if (config.out / shard).is_file() else None
         if problems is None or (problems and (config.retry or config.strict)):
-            _put(config.out, name, lambda aside: self._write(aside, self.names(index)))
-            problems = _problems(config.out / name)
+            _put(config.out, shard, lambda aside: self._write(aside, self.parts[index]))
+            problems = _problems(config.out / shard)
         if problems and config.strict:
             raise _refusal(config, *next(iter(problems.items())))
         return problems
@@ -217,7 +214,7 @@ class _Shards(Dataset[dict[str, str]]):
     def _write(self, path: Path, names: Sequence[str]) -> None:
         with ArrowWriter(path=str(path), features=FEATURES, writer_batch_size=_ROWS_IN_MEMORY) as writer:
             for name in names:
-                writer.write(_row(self._config.root, name, self._config.resize))
+                writer.write(_row(self.config.root, name, self.config.resize))
             writer.finalize()
 
 
@@ -227,7 +224,7 @@ def _problems(shard: Path) -> dict[str, str]:
 
 
 def _refuse_known_problems(config: PrepareConfig) -> None:
-    """Refuse an image that an earlier run had to skip and that is still of no use."""
+    """Refuse an image that an earlier run had to skip and that is still unusable."""
     for shard in sorted((config.out / SHARDS).glob("*.arrow")):
         for image in _problems(shard):
             problem = _row(config.root, image, None)["problem"]
@@ -240,19 +237,16 @@ def _refusal(config: PrepareConfig, image: str, reason: str) -> InputError:
 
 
 def _row(root: Path, name: str, edge: int | None) -> dict[str, Any]:
+    """An image's row of an Arrow file, scaled down to the edge if one is given; see FEATURES."""
     try:
         data = image_bytes(root / name)
         image = decode(data)
     except InputError as error:
         return {"name": name, "image": None, "problem": str(error)}
-    if edge is not None and min(image.size) > edge:
-        data = _scaled(image, edge)
-    return {"name": name, "image": {"bytes": data, "path": None}, "problem": None}
-
-
-def _scaled(image: Image.Image, edge: int) -> bytes:
     shorter = min(image.size)
-    width, height = (round(side * edge / shorter) for side in image.size)
-    file = io.BytesIO()
-    image.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", **_JPEG)
-    return file.getvalue()
+    if edge is not None and shorter > edge:
+        width, height = (round(side * edge / shorter) for side in image.size)
+        file = io.BytesIO()
+        image.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", **_JPEG)
+        data = file.getvalue()
+    return {"name": name, "image": {"bytes": data, "path": None}, "problem": None}

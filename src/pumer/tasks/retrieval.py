@@ -11,19 +11,37 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
-from transformers import PreTrainedModel, ViltForImageAndTextRetrieval
+from transformers import PreTrainedModel
 
-from pumer.models.meter import MeterForImageAndTextRetrieval
-from pumer.tasks.base import Example, Inputs, Task, spread, words
-from pumer.tasks.karpathy import Picture, read_pictures
-from pumer.tasks.ranking_head import ranking_from
-from pumer.tasks.recall import CUTOFFS
+from pumer.backbones import Head, backbone_of
+from pumer.tasks.annotations import check_unique, checked, read_entries
+from pumer.tasks.base import Example, Inputs, Task, spread, tokenize
+from pumer.tasks.heads import ranking_from
+from pumer.tasks.metrics import CUTOFFS
 from pumer.utils.errors import InputError
 
 NEGATIVES = 15
 MATCHING_WEIGHT = 0.5
 OWN, OTHER = "own", "other"
+SPLITS = ("train", "val", "test", "restval")
+"""Of Karpathy's files; COCO's "restval" are validation images that most published results train on as well."""
 _PIXELS = ("pixel_values", "pixel_mask")
+_FIELDS: dict[str, type] = {"filename": str, "imgid": int, "split": str, "sentences": list}
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedImage:
+    """One image with its captions.
+
+    Attributes:
+        id: official number (`imgid`), unique in its file.
+        path: the image file, whether or not it is there.
+        captions: official number (`sentid`) and text of each caption; five in Flickr30k, five or more in COCO.
+    """
+
+    id: int
+    path: Path
+    captions: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +50,7 @@ class Pair(Example):
 
     Attributes:
         image_id: official number of the image.
-        others: captions to tell the own one from.
+        others: captions of other images, from which the own one is to be told apart.
     """
 
     image_id: int = 0
@@ -56,21 +74,14 @@ class Retrieval(Task):
         images: folder of its images.
     """
 
-    models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {
-        "vilt": ViltForImageAndTextRetrieval,
-        "meter": MeterForImageAndTextRetrieval,
-    }
+    head_kind: ClassVar[Head] = "retrieval"
     head: ClassVar[tuple[str, ...]] = ("rank_output.",)
     result_keys: ClassVar[tuple[str, str]] = ("query", "found")  # there is no official format
     file: ClassVar[str]
     images: ClassVar[str]
 
     def __init__(self, labels: Sequence[str] = ()) -> None:
-        """Nothing to bind to: a model's single output is the score of a pair.
-
-        Args:
-            labels: ignored.
-        """
+        """Nothing to bind to, labels are ignored: a model's single output is the score of a pair."""
         super().__init__((OWN, *[OTHER] * NEGATIVES))
 
     @classmethod
@@ -97,7 +108,11 @@ class Retrieval(Task):
     @classmethod
     def pairs(cls, annotations: Path, split: str, limit: int | None = None) -> list[Example]:
         """All pairs of an image and one of its captions, from a file wherever it lies; see `examples`."""
-        return _pairs(spread(read_pictures(annotations, cls.images, split), limit))
+        return [
+            Pair(number, (image.path,), text, image_id=image.id)
+            for image in spread(read_images(annotations, cls.images, split), limit)
+            for number, text in image.captions
+        ]
 
     @classmethod
     def vocabulary(cls, root: Path, minimum: int) -> tuple[str, ...]:
@@ -106,8 +121,8 @@ class Retrieval(Task):
 
     @classmethod
     def model(cls, checkpoint: str, labels: Sequence[str]) -> PreTrainedModel:
-        """A model that scores pairs; see `pumer.tasks.ranking_head.ranking_from`."""
-        return ranking_from(checkpoint, cls.models)
+        """A model that scores pairs; see `pumer.tasks.heads.ranking_from`."""
+        return ranking_from(checkpoint, cls.models())
 
     def draw(self, examples: Sequence[Example], index: int, seed: int, epoch: int) -> Example:
         """A pair with 15 different captions of other images: a function of seed, epoch and index alone.
@@ -116,13 +131,23 @@ class Retrieval(Task):
             examples: as read; the captions of an image are neighbours.
             index: of the pair.
             seed: of the drawing.
-            epoch: each shows other captions.
+            epoch: each draws other captions.
 
         Raises:
             InputError: when there are fewer captions of other images.
         """
         pair = _pair(examples[index])
-        return replace(pair, others=_negatives(examples, index, seed, epoch))
+        first, end = index, index + 1
+        while first > 0 and _pair(examples[first - 1]).image_id == pair.image_id:
+            first -= 1
+        while end < len(examples) and _pair(examples[end]).image_id == pair.image_id:
+            end += 1
+        others = len(examples) - (end - first)
+        if others < NEGATIVES:
+            raise InputError(f"training draws {NEGATIVES} captions of other images, not {others}; use more images")
+        drawn = np.random.default_rng((seed, epoch, index)).choice(others, NEGATIVES, replace=False)
+        texts = (examples[number if number < first else number + end - first].text for number in drawn)
+        return replace(pair, others=tuple(texts))
 
     def collate(self, examples: Sequence[Example], inputs: Inputs) -> dict[str, Any]:
         """A batch of B pairs with K - 1 wrong captions each; K = 1 without.
@@ -134,14 +159,15 @@ class Retrieval(Task):
         texts = [text for pair in map(_pair, examples) for text in (pair.text, *pair.others)]
         pixels = inputs.pixels([pair.images[0] for pair in examples], inputs.edit)
         targets = torch.zeros(len(examples), dtype=torch.int64)
-        return {"inputs": {**words(texts, inputs), **pixels}, "targets": targets}
+        return {"inputs": {**tokenize(texts, inputs), **pixels}, "targets": targets}
 
     def logits(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        """Scores (B, K) of the captions shown with each image. METER encodes the image once for all of them."""
+        """Scores (B, K) of the captions of each image, which is encoded once for all of them where that can be done."""
         inputs = dict(batch["inputs"])
         images, texts = len(inputs["pixel_values"]), len(inputs["input_ids"])
         image = torch.arange(images, device=inputs["input_ids"].device).repeat_interleave(texts // images)
-        if isinstance(extract_model_from_parallel(model, keep_torch_compile=False), MeterForImageAndTextRetrieval):
+        family = backbone_of(extract_model_from_parallel(model, keep_torch_compile=False))
+        if family is not None and family.separable:
             inputs["image_index"] = image
         else:
             inputs |= {name: inputs[name][image] for name in _PIXELS if name in inputs}
@@ -161,7 +187,7 @@ class Retrieval(Task):
 
     @staticmethod
     def queries(pairs: Sequence[Example]) -> list[Example]:
-        """What `pumer evaluate` asks: for every image its captions, then for every caption its image.
+        """The queries of `pumer evaluate`: for every image its captions, then for every caption its image.
 
         Args:
             pairs: as read.
@@ -169,14 +195,14 @@ class Retrieval(Task):
         Returns:
             Per query an example whose `answers` are the numbers of the true candidates.
         """
-        texts = [
-            Example(f"image {shown.id}", (shown.path,), "", _numbers(shown), source=str(shown.id))
-            for shown in pictures_of(pairs)
-        ]
-        return texts + [
-            Example(f"caption {pair.id}", (), pair.text, (str(pair.image_id),), source=str(pair.image_id))
-            for pair in map(_pair, pairs)
-        ]
+        by_image, by_text = [], []
+        for image in images_of(pairs):
+            captions = tuple(str(number) for number, _ in image.captions)
+            by_image.append(Example(f"image {image.id}", (image.path,), "", captions, source=str(image.id)))
+        for pair in map(_pair, pairs):
+            number = str(pair.image_id)
+            by_text.append(Example(f"caption {pair.id}", (), pair.text, (number,), source=number))
+        return by_image + by_text
 
     def score(self, example: Example, answer: str) -> float:
         """Recall@1 of a query, or, for a training pair, whether its own caption was chosen.
@@ -185,12 +211,12 @@ class Retrieval(Task):
             example: one of `queries`, or a pair.
             answer: the numbers of the candidates found, best first, separated by spaces; for a pair a label.
         """
-        if isinstance(example, Pair):
-            return float(answer == OWN)
-        return _found(example, answer, 1)
+        return float(answer == OWN) if isinstance(example, Pair) else _found(example, answer, 1)
 
-    def figures(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
+    def metrics(self, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
         """Recall@1, 5 and 10 of the queries that are images (text retrieval, TR), and of those that are texts (IR)."""
+        if isinstance(examples[0], Pair):
+            return {}
         queries = list(zip(examples, answers, strict=True))
         return {
             f"{direction} retrieval, recall@{k}": [
@@ -200,7 +226,6 @@ class Retrieval(Task):
             ]
             for direction, from_image in (("text", True), ("image", False))
             for k in CUTOFFS
-            if not isinstance(examples[0], Pair)
         }
 
 
@@ -238,19 +263,47 @@ class Coco(Retrieval):
     splits: ClassVar[tuple[str, ...]] = ("train", "restval", "val", "test")
 
 
-def _pairs(pictures: Sequence[Picture]) -> list[Example]:
+def read_images(path: Path, images: str, split: str) -> list[CaptionedImage]:
+    """The images of one split of a file of Karpathy's, in file order.
+
+    Args:
+        path: the JSON file; the image folders lie beside it.
+        images: folder of the image files, for entries that do not name their own (`filepath`).
+        split: one of SPLITS, or several of them joined by "+", as in "train+restval".
+
+    Raises:
+        InputError: for a missing or broken file, an unknown split, and an image without captions; the message names it.
+    """
+    wanted = split.split("+")
+    if unknown := [name for name in wanted if name not in SPLITS]:
+        allowed = ", ".join(SPLITS)
+        raise InputError(f"split must be one of {allowed}, or several joined by '+', not '{unknown[0]}'")
+    entries = read_entries(path, "images", _FIELDS, f"the official {path.name}", unique="imgid")
+    for entry in entries:
+        name = entry["filename"]
+        if not isinstance(entry.get("filepath", images), str):
+            raise InputError(f"{path}: 'filepath' of image {name} must be text, not {entry['filepath']!r}")
+        if not entry["sentences"]:
+            raise InputError(f"{path}: image {name} has no captions")
+        for caption in entry["sentences"]:
+            checked(caption, {"raw": str, "sentid": int}, f"{path}: a caption of image {name}")
+    check_unique(path, "sentid", (caption["sentid"] for entry in entries for caption in entry["sentences"]))
     return [
-        Pair(number, (picture.path,), text, image_id=picture.id)
-        for picture in pictures
-        for number, text in picture.captions
+        CaptionedImage(
+            entry["imgid"],
+            path.parent / entry.get("filepath", images) / entry["filename"],
+            tuple((caption["sentid"], caption["raw"].strip()) for caption in entry["sentences"]),
+        )
+        for entry in entries
+        if entry["split"] in wanted
     ]
 
 
-def pictures_of(pairs: Sequence[Example]) -> list[Picture]:
+def images_of(pairs: Sequence[Example]) -> list[CaptionedImage]:
     """The images of the pairs with their captions, in order."""
     groups = [list(group) for _, group in groupby(map(_pair, pairs), lambda pair: pair.image_id)]
     return [
-        Picture(same[0].image_id, same[0].files[0], tuple((int(pair.id), pair.text) for pair in same))
+        CaptionedImage(same[0].image_id, same[0].files[0], tuple((int(pair.id), pair.text) for pair in same))
         for same in groups
     ]
 
@@ -262,21 +315,3 @@ def _pair(example: Example) -> Pair:
 def _found(query: Example, answer: str, k: int) -> float:
     """1 if one of the true candidates of a query is among the first k of the answer, else 0."""
     return float(not set(query.answers).isdisjoint(answer.split()[:k]))
-
-
-def _numbers(picture: Picture) -> tuple[str, ...]:
-    return tuple(str(number) for number, _ in picture.captions)
-
-
-def _negatives(pairs: Sequence[Example], index: int, seed: int, epoch: int) -> tuple[str, ...]:
-    image = _pair(pairs[index]).image_id
-    first, end = index, index + 1
-    while first > 0 and _pair(pairs[first - 1]).image_id == image:
-        first -= 1
-    while end < len(pairs) and _pair(pairs[end]).image_id == image:
-        end += 1
-    others = len(pairs) - (end - first)
-    if others < NEGATIVES:
-        raise InputError(f"training draws {NEGATIVES} captions of other images, not {others}; use more images")
-    drawn = np.random.default_rng((seed, epoch, index)).choice(others, NEGATIVES, replace=False)
-    return tuple(pairs[number if number < first else number + end - first].text for number in drawn)

@@ -1,23 +1,21 @@
 """VQAv2 in its official files (visualqa.org): open questions about one image, ten answers each."""
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from transformers import PreTrainedModel, ViltForQuestionAnswering
 
+from pumer.backbones import Head
 from pumer.data.storage import images_in
-from pumer.models.meter import MeterForQuestionAnswering
 from pumer.settings.common import Rule
 from pumer.tasks import visual_genome
+from pumer.tasks.annotations import check_split, image_file, read_entries
 from pumer.tasks.base import Example, Task, spread
-from pumer.tasks.heads import classifier_from
-from pumer.tasks.records import hold, listed, once
-from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score, stripped
+from pumer.tasks.metrics import normalise, soft_score, stripped, vqa_accuracy
 from pumer.utils.errors import InputError
 
 _FOLDERS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test2015"}
@@ -52,11 +50,7 @@ class VQAv2(Task):
     """
 
     name: ClassVar[str] = "vqav2"
-    models: ClassVar[Mapping[str, type[PreTrainedModel]]] = {
-        "vilt": ViltForQuestionAnswering,
-        "meter": MeterForQuestionAnswering,
-    }
-    head: ClassVar[tuple[str, ...]] = ("classifier.",)
+    head_kind: ClassVar[Head] = "question_answering"
     files: ClassVar[str] = "the official v2_*_questions.json, v2_*_annotations.json and image folders"
     splits: ClassVar[tuple[str, ...]] = tuple(_FOLDERS)
     groups: ClassVar[tuple[str, ...]] = ("answer_type", "question_type")
@@ -68,7 +62,7 @@ class VQAv2(Task):
 
         Args:
             labels: the answers, normalised, one per column of the logits.
-            rule: see `pumer.tasks.vqa_accuracy.accuracy`.
+            rule: see `pumer.tasks.metrics.vqa_accuracy`.
         """
         super().__init__(labels)
         self.rule = rule
@@ -79,22 +73,28 @@ class VQAv2(Task):
         """Read a split; see `Task.read`. Scores are grouped by `answer_type` and `question_type`."""
         if split == WITH_VISUAL_GENOME:
             answers = set(cls.vocabulary(root, minimum=1))
-            evaluated_on = {entry["image_id"] for entry in _questions(root, "val")}
+            evaluated_on = {entry["image_id"] for entry in _questions(_question_file(root, "val"))}
             more = visual_genome.read_questions(root, answers, evaluated_on)
             return list(spread(cls.examples(root, "train") + more, limit))
-        questions = spread(_questions(root, split), limit)
-        annotations = [] if split in _WITHOUT_ANSWERS else _annotations(root, split)
-        answered = {entry["question_id"]: entry for entry in annotations}
-        images = images_in(root / _folder(split))
-        return [_example(entry, answered, images, root, split) for entry in questions]
+        questions = spread(_questions(_question_file(root, split)), limit)
+        file = None if split in _WITHOUT_ANSWERS else _annotation_file(root, split)
+        answered = {} if file is None else _annotations(file)
+        folder = root / _FOLDERS[split]
+        names, examples = images_in(folder), []
+        for entry in questions:
+            number = entry["question_id"]
+            image = image_file(folder, f"COCO_{folder.name}_{entry['image_id']:012d}", names)
+            truth = {} if file is None else _truth(number, answered, file)
+            examples.append(Example(number, (image,), entry["question"], **truth))
+        return examples
 
     @classmethod
     def annotation_files(cls, root: Path, split: str) -> tuple[Path, ...]:
         """The questions and, but for the test splits, the annotations; see `Task.annotation_files`."""
         if split == WITH_VISUAL_GENOME:
             return (*cls.annotation_files(root, "train"), *(root / name for name in visual_genome.FILES))
-        questions, annotations = root / _question_name(split), root / _annotation_name(split)
-        return (questions,) if split in _WITHOUT_ANSWERS else (questions, annotations)
+        questions = _question_file(root, split)
+        return (questions,) if split in _WITHOUT_ANSWERS else (questions, _annotation_file(root, split))
 
     @classmethod
     def vocabulary(cls, root: Path, minimum: int = 9) -> tuple[str, ...]:
@@ -107,24 +107,19 @@ class VQAv2(Task):
         Raises:
             InputError: when a file is missing or broken, or no answer is frequent enough.
         """
-        for split in ("train", "val"):
-            file = root / _annotation_name(split)
+        files = [_annotation_file(root, split) for split in ("train", "val")]
+        for file in files:
             if root.is_dir() and not file.exists():
                 raise InputError(
                     f"{file} does not exist; answers are drawn from train and val together, so both annotation files "
                     "must be there, whatever data.train and data.eval are"
                 )
-        entries = (entry for split in ("train", "val") for entry in _annotations(root, split))
+        entries = (entry for file in files for entry in _annotations(file).values())
         counts = Counter(normalise(entry["multiple_choice_answer"]) for entry in entries)
         answers = tuple(sorted(answer for answer, count in counts.items() if count >= minimum and answer))
         if not answers:
             raise InputError(f"no answer occurs {minimum} times in {root}; give data.min_answer_count=1 or more data")
         return answers
-
-    @classmethod
-    def model(cls, checkpoint: str, labels: Sequence[str]) -> PreTrainedModel:
-        """A question-answering model; see `Task.model`."""
-        return classifier_from(checkpoint, labels, cls.models)
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         """Soft scores (B, A) of all answers: 0, 0.3, 0.6, 0.9 or 1 by the number of agreeing annotators.
@@ -147,35 +142,18 @@ class VQAv2(Task):
         """VQA accuracy of one answer."""
         if not example.answers:
             raise InputError(f"question {example.id} has no public answers; score the submission file on the server")
-        return accuracy(answer, example.answers, self.rule)
+        return vqa_accuracy(answer, example.answers, self.rule)
 
     def candidates(self, example: Example) -> set[str]:
-        """What the annotators wrote, and its normal form; see `Task.candidates`."""
+        """The annotators' answers as written and normalised; see `Task.candidates`."""
         return {*example.answers, *map(normalise, example.answers)}
 
     @classmethod
     def truth(cls, annotations: Path, questions: Path | None = None, split: str = "test") -> list[Example]:
         """All annotated questions, or those of a file of questions; see `Task.truth`."""
-        answered = {entry["question_id"]: entry for entry in _entries(annotations, "annotations", _ANNOTATION)}
-        asked = answered.values() if questions is None else _entries(questions, "questions", _QUESTION)
-        numbers = (entry["question_id"] for entry in asked)
+        answered = _annotations(annotations)
+        numbers = answered if questions is None else [entry["question_id"] for entry in _questions(questions)]
         return [Example(number, (), "", **_truth(number, answered, annotations)) for number in numbers]
-
-
-def _example(
-    question: Mapping[str, Any],
-    answered: Mapping[int, Any],
-    images: Container[str],
-    root: Path,
-    split: str,
-) -> Example:
-    number = question["question_id"]
-    stem = f"COCO_{_folder(split)}_{question['image_id']:012d}"
-    image = root / _folder(split) / f"{stem}{'.png' if f'{stem}.png' in images else '.jpg'}"
-    if split in _WITHOUT_ANSWERS:
-        return Example(number, (image,), question["question"])
-    truth = _truth(number, answered, root / _annotation_name(split))
-    return Example(number, (image,), question["question"], **truth)
 
 
 def _truth(number: int, answered: Mapping[int, Any], path: Path) -> dict[str, Any]:
@@ -191,35 +169,20 @@ def _truth(number: int, answered: Mapping[int, Any], path: Path) -> dict[str, An
     return {"answers": tuple(map(stripped, given)), "groups": groups, "source": str(entry.get("image_id", ""))}
 
 
-def _questions(root: Path, split: str) -> list[dict[str, Any]]:
-    return _entries(root / _question_name(split), "questions", _QUESTION)
+def _questions(path: Path) -> list[dict[str, Any]]:
+    return read_entries(path, "questions", _QUESTION, VQAv2.files, unique="question_id")
 
 
-def _annotations(root: Path, split: str) -> list[dict[str, Any]]:
-    return _entries(root / _annotation_name(split), "annotations", _ANNOTATION)
+def _annotations(path: Path) -> dict[int, dict[str, Any]]:
+    """The annotations by the number of their question."""
+    entries = read_entries(path, "annotations", _ANNOTATION, VQAv2.files, unique="question_id")
+    return {entry["question_id"]: entry for entry in entries}
 
 
-def _question_name(split: str) -> str:
-    return f"v2_OpenEnded_mscoco_{_known(split, _FILES)}_questions.json"
+def _question_file(root: Path, split: str) -> Path:
+    check_split(split, (*_FILES, WITH_VISUAL_GENOME))
+    return root / f"v2_OpenEnded_mscoco_{_FILES[split]}_questions.json"
 
 
-def _annotation_name(split: str) -> str:
-    return f"v2_mscoco_{_known(split, _FILES)}_annotations.json"
-
-
-def _folder(split: str) -> str:
-    return _known(split, _FOLDERS)
-
-
-def _known(split: str, names: Mapping[str, str]) -> str:
-    if split not in names:
-        raise InputError(f"split must be one of {', '.join((*names, WITH_VISUAL_GENOME))}, not '{split}'")
-    return names[split]
-
-
-def _entries(path: Path, key: str, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
-    """The list under `key` of an official JSON file, every entry checked to hold `kinds`, every question once."""
-    found = enumerate(listed(path, key, VQAv2.files))
-    entries = [hold(entry, kinds, f"{path}: entry {index} of '{key}'") for index, entry in found]
-    once(path, "question_id", (entry["question_id"] for entry in entries))
-    return entries
+def _annotation_file(root: Path, split: str) -> Path:
+    return root / f"v2_mscoco_{_FILES[split]}_annotations.json"

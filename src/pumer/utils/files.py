@@ -34,7 +34,7 @@ def read_json(path: str | Path, remedy: str = "give another file") -> Any:
 
     Raises:
         InputError: If it is missing, too large or not JSON, with the line where it breaks; and for what Python's parser
-            takes beyond the standard: ``NaN``, ``Infinity`` and half of a surrogate pair.
+            accepts: a key twice, ``NaN``, ``Infinity`` and half of a surrogate pair.
     """
     with _remedy(remedy):
         return _parsed(_text(path, MAX_BYTES), str(path))
@@ -44,7 +44,7 @@ def read_config(path: str | Path, remedy: str = "give another file") -> dict[str
     """Content of a small JSON file that holds one object, such as a config; arguments as of `read_json`.
 
     Raises:
-        InputError: As of `read_json`; and if it holds something else, a key twice or a number too large for a float.
+        InputError: As of `read_json`; and if it holds something else or a number too large for a float.
     """
     with _remedy(remedy):
         content = _parsed(_text(path, MAX_CONFIG_BYTES), str(path), "a config")
@@ -139,11 +139,11 @@ def _lines(text: str) -> list[str]:
 
 
 def _parsed(text: str, name: str, what: Literal["a file", "a line", "a config"] = "a file") -> Any:
-    """Parse JSON; of a config, which is small, every object and number is checked."""
+    """Parse JSON; of a config, which is small, every number is checked."""
     try:
         if what == "a config":
             return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_without_doubles)
-        content = json.loads(text, parse_constant=_refuse)
+        content = json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError as error:
         where = "" if what == "a line" else f" in line {error.lineno}"
         raise InputError(f"{name} is not valid JSON: {error.msg}{where}") from error

@@ -1,31 +1,25 @@
-"""The VQA challenge's answer normalisation and accuracy, from visualqa.org/evaluation and as its script has them."""
+"""The tasks' metrics: VQA accuracy, as the challenge's script computes it, and what recall@k looks at."""
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
+import numpy as np
+
 from pumer.settings.common import Rule
 
+CUTOFFS = (1, 5, 10)
+"""A query is answered at k if one of its true candidates is among the k best."""
+
+_BLOCK = 1024
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _FULL_STOPS = 32  # the official script removes no more: it gives `re.UNICODE` where `re.sub` expects a count
 _ARTICLES = {"a", "an", "the"}
-_NUMBERS = {
-    "none": "0",
-    "zero": "0",
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
-}
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_DIGITS)}
 _CONTRACTIONS = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
 he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't
@@ -35,17 +29,15 @@ that's there'd there'd've there're there's they'd they'd've they'll they're they
 weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll
 why're why's won't would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """
-
-
-def _lacking_one_apostrophe(word: str) -> Iterator[str]:
-    """The spellings of a contraction with one of its apostrophes left out."""
-    for place, character in enumerate(word):
-        if character == "'":
-            yield word[:place] + word[place + 1 :]
-
-
-_APOSTROPHES = {spelling: word for word in _CONTRACTIONS.split() for spelling in _lacking_one_apostrophe(word)}
-_APOSTROPHES["somebody'd"] = "somebodyd"  # as the official script has it
+_APOSTROPHES = (
+    {  # a contraction with one of its apostrophes left out
+        word[:place] + word[place + 1 :]: word
+        for word in _CONTRACTIONS.split()
+        for place, character in enumerate(word)
+        if character == "'"
+    }
+    | {"somebody'd": "somebodyd"}
+)  # as the official script has it
 
 
 @lru_cache(maxsize=2**18)
@@ -61,8 +53,8 @@ def normalise(answer: str) -> str:
     Lower case, number words as digits, no articles, full stops only before a digit (or after 32 others). A
     contraction that lacks one of its apostrophes gets it, as far as the official script does it: that leaves "im",
     "ive", "lets" and "shes" as they are, and spellings that lack two ("couldntve"), and turns "somebody'd" into
-    "somebodyd". Other punctuation (not apostrophes and colons) goes: without a trace when it touches a space or the
-    text holds a number like 1,000; as a space otherwise.
+    "somebodyd". Other punctuation (not apostrophes and colons) is removed where it touches a space or the text holds
+    a number like 1,000, and becomes a space otherwise.
 
     Example:
         >>> normalise("The T-shirt, dont you see?")
@@ -85,8 +77,8 @@ def soft_score(matches: int) -> float:
     return min(1.0, round(0.3 * matches, 1))
 
 
-def accuracy(answer: str, annotators: Sequence[str], rule: Rule = "official") -> float:
-    """Accuracy of one answer, in [0, 1].
+def vqa_accuracy(answer: str, annotators: Sequence[str], rule: Rule = "official") -> float:
+    """VQA accuracy of one answer (visualqa.org/evaluation), in [0, 1].
 
     An answer counts min(1, matches / 3) against every subset that leaves one annotator out; the mean over
     these subsets is the accuracy.
@@ -96,7 +88,7 @@ def accuracy(answer: str, annotators: Sequence[str], rule: Rule = "official") ->
         annotators: the annotators' answers as written (ten in the official files).
         rule: when answers are normalised before they are compared. "official": as the script of the challenge
             (VQA's `vqaEval.py`) does it, only if the annotators differ; where all of them wrote the same, that very
-            text must be given, for it may be a text in the image. "published": always, as visualqa.org/evaluation
+            text must be given, because it may be a text in the image. "published": always, as visualqa.org/evaluation
             describes it.
     """
     form, given = _given(tuple(annotators), rule)
@@ -112,3 +104,27 @@ def _given(annotators: tuple[str, ...], rule: Rule) -> tuple[Callable[[str], str
     if rule == "official" and len(written) <= 1:
         return stripped, written
     return normalise, Counter(map(normalise, annotators))
+
+
+def best_of_rows(scores: np.ndarray, count: int = max(CUTOFFS)) -> Iterator[np.ndarray]:
+    """The best candidates of each row.
+
+    Args:
+        scores: (queries, candidates); may be a memory map, of which one row at a time is read.
+        count: how many, or all where there are fewer.
+
+    Yields:
+        Per query its best columns, best first; of equal scores the lower column first.
+    """
+    for row in scores:
+        yield _best(np.asarray(row)[None], count)[0]
+
+
+def best_of_columns(scores: np.ndarray, count: int = max(CUTOFFS)) -> Iterator[np.ndarray]:
+    """The same with columns as queries and rows as candidates; blocks of columns are read at a time."""
+    for start in range(0, scores.shape[1], _BLOCK):
+        yield from _best(np.ascontiguousarray(scores[:, start : start + _BLOCK].T), count)
+
+
+def _best(scores: np.ndarray, count: int) -> np.ndarray:
+    return np.argsort(-scores, axis=1, kind="stable")[:, :count]

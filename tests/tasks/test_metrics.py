@@ -1,16 +1,17 @@
-"""The official normalisation and accuracy against a plain implementation of the published description."""
+"""VQA accuracy against a plain implementation of the published description, recall@k against picking by hand."""
 
 import random
 import re
 from functools import cache
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pumer.tasks import vqa_accuracy
-from pumer.tasks.vqa_accuracy import accuracy, normalise, soft_score, stripped
+from pumer.tasks import metrics
+from pumer.tasks.metrics import best_of_columns, best_of_rows, normalise, soft_score, stripped, vqa_accuracy
 
 WORDS = ["a", "an", "the", "dont", "don't", "cant", "two", "ten", "none", "yes", "no", "red", "1,000", "3.5", ".5"]
 WORDS += ["a.m.", "10:30", "t-shirt", "on/off", "dog's"]
@@ -102,9 +103,9 @@ def test_normalising_twice_changes_nothing(words):
 def test_accuracy_is_the_mean_over_the_subsets_of_nine(annotators):
     for answer, normal in (("red", "red"), ("Two", "2"), ("dont", "don't"), ("The blue", "blue"), ("cat", "cat")):
         expected = plain_accuracy(normal, annotators)
-        assert accuracy(answer, annotators, "published") == pytest.approx(expected, abs=1e-12)
+        assert vqa_accuracy(answer, annotators, "published") == pytest.approx(expected, abs=1e-12)
         if len(set(annotators)) > 1:
-            assert accuracy(answer, annotators) == pytest.approx(expected, abs=1e-12)
+            assert vqa_accuracy(answer, annotators) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +124,12 @@ def test_accuracy_is_the_mean_over_the_subsets_of_nine(annotators):
     ],
 )
 def test_what_all_annotators_wrote_alike_is_left_as_written(answer, annotators, official, published):
-    assert accuracy(answer, annotators) == accuracy(answer, annotators, "official") == pytest.approx(official)
-    assert accuracy(answer, annotators, "published") == pytest.approx(published)
+    assert vqa_accuracy(answer, annotators) == vqa_accuracy(answer, annotators, "official") == pytest.approx(official)
+    assert vqa_accuracy(answer, annotators, "published") == pytest.approx(published)
 
 
 def test_accuracy_takes_the_known_values():
-    values = [accuracy("yes", ("yes",) * matches + ("no",) * (10 - matches)) for matches in range(11)]
+    values = [vqa_accuracy("yes", ("yes",) * matches + ("no",) * (10 - matches)) for matches in range(11)]
     assert values == pytest.approx([0, 0.3, 0.6, 0.9] + [1] * 7)
 
 
@@ -234,7 +235,7 @@ def test_ten_thousand_cases_equal_the_plain_implementation():
         others = [pick.choice(pieces) for _ in range(10)]
         matches = pick.choice((*range(11), 10, 10, 10))
         annotators = pick.sample([truth] * matches + others[matches:], 10)
-        official, published = (accuracy(answer, annotators, rule) for rule in ("official", "published"))
+        official, published = (vqa_accuracy(answer, annotators, rule) for rule in ("official", "published"))
         assert official == pytest.approx(plain_rule(answer, annotators, published=False), abs=1e-12)
         assert published == pytest.approx(plain_rule(answer, annotators, published=True), abs=1e-12)
         hits += 0 < official < 1
@@ -252,6 +253,29 @@ def test_what_the_annotators_gave_is_counted_once_for_all_answers(rule, monkeypa
         return lambda text: seen.append(text) or form(text)
 
     for form in (normalise, stripped):
-        monkeypatch.setattr(vqa_accuracy, form.__name__, counting(form))
-    assert [accuracy(answer, annotators, rule) for answer in annotators] == [pytest.approx(0.3)] * 10
+        monkeypatch.setattr(metrics, form.__name__, counting(form))
+    assert [vqa_accuracy(answer, annotators, rule) for answer in annotators] == [pytest.approx(0.3)] * 10
     assert len(seen) < 5 * len(annotators)
+
+
+def by_hand(row, count):
+    """Candidates taken one by one: always the best that is left, of equals the first."""
+    left, found = list(range(len(row))), []
+    while left and len(found) < count:
+        found.append(max(left, key=lambda candidate: (row[candidate], -candidate)))
+        left.remove(found[-1])
+    return found
+
+
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(1, 12), st.integers(0, 10_000), st.sampled_from([2, 1000]))
+def test_best_equals_picking_one_by_one(rows, columns, count, seed, values):
+    scores = np.random.default_rng(seed).integers(values, size=(rows, columns)).astype(np.float32)  # 2: many ties
+    assert [list(best) for best in best_of_rows(scores, count)] == [by_hand(list(row), count) for row in scores]
+    assert [list(best) for best in best_of_columns(scores, count)] == [by_hand(list(row), count) for row in scores.T]
+
+
+def test_more_columns_than_a_block():
+    scores = np.random.default_rng(0).normal(size=(12, 2500)).astype(np.float32)
+    best = np.stack(list(best_of_columns(scores, 3)))
+    assert best.shape == (2500, 3)
+    assert np.array_equal(best[:, 0], scores.argmax(axis=0))
