@@ -6,6 +6,7 @@ from math import exp, log
 import torch
 from torch import Tensor
 
+from pumer.reducers.base import ROWS
 from pumer.reducers.cues import Cues
 from pumer.tokens import Tokens
 
@@ -80,22 +81,23 @@ def random_cues(lengths, spare, seed, one_stream=False):
             key[b, :, first + real : first + slots] = key[b, :, first + min(2, real - 1), None]
     bias = size.double().log()[:, None, None]
     text_key, image_key = key.split([T, V], dim=2)
-    streams, biases = (states,), (bias,)
-    if not one_stream:
+    streams, biases, own_key = (states,), (bias,), None
+    if one_stream:
+        query, cls_query = torch.cat([query, cls_query, normal(2, V - 1, 6)], dim=2), None
+    else:
         streams, biases = states.split([T, V], dim=1), bias.split([T, V], dim=-1)
-        key, bias = image_key, biases[1]
+        key, bias, own_key = image_key, biases[1], text_key
     tokens = Tokens(streams, size, biases, T, lambda: torch.where(mask, torch.arange(T + V), -1))
-    return Cues(tokens, key, text_key, query, cls_query, bias)
+    return Cues(tokens, key, query, bias, own_key=own_key, cls_query=cls_query)
 
 
 def handed_out(cues, needs):
     """The cues that an adapter hands out to a reducer with these needs."""
-    asks = bool(needs & {"keys", "text_rows", "cls_row"})
     return replace(
         cues,
-        key=cues.key if asks else None,
-        text_key=cues.text_key if "keys" in needs or (asks and cues.one_stream) else None,
-        query=cues.query if "text_rows" in needs else None,
+        key=cues.key if needs & {"keys", *ROWS} else None,
+        own_key=cues.own_key if needs & {"keys", *ROWS} else None,
+        query=cues.query if needs & ROWS else None,
         cls_query=cues.cls_query if "cls_row" in needs else None,
     )
 

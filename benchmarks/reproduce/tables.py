@@ -46,6 +46,8 @@ STRENGTHS: dict[str, list[dict[str, Any]]] = {
     "dynamicvit": [settings | {"ratio_weight": 20.0} for settings in _PRUNING],
     "evit": _PRUNING,
     "cls": _PRUNING,
+    "attention-received": _PRUNING,
+    "l2norm": _PRUNING,
     "random": _PRUNING,
     "pooling": [{**_LAYERS, "merge_ratio": ratio} for ratio in (0.33, 0.45)],
 }

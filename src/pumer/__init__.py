@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from pumer.patching import disabled, patch, patched, reduction, unpatch
     from pumer.profiling.planning import Plan, plan
     from pumer.reducers import (
+        AttentionReceivedConfig,
         ClsPruningConfig,
         DynamicViTConfig,
         EViTConfig,
+        L2NormConfig,
         NoReduction,
         PoolingConfig,
         PuMerConfig,
@@ -34,12 +36,14 @@ if TYPE_CHECKING:
     from pumer.visualization.visualize import draw
 
 __all__ = [
+    "AttentionReceivedConfig",
     "Buckets",
     "ClsPruningConfig",
     "DynamicViTConfig",
     "EViTConfig",
     "ForwardTrace",
     "InputError",
+    "L2NormConfig",
     "NoReduction",
     "Plan",
     "PoolingConfig",
@@ -72,9 +76,11 @@ _MODULES = {
     "patching": ("disabled", "patch", "patched", "reduction", "unpatch"),
     "profiling.planning": ("Plan", "plan"),
     "reducers": (
+        "AttentionReceivedConfig",
         "ClsPruningConfig",
         "DynamicViTConfig",
         "EViTConfig",
+        "L2NormConfig",
         "NoReduction",
         "PoolingConfig",
         "PuMerConfig",

@@ -180,18 +180,36 @@ def unit(features: Tensor) -> Tensor:
     return features / length.clamp_min(1e-12)
 
 
+def evenly_spaced(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """At most so many real tokens, evenly spaced over those of a sample, whatever the padding around them.
+
+    Args:
+        mask: ``(B, N)`` bool, real tokens.
+        most: ``S``, where ``N`` is no less.
+
+    Returns:
+        ``(B, S)`` int64, where they stand; ``(B, S)`` bool, False where a sample has no more tokens.
+    """
+    real, rank = mask.sum(dim=1, keepdim=True), torch.arange(min(most, mask.shape[1]), device=mask.device)
+    taken = real.clamp(max=most)
+    spaced = (rank * real // taken.clamp(min=1)).clamp(max=mask.shape[1] - 1)
+    return ordered(~mask).gather(1, spaced), rank < taken
+
+
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Pick tokens of each sample by index.
 
     Args:
-        x: ``(B, N)`` or ``(B, N, D)``.
+        x: ``(B, N)``, ``(B, N, D)`` or ``(B, H, N, Dh)``.
         index: ``(B, K)`` int64.
 
     Returns:
-        ``(B, K)`` or ``(B, K, D)``.
+        ``(B, K)``, ``(B, K, D)`` or ``(B, H, K, Dh)``.
     """
     if x.ndim == 2:
         return x.gather(1, index)
+    if x.ndim == 4:
+        return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
     batch, tokens = x.shape[:2]
     if batch == 1:
         return torch.embedding(x[0], index)

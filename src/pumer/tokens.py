@@ -1,7 +1,7 @@
 """What flows through a reduced model: Tokens (text and image), Decision (one reduction).
 
-Letters: ``B`` batch, ``T`` text slots, ``V`` image slots, ``N = T + V``, ``N0`` tokens that entered the model, ``K``
-slots after a decision, ``D`` width, ``H`` heads, ``Dh`` head width.
+Letters: ``B`` batch, ``T`` text slots, ``V`` image slots, ``N`` slots of both, ``N0`` tokens that entered the model,
+``K`` slots after a decision, ``D`` width, ``H`` heads, ``Dh`` head width.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +11,88 @@ import torch
 from torch import Tensor
 
 from pumer import kernels
+from pumer.functional import compact, gather_tokens
 from pumer.kernels import GONE
 
-__all__ = ["GONE", "Decision", "Tokens", "attention_bias"]
+__all__ = ["GONE", "Decision", "Segments", "Tokens", "attention_bias"]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which token of a stream is what, where text and image interleave, as in the prompt of a decoder.
+
+    Attributes:
+        segment: ``(B, N)`` integers: 0 for text, above 0 for the image.
+        protected: ``(B, N)`` bool, tokens that are neither pruned nor merged.
+        index: ``(B, T + V)`` int64, where the text tokens stand, in order, and then those of the image.
+        mask: ``(B, T + V)`` bool, which of these are real.
+        slots: ``T`` and ``V``, the most text and image tokens that a sample has (static).
+        guarded: The most protected ones among either (static).
+        free_first: Whether free slots come before the tokens, so that the last slot stays the last token.
+    """
+
+    segment: Tensor
+    protected: Tensor
+    index: Tensor
+    mask: Tensor
+    slots: tuple[int, int]
+    guarded: tuple[int, int]
+    free_first: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        segment: Tensor,
+        protected: Tensor,
+        mask: Tensor,
+        slots: tuple[int, int],
+        guarded: tuple[int, int],
+        free_first: bool = False,
+    ) -> "Segments":
+        """The segments of a stream whose real tokens are those of ``mask (B, N)``, without gaps between them."""
+        found = [compact(mask & block, most) for block, most in zip((segment <= 0, segment > 0), slots, strict=True)]
+        index, real = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        return cls(segment, protected & mask, index, real, slots, guarded, free_first)
+
+    @classmethod
+    def of_slices(cls, slices: "Sequence[Segments | None]") -> "Segments | None":
+        """Those of a batch from those of its slices."""
+        parts = [part for part in slices if part is not None]
+        names = ("segment", "protected", "index", "mask")
+        rows = {name: torch.cat([getattr(part, name) for part in parts]) for name in names if parts}
+        return replace(parts[0], **rows) if parts else None
+
+    @property
+    def guard(self) -> Tensor:
+        """``(B, T + V)`` bool, which of the tokens at ``index`` are protected."""
+        return self.protected.gather(1, self.index) & self.mask
+
+    def reduced(self, decision: "Decision") -> "Segments":
+        """Those of the tokens that are left."""
+        which = decision.select(self.segment), decision.select(self.protected)
+        return Segments.of(*which, decision.mask, decision.slots, self.guarded, self.free_first)
+
+    def place(self, decision: "Decision") -> "Decision":
+        """A decision about the tokens at ``index`` as one about the stream, which keeps its order."""
+        N, bound = self.segment.shape[1], sum(decision.slots)
+        at = torch.where(self.mask, self.index, N)
+        code = at.new_full((at.shape[0], N + 1), GONE).scatter_(1, at, decision.moves)[:, :N]
+        there, slots = code < GONE, min(N, bound)
+        stands = there & (code % 2 == 0)
+        slot = stands.cumsum(dim=1) - 1
+        if self.free_first:
+            slot = slot + slots - stands.sum(dim=1, keepdim=True)
+        home = slot.new_zeros(slot.shape[0], bound + 1).scatter_(1, torch.where(stands, code >> 1, bound), slot)
+        code = torch.where(there, 2 * home.gather(1, (code >> 1).clamp(max=bound)) + code % 2, GONE)
+        return replace(decision, code=code, buffer=slots, stays=(False, False))
 
 
 @dataclass(frozen=True)
 class Decision:
     """What one reduction does to text and image; decided once, applied to every per-token tensor.
 
-    Text is counted first: its tokens are input slots ``0 .. T - 1`` and output slots ``0 .. Kt - 1``, those of the
-    image come after. Either may be empty.
+    Unless they interleave, the text comes first: its tokens are input slots ``0 .. T - 1`` and output slots
+    ``0 .. Kt - 1``, those of the image come after. Either may be empty.
 
     Attributes:
         code: ``(B, N)`` integers, where each token goes: twice its output slot, and one more if it is merged away into
@@ -33,6 +104,7 @@ class Decision:
         proportional: Whether later attention counts a merged token as often as it has parts (``log(size)``).
         bias: ``(B, 1, 1, K)`` attention bias of the output tokens, or None for the one that follows from their sizes.
         stays: Whether each token of the text, and of the image, stays in its slot, whatever the lengths.
+        buffer: ``K`` where text and image interleave; None for ``Kt + Kv``.
     """
 
     code: Tensor | None
@@ -42,6 +114,7 @@ class Decision:
     proportional: bool = True
     bias: Tensor | None = None
     stays: tuple[bool, bool] = (False, False)
+    buffer: int | None = None
 
     @classmethod
     def of_image(cls, code: Tensor, length: Tensor, slots: int) -> "Decision":
@@ -105,6 +178,11 @@ class Decision:
         return sum(self.slots) if self.code is None else self.code.shape[1]
 
     @property
+    def outputs(self) -> int:
+        """``K``, output slots."""
+        return sum(self.slots) if self.buffer is None else self.buffer
+
+    @property
     def moves(self) -> Tensor:
         """``(B, N)`` int64: ``code``, written out where every token stays."""
         if self.code is not None:
@@ -121,20 +199,32 @@ class Decision:
     @property
     def mask(self) -> Tensor:
         """``(B, K)`` bool, False for free output slots."""
-        parts = [
-            torch.arange(slots, device=self.lengths.device) < self.lengths[:, i, None]
-            for i, slots in enumerate(self.slots)
-        ]
-        return torch.cat(parts, dim=1)
+        if self.code is not None:
+            return self._standing(torch.ones_like(self.code, dtype=torch.bool))
+        ranks = [torch.arange(slots, device=self.lengths.device) for slots in self.slots]
+        return torch.cat([rank < self.lengths[:, i, None] for i, rank in enumerate(ranks)], dim=1)
 
     @property
     def index(self) -> Tensor:
         """``(B, K)`` int64, the input slot that stands at each output slot (for a merged token: its receiver)."""
-        code, slots = self.moves, sum(self.slots)
-        stands = (code < GONE) & (code % 2 == 0)
-        tokens = torch.arange(code.shape[1], device=code.device).expand_as(code)
-        index = tokens.new_zeros(code.shape[0], slots + 1)
-        return index.scatter(1, torch.where(stands, code >> 1, slots), tokens)[:, :slots]
+        return self._standing(torch.arange(self.tokens, device=self.lengths.device).expand(len(self.lengths), -1))
+
+    def _standing(self, x: Tensor) -> Tensor:
+        """From ``(B, N)`` to ``(B, K)``: of the token that stands at each output slot; 0 for free ones."""
+        code, slots = self.moves, self.outputs
+        at = torch.where((code < GONE) & (code % 2 == 0), code >> 1, slots)
+        return x.new_zeros(code.shape[0], slots + 1).scatter(1, at, x)[:, :slots]
+
+    def select(self, x: Tensor) -> Tensor:
+        """What is never averaged, such as positions: of the token that stands at each output slot.
+
+        Args:
+            x: ``(B, N)`` or ``(B, N, D)``.
+
+        Returns:
+            ``(B, K)`` or ``(B, K, D)``; free slots have what input slot 0 has.
+        """
+        return gather_tokens(x, self.index)
 
     def carry_out(self, tokens: "Tokens") -> "Tokens":
         """The tokens after this decision; what `Tokens.reduce` calls, and what a decision of another kind replaces."""
@@ -150,7 +240,7 @@ class Decision:
         Returns:
             ``(B, K, N)``, whose rows sum to one, those of free slots to zero; and the sizes summed, ``(B, K)``.
         """
-        slots = sum(self.slots)
+        slots = self.outputs
         slot = (self.moves >> 1).clamp_(max=slots)[:, None]  # what is gone has a row of its own, which is cut off
         members = _spread(weight, slot, slots)
         whole = members.sum(dim=-1)
@@ -187,19 +277,22 @@ def _spread(weight: Tensor, slot: Tensor, slots: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Text and image on their way through a model, each compact; either may be empty.
+    """Text and image on their way through a model; either may be empty.
+
+    Without ``segments`` each is compact, the text first, and the first token of either is [CLS], which is protected.
 
     Attributes:
-        streams: One tensor of states ``(B, N, D)`` where text and image are one sequence, the text first; else those of
-            the text ``(B, T, D)`` and of the image ``(B, V, D)``.
+        streams: One tensor of states ``(B, N, D)`` where text and image are one sequence; else those of the text
+            ``(B, T, D)`` and of the image ``(B, V, D)``.
         size: ``(B, N)`` float32, how many input tokens each one holds; 0 for free slots.
         biases: For each stream ``(B, 1, 1, its tokens)`` added to attention logits, or None if nothing is hidden or
             weighted.
-        text_length: ``T``, slots of the text (static).
+        text_length: ``T`` (static).
         origin: Gives ``(B, N0)`` int64, the slot that held each input token at the start, -1 for padding; asked only if
             somebody wants to know where tokens went.
         history: The decisions since then, each with the number of text slots before those it is about.
         counts: ``(B, 2)`` int64, real text and image tokens, or None if nobody has counted them.
+        segments: Which token is what in a stream where text and image interleave.
     """
 
     streams: tuple[Tensor, ...]
@@ -209,6 +302,7 @@ class Tokens:
     origin: Callable[[], Tensor]
     history: tuple[tuple[Decision, int], ...] = field(default=(), repr=False)
     counts: Tensor | None = None
+    segments: Segments | None = None
 
     @property
     def states(self) -> Tensor:
@@ -223,15 +317,38 @@ class Tokens:
     @property
     def slots(self) -> tuple[int, int]:
         """``T`` and ``V``."""
+        if self.segments is not None:
+            return self.segments.slots
         return self.text_length, self.size.shape[1] - self.text_length
+
+    @property
+    def segment(self) -> Tensor:
+        """``(B, N)`` integers: 0 for text, above 0 for the image."""
+        if self.segments is not None:
+            return self.segments.segment
+        slot = torch.arange(self.size.shape[1], device=self.size.device)
+        return (slot >= self.text_length).long().expand_as(self.size)
+
+    @property
+    def protected(self) -> Tensor:
+        """``(B, N)`` bool, tokens that are neither pruned nor merged."""
+        if self.segments is not None:
+            return self.segments.protected
+        slot = torch.arange(self.size.shape[1], device=self.size.device)
+        return ((slot == 0) | (slot == self.text_length)) & self.mask
+
+    @property
+    def blocks(self) -> Tensor:
+        """``(B, T + V)`` bool, real text tokens and then real image tokens, each compact."""
+        return self.mask if self.segments is None else self.segments.mask
 
     @property
     def lengths(self) -> Tensor:
         """``(B, 2)`` int64, real text and image tokens."""
         if self.counts is not None:
             return self.counts
-        mask = self.mask
-        return torch.stack([mask[:, : self.text_length].sum(dim=1), mask[:, self.text_length :].sum(dim=1)], dim=1)
+        image = self.segment > 0
+        return torch.stack([(self.mask & block).sum(dim=1) for block in (~image, image)], dim=1)
 
     @property
     def bias(self) -> Tensor | None:
@@ -252,9 +369,18 @@ class Tokens:
             owner = _traced(owner, decision, before)
         return owner
 
-    def text_source(self, text_length: int) -> Tensor:
-        """``source`` of the first ``text_length`` input tokens, the text's: ``(B, text_length)``."""
-        return self._carried(self.origin()[:, :text_length])
+    def expand(self, x: Tensor, inputs: int | None = None) -> Tensor:
+        """Give an output for these tokens the length of the input back, so that who reads it by position still can.
+
+        Args:
+            x: ``(B, N, D)``.
+            inputs: Only the first input tokens, this many; None: all.
+
+        Returns:
+            ``(B, N0, D)``: for each input token that of the token that holds it, 0 for what is pruned or padding.
+        """
+        owner = self._carried(self.origin()[:, :inputs])
+        return gather_tokens(x, owner.clamp(min=0)) * (owner >= 0)[:, :, None].to(x.dtype)
 
     @classmethod
     def of_slices(cls, slices: Sequence["Tokens"]) -> "Tokens":
@@ -272,11 +398,12 @@ class Tokens:
             origin=lambda: torch.cat([origin() for origin in origins]),
             history=tuple((Decision.of_slices([d for d, _ in parts]), parts[0][1]) for parts in decisions),
             counts=_rows([part.counts for part in slices]),
+            segments=Segments.of_slices([part.segments for part in slices]),
         )
 
     def with_streams(self, *streams: Tensor) -> "Tokens":
         """The same tokens with new states."""
-        return Tokens(streams, self.size, self.biases, self.text_length, self.origin, self.history, self.counts)
+        return replace(self, streams=streams)
 
     def reduce(self, decision: Decision) -> "Tokens":
         """Apply a decision about text and image to everything: states, sizes, bias."""
@@ -288,11 +415,13 @@ class Tokens:
         if decision.code is None:  # nothing moves
             biases = self.biases if decision.bias is None else self._split(decision.bias, decision.slots[0])
             return replace(self, biases=biases, history=history)
-        if kernels.usable(self.streams[0]):
+        segments = self.segments
+        if segments is None and kernels.usable(self.streams[0]):
             streams, size, biases = self._reduce_fused(decision, decision.code)
         else:
             streams, size, biases = self._reduce_plain(decision)
-        return Tokens(streams, size, biases, decision.slots[0], self.origin, history, decision.lengths)
+        segments = None if segments is None else segments.reduced(decision)
+        return Tokens(streams, size, biases, decision.slots[0], self.origin, history, decision.lengths, segments)
 
     def _reduce_plain(self, decision: Decision) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor | None, ...]]:
         if decision.weight is None:

@@ -82,7 +82,9 @@ def kept_by_hand(score, ratio):
 
 def attention_of_cls(cues, sample):
     """``(V,)``, averaged over heads."""
-    return image_columns(cues, sample, cues.cls_query[sample])[:, 0].mean(dim=0)
+    T = cues.tokens.text_length
+    query = cues.query[sample, :, T : T + 1] if cues.one_stream else cues.cls_query[sample]
+    return image_columns(cues, sample, query)[:, 0].mean(dim=0)
 
 
 @given(RATIOS, LENGTHS, st.booleans(), SEEDS)

@@ -16,7 +16,7 @@ from pumer.reducers.cues import Cues
 from pumer.reducers.dynamicvit import TokenPredictor
 from pumer.reducers.learned import take_losses
 from pumer.tokens import Tokens, attention_bias
-from pumer.training.hidden import final_tokens, hidden_divergence
+from pumer.training.distillation import final_tokens, hidden_divergence
 
 CONFIG = DynamicViTConfig(layers=(0, 1), prune_ratio=0.4)
 

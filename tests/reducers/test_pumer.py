@@ -93,7 +93,7 @@ def test_ratio_out_of_range_is_refused(name, value):
     with pytest.raises(InputError) as caught:
         PuMerConfig(layers=(2,), **{name: value})
     message = str(caught.value)
-    assert name in message and repr(value) in message and "layer 2" in message and "\n" not in message
+    assert name in message and repr(value) in message and "[0, 1)" in message and "\n" not in message
 
 
 def test_constructor_settings_read_back_as_none_rather_than_as_wrong_values():
@@ -106,11 +106,11 @@ def test_constructor_settings_read_back_as_none_rather_than_as_wrong_values():
     ("settings", "words"),
     [
         ({"layers": (2, 5, 2)}, ["fusion layer 2", "2 times"]),
-        ({"layers": (-1,)}, ["-1", "from 0 on"]),
+        ({"layers": (-1,)}, ["-1", "layers[0]", "[0, inf)"]),
         ({"layers": (True,)}, ["True"]),
         ({"layers": (2.0,)}, ["2.0"]),
         ({"layers": ("2",)}, ["'2'"]),
-        ({"layers": 5}, ["5", "sequence"]),
+        ({"layers": 5}, ["5", "list"]),
         ({}, ["no layer", "layers=[2, 5, 8]"]),
         ({"prune_ratio": 0.1}, ["no layer"]),
         ({"layers": (2,), "schedule": (Step(layer=1),)}, ["both schedule and layers"]),

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from pumer import (
+    AttentionReceivedConfig,
     ClsPruningConfig,
     DynamicViTConfig,
     EViTConfig,
+    L2NormConfig,
     NoReduction,
     PoolingConfig,
     PuMerConfig,
@@ -47,7 +49,7 @@ def _pumer(**settings: float) -> Example:
 
 
 def _layered(method: type[LayeredConfig], **settings: float | str) -> Example:
-    off = {name: value for name, value in settings.items() if name == "stack"}
+    off = {name: value for name, value in settings.items() if name in ("stack", "keep")}
     return Example(method(layers=(0, 2), **settings), off=method(layers=(0, 2), **off), sizes=method is not EViTConfig)
 
 
@@ -112,6 +114,14 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     ),
     "evit": (_layered(EViTConfig, prune_ratio=0.3), _layered(EViTConfig, prune_ratio=0.95, stack="vision")),
     "cls": (_layered(ClsPruningConfig, prune_ratio=0.3), _layered(ClsPruningConfig, prune_ratio=0.5, stack="vision")),
+    "attention-received": (
+        _layered(AttentionReceivedConfig, prune_ratio=0.3),
+        _layered(AttentionReceivedConfig, prune_ratio=0.6, stack="vision"),
+    ),
+    "l2norm": (
+        _layered(L2NormConfig, prune_ratio=0.3),
+        _layered(L2NormConfig, prune_ratio=0.6, keep="largest", stack="vision"),
+    ),
     "random": (_layered(RandomPruningConfig, prune_ratio=0.3), _layered(RandomPruningConfig, prune_ratio=0.6, seed=3)),
     "pooling": (_layered(PoolingConfig, merge_ratio=0.3), _layered(PoolingConfig, merge_ratio=0.9)),
 }

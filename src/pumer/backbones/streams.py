@@ -113,6 +113,4 @@ def expand_text(states: Tensor, tokens: Tokens, text_length: int) -> Tensor:
     Returns:
         ``(B, T + V, D)``: each word has the state of the token that holds it (padding: zero), then the image buffer.
     """
-    owner = tokens.text_source(text_length)
-    text = gather_tokens(states, owner.clamp(min=0)) * (owner >= 0)[:, :, None].to(states.dtype)
-    return torch.cat([text, states[:, tokens.text_length :]], dim=1)
+    return torch.cat([tokens.expand(states, text_length), states[:, tokens.text_length :]], dim=1)

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pumer.reducers.attention_received import AttentionReceivedConfig
 from pumer.reducers.base import NoReduction, Reducer, ReductionConfig
 from pumer.reducers.cls_pruning import ClsPruningConfig, EViTConfig
 from pumer.reducers.dynamicvit import DynamicViTConfig
+from pumer.reducers.l2norm import L2NormConfig
 from pumer.reducers.pooling import PoolingConfig
 from pumer.reducers.pumer import PuMerConfig, Step
 from pumer.reducers.pumer_released import ReleasedPuMerConfig
@@ -23,6 +25,8 @@ METHODS: dict[str, type[ReductionConfig]] = {
     "dynamicvit": DynamicViTConfig,
     "evit": EViTConfig,
     "cls": ClsPruningConfig,
+    "attention-received": AttentionReceivedConfig,
+    "l2norm": L2NormConfig,
     "random": RandomPruningConfig,
     "pooling": PoolingConfig,
 }
@@ -71,9 +75,11 @@ def config_to_dict(config: ReductionConfig) -> dict[str, Any]:
 
 __all__ = [
     "METHODS",
+    "AttentionReceivedConfig",
     "ClsPruningConfig",
     "DynamicViTConfig",
     "EViTConfig",
+    "L2NormConfig",
     "NoReduction",
     "PoolingConfig",
     "PuMerConfig",

@@ -1,4 +1,4 @@
-"""Pruning by the attention of the image's own [CLS], blind to the text; EViT keeps what it prunes in one token."""
+"""Pruning by the attention of the image's own [CLS], whatever the text; EViT keeps what it prunes in one token."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -7,29 +7,30 @@ import torch
 from torch import Tensor
 
 from pumer.functional import ordered
-from pumer.reducers.base import CLS_ROW, Place, Reducer
+from pumer.reducers.base import CLS_ROW, Reducer
 from pumer.reducers.cues import Cues
-from pumer.reducers.decisions import counts, keep_all, prune_to, words_stay
-from pumer.reducers.layered import PruningConfig
-from pumer.reducers.tables import tables
+from pumer.reducers.decisions import counts, keep_all, protected, tables_of, text_stays
+from pumer.reducers.layered import ScoringConfig
 from pumer.tokens import GONE, Decision
+from pumer.utils.config import config
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClsPruningConfig(PruningConfig):
+@config
+class ClsPruningConfig(ScoringConfig):
     """Prune the image tokens that the image's [CLS] attends to least.
 
     In METER's text layers no [CLS] of the image asks: there its state asks through the layer's query projection.
     """
 
     method: ClassVar[str] = "cls"
+    needs: ClassVar[frozenset[str]] = frozenset({CLS_ROW})
 
-    def reducer(self, place: Place) -> Reducer | None:
-        """The same in every layer."""
-        return ClsPruner(self) if self.prune_ratio else None
+    def score(self, cues: Cues) -> Tensor:
+        """Attention of [CLS], averaged over heads."""
+        return cues.cls_row().mean(dim=1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class EViTConfig(ClsPruningConfig):
     """EViT (Liang et al., ICLR 2022): the same, and what is pruned is fused into one more token, by its attention.
 
@@ -39,37 +40,17 @@ class EViTConfig(ClsPruningConfig):
 
     method: ClassVar[str] = "evit"
 
-    def pruned(self, n: int) -> int:
-        """Image tokens of ``n`` that are pruned."""
-        return n - self.kept(n)
+    def kept(self, n: int) -> int:
+        """All of ``n``: none is gone, some are in another one's slot."""
+        return n
 
-    def fused(self, n: int) -> int:
-        """Of them, those that end in another one's slot."""
-        return max(self.pruned(n) - 1, 0)
+    def merges(self, n: int) -> int:
+        """Tokens of ``n`` that are pruned, but the one that holds them."""
+        return max(n - super().kept(n) - 1, 0)
 
-    def left(self, n: int) -> int:
-        """Image tokens left of ``n``, the fused one counted."""
-        return n - self.fused(n)
-
-    def image_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.reducers.tables.Rule`: none is gone, some are in another one's slot."""
-        return n, self.fused(n)
-
-    def reducer(self, place: Place) -> Reducer | None:
+    def reducer(self, layer: int) -> Reducer:
         """The same in every layer."""
-        return EViTReducer(self) if self.prune_ratio else None
-
-
-@dataclass(frozen=True)
-class ClsPruner:
-    """The pruning of one layer."""
-
-    config: ClsPruningConfig
-    needs: ClassVar[frozenset[str]] = frozenset({CLS_ROW})
-
-    def decide(self, cues: Cues) -> Decision:
-        """Prune image tokens; text stays."""
-        return prune_to(cues, self.config, _saliency(cues))
+        return EViTReducer(self)
 
 
 @dataclass(frozen=True)
@@ -77,31 +58,23 @@ class EViTReducer:
     """The pruning and fusing of one layer."""
 
     config: EViTConfig
-    needs: ClassVar[frozenset[str]] = frozenset({CLS_ROW})
+    needs: ClassVar[frozenset[str]] = EViTConfig.needs
 
     def decide(self, cues: Cues) -> Decision:
         """Fuse what is not attentive into the slot of its most attentive token; text stays."""
-        found = tables(self.config, *cues.tokens.slots, cues.tokens.size.device)
+        found, mask = tables_of(cues, self.config), cues.image_mask
         if not found.merges_image:
             return replace(keep_all(cues), proportional=False)
-        count, mask, saliency = counts(found, cues.tokens.lengths), cues.image_mask, _saliency(cues)
-        _, merged, left, _ = count[:, 1].unbind(dim=1)
-        scores = saliency[:, 1:].masked_fill(~mask[:, 1:], -1)
-        beyond = found.rank[1 : found.image] >= (left - merged.clamp(max=1))[:, None]
+        saliency, stay = self.config.score(cues), protected(cues, found) & mask
+        _, fused, left, _ = counts(found, cues.tokens.lengths)[:, 1].unbind(dim=1)
+        attentive = torch.maximum(left - fused.clamp(max=1), stay.sum(dim=1))
+        scores = saliency.masked_fill(~mask, -1).masked_fill(stay, torch.inf)
+        beyond = found.rank[: found.image] >= attentive[:, None]
         lost = torch.empty_like(beyond).scatter_(1, ordered(scores, descending=True), beyond)
         strongest = scores.masked_fill(~lost, -1).argmax(dim=1, keepdim=True)
         stands = (~lost).scatter_(1, strongest, 1)  # and padding, whose code comes last
-        code = 2 * (stands.cumsum(dim=1) + found.text_left)
-        code = torch.where(stands, code, code.gather(1, strongest) + 1).masked_fill(~mask[:, 1:], GONE)
-        code = torch.cat([found.code[1, :1].expand(code.shape[0], 1), code], dim=1)
-        weight = torch.cat([torch.ones_like(cues.text_mask, dtype=saliency.dtype), saliency], dim=1)
-        return replace(
-            words_stay(cues, found, code, left),
-            weight=weight.clamp(min=torch.finfo(saliency.dtype).tiny),
-            proportional=False,
-        )
-
-
-def _saliency(cues: Cues) -> Tensor:
-    """``(B, V)``: attention of [CLS], averaged over heads."""
-    return cues.cls_row().mean(dim=1)
+        code = 2 * (stands.cumsum(dim=1) + found.text_left - 1)
+        code = torch.where(stands, code, code.gather(1, strongest) + 1).masked_fill(~mask, GONE)
+        weight = cues.spread(saliency, 1).clamp(min=torch.finfo(saliency.dtype).tiny)
+        left = (stands & mask).sum(dim=1)
+        return replace(text_stays(cues, found, code, left), weight=weight, proportional=False)

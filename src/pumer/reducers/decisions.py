@@ -12,42 +12,44 @@ from torch.nn.functional import pad
 from pumer import kernels
 from pumer.functional import after_merging, asked_for, gather_tokens, kept_first, ordered, propose, unit
 from pumer.reducers.cues import Cues
-from pumer.reducers.tables import Rule, Tables, ranks, tables
+from pumer.reducers.tables import Rule, Tables, integers, ranks, tables
 from pumer.tokens import GONE, Decision
 
 
 def keep_all(cues: Cues) -> Decision:
     """The decision that changes nothing."""
-    return Decision(None, cues.tokens.lengths, cues.tokens.slots)
+    tokens = cues.tokens
+    if tokens.segments is None:
+        return Decision(None, tokens.lengths, tokens.slots)
+    slots = ranks(tokens.size.shape[1], tokens.size.device)
+    return Decision(torch.where(tokens.mask, 2 * slots, GONE), tokens.lengths, tokens.slots, buffer=len(slots))
 
 
 def prune_and_merge(cues: Cues, rule: Rule) -> Decision:
-    """Prune the image tokens that the text asks for least, then merge similar ones, words with words (Algorithm 1).
+    """Prune the image tokens that the text asks for least, then merge similar ones, text with text (Algorithm 1).
 
     Args:
         cues: With what the rule asks for: queries and keys to prune, keys to merge.
         rule: How many.
     """
-    found = _tables(cues, rule)
+    found = tables_of(cues, rule)
     if not (found.prunes or found.merges_text or found.merges_image):
         return keep_all(cues)
     assert cues.key is not None  # for the type checker: it is in `needs`
-    if kernels.usable(cues.key):
+    if cues.tokens.segments is None and kernels.usable(cues.key):
         return _fused(cues, found)
-    return assign(cues, found, counts(found, cues.tokens.lengths))
+    return assign(cues, found)
 
 
 def prune_to(cues: Cues, rule: Rule, score: Tensor) -> Decision:
-    """Keep the image tokens with the highest scores; [CLS] is always one of them; text stays.
+    """Keep the image tokens with the highest scores, and what is protected; text stays.
 
     Args:
         cues: Of these only the tokens are looked at.
         rule: How many.
         score: ``(B, V)``; ties go to the lower rank.
     """
-    found = _tables(cues, rule)
-    score = score.masked_fill(~cues.image_mask, -torch.inf)
-    return assign(cues, found, counts(found, cues.tokens.lengths), score)
+    return assign(cues, tables_of(cues, rule), score.masked_fill(~cues.image_mask, -torch.inf))
 
 
 def merge_as_one(cues: Cues, rule: Rule) -> Decision:
@@ -57,54 +59,77 @@ def merge_as_one(cues: Cues, rule: Rule) -> Decision:
         cues: With the keys of the whole stream.
         rule: How many, by its image counts.
     """
-    T, V = cues.tokens.slots
-    found = tables(rule, 0, T + V, cues.tokens.size.device)
+    tokens, (T, V) = cues.tokens, cues.tokens.slots
+    found = tables(rule, 0, T + V, tokens.size.device)
     if T == 0 and not found.merges_image:
         return keep_all(cues)
     assert cues.key is not None  # for the type checker: it is in `needs`
     if kernels.usable(cues.key):
         return _fused(cues, found, whole=True)
     index = None
-    if T:  # no gap between words and patches: a rank is a rank; the first word stands first
-        index = ordered(~cues.tokens.mask)
-    length = cues.tokens.lengths.sum(dim=1, keepdim=True) * ranks(2, cues.tokens.size.device)
-    count = counts(found, length)
-    code = _by_rank(found, _beyond(found, count), lambda: unit(cues.key.mean(dim=1)), index)  # type: ignore[union-attr]
+    if T:  # no gap between text and image: a rank is a rank; the first text token stands first
+        index = ordered(~tokens.mask)
+    count = counts(found, tokens.lengths.sum(dim=1, keepdim=True) * ranks(2, tokens.size.device))
+    beyond = found.limits >= count[..., None]
+    code = _by_rank(found, beyond, lambda: unit(cues.key.mean(dim=1)), index)  # type: ignore[union-attr]
     return Decision(_by_token(found, code, index), count[:, :, 2], (0, found.image_left))
 
 
-def assign(cues: Cues, found: Tables, count: Tensor, score: Tensor | None = None) -> Decision:
+def assign(cues: Cues, found: Tables, score: Tensor | None = None) -> Decision:
     """The decision that follows from scores and keys, in plain torch: the reference for the fused kernels.
 
     Args:
         cues: With what the rule asks for.
         found: How many of each length.
-        count: From `counts`.
-        score: ``(B, V)`` by which image tokens but [CLS] are pruned, zero or lowest for padding; None: by what the text
-            asks for.
+        score: ``(B, V)`` by which image tokens are pruned, zero or lowest for padding; None: by what the text asks for.
     """
-    index, beyond = None, _beyond(found, count)
+    tokens, index = cues.tokens, None
+    segments, count = tokens.segments, counts(found, tokens.lengths)
+    guard = None if segments is None else segments.guard
+    if guard is not None:  # at least what is protected is kept
+        held = [part.sum(dim=1) for part in guard.split(list(tokens.slots), dim=1)]
+        count = torch.maximum(count, integers(count.device, 1, 0, 0, 1) * torch.stack(held, dim=1)[:, :, None])
     if found.prunes:
         if score is None:
-            rows = cues.text_attention()
-            score = asked_for(rows, cues.tokens.size[:, : found.text].sign().to(rows.dtype))
-        if score.shape[1] == len(found.fixed):
+            rows = cues.text_attention() if segments is None else cues.text_rows()
+            asking = tokens.size[:, : found.text].sign() if segments is None else cues.text_mask
+            score = asked_for(rows, asking.to(rows.dtype))
+        if guard is not None:
+            score = pad(score, (found.text, 0)).masked_fill(guard | (found.place < 0), torch.inf)
+        elif score.shape[1] == len(found.fixed):
             score = score.masked_fill(found.fixed, torch.inf)
-        else:  # as many as words, which nobody scored, and [CLS] stand before the patches of a stream
+        else:  # as many as text tokens, which nobody scored, and [CLS] stand before the patches of a stream
             score = pad(score[:, 1:], (found.text + 1, 0), value=torch.inf)
         index = kept_first(score, found.place >= count[:, 1, :1])
+    beyond = found.limits >= count[..., None]
+    if guard is not None:
+        count, beyond = _guarded(found, count, guard if index is None else guard.gather(1, index))
     code = _by_rank(found, beyond, lambda: _features(cues, found), index)
     stays = not found.merges_text, not (found.prunes or found.merges_image)
     slots = found.text_left, found.image_left
-    return Decision(_by_token(found, code, index), count[:, :, 2], slots, stays=stays)
+    decision = Decision(_by_token(found, code, index), count[:, :, 2], slots, stays=stays)
+    return decision if segments is None else segments.place(decision)
 
 
-def _beyond(found: Tables, count: Tensor) -> Tensor:
-    """``(B, 2, 4, W)`` bool, of text and image: see `Tables.limits`."""
-    return found.limits >= count[..., None]
+def _guarded(found: Tables, count: Tensor, guard: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts, and what `Tables.limits` is beyond, where protected tokens neither merge nor are merged into.
+
+    Args:
+        found: How many of each length.
+        count: ``(B, 2, 4)``, of which what is merged and left is yet without regard to protected tokens.
+        guard: ``(B, T + V)`` bool, by rank.
+    """
+    W, kept = len(found.rank), count[..., 0]
+    held = guard.new_zeros(guard.shape[0], 2 * W).index_copy(1, found.flat, guard).view(-1, 2, W)
+    outside = found.rank >= kept[..., None]
+    unable = outside | held
+    proposing, receiving = (~unable).unflatten(2, (-1, 2)).sum(dim=2).unbind(dim=2)
+    merged = torch.minimum(count[..., 1], proposing) * (receiving > 0)
+    beyond = [outside, found.rank >= merged[..., None], outside, unable]
+    return torch.stack([kept, merged, kept - merged, kept], dim=2), torch.stack(beyond, dim=2)
 
 
-def words_stay(cues: Cues, found: Tables, code: Tensor, left: Tensor) -> Decision:
+def text_stays(cues: Cues, found: Tables, code: Tensor, left: Tensor) -> Decision:
     """A decision about the image, beside text that stays as it is.
 
     Args:
@@ -113,10 +138,17 @@ def words_stay(cues: Cues, found: Tables, code: Tensor, left: Tensor) -> Decisio
         code: ``(B, V)``, see `Decision`.
         left: ``(B,)`` image tokens afterwards.
     """
-    words = cues.tokens.lengths[:, 0]
-    text = torch.where(found.rank[: found.text] < words[:, None], found.code[0, : found.text], GONE)
-    lengths, slots = torch.stack([words, left], dim=1), (found.text_left, found.image_left)
-    return Decision(torch.cat([text, code], dim=1), lengths, slots, stays=(True, False))
+    tokens, length = cues.tokens, cues.tokens.lengths[:, 0]
+    text = torch.where(found.rank[: found.text] < length[:, None], found.code[0, : found.text], GONE)
+    lengths, slots = torch.stack([length, left], dim=1), (found.text_left, found.image_left)
+    decision = Decision(torch.cat([text, code], dim=1), lengths, slots, stays=(True, False))
+    return decision if tokens.segments is None else tokens.segments.place(decision)
+
+
+def protected(cues: Cues, found: Tables) -> Tensor:
+    """Which image tokens are neither pruned nor merged: ``(V,)`` or ``(B, V)`` bool."""
+    segments = cues.tokens.segments
+    return found.fixed[found.text :] if segments is None else segments.guard[:, found.text :]
 
 
 def counts(found: Tables, lengths: Tensor) -> Tensor:
@@ -126,14 +158,13 @@ def counts(found: Tables, lengths: Tensor) -> Tensor:
 
 def _features(cues: Cues, found: Tables) -> Tensor:
     """Keys averaged over heads, of length one: ``(B, N, Dh)``, or those of the block alone in which tokens merge."""
-    if cues.one_stream and found.merges_text and found.merges_image:
-        assert cues.key is not None  # for the type checker: it is in `needs`
-        return unit(cues.key.mean(dim=1))
     if not found.merges_text:
         return unit(cues.image_key.mean(dim=1))
-    assert cues.text_key is not None
     if not found.merges_image:
         return unit(cues.text_key.mean(dim=1))
+    if cues.one_stream and cues.tokens.segments is None:
+        assert cues.key is not None  # for the type checker: it is in `needs`
+        return unit(cues.key.mean(dim=1))
     return unit(torch.cat([cues.text_key, cues.image_key], dim=2).mean(dim=1))
 
 
@@ -142,7 +173,7 @@ def _by_rank(found: Tables, beyond: Tensor, features: Callable[[], Tensor], inde
 
     Args:
         found: Says which of the blocks merge.
-        beyond: From `_beyond`.
+        beyond: ``(B, 2, 4, W)`` bool, of text and image: which ranks are beyond the counts, see `Tables.limits`.
         features: Gives what similarity is measured on, as `_features` does.
         index: ``(B, T + V)``, the token at each rank: words, then the image's; None: each at its own.
     """
@@ -180,8 +211,11 @@ def _by_token(found: Tables, code: Tensor, index: Tensor | None) -> Tensor:
     return code if index is None else torch.empty_like(code).scatter_(1, index, code)
 
 
-def _tables(cues: Cues, rule: Rule) -> Tables:
-    return tables(rule, *cues.tokens.slots, cues.tokens.size.device)
+def tables_of(cues: Cues, rule: Rule) -> Tables:
+    """The tables of a rule for these tokens."""
+    tokens = cues.tokens
+    guarded = (0, 0) if tokens.segments is None else tokens.segments.guarded
+    return tables(rule, *tokens.slots, tokens.size.device, guarded)
 
 
 def _fused(cues: Cues, found: Tables, whole: bool = False) -> Decision:
@@ -189,7 +223,7 @@ def _fused(cues: Cues, found: Tables, whole: bool = False) -> Decision:
     assert cues.key is not None
     T, V = cues.tokens.slots
     code, lengths = kernels.decide(
-        cues.query if found.prunes else None,
+        cues.text_query if found.prunes else None,
         cues.key,
         cues.text_key if found.merges_text else None,
         cues.bias,

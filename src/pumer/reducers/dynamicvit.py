@@ -10,27 +10,28 @@ with samples that keep as many tokens as it shall, where the paper's keep half o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import log
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from pumer.reducers.base import STATES, Place, Reducer
 from pumer.reducers.cues import Cues
-from pumer.reducers.decisions import keep_all, prune_to
+from pumer.reducers.decisions import keep_all, protected, prune_to, tables_of
 from pumer.reducers.layered import PruningConfig
 from pumer.reducers.learned import LearnedReducer
 from pumer.tokens import Decision, attention_bias
-from pumer.utils.errors import InputError
+from pumer.utils.config import config
 
 _FAINT = 1e-6
 """How much a token that is dropped in training still counts; its logarithm is finite, and so is its gradient."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class DynamicViTConfig(PruningConfig):
     """DynamicViT.
 
@@ -40,27 +41,20 @@ class DynamicViTConfig(PruningConfig):
         temperature: Of the Gumbel-softmax.
     """
 
-    ratio_weight: float = 2.0
-    temperature: float = 1.0
+    ratio_weight: Annotated[float, Field(ge=0)] = 2.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
 
     method: ClassVar[str] = "dynamicvit"
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        if not self.ratio_weight >= 0:
-            raise InputError(f"ratio_weight is {self.ratio_weight!r}; give 0 or more")
-        if not self.temperature > 0:
-            raise InputError(f"temperature is {self.temperature!r}; give more than 0")
+    def reducers(self) -> dict[Place, Reducer]:
+        """None without weights."""
+        return {}
 
     def learned(self, widths: Mapping[str, int]) -> dict[Place, Reducer]:
         """A predictor per layer; the same ones every time, until they are trained."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # of the CPU alone, which is what is put back
             return {place: TokenPredictor(self, widths[place[0]]) for place in self.places() if self.prune_ratio}
-
-    def reducer(self, place: Place) -> None:
-        """None without weights."""
 
 
 class TokenPredictor(LearnedReducer):
@@ -108,20 +102,18 @@ class TokenPredictor(LearnedReducer):
         return prune_to(cues, self.config, self(cues.image_states, cues.image_mask).detach())
 
     def _sample(self, cues: Cues) -> Decision:
-        mask, states, before = cues.image_mask, cues.image_states, cues.tokens.bias
+        before = cues.tokens.bias
         if before is None:
             before = attention_bias(cues.tokens.mask)
-        text, bias = torch.split(before, list(cues.tokens.slots), dim=-1)
-        here = mask & (bias[:, 0, 0].detach() > log(_FAINT) / 2)
-        logits = self(states, here)
+        bias = cues.columns(before)[:, 0, 0]
+        here = cues.image_mask & (bias.detach() > log(_FAINT) / 2)
+        logits = self(cues.image_states, here)
         # the difference of two Gumbel variables, drawn as one: compiled graphs take two equal draws for the same
         noise = torch.rand(logits.shape, device=logits.device).logit(eps=_FAINT).to(logits.dtype)
         soft = ((logits + noise) / self.config.temperature).sigmoid()
         stays = (soft > 0.5).to(soft.dtype) - soft.detach() + soft
-        is_first = torch.arange(here.shape[1], device=here.device) == 0
-        stays = torch.where(is_first, torch.ones_like(stays), stays)
+        stays = torch.where(protected(cues, tables_of(cues, self.config)), torch.ones_like(stays), stays)
         share = (stays * here).sum(dim=1) / here.sum(dim=1)
         wanted = 1 - self.config.prune_ratio
         self.owe(self.config.ratio_weight * ((share - wanted) ** 2).mean())
-        hides = bias + (stays + _FAINT).log()[:, None, None, :]
-        return replace(keep_all(cues), bias=torch.cat([text, hides], dim=-1))
+        return replace(keep_all(cues), bias=before + cues.spread((stays + _FAINT).log(), 0)[:, None, None])

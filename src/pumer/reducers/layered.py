@@ -1,14 +1,21 @@
 """Configs of methods that do the same in each of some layers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from pumer.reducers.base import Place, Reducer, ReductionConfig, check_distinct, check_layers, check_ratios
+from torch import Tensor
+
+from pumer.reducers.base import Layer, Place, Ratio, Reducer, ReductionConfig, check_distinct
+from pumer.reducers.cues import Cues
+from pumer.reducers.decisions import prune_to
+from pumer.reducers.tables import Rule
+from pumer.tokens import Decision
+from pumer.utils.config import config
 from pumer.utils.errors import InputError
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayeredConfig(ReductionConfig):
+@config
+class LayeredConfig(Rule, ReductionConfig):
     """Which layers reduce.
 
     Attributes:
@@ -19,20 +26,15 @@ class LayeredConfig(ReductionConfig):
         InputError: For a layer that is repeated or negative, and for none at all.
     """
 
-    layers: tuple[int, ...] = ()
+    layers: tuple[Layer, ...] = ()
     stack: Literal["fusion", "vision"] = "fusion"
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        check_layers(self.layers, "the reduction")
+        """Check and sort the layers."""
         if not self.layers:
             raise InputError("no layer reduces; give layers=[2, 5, 8], or method 'none'")
-        if self.stack not in ("fusion", "vision"):
-            raise InputError(f"stack {self.stack!r} is unknown; give 'fusion' or 'vision'")
         object.__setattr__(self, "layers", tuple(sorted(self.layers)))
         check_distinct(self.places())
-        check_ratios(self, "the reduction")
 
     def places(self) -> list[Place]:
         """The layers."""
@@ -40,14 +42,15 @@ class LayeredConfig(ReductionConfig):
 
     def reducers(self) -> dict[Place, Reducer]:
         """One reducer per layer; none where nothing is removed."""
-        return {place: reducer for place in self.places() if (reducer := self.reducer(place)) is not None}
+        removes = any(getattr(self, amount) for amount in self.amounts)
+        return {place: self.reducer(place[1]) for place in self.places()} if removes else {}
 
-    def reducer(self, place: Place) -> Reducer | None:
-        """The reducer of one layer, or None if it removes nothing."""
+    def reducer(self, layer: int) -> Reducer:
+        """The reducer of one layer."""
         raise NotImplementedError
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class PruningConfig(LayeredConfig):
     """Which layers prune, and how much.
 
@@ -56,7 +59,7 @@ class PruningConfig(LayeredConfig):
             among them and stays.
     """
 
-    prune_ratio: float = 0.0
+    prune_ratio: Ratio = 0.0
 
     amounts: ClassVar[tuple[str, ...]] = ("prune_ratio",)
 
@@ -64,10 +67,34 @@ class PruningConfig(LayeredConfig):
         """Image tokens left of ``n``."""
         return n - max(min(round(self.prune_ratio * n), n - 1), 0)
 
-    def image_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.reducers.tables.Rule`."""
-        return self.kept(n), 0
 
-    def text_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.reducers.tables.Rule`."""
-        return n, 0
+@config
+class ScoringConfig(PruningConfig):
+    """A method that keeps the image tokens with the highest scores, and the text: one function says which."""
+
+    needs: ClassVar[frozenset[str]]
+
+    def score(self, cues: Cues) -> Tensor:
+        """From what the ``needs`` name to ``(B, V)``, whatever padding gets; ties go to the lower rank."""
+        raise NotImplementedError
+
+    def reducer(self, layer: int) -> Reducer:
+        """Prunes by the score."""
+        return ScorePruner(self, layer)
+
+
+@dataclass(frozen=True)
+class ScorePruner:
+    """The pruning of one layer."""
+
+    config: ScoringConfig
+    layer: int
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the score is made from."""
+        return self.config.needs
+
+    def decide(self, cues: Cues) -> Decision:
+        """Prune image tokens; text stays."""
+        return prune_to(cues, self.config, self.config.score(replace(cues, layer=self.layer)))

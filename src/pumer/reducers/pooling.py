@@ -4,24 +4,25 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch.nn.functional import pad
 
-from pumer.reducers.base import Place, Reducer
+from pumer.reducers.base import Ratio, Reducer
 from pumer.reducers.cues import Cues
-from pumer.reducers.decisions import counts, keep_all, words_stay
+from pumer.reducers.decisions import counts, keep_all, protected, tables_of, text_stays
 from pumer.reducers.layered import LayeredConfig
-from pumer.reducers.tables import tables
 from pumer.tokens import GONE, Decision
+from pumer.utils.config import config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class PoolingConfig(LayeredConfig):
-    """Average some image tokens with the next one in raster order, evenly spread over the picture.
+    """Average some image tokens with the next one in raster order, evenly spread over the image.
 
     Attributes:
         merge_ratio: Fraction of the real image tokens, [CLS] counted, to merge away, in [0, 1); at most half of them.
     """
 
-    merge_ratio: float = 0.0
+    merge_ratio: Ratio = 0.0
 
     method: ClassVar[str] = "pooling"
     amounts: ClassVar[tuple[str, ...]] = ("merge_ratio",)
@@ -30,33 +31,21 @@ class PoolingConfig(LayeredConfig):
         """Image tokens merged away of ``n``."""
         return max(min(round(self.merge_ratio * n), (n - 1) // 2), 0)
 
-    def left(self, n: int) -> int:
-        """Image tokens left of ``n``."""
-        return n - self.merges(n)
-
-    def image_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.reducers.tables.Rule`."""
-        return n, self.merges(n)
-
-    def text_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.reducers.tables.Rule`."""
-        return n, 0
-
-    def reducer(self, place: Place) -> Reducer | None:
+    def reducer(self, layer: int) -> Reducer:
         """The same in every layer."""
-        return Pooler(self) if self.merge_ratio else None
+        return Pooler(self)
 
 
 @dataclass(frozen=True)
 class Pooler:
-    """The pooling of one layer: of the pairs (1, 2), (3, 4), ... every so many-th; [CLS] is rank 0."""
+    """The pooling of one layer: of the pairs of ranks (1, 2), (3, 4), ... every so many-th; rank 0 stays."""
 
     config: PoolingConfig
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def decide(self, cues: Cues) -> Decision:
         """Merge neighbours; text stays."""
-        found = tables(self.config, *cues.tokens.slots, cues.tokens.size.device)
+        found = tables_of(cues, self.config)
         if not found.merges_image:
             return keep_all(cues)
         count = counts(found, cues.tokens.lengths)
@@ -67,6 +56,10 @@ class Pooler:
         first = (pair * merges + pairs - 1) // pairs  # the least k whose pair is this one or later
         chosen = (first < merges) & (first * pairs // merges.clamp(min=1) == pair)
         merged = chosen & (rank % 2 == 0) & (rank > 0) & (pair < pairs)
+        if cues.tokens.segments is not None:
+            stay = protected(cues, found)
+            merged = merged & ~(stay | pad(stay, (1, -1)))
+            left = length - merged.sum(dim=1, keepdim=True)
         slot = rank - merged.cumsum(dim=1) + found.text_left
         code = torch.where(rank < length, 2 * slot + merged, GONE)
-        return words_stay(cues, found, code, left[:, 0])
+        return text_stays(cues, found, code, left[:, 0])

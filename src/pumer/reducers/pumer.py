@@ -3,25 +3,17 @@
 from dataclasses import InitVar, dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from pumer.reducers.base import (
-    KEYS,
-    TEXT_ROWS,
-    Place,
-    Reducer,
-    ReductionConfig,
-    check_distinct,
-    check_layer,
-    check_layers,
-    check_ratios,
-)
+from pumer.reducers.base import KEYS, TEXT_ROWS, Layer, Place, Ratio, Reducer, ReductionConfig, check_distinct
 from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import prune_and_merge
+from pumer.reducers.tables import Rule
 from pumer.tokens import Decision
+from pumer.utils.config import config
 from pumer.utils.errors import InputError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
+@config
+class Step(Rule):
     """One reduction: where it happens and what fraction it removes.
 
     The fractions are of the real tokens that enter the reducer, [CLS] counted, rounded half to even.
@@ -37,18 +29,14 @@ class Step:
         InputError: For a value out of range.
     """
 
-    layer: int
+    layer: Layer
     stack: Literal["fusion", "vision"] = "fusion"
-    prune_ratio: float = 0.0
-    merge_ratio: float = 0.0
-    text_merge_ratio: float = 0.0
+    prune_ratio: Ratio = 0.0
+    merge_ratio: Ratio = 0.0
+    text_merge_ratio: Ratio = 0.0
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        if self.stack not in ("fusion", "vision"):
-            raise InputError(f"stack {self.stack!r} is unknown; give 'fusion' or 'vision'")
-        check_layer(self.layer, "a step")
-        check_ratios(self, f"{self.stack} layer {self.layer}")
+        """Refuse what needs text in a vision encoder."""
         if self.stack == "vision" and (self.prune_ratio or self.text_merge_ratio):
             raise InputError(
                 f"vision layer {self.layer} sees no text and can only merge; leave out prune_ratio and text_merge_ratio"
@@ -62,25 +50,9 @@ class Step:
         """Image tokens merged away of ``n`` that entered (released counts: a fraction of the length before pruning)."""
         return _capped(round(self.merge_ratio * n), self.kept(n))
 
-    def left(self, n: int) -> int:
-        """Image tokens left of ``n`` after pruning and merging."""
-        return self.kept(n) - self.merges(n)
-
     def text_merges(self, n: int) -> int:
         """Text tokens merged away of ``n``."""
         return _capped(round(self.text_merge_ratio * n), n)
-
-    def text_left(self, n: int) -> int:
-        """Text tokens left of ``n``."""
-        return n - self.text_merges(n)
-
-    def image_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.reducers.tables.Rule`."""
-        return self.kept(n), self.merges(n)
-
-    def text_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.reducers.tables.Rule`."""
-        return n, self.text_merges(n)
 
 
 def _capped(wanted: int, tokens: int) -> int:
@@ -88,7 +60,7 @@ def _capped(wanted: int, tokens: int) -> int:
     return max(min(wanted, (tokens - 1) // 2), 0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class PuMerConfig(ReductionConfig):
     """PuMer as this library does it: the paper's method, with per-sample counts and [CLS] protected.
 
@@ -113,10 +85,10 @@ class PuMerConfig(ReductionConfig):
     schedule: tuple[Step, ...] = ()
     proportional_attention: bool = True
     # Only ways to write a schedule: read back, they are None.
-    layers: InitVar[tuple[int, ...] | None] = None
-    prune_ratio: InitVar[float | None] = None
-    merge_ratio: InitVar[float | None] = None
-    text_merge_ratio: InitVar[float | None] = None
+    layers: InitVar[tuple[Layer, ...] | None] = None
+    prune_ratio: InitVar[Ratio | None] = None
+    merge_ratio: InitVar[Ratio | None] = None
+    text_merge_ratio: InitVar[Ratio | None] = None
 
     method: ClassVar[str] = "pumer"
     amounts: ClassVar[tuple[str, ...]] = ("prune_ratio", "merge_ratio", "text_merge_ratio")
@@ -129,10 +101,8 @@ class PuMerConfig(ReductionConfig):
         text_merge_ratio: float | None,
     ) -> None:
         """Turn ``layers`` into steps and check them."""
-        super().__post_init__()
         ratios = {"prune_ratio": prune_ratio, "merge_ratio": merge_ratio, "text_merge_ratio": text_merge_ratio}
         given: dict[str, Any] = {name: value for name, value in ratios.items() if value is not None}
-        check_layers(layers or (), "the reduction")
         if self.schedule and (layers or given):
             raise InputError("both schedule and layers or ratios are given; put the ratios into the schedule's steps")
         if not self.schedule and not layers:

@@ -16,22 +16,50 @@ from pumer.functional import ordered, propose, unit
 from pumer.reducers.base import (
     KEYS,
     TEXT_ROWS,
+    Attention,
+    Layer,
     Place,
+    Ratio,
     Reducer,
     ReductionConfig,
     check_distinct,
-    check_layers,
-    check_ratios,
 )
 from pumer.reducers.cues import Cues
 from pumer.reducers.tables import integers, ranks
 from pumer.tokens import GONE, Decision
+from pumer.utils.config import config
 from pumer.utils.errors import InputError
 
 SMOOTHING = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True)
+def smoothed_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """Attention with the smoothed softmax, which has no fused kernel; see `functional.attention`."""
+    return drop(smoothed_probabilities(query, key, bias), dropout, training=dropout > 0) @ value
+
+
+def smoothed_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """Smoothed softmax ``(exp * m + eps / N) / (sum + eps)``, in which row i always sees column i.
+
+    Args:
+        query: ``(B, H, Q, Dh)``, the first Q rows.
+        key: ``(B, H, N, Dh)``.
+        bias: ``(B, 1, 1, N)``, log of the soft mask m.
+
+    Returns:
+        ``(B, H, Q, N)``.
+    """
+    logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    rows, columns = logits.shape[-2:]
+    weight = (logits - logits.amax(dim=-1, keepdim=True)).exp()
+    if bias is not None:
+        itself = torch.eye(rows, columns, dtype=weight.dtype, device=weight.device)
+        weight = weight * torch.maximum(bias.exp().to(weight.dtype), itself)
+    smoothed: Tensor = (weight + SMOOTHING / columns) / (weight.sum(dim=-1, keepdim=True) + SMOOTHING)
+    return smoothed
+
+
+@config
 class ReleasedPuMerConfig(ReductionConfig):
     """The released reduction: the same ratios in all reducing layers.
 
@@ -46,52 +74,23 @@ class ReleasedPuMerConfig(ReductionConfig):
         InputError: For a value out of range.
     """
 
-    layers: tuple[int, ...] = ()
-    prune_ratio: float = 0.0
-    merge_ratio: float = 0.0
-    text_merge_ratio: float = 0.0
+    layers: tuple[Layer, ...] = ()
+    prune_ratio: Ratio = 0.0
+    merge_ratio: Ratio = 0.0
+    text_merge_ratio: Ratio = 0.0
     similarity: Literal["mean_head", "first_head"] = "mean_head"
 
     method: ClassVar[str] = "pumer-released"
     amounts: ClassVar[tuple[str, ...]] = ("prune_ratio", "merge_ratio", "text_merge_ratio")
+    attention: ClassVar[Attention] = Attention(smoothed_attention, smoothed_probabilities)
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        check_ratios(self, "the released reduction")
-        check_layers(self.layers, "the released reduction")
-        object.__setattr__(self, "layers", tuple(self.layers))
+        """Refuse a layer that is named twice."""
         check_distinct([("fusion", layer) for layer in self.layers])
-        if self.similarity not in ("mean_head", "first_head"):
-            raise InputError(f"similarity {self.similarity!r} is unknown; give 'mean_head' or 'first_head'")
 
     def reducers(self) -> dict[Place, Reducer]:
         """The same reducer in every reducing layer."""
         return {("fusion", layer): ReleasedPuMerReducer(self) for layer in self.layers}
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-        """Attention with the smoothed softmax, which has no fused kernel."""
-        return drop(self.probabilities(query, key, bias), dropout, training=dropout > 0) @ value
-
-    def probabilities(self, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-        """Smoothed softmax ``(exp * m + eps / N) / (sum + eps)``, in which row i always sees column i.
-
-        Args:
-            query: ``(B, H, Q, Dh)``, the first Q rows.
-            key: ``(B, H, N, Dh)``.
-            bias: ``(B, 1, 1, N)``, log of the soft mask m.
-
-        Returns:
-            ``(B, H, Q, N)``.
-        """
-        logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        rows, columns = logits.shape[-2:]
-        weight = (logits - logits.amax(dim=-1, keepdim=True)).exp()
-        if bias is not None:
-            itself = torch.eye(rows, columns, dtype=weight.dtype, device=weight.device)
-            weight = weight * torch.maximum(bias.exp().to(weight.dtype), itself)
-        smoothed: Tensor = (weight + SMOOTHING / columns) / (weight.sum(dim=-1, keepdim=True) + SMOOTHING)
-        return smoothed
 
 
 @dataclass(frozen=True)
@@ -99,14 +98,12 @@ class ReleasedPuMerReducer:
     """The released token reducer; counts include [CLS] and padding, so they are the same for all samples."""
 
     config: ReleasedPuMerConfig
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Keys and text rows, always."""
-        return frozenset({KEYS, TEXT_ROWS})
+    needs: ClassVar[frozenset[str]] = frozenset({KEYS, TEXT_ROWS})
 
     def decide(self, cues: Cues) -> Decision:
         """Prune by score, then merge; the image mask is all ones afterwards, the text mask an average."""
+        if cues.tokens.segments is not None:
+            raise InputError("method 'pumer-released' is for ViLT and METER alone; give method 'pumer'")
         T, V = map(int, cues.tokens.slots)  # of a traced model, they are tensors
         device, B = cues.tokens.size.device, cues.tokens.size.shape[0]
         pruned = round(self.config.prune_ratio * V)
@@ -173,7 +170,7 @@ class ReleasedPuMerReducer:
 
     def _features(self, cues: Cues) -> Tensor:
         """``(B, N, Dh)``, of length one."""
-        assert cues.key is not None and cues.text_key is not None  # for the type checker: they are in `needs`
+        assert cues.key is not None  # for the type checker: it is in `needs`
         key = cues.key if cues.one_stream else torch.cat([cues.text_key, cues.image_key], dim=2)
         return unit(key.mean(dim=1) if self.config.similarity == "mean_head" else key[:, 0])
 

@@ -1,66 +1,44 @@
 """Random pruning: what is left of a method's merit when its choice is left to chance."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pumer.reducers.base import KEYS, Place, Reducer
+from pumer.reducers.base import KEYS, Count
 from pumer.reducers.cues import Cues
-from pumer.reducers.decisions import prune_to
-from pumer.reducers.layered import PruningConfig
+from pumer.reducers.layered import ScoringConfig
 from pumer.reducers.tables import integers, ranks
-from pumer.tokens import Decision
-from pumer.utils.errors import InputError
+from pumer.utils.config import config
 
 _WORD = 2**32
 _FACTOR = 0x9E3779B1  # a prime; its powers give each head a factor of its own
 
 
-@dataclass(frozen=True, kw_only=True)
-class RandomPruningConfig(PruningConfig):
+@config
+class RandomPruningConfig(ScoringConfig):
     """Prune image tokens at random.
+
+    A sample must get the same tokens in any batch and in any run, so chance is a hash: of the seed, the layer, a
+    token's rank, and which token has the largest first key in each head, which differs from image to image.
 
     Attributes:
         seed: Another seed prunes other tokens; 0 or more.
     """
 
-    seed: int = 0
+    seed: Count = 0
 
     method: ClassVar[str] = "random"
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise InputError(f"seed of the reduction is {self.seed!r}; give an integer, 0 or more")
-
-    def reducer(self, place: Place) -> Reducer | None:
-        """Each layer draws anew."""
-        return RandomPruner(self, place[1]) if self.prune_ratio else None
-
-
-@dataclass(frozen=True)
-class RandomPruner:
-    """The pruning of one layer.
-
-    A sample must get the same tokens in any batch and in any run, so chance is a hash: of the seed, the layer, a
-    token's rank, and which token has the largest first key in each head, which differs from picture to picture.
-    """
-
-    config: RandomPruningConfig
-    layer: int
     needs: ClassVar[frozenset[str]] = frozenset({KEYS})
 
-    def decide(self, cues: Cues) -> Decision:
-        """Prune image tokens; text stays."""
+    def score(self, cues: Cues) -> Tensor:
+        """24 bits of the hash, which float32 holds exactly."""
         mask = cues.image_mask
         largest = cues.image_key[..., 0].masked_fill(~mask[:, None], -torch.inf).argmax(dim=2)
         heads = integers(mask.device, *(pow(_FACTOR, head, _WORD) >> 1 for head in range(1, largest.shape[1] + 1)))
-        state = (largest * heads).sum(dim=1, keepdim=True) + (self.config.seed * 1009 + self.layer) * 1_000_003 % _WORD
+        state = (largest * heads).sum(dim=1, keepdim=True) + (self.seed * 1009 + cues.layer) * 1_000_003 % _WORD
         score = _scramble(_scramble(state) + ranks(mask.shape[1], mask.device) * _FACTOR)
-        return prune_to(cues, self.config, (score >> 8).to(torch.float32))  # 24 bits: exact
+        return (score >> 8).to(torch.float32)
 
 
 def _scramble(x: Tensor) -> Tensor:

@@ -5,26 +5,38 @@ sample's own length, so that shapes stay static and padding does not count.
 """
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Rule(Protocol):
+class Rule:
     """How many tokens stay and how many are merged away, by the real length of a block.
 
-    It must be hashable and always mean the same for the same hash, and consist of plain values, so that a compiled
+    A rule must be hashable and always mean the same for the same hash, and consist of plain values, so that a compiled
     graph can take it as a constant: a frozen dataclass.
     """
 
-    def __hash__(self) -> int: ...
+    def kept(self, n: int) -> int:
+        """Image tokens of ``n`` that pruning keeps."""
+        return n
 
-    def image_counts(self, n: int) -> tuple[int, int]:
-        """Of ``n`` image tokens: how many pruning keeps, and how many of these are merged away."""
+    def merges(self, n: int) -> int:
+        """Of these, those that are merged away."""
+        return 0
 
-    def text_counts(self, n: int) -> tuple[int, int]:
-        """Of ``n`` text tokens: the same."""
+    def text_merges(self, n: int) -> int:
+        """Text tokens of ``n`` that are merged away."""
+        return 0
+
+    def left(self, n: int) -> int:
+        """Image tokens left of ``n``."""
+        return self.kept(n) - self.merges(n)
+
+    def text_left(self, n: int) -> int:
+        """Text tokens left of ``n``."""
+        return n - self.text_merges(n)
 
 
 class Tables(NamedTuple):
@@ -51,8 +63,8 @@ class Tables(NamedTuple):
         at: ``(rows * W,)`` int64: the token at each rank of the blocks in which tokens merge, if any do, while none is
             pruned.
         flat: ``(T + V,)`` int64: where each token's rank stands in rows of W, if none is pruned.
-        place: ``(T + V,)`` int64: the rank of each image token; below 0 for words.
-        fixed: ``(T + V,)`` bool: whether it is a word or the image's [CLS], which are not pruned.
+        place: ``(T + V,)`` int64: the rank of each image token; below 0 for text.
+        fixed: ``(T + V,)`` bool: whether it is text or the image's [CLS], which are not pruned.
     """
 
     text: int
@@ -75,7 +87,7 @@ class Tables(NamedTuple):
     fixed: Tensor
 
 
-def tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
+def tables(rule: Rule, text: int, image: int, device: torch.device, guarded: tuple[int, int] = (0, 0)) -> Tables:
     """The tables of a rule; made once for each rule, shape and device.
 
     Args:
@@ -83,11 +95,12 @@ def tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
         text: ``T``, slots of the text block.
         image: ``V``, slots of the image block.
         device: Where they are needed.
+        guarded: How many tokens of either may be protected, [CLS] at rank 0 not counted: slots are left for them.
     """
     text, image = len(range(text)), len(range(image))  # where they are symbols, a compiled graph is for these numbers
     if _exporting():  # an exported program holds them as constants
-        return _make(rule, text, image, device)
-    found: Tables = _constant_tables(rule, text, image, device)
+        return _make(rule, text, image, device, guarded)
+    found: Tables = _constant_tables(rule, text, image, device, guarded)
     return found
 
 
@@ -96,8 +109,8 @@ def _exporting() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constant_tables(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
-    found: Tables = _kept((rule, text, image, device), lambda: _make(rule, text, image, device))
+def _constant_tables(rule: Rule, *shape: Any) -> Tables:
+    found: Tables = _kept((rule, *shape), lambda: _make(rule, *shape))
     return found
 
 
@@ -118,10 +131,14 @@ _KEPT: dict[Hashable, tuple[Any, ...]] = {}
 _MOST = 2048
 
 
-def _make(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
-    texts = [_row(*rule.text_counts(n)) for n in range(text + 1)]
-    images = [_row(*rule.image_counts(n)) for n in range(image + 1)]
-    text_left, image_left = (max(left for _, _, left in rows) for rows in (texts, images))
+def _make(rule: Rule, text: int, image: int, device: torch.device, guarded: tuple[int, int]) -> Tables:
+    texts = [(n, rule.text_merges(n), rule.text_left(n)) for n in range(text + 1)]
+    images = [(rule.kept(n), rule.merges(n), rule.left(n)) for n in range(image + 1)]
+    # each protected token is one that pruning would have removed, and spoils one merge
+    text_left, image_left = (
+        max(min(n, max(kept, most) - max(merged - most, 0)) for n, (kept, merged, _) in enumerate(rows))
+        for rows, most in zip((texts, images), guarded, strict=True)
+    )
     merges_text, merges_image = (any(merged for _, merged, _ in rows) for rows in (texts, images))
     counts, longest = torch.tensor(texts + images), max(text, image)
     rank = torch.arange(longest + longest % 2)
@@ -150,10 +167,6 @@ def _make(rule: Rule, text: int, image: int, device: torch.device) -> Tables:
         place=place.to(device),
         fixed=(place <= 0).to(device),
     )
-
-
-def _row(kept: int, merged: int) -> tuple[int, int, int]:
-    return kept, merged, kept - merged
 
 
 def integers(device: torch.device, *values: int) -> Tensor:

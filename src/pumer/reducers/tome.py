@@ -1,22 +1,23 @@
 """ToMe: merge a fixed number of tokens per layer, whatever they are (Bolya et al., ICLR 2023), from the paper.
 
-Where text and image are one stream, they are merged without regard to modality, and from then on all tokens count as
-image tokens. In two streams only the image is merged.
+Where text and image are one stream, one after the other, they are merged without regard to modality, and from then on
+all tokens count as image tokens. In two streams, and where they interleave, only the image is merged.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pumer.reducers.base import KEYS, Place, Reducer
+from pumer.reducers.base import KEYS, Count, Reducer
 from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import merge_as_one, prune_and_merge
 from pumer.reducers.layered import LayeredConfig
 from pumer.tokens import Decision
+from pumer.utils.config import config
 from pumer.utils.errors import InputError
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class ToMeConfig(LayeredConfig):
     """ToMe.
 
@@ -26,17 +27,11 @@ class ToMeConfig(LayeredConfig):
         proportional_attention: Add ``log(size)`` to attention logits, as the paper does.
     """
 
-    merge_count: int = 0
+    merge_count: Count = 0
     proportional_attention: bool = True
 
     method: ClassVar[str] = "tome"
     amounts: ClassVar[tuple[str, ...]] = ("merge_count",)
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        if isinstance(self.merge_count, bool) or not isinstance(self.merge_count, int) or self.merge_count < 0:
-            raise InputError(f"merge_count is {self.merge_count!r}; give the tokens to merge per layer, 0 or more")
 
     def check_tokens(self, tokens: Mapping[str, int]) -> None:
         """Refuse a count that not even the first layer can merge."""
@@ -51,21 +46,9 @@ class ToMeConfig(LayeredConfig):
         """Tokens merged away of ``n``: every other one can be, but not the first."""
         return max(min(self.merge_count, (n - 1) // 2), 0)
 
-    def left(self, n: int) -> int:
-        """Tokens left of ``n``."""
-        return n - self.merges(n)
-
-    def image_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.reducers.tables.Rule`."""
-        return n, self.merges(n)
-
-    def text_counts(self, n: int) -> tuple[int, int]:
-        """See `pumer.reducers.tables.Rule`."""
-        return n, 0
-
-    def reducer(self, place: Place) -> Reducer | None:
+    def reducer(self, layer: int) -> Reducer:
         """The same in every layer."""
-        return ToMeReducer(self) if self.merge_count else None
+        return ToMeReducer(self)
 
 
 @dataclass(frozen=True)
@@ -77,5 +60,6 @@ class ToMeReducer:
 
     def decide(self, cues: Cues) -> Decision:
         """Merge the most similar tokens: of the stream if there is one, else of the image."""
-        decision = (merge_as_one if cues.one_stream else prune_and_merge)(cues, self.config)
+        as_one = cues.one_stream and cues.tokens.segments is None
+        decision = (merge_as_one if as_one else prune_and_merge)(cues, self.config)
         return replace(decision, proportional=self.config.proportional_attention)
