@@ -1,7 +1,7 @@
 """Command line of the long experiments: `python -m benchmarks --help`, from the root of the repository."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -18,7 +18,7 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_
 @app.command(cls=with_settings("benchmarks.pretrain_small.settings", "PretrainConfig"))
 def pretrain(settings: Settings = None) -> None:
     """Pre-train the small checkpoint that ships with the package."""
-    run_job("benchmarks.pretrain_small.run", resolve(PretrainConfig, None, settings))
+    run_job("benchmarks.pretrain_small.run", resolve(PretrainConfig, settings))
 
 
 @app.command(cls=with_settings("pumer.settings.train", "TrainConfig"))
@@ -35,7 +35,7 @@ def reproduce(
     data_root: Annotated[Path | None, typer.Option("--data", help="Folder with one data folder per task.")] = None,
     start: Annotated[list[str] | None, typer.Option(help="Checkpoint to start from, as vilt=FOLDER.")] = None,
     trained: Annotated[list[str] | None, typer.Option(help="Unreduced model to take, as vilt/nlvr2=FOLDER.")] = None,
-    recipes: Annotated[Path, typer.Option(help="Folder of the recipes.")] = Path("recipes"),
+    recipes: Annotated[Path | None, typer.Option(help="Folder of the recipes; those that ship by default.")] = None,
     galleries: Annotated[str | None, typer.Option(help="Of retrieval's test: 50x20, or all.")] = None,
     batch: Annotated[int, typer.Option(help="Examples per forward when speed and memory are measured.")] = 32,
     results: Annotated[
@@ -46,13 +46,13 @@ def reproduce(
     collect: Annotated[bool, typer.Option("--collect", help="Run nothing; report what is finished.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="Two training steps on a tiny world.")] = False,
 ) -> None:
-    """Train, measure and tell the paper's tables; the same command goes on where it was stopped.
+    """Train, measure and report the paper's tables; the same command continues an interrupted run.
 
     Settings are those of `pumer train`, for every training.
     """
     config = ReproduceConfig(
         out=out or Path("out/reproduce-smoke" if smoke else "out/reproduce"),
-        scale=scale,
+        scale=cast(Any, scale),
         data=data_root,
         starts=_pairs(start),
         trained=_pairs(trained),

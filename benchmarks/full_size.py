@@ -6,14 +6,14 @@ of `rows.py` stands its limit, the scheduled numbers of tokens by plain slices. 
 has it in slices. Run it on a machine that is idle otherwise. For a GPU: `benchmarks/gpu.py`.
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rows import CASES, RESULTS, Case, row_model, sizes, sliced_rows
 
+from benchmarks.common import RESULTS, parser
+from benchmarks.rows import CASES, Case, row_model, sizes, sliced_rows
 from pumer.profiling.benchmark import run
 from pumer.profiling.inputs import inputs_for
 from pumer.profiling.named_models import model_from
@@ -27,12 +27,12 @@ DEFAULT = ("vilt-b32", "meter-b16", "meter-b16-nlvr2", "vilt-small")
 
 def main() -> None:
     """Parse, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=[*CASES, []], help=f"default: {', '.join(DEFAULT)}")
-    parser.add_argument("--pairs", type=int, default=20, help="interleaved rounds per point, at least")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("models", nargs="*", choices=[*CASES, []], help=f"default: {', '.join(DEFAULT)}")
+    options.add_argument("--pairs", type=int, default=20, help="interleaved rounds per point, at least")
+    options.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    options.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    arguments = options.parse_args()
     for model in arguments.models or DEFAULT:
         path = arguments.results / f"{model}-cpu.json"
         for dtype in arguments.dtypes:

@@ -5,7 +5,7 @@ simple questions with one answer. Its train split becomes train2014, its test sp
 for all ten annotators.
 
     python examples/easy_vqa.py easy-vqa.zip out/easy-vqa
-    pumer train recipes/vilt/easy-vqa-original.yaml
+    pumer train vilt/easy-vqa-original
     pumer evaluate out/vilt-small/easy-vqa-original
 """
 

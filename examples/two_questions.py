@@ -14,7 +14,6 @@ from pumer.evaluation.predict import Predictor
 from pumer.tasks import Example
 from pumer.visualization.drawing import stacked
 from pumer.visualization.visualize import ask
-from pumer.world import checkpoint_dir
 from pumer.world.scenes import Scene, generator, make_scene, render
 from pumer.world.sentences import Question
 from pumer.world.sentences import ask as ask_about
@@ -44,7 +43,7 @@ def questions(number: int) -> tuple[Scene, list[Question]]:
 
 def answered(scene: Scene, asked: list[Question]) -> Image.Image:
     """The small ViLT that ships, reduced as in the paper, before each question: one drawing below the other."""
-    predictor = Predictor(checkpoint_dir("vilt-small"))
+    predictor = Predictor("small:vilt")
     pumer.patch(predictor.model, PAPER)
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "scene.png"

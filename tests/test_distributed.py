@@ -57,7 +57,7 @@ import pumer.training.run
 from pumer.cli import main
 from pumer.training.trainer import DistillingTrainer
 
-arguments, original = pumer.training.run._arguments, DistillingTrainer.training_step
+arguments, original = pumer.training.run.training_arguments, DistillingTrainer.training_step
 
 def as_on_gpus(config):  # on a CPU, accelerate would leave the model whole without a word
     result = arguments(config)
@@ -76,7 +76,7 @@ def checked(self, model, *args, **kwargs):
     return original(self, model, *args, **kwargs)
 
 LAYERS = ("ViltLayer", "MeterCrossModalLayer")
-pumer.training.run._arguments, DistillingTrainer.training_step = as_on_gpus, checked
+pumer.training.run.training_arguments, DistillingTrainer.training_step = as_on_gpus, checked
 try:
     main()
 finally:
@@ -91,7 +91,7 @@ def vilt(tiny_vilt, tiny_vqa, tmp_path):
     return TrainConfig(
         model=str(tiny_vilt),
         output=tmp_path / "out",
-        data=TrainingData(tiny_vqa, min_answer_count=1, limit=21, eval_limit=11),
+        data=TrainingData(root=tiny_vqa, min_answer_count=1, limit=21, eval_limit=11),
         reduction=PUMER | {"layers": [2, 5, 8]},
         optimizer=OptimizerConfig(lr=1e-4),  # with larger steps, the noise in key biases changes what is merged
         batch_size=8,
@@ -110,7 +110,7 @@ def meter(vilt, tiny_meter, tiny_flickr, tmp_path):
     for part in (settings, settings["text_config"], settings["vision_config"]):
         part |= {name: 0.0 for name in part if "dropout" in name}
     (tmp_path / "meter" / "config.json").write_text(json.dumps(settings))
-    data = TrainingData(tiny_flickr, min_answer_count=1, limit=5)
+    data = TrainingData(root=tiny_flickr, min_answer_count=1, limit=5)
     changes = {"model": str(tmp_path / "meter"), "task": "flickr30k", "teacher": "self", "data": data}
     return dataclasses.replace(vilt, reduction=PUMER | {"layers": [0, 2, 4]}, **changes)
 

@@ -65,13 +65,13 @@ def test_every_method_is_planned_trained_saved_and_evaluated(method, backbone, t
     example, *_ = EXAMPLES[method]
     config = TINY[backbone].fit(example.config)
     settings, checkpoint = config_to_dict(config), str(request.getfixturevalue(f"tiny_{backbone}"))
-    planned = run_plan(PlanConfig(checkpoint, settings))
+    planned = run_plan(PlanConfig(model=checkpoint, reduction=settings))
     first, *_, last = [row for row in planned.layers if row.stack == "fusion"]
     fewer = last.text_tokens_out + last.image_tokens_out < first.text_tokens + first.image_tokens
     assert fewer == bool(config.places())
     data = dataclasses.replace(training.data, limit=4, eval_limit=4)
     job = dataclasses.replace(training, model=checkpoint, reduction=settings, data=data, max_steps=1, teacher="self")
     trained = train.run(job, progress=False)
-    found = evaluate.run(EvaluateConfig(str(job.output), limit=4))
+    found = evaluate.run(EvaluateConfig(model=str(job.output), limit=4))
     assert found["reduction"] == config_to_dict(pumer.reduction(pumer.load(job.output))) == settings
     assert found["accuracy"]["mean"] == trained["accuracy"]["mean"]

@@ -13,15 +13,14 @@ from pumer.reducers import reduction_from
 from pumer.settings.train import TrainConfig
 from pumer.tasks import TASKS
 from pumer.utils.config import load, to_dict
+from pumer.utils.errors import InputError
+from pumer.utils.shipped import PACKAGE, SMALL, located, recipe_file
 
-ROOT = Path(__file__).parent.parent
-RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("recipes/**/*.yaml"))
+ROOT = PACKAGE / "recipes"
+RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("**/*.yaml"))
 PRESETS = {"vilt": "vilt-b32", "meter": "meter-b16"}
 FULL_SIZE = [
-    Path("recipes", backbone, f"{task}-{kind}.yaml")
-    for backbone in PRESETS
-    for task in TASKS
-    for kind in ("original", "pumer")
+    Path(backbone, f"{task}-{kind}.yaml") for backbone in PRESETS for task in TASKS for kind in ("original", "pumer")
 ]
 """The paper's runs, one pair for every task."""
 
@@ -30,7 +29,8 @@ FULL_SIZE = [
 def test_recipe(path):
     lines = (ROOT / path).read_text().splitlines()
     command = lines[0].removeprefix("# ").split()
-    assert command[:3] == ["pumer", "train", str(path)]
+    assert command[:3] == ["pumer", "train", path.with_suffix("").as_posix()]
+    assert recipe_file(command[2]) == ROOT / path
     head = "\n".join(line for line in lines[:12] if line.startswith("#"))
     assert "Must exist:" in head
     assert "Expected:" in head
@@ -78,11 +78,26 @@ def test_every_value_has_its_source(path):
 
 @pytest.mark.parametrize("backbone", ["vilt", "meter"])
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_the_world_has_a_recipe_of_every_task_that_runs_from_the_root(backbone, task):
-    paths = [ROOT / "recipes" / backbone / f"world-{task}-{kind}.yaml" for kind in ("original", "pumer")]
+def test_the_world_has_a_recipe_of_every_task_that_runs_from_anywhere(backbone, task):
+    paths = [ROOT / backbone / f"world-{task}-{kind}.yaml" for kind in ("original", "pumer")]
     original, reduced = (load(TrainConfig, path) for path in paths)
     assert original.task == reduced.task == task
     assert original.data.root == Path("out/world") / task
-    assert (ROOT / original.model / "config.json").is_file()
+    assert original.model == str(SMALL[f"small:{backbone}"])
     assert reduced.teacher == str(original.output)
     assert reduced.model in (original.model, reduced.teacher), "pre-trained, as in the paper, or fine-tuned"
+
+
+def test_recipes_and_models_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text("epochs: 3\n")
+    assert recipe_file("my.yaml") == Path("my.yaml")
+    assert recipe_file("vilt/vqav2-pumer") == ROOT / "vilt/vqav2-pumer.yaml"
+    with pytest.raises(
+        InputError, match=r"'vilt/vqa2-pumer' is unknown; did you mean 'vilt/vqav2-pumer'.*meter/coco-pumer"
+    ):
+        recipe_file("vilt/vqa2-pumer")
+    assert (Path(located("small:meter")) / "config.json").is_file()
+    assert located("a/b") == "a/b"
+    with pytest.raises(InputError, match=r"'small:vit' is unknown; did you mean 'small:vilt'.*small:meter"):
+        located("small:vit")

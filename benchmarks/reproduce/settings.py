@@ -1,18 +1,21 @@
 """Settings of `python -m benchmarks reproduce`."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pumer.settings.common import BACKBONES, TASKS, gallery_sizes
-from pumer.utils.arguments import in_range, there, writable_folders
+from pydantic import Field
+
+from pumer.settings.common import BACKBONES, TASKS, BatchSize, Folder, Job, Model, NewFolder, Threads, gallery_sizes
+from pumer.utils.config import config
 from pumer.utils.errors import InputError
 
 PAIRS = tuple(f"{backbone}/{task}" for backbone in BACKBONES for task in TASKS)
 
 
-@dataclass(frozen=True)
-class ReproduceConfig:
+@config
+class ReproduceConfig(Job):
     """Settings of `python -m benchmarks reproduce`.
 
     Attributes:
@@ -21,7 +24,7 @@ class ReproduceConfig:
         data: folder with one data folder per task; None: the world is written below `out`.
         starts: checkpoints that fine-tuning starts from, by backbone; else the recipes'.
         trained: fine-tuned unreduced models by cell, such as "vilt/nlvr2", to use in place of training them.
-        recipes: folder of the recipes.
+        recipes: folder of the recipes; None: those that ship.
         only: names of tables; none: all.
         cells: such as "vilt/nlvr2"; none: all.
         seeds: of every row; None: three for the ViLT rows of Table 1, one for the rest.
@@ -34,46 +37,34 @@ class ReproduceConfig:
             stays there.
     """
 
-    out: Path = Path("out/reproduce")
-    scale: str = "world"
-    data: Path | None = None
-    starts: dict[str, str] = field(default_factory=dict)
-    trained: dict[str, str] = field(default_factory=dict)
-    recipes: Path = Path("recipes")
+    out: NewFolder = Path("out/reproduce")
+    scale: Literal["world", "full"] = "world"
+    data: Folder | None = None
+    starts: dict[str, Model] = field(default_factory=dict)
+    trained: dict[str, Model] = field(default_factory=dict)
+    recipes: Path | None = None
     only: tuple[str, ...] = ()
     cells: tuple[str, ...] = ()
-    seeds: int | None = None
-    jobs: int = 1
+    seeds: Annotated[int, Field(ge=1, le=1000)] | None = None
+    jobs: Threads = 1
     galleries: str | None = None
-    batch: int = 32
+    batch: BatchSize = 32
     settings: tuple[str, ...] = ()
     smoke: bool = False
-    results: Path | None = None
+    results: NewFolder | None = None
 
     def __post_init__(self) -> None:
         """Refuse values without a meaning."""
-        in_range(self)
-        known("scale", [self.scale], ("world", "full"))
         if self.scale == "full" and self.data is None:
             raise InputError("--scale full needs --data FOLDER, with one data folder per task (vqav2, nlvr2, ...)")
         if self.smoke and self.results:
-            raise InputError("--smoke gives figures of a handful of examples; leave out --results")
+            raise InputError("--smoke gives metrics of a handful of examples; leave out --results")
         if self.trained and (self.seeds or 1) > 1:
             raise InputError(f"a model that is given has no other seeds; leave out --trained, or --seeds {self.seeds}")
         known("cell", (*self.cells, *self.trained), PAIRS)
         known("backbone", self.starts, BACKBONES)
         if self.galleries not in (None, "all"):
             gallery_sizes(str(self.galleries))
-
-    @property
-    def written(self) -> tuple[Path, ...]:
-        """What is written."""
-        return (self.out,) if self.results is None else (self.out, self.results)
-
-    def check_places(self) -> None:
-        """Refuse folders that could not be written."""
-        there("data folder", self.data)
-        writable_folders(*self.written)
 
 
 def known(what: str, names: Iterable[str], there_are: Collection[str]) -> None:

@@ -22,7 +22,7 @@ from pumer.tasks.loading import text_length_of
 from pumer.utils.config import to_dict
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import located
 
 WORLD = {
     "vqav2": ("test=0", "heldout=0"),
@@ -74,8 +74,8 @@ def _macs(cell: Cell, setup: Setup) -> list[Stage]:
     """Original and PuMer, as in the paper's Table 7; nothing is run."""
     preset = {"vilt": "vilt-b32", "meter": "meter-b16"}[cell.backbone] + "-nlvr2" * (cell.task == "nlvr2")
     config = PlanConfig(
-        f"{PREFIX}{preset}",
-        config_to_dict(PuMerConfig.preset(cell.backbone, cell.task)),
+        model=f"{PREFIX}{preset}",
+        reduction=config_to_dict(PuMerConfig.preset(cell.backbone, cell.task)),
         image_size=384,
         text_length=PAPER_TEXT_LENGTH,
     )
@@ -135,8 +135,8 @@ def _training(cell: Cell, setup: Setup) -> Stage:
         digest, after = digest_of_weights(given_model), _after_world(cell.task, setup)
         return Stage(train_step(cell), f"take {cell.name}", digest, lambda: {}, after)
     kind = ORIGINAL if cell.reduction is None and cell.image_size is None else PUMER
-    path = setup.recipe(cell.backbone, cell.task, kind)
-    recipe, output, teacher = read_recipe(path), Path(setup.weights(cell)), setup.weights(cell.base)
+    name = setup.recipe(cell.backbone, cell.task, kind)
+    recipe, output, teacher = read_recipe(name), Path(setup.weights(cell)), setup.weights(cell.base)
     start = _start(cell, setup, recipe)
     given = [f"seed={cell.seed}", "report_to=[]"]
     stops_early = "patience" in recipe and recipe["data"]["eval"] != _split(cell.task)  # which it must not be tested on
@@ -149,8 +149,7 @@ def _training(cell: Cell, setup: Setup) -> Stage:
     given += setup.settings
     places = [f"model={start or teacher}", f"output={output}", f"data.root={setup.data_of(cell.task)}"]
     places += [f"teacher={teacher}"] * (kind == PUMER and cell.teacher)
-    command = ["train", str(path), *places, *given]
-    name = train_step(cell)
+    command, step = ["train", str(name), *places, *given], train_step(cell)
     settings = {
         "recipe": _plain(recipe),
         "given": given,
@@ -158,14 +157,14 @@ def _training(cell: Cell, setup: Setup) -> Stage:
         "data": _digest_of_data(cell.task, setup),
     }
     after = _after_world(cell.task, setup) + [train_step(cell.base)] * (kind == PUMER)
-    return Stage(name, f"train {cell.name}", settings, partial(_train, setup, name, command, output), after, output)
+    return Stage(step, f"train {cell.name}", settings, partial(_train, setup, step, command, output), after, output)
 
 
 def _start(cell: Cell, setup: Setup, recipe: Mapping[str, Any]) -> str | None:
     """The checkpoint that a training starts from; None for the fine-tuned original, its teacher."""
     if "teacher" in recipe and recipe["model"] == recipe["teacher"]:
         return None
-    shipped = str(checkpoint_dir(f"{cell.backbone}-small")) if setup.scale == "world" else str(recipe["model"])
+    shipped = f"small:{cell.backbone}" if setup.scale == "world" else str(recipe["model"])
     return setup.starts.get(cell.backbone, shipped)
 
 
@@ -276,7 +275,7 @@ def _split(task: str) -> str:
 
 def digest_of_weights(checkpoint: str) -> str:
     """What tells the weights of a folder from others; the name itself of a checkpoint that is no folder."""
-    files = sorted(Path(checkpoint).glob("*.safetensors"))
+    files = sorted(Path(located(checkpoint)).glob("*.safetensors"))
     return _digest(files) if files else checkpoint
 
 

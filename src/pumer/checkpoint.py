@@ -23,6 +23,7 @@ from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, confi
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_config, read_json, replacing, write_json
 from pumer.utils.limits import check_checkpoint, check_model, is_place
+from pumer.utils.shipped import located
 from pumer.utils.sources import WEIGHT_FILES
 from pumer.utils.tensors import not_finite
 from pumer.utils.text import some
@@ -31,16 +32,19 @@ logger = logging.getLogger(__name__)
 
 REDUCTION_FILE = "reduction.json"
 LEARNED_FILE = "reduction.safetensors"
-"""Weights of a method that learns; plain transformers does not see them."""
+"""Weights of a method that learns; plain transformers does not read them."""
 WEIGHTS_FILE = "model.safetensors"
 HEADS_FILE = "pretraining_heads.safetensors"
 """A matching layer that the checkpoint's own model class has no place for."""
 TRAINING_RECORD = "run.json"
 """File in a trained model's folder: provenance, config and results of its training."""
 SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _READ = re.compile(r".*\.(json|safetensors|bin)|(vocab|merges)\.txt")
-HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+
+
+# Saving
 
 
 def save(model: nn.Module, directory: str | Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -90,11 +94,14 @@ def write_reduction(model: nn.Module, directory: str | Path) -> None:
         write_json(Path(directory) / REDUCTION_FILE, config_to_dict(config))
 
 
+# Loading
+
+
 def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Load a model, patched as it was saved.
 
     Args:
-        name: A folder, or the name of a model on the Hugging Face hub.
+        name: A folder, the name of a model on the Hugging Face hub, or "small:vilt" or "small:meter", which ship.
         **kwargs: Passed to ``from_pretrained``, such as ``dtype`` or ``revision``.
 
     Returns:
@@ -104,7 +111,7 @@ def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
         InputError: If the checkpoint is missing, broken or of an unknown model type, or if its reduction has an unknown
             method, version or key.
     """
-    hub = _hub_options(kwargs)
+    name, hub = located(name), _hub_options(kwargs)
     cls = model_class(name, **hub)
     config = read_reduction(name, **hub)
     model, _ = read_model(cls, name, **kwargs)
@@ -114,13 +121,147 @@ def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
     return model
 
 
+def ensure_patched(model: nn.Module) -> nn.Module:
+    """Switch on the fast path, unless a reduction is in place already; returns the same model."""
+    return model if reduction(model) is not None else patch(model, NoReduction())
+
+
+def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
+    """The class a checkpoint was saved from, of transformers or of `pumer.models`.
+
+    Args:
+        name: As for `load`.
+        **hub: Where on the hub to look: ``revision``, ``token``, ``cache_dir`` and such.
+
+    Raises:
+        InputError: If there is no readable ``config.json``, or it names no class of transformers.
+    """
+    check_checkpoint(name)
+    name = located(name)
+    if is_place(name):
+        _check_readable(Path(name))
+    where = "cannot be read" if Path(name).is_dir() else "is neither a folder nor on the hub"
+    with reading(f"checkpoint {name} {where}"):
+        config = AutoConfig.from_pretrained(str(name), **hub)
+        check_model(config.to_dict(), str(name))
+        architecture = (config.architectures or [""])[0]
+        own = {name: cls for family in BACKBONES.values() for name, cls in family.model_classes.items()}
+        cls = own.get(architecture) or getattr(transformers, architecture or " ", None)
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+        raise InputError(f"config.json of {name} names the architecture '{architecture}', unknown to transformers")
+    return cls
+
+
+def read_reduction(name: str | Path, **hub: Any) -> ReductionConfig | None:
+    """The reduction a checkpoint was saved with, or None; arguments as of `model_class`.
+
+    Raises:
+        InputError: If ``reduction.json`` is broken, or names an unknown method, version or key.
+    """
+    path = _file(name, REDUCTION_FILE, **hub)
+    if path is None:
+        return None
+    content = read_config(path, "replace it by the file that belongs to the weights")
+    try:
+        return config_from_dict(content)
+    except InputError as error:
+        raise InputError(f"{REDUCTION_FILE} of {name}: {error}") from error
+
+
+def load_processor(name: str | Path) -> ProcessorMixin:
+    """Tokenizer and Pillow image processor of a checkpoint.
+
+    Args:
+        name: A folder or a hub name.
+
+    Raises:
+        InputError: If either cannot be read or is not there.
+    """
+    name = located(name)
+    if Path(name).is_dir():
+        _check_readable(Path(name))
+        if not has_processor(name):
+            raise InputError(f"{name} holds no processor; add one: processor.save_pretrained('{name}')")
+    with reading(f"the processor of {name} cannot be read"):
+        kind = AutoConfig.from_pretrained(str(name)).model_type
+        if kind not in BACKBONES:
+            raise InputError(f"{name} is a '{kind}' model; supported: {', '.join(BACKBONES)}")
+        images = BACKBONES[kind].image_processor.from_pretrained(str(name))
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up from the model type when there are no files
+        raise InputError(f"{name} holds no tokenizer; put the tokenizer files that belong to the model into it")
+    processor: ProcessorMixin = BACKBONES[kind].processor(images, tokenizer)
+    return processor
+
+
+def has_processor(name: str | Path) -> bool:
+    """Whether a checkpoint, in a folder or on the hub, says how images are processed."""
+    with reading(f"the processor of {name} cannot be read"):
+        return any(cached_file(str(name), file, _raise_exceptions_for_missing_entries=False) for file in _PROCESSOR)
+
+
+def trained_with(model: str | Path) -> dict[str, Any]:
+    """The settings that a model was trained with; empty where its folder has no record of it.
+
+    Raises:
+        InputError: If the record is broken.
+    """
+    record = Path(model) / TRAINING_RECORD
+    content = read_json(record) if os.path.lexists(record) else {}
+    settings: Any = content.get("config", {}) if isinstance(content, dict) else None
+    if not isinstance(settings, dict) or not isinstance(settings.get("data", {}), dict):
+        raise InputError(f"{record} is no record of a training; remove it")
+    return settings
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn any error about a user's files inside a `with` block into one line.
+
+    Args:
+        what: What cannot be done.
+
+    Raises:
+        InputError: With what cannot be done, and why.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # broken files are not checked: anything can come up, in any library below
+        raise InputError(f"{what}: {first_line(error).rstrip(':')}") from error
+
+
+def _file(name: str | Path, file: str, **hub: Any) -> str | None:
+    """Path of a checkpoint's file, in its folder or downloaded; None if the checkpoint has no such file."""
+    try:
+        path: str | None = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
+    except OSError as error:
+        raise InputError(f"{file} of {name} cannot be read: {first_line(error)}") from error
+    return path
+
+
+def _hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
+
+
+def _check_readable(folder: Path) -> None:
+    """Refuse files of a model that are there but cannot be read, which would count as absent."""
+    for file in sorted(folder.iterdir()):
+        if _READ.fullmatch(file.name) and not (file.is_file() and os.access(file, os.R_OK)):
+            raise InputError(f"{file} is there but cannot be read as a file; restore it, or remove it")
+
+
+# Strict reading of weights: each tensor is used, and none is missing
+
+
 def read_model(
     cls: type[PreTrainedModel], name: str | Path, head: bool = True, **kwargs: Any
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """A model of a class with the weights of a checkpoint: each of its tensors is read, and none is left over.
 
     Buffers that older versions of transformers saved, and heads of other tasks, may be left over; the log names the
-    latter. What a reduction learned is no part of it.
+    latter. Weights that a reduction learned are not read.
 
     Args:
         cls: The class to make.
@@ -163,27 +304,56 @@ def read_model(
     return model, absent
 
 
-@contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Turn what transformers raises about a user's files inside a `with` block into one line.
+def read_tensors(name: str | Path, file: str, wanted: Callable[[str], bool], **hub: Any) -> dict[str, Tensor]:
+    """Tensors of one safetensors file of a checkpoint; none where it has no such file.
 
     Args:
-        what: What cannot be done.
+        name: A folder or a hub name.
+        file: Its name there.
+        wanted: From a tensor's name to whether it is read.
+        **hub: As for `model_class`.
 
     Raises:
-        InputError: With what cannot be done, and why.
+        InputError: If the file is there but cannot be read.
     """
+    path = _file(name, file, **hub)
+    if path is None:
+        return {}
     try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # broken files are not checked: anything can come up, in any library below
-        raise InputError(f"{what}: {first_line(error).rstrip(':')}") from error
+        with safe_open(path, framework="pt") as tensors:
+            return {key: tensors.get_tensor(key) for key in tensors.keys() if wanted(key)}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} of {name} cannot be read: {first_line(error)}") from error
 
 
-def _hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that say where on the hub to look."""
-    return {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
+def check_tensors(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that differ from those wanted in names or shapes.
+
+    Args:
+        name: Of the checkpoint.
+        found: By name, as read.
+        wanted: By name, of the right shapes.
+
+    Raises:
+        InputError: Naming those that are missing, left over, of another shape or not finite.
+    """
+    shared = wanted.keys() & found.keys()
+    _refuse(
+        name,
+        missing=wanted.keys() - shared,
+        unexpected=found.keys() - shared,
+        misshapen=(key for key in shared if found[key].shape != wanted[key].shape),
+        not_floating_point=(key for key in shared if not found[key].is_floating_point()),
+        not_finite=not_finite(found.items()),
+    )
+
+
+def _refuse(name: str | Path, **faults: Iterable[str]) -> None:
+    """Raise an error that names the tensors with a fault, if there is one."""
+    found = {fault.replace("_", " "): sorted(keys) for fault, keys in faults.items()}
+    named = "; ".join(f"{fault}: {some(keys)}" for fault, keys in found.items() if keys)
+    if named:
+        raise InputError(f"the tensors of {name} are not those of its model; {named}; give a whole checkpoint")
 
 
 def _head_of(key: str, model: PreTrainedModel) -> str | None:
@@ -205,14 +375,11 @@ def _no_floats(model: PreTrainedModel, name: str | Path, **hub: Any) -> list[str
 def _weight_files(name: str | Path, **hub: Any) -> list[str]:
     """The files that transformers reads the weights of a checkpoint from: one, or the shards that an index names."""
     for whole in WEIGHT_FILES:
-        for file in (whole, f"{whole}.index.json"):
-            path = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
-            if path is not None and file == whole:
-                return [path]
-            if path is not None:
-                return [
-                    str(cached_file(str(name), shard, **hub)) for shard in set(read_json(path)["weight_map"].values())
-                ]
+        if (path := _file(name, whole, **hub)) is not None:
+            return [path]
+        if (index := _file(name, f"{whole}.index.json", **hub)) is not None:
+            shards = set(read_json(index)["weight_map"].values())
+            return [str(cached_file(str(name), shard, **hub)) for shard in shards]
     return []
 
 
@@ -226,16 +393,7 @@ def _integers(file: str) -> dict[str, str]:
     return {key: str(x.dtype) for key, x in content.items() if isinstance(x, Tensor) and not x.is_floating_point()}
 
 
-def _refuse(name: str | Path, **faults: Iterable[str]) -> None:
-    """Raise if there is a tensor with a fault, naming it.
-
-    Raises:
-        InputError: With all faults.
-    """
-    found = {fault.replace("_", " "): sorted(keys) for fault, keys in faults.items()}
-    said = "; ".join(f"{fault}: {some(keys)}" for fault, keys in found.items() if keys)
-    if said:
-        raise InputError(f"the tensors of {name} are not those of its model; {said}; give a whole checkpoint")
+# Weights that a reduction learned
 
 
 def restore_learned(model: nn.Module, name: str | Path) -> set[str]:
@@ -264,7 +422,6 @@ def learned_names(model: nn.Module) -> set[str]:
 
 
 def _is_learned(name: str) -> bool:
-    """Whether a tensor of a state dict belongs to a method that learns."""
     return f".{LEARNED}." in f".{name}"
 
 
@@ -278,156 +435,3 @@ def _fill_learned(model: nn.Module, name: str | Path, found: Mapping[str, Tensor
     own = model.state_dict()
     check_tensors(f"{name} ({REDUCTION_FILE}, {LEARNED_FILE})", found, {key: own[key] for key in wanted})
     model.load_state_dict(found, strict=False)
-
-
-def read_tensors(name: str | Path, file: str, wanted: Callable[[str], bool], **hub: Any) -> dict[str, Tensor]:
-    """Tensors of one safetensors file of a checkpoint; none where it has no such file.
-
-    Args:
-        name: A folder or a hub name.
-        file: Its name there.
-        wanted: From a tensor's name to whether it is read.
-        **hub: As for `model_class`.
-
-    Raises:
-        InputError: If the file is there but cannot be read.
-    """
-    try:
-        path = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
-        if path is None:
-            return {}
-        with safe_open(path, framework="pt") as tensors:
-            return {key: tensors.get_tensor(key) for key in tensors.keys() if wanted(key)}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} of {name} cannot be read: {first_line(error)}") from error
-
-
-def check_tensors(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not those that are wanted.
-
-    Args:
-        name: Of the checkpoint.
-        found: By name, as read.
-        wanted: By name, of the right shapes.
-
-    Raises:
-        InputError: Naming those that are missing, left over, of another shape or not finite.
-    """
-    shared = wanted.keys() & found.keys()
-    _refuse(
-        name,
-        missing=wanted.keys() - shared,
-        unexpected=found.keys() - shared,
-        misshapen=(key for key in shared if found[key].shape != wanted[key].shape),
-        not_floating_point=(key for key in shared if not found[key].is_floating_point()),
-        not_finite=not_finite(found.items()),
-    )
-
-
-def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
-    """The class a checkpoint was saved from, of transformers or of `pumer.models`.
-
-    Args:
-        name: A folder or a hub name.
-        **hub: Where on the hub to look: ``revision``, ``token``, ``cache_dir`` and such.
-
-    Raises:
-        InputError: If there is no readable ``config.json``, or it names no class of transformers.
-    """
-    check_checkpoint(name)
-    if is_place(name):
-        _check_readable(Path(name))
-    where = "cannot be read" if Path(name).is_dir() else "is neither a folder nor on the hub"
-    with reading(f"checkpoint {name} {where}"):
-        config = AutoConfig.from_pretrained(str(name), **hub)
-        check_model(config.to_dict(), str(name))
-        architecture = (config.architectures or [""])[0]
-        own = {name: cls for family in BACKBONES.values() for name, cls in family.model_classes.items()}
-        cls = own.get(architecture) or getattr(transformers, architecture or " ", None)
-    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
-        raise InputError(f"config.json of {name} names the architecture '{architecture}', unknown to transformers")
-    return cls
-
-
-def _check_readable(folder: Path) -> None:
-    """Refuse files of a model that are there but cannot be read, which would count as absent.
-
-    Raises:
-        InputError: Naming the first.
-    """
-    for file in sorted(folder.iterdir()):
-        if _READ.fullmatch(file.name) and not (file.is_file() and os.access(file, os.R_OK)):
-            raise InputError(f"{file} is there but cannot be read as a file; restore it, or remove it")
-
-
-def read_reduction(name: str | Path, **hub: Any) -> ReductionConfig | None:
-    """The reduction a checkpoint was saved with, or None.
-
-    Args:
-        name: A folder or a hub name.
-        **hub: As for `model_class`.
-
-    Raises:
-        InputError: If ``reduction.json`` is broken, or names an unknown method, version or key.
-    """
-    try:
-        path = cached_file(str(name), REDUCTION_FILE, _raise_exceptions_for_missing_entries=False, **hub)
-    except OSError as error:
-        raise InputError(f"{REDUCTION_FILE} of {name} cannot be read: {first_line(error)}") from error
-    if path is None:
-        return None
-    content = read_config(path, "replace it by the file that belongs to the weights")
-    try:
-        return config_from_dict(content)
-    except InputError as error:
-        raise InputError(f"{REDUCTION_FILE} of {name}: {error}") from error
-
-
-def load_processor(name: str | Path) -> ProcessorMixin:
-    """Tokenizer and Pillow image processor of a checkpoint.
-
-    Args:
-        name: A folder or a hub name.
-
-    Raises:
-        InputError: If either cannot be read or is not there.
-    """
-    if Path(name).is_dir():
-        _check_readable(Path(name))
-        if not has_processor(name):
-            raise InputError(f"{name} holds no processor; add one: processor.save_pretrained('{name}')")
-    with reading(f"the processor of {name} cannot be read"):
-        kind = AutoConfig.from_pretrained(str(name)).model_type
-        if kind not in BACKBONES:
-            raise InputError(f"{name} is a '{kind}' model; supported: {', '.join(BACKBONES)}")
-        images = BACKBONES[kind].image_processor.from_pretrained(str(name))
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up from the model type when there are no files
-        raise InputError(f"{name} holds no tokenizer; put the tokenizer files that belong to the model into it")
-    processor: ProcessorMixin = BACKBONES[kind].processor(images, tokenizer)
-    return processor
-
-
-def has_processor(name: str | Path) -> bool:
-    """Whether a checkpoint, in a folder or on the hub, says how images are processed."""
-    with reading(f"the processor of {name} cannot be read"):
-        return any(cached_file(str(name), file, _raise_exceptions_for_missing_entries=False) for file in _PROCESSOR)
-
-
-def ensure_patched(model: nn.Module) -> nn.Module:
-    """Switch on the fast path, unless a reduction is in place already; returns the same model."""
-    return model if reduction(model) is not None else patch(model, NoReduction())
-
-
-def trained_with(model: str | Path) -> dict[str, Any]:
-    """The settings that a model was trained with; none where its folder does not say.
-
-    Raises:
-        InputError: If its record is something else.
-    """
-    record = Path(model) / TRAINING_RECORD
-    content = read_json(record) if os.path.lexists(record) else {}
-    settings: Any = content.get("config", {}) if isinstance(content, dict) else None
-    if not isinstance(settings, dict) or not isinstance(settings.get("data", {}), dict):
-        raise InputError(f"{record} is no record of a training; remove it")
-    return settings

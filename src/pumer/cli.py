@@ -2,23 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 import typer
 
-from pumer.settings.common import Rule
-from pumer.utils.commands import (
-    SETTING,
-    application,
-    checked,
-    console,
-    group,
-    resolve,
-    run_job,
-    with_settings,
-)
+from pumer.utils.commands import SETTING, application, console, group, resolve, run_job, say, with_settings
 from pumer.utils.errors import InputError
 from pumer.utils.processes import leave_group
+from pumer.utils.shipped import recipe_file
 
 app = application(
     "Faster vision-language transformers: fewer tokens inside the layers.\n\nSettings of a command are key=value."
@@ -27,12 +18,12 @@ data = group("Check, prepare and write data sets.")
 app.add_typer(data, name="data")
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)]
-Model = Annotated[str, typer.Argument(metavar="DIR", help="Folder of a model, or its name on the hub.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub name, small:vilt or small:meter.")]
 ModelOrPreset = Annotated[
     str | None,
     typer.Argument(
-        metavar="DIR",
-        help="Folder of a model, or its name on the hub; preset:vilt-b32 by default.",
+        metavar="MODEL",
+        help="Folder, hub name, small:vilt, small:meter or a preset; preset:vilt-b32 by default.",
         show_default=False,
     ),
 ]
@@ -40,20 +31,24 @@ Task = Annotated[str, typer.Argument(help="vqav2, nlvr2, snli_ve, flickr30k or c
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 
 
+def _file(help_text: str) -> object:
+    return typer.Option(help=help_text, show_default=False)
+
+
 @app.command(cls=with_settings("pumer.settings.train", "TrainConfig"))
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file, such as recipes/vilt/vqav2-pumer.yaml.")],
+    recipe: Annotated[str, typer.Argument(help="Name, such as vilt/vqav2-pumer, or YAML file.")],
     settings: Settings = None,
 ) -> None:
     """Fine-tune a model; the same command continues an interrupted run."""
     from pumer.settings.train import TrainConfig
 
-    config = resolve(TrainConfig, recipe, settings)
+    config = resolve(TrainConfig, settings, recipe_file(recipe))
     result = run_job("pumer.training.run", config)
     leave_group()
     if "accuracy" in result:
-        console().print(f"accuracy {100 * result['accuracy']['mean']:.1f}%", highlight=False)
-    console().print(f"model and run.json are in {config.output}", highlight=False, soft_wrap=True)
+        say(f"accuracy {100 * result['accuracy']['mean']:.1f}%")
+    say(f"model and run.json are in {config.output}")
 
 
 @app.command(cls=with_settings("pumer.settings.evaluate", "EvaluateConfig"))
@@ -61,29 +56,27 @@ def evaluate(model: Model, settings: Settings = None, force: Force = False) -> N
     """Official accuracy of a trained model, with its uncertainty."""
     from pumer.settings.evaluate import EvaluateConfig
 
-    run_job("pumer.evaluation.evaluate", resolve(EvaluateConfig, None, settings, force, model=model), console())
+    config = resolve(EvaluateConfig, settings, model=model, force=force)
+    run_job("pumer.evaluation.evaluate", config, console())
+    for path in config.written:
+        say(f"wrote {path}")
 
 
 @app.command(cls=with_settings("pumer.settings.predict", "PredictConfig"))
 def predict(
     model: Model,
     settings: Settings = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="File to write: predictions.json, or predictions.csv for questions.", show_default=False),
-    ] = None,
-    questions: Annotated[Path | None, typer.Option(help="CSV file with the columns image and question.")] = None,
-    images: Annotated[Path, typer.Option(help="Folder of the images it names.")] = Path("."),
+    out: Annotated[Path | None, _file("File to write: predictions.json, or predictions.csv for questions.")] = None,
+    questions: Annotated[Path | None, _file("CSV file with the columns image and question.")] = None,
+    images: Annotated[Path | None, _file("Folder of the images it names; the current one by default.")] = None,
     force: Force = False,
 ) -> None:
     """Answers of a trained model to a split, as the official server wants them, or to a list of questions."""
     from pumer.settings.predict import PredictConfig
 
-    given = {"model": model, "images": str(images)}
-    given |= {name: str(path) for name, path in (("out", out), ("questions", questions)) if path is not None}
-    config = resolve(PredictConfig, None, settings, force, **given)
-    answered = run_job("pumer.evaluation.predict", config)
-    console().print(f"{answered} answers are in {config.file}", highlight=False, soft_wrap=True)
+    given: dict[str, Any] = {"model": model, "images": images, "out": out, "questions": questions}
+    config = resolve(PredictConfig, settings, **given, force=force)
+    say(f"{run_job('pumer.evaluation.predict', config)} answers are in {config.file}")
 
 
 @app.command()
@@ -91,27 +84,25 @@ def score(
     task: Task,
     annotations: Annotated[Path, typer.Option(help="Official file with the right answers.")],
     predictions: Annotated[Path, typer.Option(help="File in the official result format, or .npy (retrieval).")],
-    questions: Annotated[Path | None, typer.Option(help="VQAv2: score the questions of this file alone.")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Part of a file that holds all splits (retrieval); test by default.")
-    ] = None,
-    galleries: Annotated[str | None, typer.Option(help="Galleries it ranks within, as in 50x20 (retrieval).")] = None,
-    per_example: Annotated[Path | None, typer.Option(help="File for one value per example.")] = None,
-    rule: Annotated[
-        str | None, typer.Option(help="VQAv2: official (the challenge's script, the default) or published.")
-    ] = None,
+    questions: Annotated[Path | None, _file("VQAv2: score the questions of this file alone.")] = None,
+    split: Annotated[str | None, _file("Part of a file that holds all splits (retrieval); test by default.")] = None,
+    galleries: Annotated[str | None, _file("Candidate sets it ranks within, as in 50x20 (retrieval).")] = None,
+    per_example: Annotated[Path | None, _file("File for one value per example.")] = None,
+    rule: Annotated[str | None, _file("VQAv2: official (the challenge's script, the default) or published.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     force: Force = False,
 ) -> None:
     """Grade a result file that anyone made; no model is needed."""
     from pumer.settings.score import ScoreConfig
 
-    config = ScoreConfig(
-        task, annotations, predictions, questions, split, galleries, per_example, force, cast("Rule | None", rule)
-    )
-    result = run_job("pumer.evaluation.score", checked(config), None if as_json else console())
+    options: dict[str, Any] = {"questions": questions, "per_example": per_example, "split": split, "rule": rule}
+    options |= {"annotations": annotations, "predictions": predictions, "galleries": galleries, "force": force}
+    config = resolve(ScoreConfig, None, task=task, **options)
+    result = run_job("pumer.evaluation.score", config, None if as_json else console())
     if as_json:
         typer.echo(json.dumps(result, indent=2))
+    elif per_example is not None:
+        say(f"wrote {per_example}")
 
 
 @app.command(cls=with_settings("pumer.settings.benchmark", "BenchmarkConfig"))
@@ -119,26 +110,27 @@ def benchmark(model: ModelOrPreset = None, settings: Settings = None, force: For
     """Speed and memory of a model beside its unreduced self."""
     from pumer.settings.benchmark import BenchmarkConfig
 
-    run_job("pumer.profiling.benchmark", resolve(BenchmarkConfig, None, _with_model(model, settings), force))
+    model, settings = _model_or_setting(model, settings)
+    run_job("pumer.profiling.benchmark", resolve(BenchmarkConfig, settings, model=model, force=force))
 
 
 @app.command(cls=with_settings("pumer.settings.visualize", "VisualizeConfig"))
 def visualize(
     model: Model,
-    image: Annotated[str, typer.Argument(help="Image file.")],
+    image: Annotated[Path, typer.Argument(help="Image file.")],
     rest: Annotated[list[str], typer.Argument(metavar="[IMAGE] QUESTION [KEY=VALUE]...", show_default=False)],
-    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("tokens.png"),
+    out: Annotated[Path | None, _file("PNG file to write; tokens.png by default.")] = None,
     force: Force = False,
 ) -> None:
     """Draw which patches and words a model pruned and merged for one question about an image, or about two."""
     from pumer.settings.visualize import VisualizeConfig
 
-    pair = len(rest) > 1 and not SETTING.match(rest[1])
-    images, (question, *settings) = [image, *rest[:pair]], rest[pair:]
-    given = {"checkpoint": model, "images": images, "question": question, "out": str(out)}
-    config = resolve(VisualizeConfig, None, settings, force, **given)
-    answer = run_job("pumer.visualization.visualize", config)
-    console().print(f"{answer} ({config.out})", highlight=False, markup=False, soft_wrap=True)
+    words = next((at for at, word in enumerate(rest) if at and SETTING.match(word)), len(rest))
+    if words > 2 or (words == 2 and not Path(rest[0]).suffix and not Path(rest[0]).exists()):
+        raise InputError(f'the question is {words} arguments; put it into quotes: "{" ".join(rest[:words])}"')
+    images, question = [image, *rest[: words - 1]], rest[words - 1]
+    config = resolve(VisualizeConfig, rest[words:], model=model, images=images, question=question, out=out, force=force)
+    say(f"{run_job('pumer.visualization.visualize', config)} ({config.out})")
 
 
 @app.command(cls=with_settings("pumer.settings.plan", "PlanConfig"))
@@ -146,23 +138,24 @@ def plan(model: ModelOrPreset = None, settings: Settings = None) -> None:
     """Tokens per layer, MACs and ideal speed-up of a reduction, before any run."""
     from pumer.settings.plan import PlanConfig
 
-    planned = run_job("pumer.profiling.planning", resolve(PlanConfig, None, _with_model(model, settings)))
-    console().print(str(planned), highlight=False, markup=False, soft_wrap=True)
+    model, settings = _model_or_setting(model, settings)
+    say(run_job("pumer.profiling.planning", resolve(PlanConfig, settings, model=model)))
 
 
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or .ckpt file of a released checkpoint, or its hub name.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    answers: Annotated[Path | None, typer.Option(help="File that names the answers of a VQA head.")] = None,
-    task: Annotated[str | None, typer.Option(help="vqa2, ve, nlvr2, irtr or mlm, if the head does not tell.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels a METER model shall read along a side.")] = None,
+    answers: Annotated[Path | None, _file("File that names the answers of a VQA head.")] = None,
+    task: Annotated[str | None, _file("vqa2, ve, nlvr2, irtr or mlm, if the head does not show it.")] = None,
+    image_size: Annotated[int | None, _file("Pixels a METER model shall read along a side.")] = None,
     force: Force = False,
 ) -> None:
     """Turn a released checkpoint into one that pumer and transformers load."""
     from pumer.settings.convert import ConvertConfig
 
-    config = checked(ConvertConfig(source, out, answers, task, image_size, force))
+    options: dict[str, Any] = {"answers": answers, "task": task, "image_size": image_size, "force": force}
+    config = resolve(ConvertConfig, None, source=source, out=out, **options)
     console().print_json(data=run_job("pumer.conversion.convert", config))
 
 
@@ -173,9 +166,8 @@ def data_world(
     """Write the built-in world in the official formats of the tasks."""
     from pumer.settings.data import WorldConfig
 
-    config = resolve(WorldConfig, None, settings, force, out=str(out))
-    for folder in run_job("pumer.world.write", config):
-        console().print(f"wrote {folder}", highlight=False, soft_wrap=True)
+    for folder in run_job("pumer.world.write", resolve(WorldConfig, settings, out=out, force=force)):
+        say(f"wrote {folder}")
 
 
 @data.command("prepare", cls=with_settings("pumer.settings.data", "PrepareConfig"))
@@ -189,12 +181,11 @@ def data_prepare(
     """Check a download and put its images into a few Arrow files; the same command continues an interrupted run."""
     from pumer.settings.data import PrepareConfig
 
-    flags = ["strict=true"] if strict else []
-    config = resolve(PrepareConfig, None, [*(settings or []), *flags], task=task, root=str(root), out=str(out))
+    config = resolve(PrepareConfig, settings, task=task, root=root, out=out, strict=strict)
     record = run_job("pumer.tasks.prepare", config)
     from pumer.tasks.prepare import summary
 
-    console().print(summary(record, config.out), highlight=False, markup=False, soft_wrap=True)
+    say(summary(record, config.out))
 
 
 @data.command("check", cls=with_settings("pumer.settings.data", "CheckConfig"))
@@ -205,11 +196,10 @@ def data_check(
     speed: Annotated[bool, typer.Option("--speed", help="Also measure images per second per core.")] = False,
     force: Force = False,
 ) -> None:
-    """Say what is wrong with a data folder before training; exit code 2 if anything is."""
+    """Report what is wrong with a data folder before training; exit code 2 if anything is."""
     from pumer.settings.data import CheckConfig
 
-    flags = ["speed=true"] if speed else []
-    config = resolve(CheckConfig, None, [*(settings or []), *flags], force, task=task, root=str(root))
+    config = resolve(CheckConfig, settings, task=task, root=root, speed=speed, force=force)
     problems = run_job("pumer.tasks.check", config, console())["problems"]
     if problems:
         raise InputError(f"{len(problems)} images are missing or broken; `pumer data prepare` leaves them out")
@@ -220,7 +210,7 @@ def demo(settings: Settings = None) -> None:
     """Fine-tune, reduce, compare and report on the built-in world; no download."""
     from pumer.settings.demo import DemoConfig
 
-    run_job("pumer.demo.run", resolve(DemoConfig, None, settings))
+    run_job("pumer.demo.run", resolve(DemoConfig, settings))
 
 
 def main() -> None:
@@ -228,7 +218,8 @@ def main() -> None:
     app()
 
 
-def _with_model(model: str | None, settings: list[str] | None) -> list[str]:
-    """Settings of a command whose first argument may be a model, or the first setting."""
-    first = [] if model is None else [model if SETTING.match(model) else f"model={json.dumps(model)}"]
-    return [*first, *(settings or [])]
+def _model_or_setting(model: str | None, settings: list[str] | None) -> tuple[str | None, list[str]]:
+    """Arguments of a command whose first one may be a model, or a setting."""
+    if model is not None and SETTING.match(model):
+        return None, [model, *(settings or [])]
+    return model, settings or []

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pumer.backbones.image_size import set_image_size
-from pumer.checkpoint import ensure_patched, learned_names, load, load_processor, trained_with
+from pumer.checkpoint import learned_names, load, load_processor, trained_with
 from pumer.compiling.compile import compile as compiled
 from pumer.patching import patch
 from pumer.patching import reduction as reduction_in
@@ -20,6 +20,7 @@ from pumer.settings.common import Blank, Resize, Rule
 from pumer.tasks import TASKS, Example, Inputs, Task, VQAv2, task_class
 from pumer.tasks.loading import make_inputs, text_length_of
 from pumer.utils.errors import InputError
+from pumer.utils.shipped import located
 from pumer.utils.tensors import best_device
 
 logger = logging.getLogger(__name__)
@@ -29,12 +30,12 @@ _DEFAULTS: dict[str, Any] = {"task": "vqav2", "text_length": None, "resize": "sq
 
 @dataclass(frozen=True)
 class Session:
-    """A model that is ready to take a task's examples: `open` one that was trained, or put one `around` a new model.
+    """A model that is ready to take a task's examples: `open` one that was trained, or set up `around` a new one.
 
     Example:
         >>> session = Session.open("out/vqav2-pumer")  # doctest: +SKIP
-        >>> batch = session.task.collate(examples, session.inputs)  # doctest: +SKIP
-        >>> logits = session.task.logits(session.model, batch)  # doctest: +SKIP
+        >>> inputs = session.task.collate(examples, session.inputs)["inputs"]  # doctest: +SKIP
+        >>> logits = session.forward(**inputs).logits  # doctest: +SKIP
 
     Attributes:
         name: folder or hub name of the checkpoint.
@@ -88,20 +89,19 @@ class Session:
         Raises:
             InputError: for a missing or broken checkpoint, one of another task, and settings that do not fit it.
         """
+        name = located(name)
         recorded = trained_with(name)
         given = {"task": task, "text_length": text_length, "resize": resize, "blank": blank}
         settings = {key: recorded.get(key, value) for key, value in _DEFAULTS.items()}
         settings |= {key: value for key, value in given.items() if value is not None}
-        task_type = task_class(settings.pop("task"))
-        model = load(name)
-        saved, bound = reduction_in(model), bind(str(name), model, task_type, rule)
+        model, folder = load(name), root or recorded.get("data", {}).get("root")
+        saved, bound = reduction_in(model), bind(str(name), model, task_class(settings.pop("task")), rule)
         session = cls.around(str(name), model, bound, image_size=image_size, reduction=reduction, **settings)
-        _warn_of_random_weights(session, saved)
+        if reduction is not None:
+            _warn_of_random_weights(session, saved)
         model.to(device or best_device())
-        folder = root or recorded.get("data", {}).get("root")
-        return replace(
-            session, forward=compiled(model) if compile else model, root=None if folder is None else Path(folder)
-        )
+        forward = compiled(model) if compile else model
+        return replace(session, forward=forward, root=None if folder is None else Path(folder))
 
     @classmethod
     def around(
@@ -135,10 +135,8 @@ class Session:
         """
         processor = load_processor(name)
         set_image_size(image_size, model, processor)
-        if reduction is None:
-            ensure_patched(model)
-        else:
-            patch(model, reduction_from(reduction))
+        if reduction is not None or reduction_in(model) is None:
+            patch(model, reduction_from(reduction or "none"))
         inputs = make_inputs(processor, text_length_of(model, text_length), resize, blank, fixed_length)
         return cls(name, model, processor, task, inputs, forward=model)
 

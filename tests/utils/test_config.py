@@ -95,7 +95,7 @@ def test_init_vars_are_keys():
         ({"fast": 1}, "key 'fast' in train config must be true or false, not 1"),
         ({"mode": "crop"}, "key 'mode' in train config must be 'square' or 'aspect', not 'crop'"),
         ({"betas": [0.1]}, "key 'betas' in train config must be a list of 2 values, not [0.1]"),
-        ({"layers": 3}, "key 'layers' in train config must be a list, not 3"),
+        ({"layers": 3}, "key 'layers' in train config must be a list, as in layers=[3], not 3"),
         ({"layers": ["a"]}, "key 'layers[0]' in train config must be an integer, not 'a'"),
         ({"part": 3}, "key 'part' in train config must be a mapping, not 3"),
         ({"reduction": 3}, "key 'reduction' in train config must be a mapping or text, not 3"),
@@ -156,6 +156,9 @@ def test_bad_settings_are_named(setting, message):
         ("a: [1\nb: 2\n", "is not readable YAML"),
         ("- 1\n- 2\n", "must hold 'key: value' lines"),
         ("just text\n", "key 'just text' is unknown"),
+        ("", "is empty"),
+        ("\x00\x01", "is not readable YAML"),
+        ("3", "must hold 'key: value' lines"),
         ("\tlr: 1", "is not readable YAML"),
     ],
 )

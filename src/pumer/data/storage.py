@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pumer.utils.arguments import PREPARED
+from pumer.utils.places import PREPARED
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_config
 

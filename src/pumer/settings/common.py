@@ -1,103 +1,278 @@
-"""Values that settings of several jobs share."""
+"""Values and groups of settings that several commands share: each is declared, limited and described once."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
-from pumer.utils.errors import InputError
+from pydantic import AfterValidator, Field
+
+from pumer.utils.config import config
+from pumer.utils.errors import InputError, unknown
+from pumer.utils.limits import check_checkpoint, checkpoint_files
+from pumer.utils.places import file_there, folder_there, new_files, writable_folders
+from pumer.utils.shipped import located
 
 TASKS = ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")
 """The names in `pumer.tasks.TASKS`; the built-in world has a data set for each."""
 RETRIEVAL = ("flickr30k", "coco")
 """Those of them that rank images and captions, and draw other ones to compare with in every epoch."""
+SPLITS = {
+    "vqav2": ("train", "val", "test", "test-dev", "train+vg"),
+    "nlvr2": ("train", "val", "test", "val-balanced", "val-unbalanced", "test-balanced", "test-unbalanced"),
+    "snli_ve": ("train", "val", "test"),
+    **dict.fromkeys(RETRIEVAL, ("train", "val", "test", "restval")),
+}
+"""The splits of each task; of retrieval several may be joined by "+"."""
 BACKBONES = ("vilt", "meter")
 """The names in `pumer.backbones.BACKBONES`."""
-METHODS = ("none", "pumer", "pumer-released", "tome", "dynamicvit", "evit", "cls", "random", "pooling")
+METHODS = (
+    *("none", "pumer", "pumer-released", "tome", "dynamicvit", "evit", "cls"),
+    *("attention-received", "l2norm", "random", "pooling"),
+)
 """The names in `pumer.reducers.METHODS`."""
 PRESETS = ("vilt-b32", "vilt-b32-nlvr2", "meter-b16", "meter-b16-nlvr2")
-"""The names in `pumer.profiling.named_models.PRESETS`."""
-Resize = Literal["square", "aspect"]
-Blank = Literal["none", "image", "text"]
-Rule = Literal["official", "published"]
-"""When VQA accuracy normalises answers, see `pumer.tasks.vqa_accuracy.accuracy`."""
+"""The names in `pumer.profiling.named_models.presets`."""
 LARGEST_MAGNITUDE = 30
 """Magnitudes of RandAugment are fractions of this."""
 
+Resize = Literal["square", "aspect"]
+Blank = Literal["none", "image", "text"]
+Rule = Literal["official", "published"]
+"""When VQA accuracy normalises answers, see `pumer.tasks.metrics.vqa_accuracy`."""
 
-def known_task(name: str | None) -> None:
-    """Refuse a task that does not exist; None is passed over.
-
-    Raises:
-        InputError: with the names that do.
-    """
-    if name is not None and name not in TASKS:
-        raise InputError(f"task '{name}' is unknown; there are: {', '.join(TASKS)}")
-
-
-def known_rule(rule: str | None, task: str | None) -> None:
-    """Refuse a rule that does not exist, or for another task than VQAv2; None is passed over.
-
-    Raises:
-        InputError: with the rules that do.
-    """
-    if rule is not None and rule not in get_args(Rule):
-        raise InputError(f"rule must be one of {', '.join(get_args(Rule))}, not '{rule}'")
-    if rule is not None and task not in (None, "vqav2"):
-        raise InputError(f"rule={rule} is for task vqav2, not for task {task}; leave it out")
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy takes; torch takes more."""
+Processes = Annotated[int, Field(ge=0, le=1024)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+ImageSize = Annotated[int, Field(ge=1, le=16_384)]
+TextLength = Annotated[int, Field(ge=2, le=65_536)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Pairs = Annotated[int, Field(ge=1, le=10**6)]
+Seconds = Annotated[float, Field(ge=0, le=10**6)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
-def known_preset(model: str) -> None:
-    """Refuse a preset that does not exist; other names pass.
-
-    Raises:
-        InputError: with the names that do.
-    """
-    name = model.removeprefix("preset:")
-    if model.startswith("preset:") and name not in PRESETS:
-        raise InputError(f"preset '{name}' is unknown; there are: {', '.join(PRESETS)}")
+def known_split(split: str, task: str | None = None) -> str:
+    """Refuse a split that the task, or without a task every task, lacks."""
+    names = tuple(dict.fromkeys(name for key, names in SPLITS.items() if task in (None, key) for name in names))
+    joined = split.split("+") if task in (None, *RETRIEVAL) else [split]
+    if split not in names and not all(name in names for name in joined):
+        raise InputError(unknown("split", split, names) + (f" of task {task}" if task else ""))
+    return split
 
 
-def known_method(reduction: Mapping[str, Any] | str | None) -> None:
-    """Refuse a reduction by a method that does not exist; None passes, and so do its settings.
-
-    Raises:
-        InputError: with the names that do.
-    """
-    method = reduction.get("method") if isinstance(reduction, Mapping) else reduction
-    if reduction is not None and method not in METHODS:
-        raise InputError(f"reduction method {method!r} is unknown; there are {', '.join(METHODS)}")
+def known_reduction(reduction: Any) -> Any:
+    """Refuse a reduction by a method that does not exist, and ratios that are no fractions."""
+    settings = reduction if isinstance(reduction, Mapping) else {"method": reduction}
+    if "method" not in settings:
+        raise InputError(f"{reduction} names no method; add one of {', '.join(METHODS)}, as in reduction.method=pumer")
+    if settings["method"] not in METHODS:
+        raise InputError(unknown("method", settings["method"], METHODS))
+    for key, value in settings.items():
+        if str(key).endswith("_ratio") and value is not None and not (type(value) in (int, float) and 0 <= value < 1):
+            raise InputError(f"{key} is {value!r}; give the fraction to remove, from 0 up to but not including 1")
+    return reduction
 
 
 def gallery_sizes(galleries: str) -> tuple[int, int]:
-    """How many galleries of how many images "50x20" means.
+    """How many candidate sets of how many images "50x20" means.
 
     Raises:
         InputError: for another form.
     """
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", galleries)
     if found is None:
-        raise InputError(f"galleries must be of the form 50x20 (50 galleries of 20 images), not '{galleries}'")
+        raise InputError(f"galleries must be of the form 50x20 (50 sets of 20 images), not '{galleries}'")
     return int(found[1]), int(found[2])
 
 
-@dataclass(frozen=True)
+def check_rule(rule: str | None, task: str | None) -> None:
+    """Refuse a rule for another task than VQAv2; None is passed over."""
+    if rule is not None and task not in (None, "vqav2"):
+        raise InputError(f"rule={rule} is for task vqav2, not for task {task}; leave it out")
+
+
+def _known_task(task: str) -> str:
+    if task not in TASKS:
+        raise InputError(unknown("task", task, TASKS))
+    return task
+
+
+def _galleries(galleries: str) -> str:
+    gallery_sizes(galleries)
+    return galleries
+
+
+def _preset(model: str) -> str:
+    if model.startswith("preset:") and model.removeprefix("preset:") not in PRESETS:
+        raise InputError(unknown("preset", model.removeprefix("preset:"), PRESETS))
+    return model
+
+
+Task = Annotated[str, AfterValidator(_known_task)]
+Split = Annotated[str, AfterValidator(known_split)]
+Model = Annotated[str, AfterValidator(located)]
+"""A folder, a hub name, or a model that ships with the package, such as "small:vilt"."""
+ModelOrPreset = Annotated[Model, AfterValidator(_preset)]
+Reduction = Annotated[dict[str, Any] | str, AfterValidator(known_reduction)]
+Galleries = Annotated[str, AfterValidator(_galleries)]
+File = Annotated[Path, "a file that is read"]
+Folder = Annotated[Path, "a folder that is read"]
+NewFile = Annotated[Path, "a file that is written"]
+NewFolder = Annotated[Path, "a folder that is written"]
+
+
+@config
 class AugmentConfig:
     """RandAugment (Cubuk et al., 2020) as ViLT and METER are fine-tuned with it: 2 operations of magnitude 9.
 
     Attributes:
-        operations: drawn for each picture, one after the other.
+        operations: applied to each image, one after the other.
         magnitude: of all of them, from 0 to 30.
     """
 
-    operations: int = 2
-    magnitude: float = 9
+    operations: Annotated[int, Field(ge=1)] = 2
+    magnitude: Annotated[float, Field(ge=0, le=LARGEST_MAGNITUDE)] = 9
+
+
+@config
+class Job:
+    """The settings of a command; its paths are of the types `File`, `Folder`, `NewFile` and `NewFolder`."""
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files and folders that it writes."""
+        return tuple(path for kind in (NewFile, NewFolder) for _, path in self.paths(kind))
+
+    @property
+    def read(self) -> list[Path]:
+        """The files that it reads, which no result may replace."""
+        return [path for _, path in self.paths(File)]
+
+    def paths(self, kind: Any) -> list[tuple[str, Path]]:
+        """Names and values of the settings of a type that are given."""
+        return list(_paths(self, get_args(kind)[1], ""))
+
+    def check_places(self) -> None:
+        """Refuse files and folders that are not there, or could not be written."""
+        for name, path in self.paths(File):
+            file_there(name, path)
+        for name, path in self.paths(Folder):
+            folder_there(name, path)
+        new = [path for _, path in self.paths(NewFile)]
+        new_files(*new, force=getattr(self, "force", False), inputs=self.read)
+        writable_folders(*(path for _, path in self.paths(NewFolder)))
+
+
+def _paths(group: Any, mark: str, prefix: str) -> Iterator[tuple[str, Path]]:
+    for field in fields(group):
+        value, name = getattr(group, field.name), prefix + field.name
+        if is_dataclass(value):
+            yield from _paths(value, mark, f"{name}.")
+        elif mark in parts(field.type):
+            yield from ((name, path) for path in ([value] if isinstance(value, Path) else value or ()))
+
+
+def parts(hint: Any) -> list[Any]:
+    """All that an annotation is made of."""
+    return [hint, *(part for one in get_args(hint) for part in parts(one))]
+
+
+@config
+class ModelJob(Job):
+    """A command on a model.
+
+    Attributes:
+        model: folder, hub name, or small:vilt or small:meter, which ship with the package.
+        image_size: pixels along a side of the images, a multiple of the patch size; null for the model's own.
+    """
+
+    model: Model
+    image_size: ImageSize | None = None
+
+    @property
+    def read(self) -> list[Path]:
+        """The files that it reads, which no result may replace."""
+        return [*super().read, *checkpoint_files(self.model)]
+
+    def check_places(self) -> None:
+        """Refuse files and folders that are not there, or could not be written."""
+        check_checkpoint(self.model, self.image_size)
+        super().check_places()
+
+
+@config
+class MeasuringJob(ModelJob):
+    """A command that measures a model, which need not exist.
+
+    Attributes:
+        model: folder, hub name, small:vilt, small:meter, or preset:vilt-b32 (full size, random weights, no download).
+        text_length: words, special tokens counted; null for as many as the checkpoint was trained with, else 32 (or its
+            positions, if fewer).
+    """
+
+    model: ModelOrPreset = "preset:vilt-b32"
+    text_length: TextLength | None = None
+
+
+@config
+class ReadingJob(ModelJob):
+    """A command that reads examples of a task; settings left at null are those of the model's own training.
+
+    Attributes:
+        task: vqav2, nlvr2, snli_ve, flickr30k or coco.
+        text_length: texts are cut to this many tokens; by default to what the model can take.
+        resize: "square" or "aspect", see `pumer.tasks.Pixels`.
+    """
+
+    task: Task | None = None
+    text_length: TextLength | None = None
+    resize: Resize | None = None
+
+
+@config
+class DataRoot:
+    """Where the examples are.
+
+    Attributes:
+        root: data folder; by default the one the model was trained on.
+    """
+
+    root: Folder | None = None
+
+
+@config
+class SplitJob(ModelJob):
+    """A command that runs a model on a split; settings left at null are those of the model's own training.
+
+    Attributes:
+        task: vqav2, nlvr2, snli_ve, flickr30k or coco.
+        split: of the task's official files, such as train, val or test.
+        limit: only so many examples, spread evenly over the split.
+        batch_size: examples per forward pass.
+        workers: processes that read images.
+        galleries: for retrieval: "50x20" ranks within 50 sets of 20 images each, with their captions; null within one
+            set of all.
+        scores: for retrieval: folder that keeps the score of every pair, so that an interrupted run continues.
+        force: replace result files that are there already.
+    """
+
+    task: Task | None = None
+    data: DataRoot = DataRoot()
+    split: Split
+    limit: Count | None = None
+    batch_size: BatchSize = 64
+    workers: Processes = 0
+    galleries: Galleries | None = None
+    scores: NewFolder | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        if self.operations < 1:
-            raise InputError(
-                f"augment.operations must be at least 1, not {self.operations}; leave augment out for none"
-            )
-        if not 0 <= self.magnitude <= LARGEST_MAGNITUDE:
-            raise InputError(f"augment.magnitude must lie in [0, {LARGEST_MAGNITUDE}], not {self.magnitude}")
+        """Check the split of a task that is given."""
+        known_split(self.split, self.task)

@@ -1,26 +1,61 @@
 """Settings of `pumer data check`, `prepare` and `world`."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pumer.settings.common import TASKS as DATA_SETS
-from pumer.settings.common import known_task
-from pumer.utils.arguments import in_range, new_files, there, writable_folders
+from pydantic import Field
+
+from pumer.settings.common import (
+    TASKS,
+    Count,
+    Folder,
+    ImageSize,
+    Job,
+    NewFile,
+    NewFolder,
+    Processes,
+    Seed,
+    Split,
+    Task,
+    known_split,
+)
+from pumer.utils.config import config
 from pumer.utils.errors import InputError
+from pumer.utils.places import PREPARED, writable_folders
 
-QUESTIONS_PER_IMAGE = 6
+Sentences = Annotated[int, Field(ge=0, le=10**7)]
+QuestionsPerImage = Annotated[int, Field(ge=1, le=1000)]
 
 
-@dataclass(frozen=True)
-class CheckConfig:
+@config
+class DataJob(Job):
+    """A command on a data folder.
+
+    Attributes:
+        task: vqav2, nlvr2, snli_ve, flickr30k or coco.
+        root: data folder with the task's official files.
+        splits: which ones; null for all splits whose annotation files are there.
+        workers: processes that read images; 0 reads in this one.
+    """
+
+    task: Task
+    root: Folder
+    splits: tuple[Split, ...] | None = None
+    workers: Processes = 0
+
+    def __post_init__(self) -> None:
+        """Check that the task has the splits."""
+        for split in self.splits or ():
+            known_split(split, self.task)
+
+
+@config
+class CheckConfig(DataJob):
     """Settings of `pumer data check`.
 
     Attributes:
-        task: name in `pumer.tasks.TASKS`.
         root: data folder: a download or a prepared folder.
-        splits: what to check; null for all splits whose annotation files are there.
         limit: decode only so many images of each split, spread evenly; null decodes all.
-        workers: processes that read images; 0 reads in this one.
         output: CSV file for the list of unusable images.
         speed: measure how many images one core reads per second.
         edge: side in pixels that `speed` resizes images to.
@@ -28,97 +63,61 @@ class CheckConfig:
         force: replace an `output` that is there already.
     """
 
-    task: str
-    root: Path
-    splits: tuple[str, ...] | None = None
-    limit: int | None = None
-    workers: int = 0
-    output: Path | None = None
+    limit: Count | None = None
+    output: NewFile | None = None
     speed: bool = False
-    edge: int = 384
-    speed_images: int = 500
+    edge: ImageSize = 384
+    speed_images: Count = 500
     force: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        in_range(self)
-        known_task(self.task)
 
-    @property
-    def written(self) -> tuple[Path, ...]:
-        """What is written."""
-        return () if self.output is None else (self.output,)
-
-    def check_places(self) -> None:
-        """Refuse files and folders that are not there, or could not be written."""
-        there("data folder", self.root)
-        new_files(self.output, force=self.force)
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
+@config
+class PrepareConfig(DataJob):
     """Settings of `pumer data prepare`.
 
     Attributes:
-        task: name in `pumer.tasks.TASKS`.
-        root: data folder with the task's official files.
         out: folder to write; it takes the place of `root` in every other command.
-        splits: what to prepare; null for all splits whose annotation files are there.
         resize: scale images whose shorter edge has more pixels down to this (bicubic, aspect ratio kept, JPEG of
             quality 95, upright); null keeps every file as it is.
-        workers: processes that read images; 0 reads in this one.
         retry: look again at images that an earlier run had to skip.
         strict: stop at the first file's worth of images in which one is missing or broken.
     """
 
-    task: str
-    root: Path
-    out: Path
-    splits: tuple[str, ...] | None = None
-    resize: int | None = None
-    workers: int = 0
+    out: NewFolder
+    resize: ImageSize | None = None
     retry: bool = False
     strict: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        in_range(self)
-        known_task(self.task)
+        """Check that the input is not written to."""
+        super().__post_init__()
         if self.out.resolve() == self.root.resolve():
             raise InputError(f"the prepared folder needs a place of its own, not {self.out} itself")
 
-    @property
-    def written(self) -> tuple[Path, ...]:
-        """What is written."""
-        return (self.out,)
-
     def check_places(self) -> None:
         """Refuse files and folders that are not there, or could not be written."""
-        there("data folder", self.root)
-        writable_folders(self.out)
+        super().check_places()
+        if self.root.resolve() in self.out.resolve().parents and not (self.out / PREPARED).exists():
+            raise InputError(f"{self.out} lies in the input folder {self.root}; give a folder outside of it")
 
 
-@dataclass(frozen=True)
+@config
 class QuestionsConfig:
-    """What `write_vqav2` writes by default.
+    """The questions that `pumer.world` writes by default.
 
-    Args:
+    Attributes:
         seed: seed of every scene and question.
         train: training questions.
         val: questions of the test split.
         heldout: questions about colour x shape combinations that the other splits never show.
-        questions_per_image: questions about each picture.
+        questions_per_image: questions about each image.
     """
 
-    seed: int = 0
-    train: int = 6000
-    val: int = 5400
-    heldout: int = 1800
-    questions_per_image: int = QUESTIONS_PER_IMAGE
-
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        in_range(self, "world.")
+    seed: Seed = 0
+    train: Sentences = 6000
+    val: Sentences = 5400
+    heldout: Sentences = 1800
+    questions_per_image: QuestionsPerImage = 6
 
 
 SIZES = {
@@ -128,41 +127,34 @@ SIZES = {
     "flickr30k": {"train": 5000, "val": 500, "test": 2500},
     "coco": {"train": 5000, "val": 500, "test": 2500},
 }
-"""Sentences per split where nothing else is asked for; VQAv2's figures are quoted on "val", the others' on "test"."""
+"""Sentences per split by default; VQAv2 is evaluated on "val", the others on "test"."""
 
 
-@dataclass(frozen=True)
-class WorldConfig:
+@config
+class WorldConfig(Job):
     """What `pumer data world` writes; sizes are numbers of sentences (questions, statements, captions) per data set.
 
-    Args:
+    Attributes:
         seed: seed of every scene and sentence.
         train: training sentences; null for the data set's own number, see SIZES.
         val: sentences of the validation split, likewise.
         test: sentences of the test split, likewise; VQAv2's has no public answers.
         heldout: questions about colour x shape combinations that the other splits never show; VQAv2 only.
-        questions_per_image: questions about each picture; VQAv2 only.
+        questions_per_image: questions about each image; VQAv2 only.
         tasks: the data sets to write.
         out: folder to write them into.
         force: replace data sets of the world that are there already.
     """
 
-    seed: int = 0
-    train: int | None = None
-    val: int | None = None
-    test: int | None = None
-    heldout: int = QuestionsConfig.heldout
-    questions_per_image: int = QUESTIONS_PER_IMAGE
-    tasks: tuple[str, ...] = DATA_SETS
+    seed: Seed = 0
+    train: Sentences | None = None
+    val: Sentences | None = None
+    test: Sentences | None = None
+    heldout: Sentences = QuestionsConfig.heldout
+    questions_per_image: QuestionsPerImage = QuestionsConfig.questions_per_image
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = TASKS
     out: Path = Path("data/world")
     force: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse unknown data sets and negative sizes."""
-        unknown = [name for name in self.tasks if name not in DATA_SETS]
-        if unknown or not self.tasks:
-            raise InputError(f"tasks must be some of {', '.join(DATA_SETS)}, not {', '.join(unknown) or 'none'}")
-        in_range(self)
 
     @property
     def folders(self) -> list[Path]:
@@ -171,7 +163,7 @@ class WorldConfig:
 
     @property
     def written(self) -> tuple[Path, ...]:
-        """What is written."""
+        """The folders that it writes."""
         return tuple(self.folders)
 
     def check_places(self) -> None:

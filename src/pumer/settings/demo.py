@@ -1,18 +1,19 @@
 """Settings of `pumer demo`."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pumer.settings.common import known_method
+from pydantic import AfterValidator
+
+from pumer.settings.common import BatchSize, Count, Model, ModelJob, NewFolder, Pairs, Seed, known_reduction
 from pumer.settings.data import QuestionsConfig
 from pumer.settings.train import OptimizerConfig
-from pumer.utils.arguments import in_range, writable_folders
-from pumer.utils.limits import check_checkpoint
+from pumer.utils.config import config
 
 
-@dataclass(frozen=True)
-class DemoConfig:
+@config
+class DemoConfig(ModelJob):
     """Settings of `pumer demo`.
 
     Attributes:
@@ -20,20 +21,20 @@ class DemoConfig:
         model: checkpoint to start from; by default the small ViLT that ships with the package.
         world: the questions.
         reduction: how the model is reduced.
-        optimizer: learning rates of original and reduced model: small steps, for they know the questions already.
-        blind_optimizer: of the models that see one input alone, which must forget.
-        questions: how many training questions the original and those two see; the reduced model, which imitates the
-            original, sees all of them.
+        optimizer: learning rates of original and reduced model: small steps, because they know the questions already.
+        blind_optimizer: of the unimodal baselines, which must forget.
+        questions: how many training questions the original and the baselines see; the reduced model, whose teacher the
+            original is, sees all of them.
         batch_size: questions per step.
         pairs: timed pairs of original and reduced model at batch 1 and at the original's best batch.
         largest_batch: where the search for the best batch ends.
         seed: of the fine-tunings.
     """
 
-    output: Path = Path("out/demo")
-    model: Path | None = None
-    world: QuestionsConfig = field(default_factory=lambda: QuestionsConfig(train=2400, val=2700, heldout=600))
-    reduction: dict[str, Any] = field(
+    output: NewFolder = Path("out/demo")
+    model: Model = "small:vilt"
+    world: QuestionsConfig = QuestionsConfig(train=2400, val=2700, heldout=600)
+    reduction: Annotated[dict[str, Any], AfterValidator(known_reduction)] = field(
         default_factory=lambda: {
             "method": "pumer",
             "layers": [2, 5, 8],
@@ -42,26 +43,10 @@ class DemoConfig:
             "text_merge_ratio": 0.2,
         }
     )
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5, head_factor=1.0))
-    blind_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-4, head_factor=1.0))
-    questions: int = 1200
-    batch_size: int = 32
-    pairs: int = 20
-    largest_batch: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning."""
-        in_range(self)
-        known_method(self.reduction)
-
-    @property
-    def written(self) -> tuple[Path, ...]:
-        """What is written."""
-        return (self.output,)
-
-    def check_places(self) -> None:
-        """Refuse folders that are not there, or could not be written."""
-        if self.model is not None:
-            check_checkpoint(self.model)
-        writable_folders(self.output)
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, head_factor=1.0)
+    blind_optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4, head_factor=1.0)
+    questions: Count = 1200
+    batch_size: BatchSize = 32
+    pairs: Pairs = 20
+    largest_batch: BatchSize = 64
+    seed: Seed = 0

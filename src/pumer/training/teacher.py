@@ -1,33 +1,48 @@
-"""The unreduced model that a reduced one imitates, loaded and asked apart from it."""
+"""The unreduced model that a reduced one imitates: asked about every batch, or once with its answers in a file."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from accelerate import PartialState
+from rich.progress import Progress
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, set_seed
 
 from pumer.backbones.image_size import set_image_size
 from pumer.checkpoint import load
-from pumer.evaluation.evaluate import check_class, labels_of
 from pumer.patching import patch
 from pumer.reducers import NoReduction
+from pumer.session import bind
 from pumer.settings.train import TrainConfig
 from pumer.tasks import Task
+from pumer.tasks.fingerprint import weights_fingerprint
+from pumer.tasks.loading import Collator, Examples
 from pumer.tokens import Tokens
-from pumer.training.hidden import final_tokens
-from pumer.training.preflight import SELF
+from pumer.training.distillation import final_tokens
+from pumer.training.stopping import write_errors_stop
+from pumer.utils.config import to_dict
 from pumer.utils.errors import InputError
+from pumer.utils.files import first_line
+from pumer.utils.places import room_for
 
 Batch = Mapping[str, Any]
 
+SELF = "self"
+"""The teacher that is the starting weights without reduction."""
 NOT_FINITE = "the teacher's logits are not all finite numbers; give another teacher, or precision=fp32"
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What a teacher says about a batch.
+class TeacherOutput:
+    """The answers of a teacher for a batch.
 
     Attributes:
         logits: (B, A).
@@ -41,44 +56,50 @@ class Taught:
 class Teacher:
     """A model that is asked about every batch, in eval mode and without autograd.
 
-    Attributes:
-        model: patched, frozen; it is no module of the model that learns, so that nothing saves or shards it.
+    It is no module of the model that learns, so that nothing saves or shards it.
     """
 
     def __init__(self, model: nn.Module, task: Task, hidden: bool = False) -> None:
-        """Take the model on.
+        """Freeze the model.
 
         Args:
-            model: patched, on its device.
-            task: how it is asked.
-            hidden: hand out final tokens as well.
+            model: patched.
+            task: computes its logits.
+            hidden: return final tokens as well.
         """
         self.model = model.requires_grad_(False).eval()
         self.task, self.hidden = task, hidden
 
-    def to(self, device: torch.device) -> "Teacher":
-        """Move the model; returns the teacher."""
-        self.model.to(device)
-        return self
-
-    def __call__(self, batch: Batch) -> Taught:
-        """What it says about a batch, as made by a `Collator`."""
+    def __call__(self, batch: Batch) -> TeacherOutput:
+        """Answers for a batch of a `Collator`, on the model's device."""
         with torch.inference_mode():
             if not self.hidden:
                 logits, tokens = self.task.logits(self.model, batch), None
             else:
                 with final_tokens(self.model) as tokens:
                     logits = self.task.logits(self.model, batch)
-        return Taught(logits.clone(), tokens)  # a clone made here can take part in a loss
+        return TeacherOutput(logits.clone(), tokens)  # a clone made here can take part in a loss
 
 
-def teacher_of(config: TrainConfig, task: Task, model: PreTrainedModel) -> Teacher | None:
-    """The model to imitate: on the fast path, without reduction, and with the same answers.
+class CachedTeacher:
+    """The answers of a teacher for every training example, in a memory-mapped file that `cached_teacher` completed."""
+
+    def __init__(self, path: Path) -> None:
+        self.table = _open_table(path, "r")  # (examples, A), float32
+
+    def __call__(self, batch: Batch) -> TeacherOutput:
+        """Answers for the examples of a batch, by its `index`."""
+        index: Tensor = batch["index"]
+        return TeacherOutput(torch.from_numpy(self.table[index.cpu().numpy()]).to(index.device))
+
+
+def load_teacher(config: TrainConfig, task: Task, model: PreTrainedModel) -> Teacher | None:
+    """The teacher of a training: on the fast path, without reduction, and with the same answers.
 
     Args:
-        config: names it.
+        config: of the training.
         task: bound to the answers.
-        model: what is going to imitate it.
+        model: the student.
 
     Returns:
         The teacher; None where the config names none.
@@ -93,13 +114,13 @@ def teacher_of(config: TrainConfig, task: Task, model: PreTrainedModel) -> Teach
         teacher = task.model(config.model, task.labels)
     else:
         teacher = load(config.teacher)
-        check_class(config.teacher, teacher, type(task))
-        if type(task)(labels_of(teacher)).labels != task.labels:
+        known = bind(config.teacher, teacher, type(task)).labels
+        if known != task.labels:
             raise InputError(
-                f"teacher {config.teacher} knows other answers ({len(labels_of(teacher))}) than the data in "
+                f"teacher {config.teacher} knows other answers ({len(known)}) than the data in "
                 f"{config.data.root} ({len(task.labels)}); train it on the same data"
             )
-    set_image_size(config.image_size or model.config.image_size, teacher)  # it sees the pictures of the model
+    set_image_size(model.config.image_size, teacher)  # it gets the images of the student
     hidden = config.distillation.hidden_weight > 0
     if hidden and teacher.config.hidden_size != model.config.hidden_size:
         raise InputError(
@@ -107,3 +128,109 @@ def teacher_of(config: TrainConfig, task: Task, model: PreTrainedModel) -> Teach
             f"{teacher.config.hidden_size}, {config.model} {model.config.hidden_size}"
         )
     return Teacher(patch(teacher, NoReduction()), task, hidden)
+
+
+def cached_teacher(
+    teacher: Teacher,
+    config: TrainConfig,
+    examples: Examples,
+    collate: Collator,
+    fingerprint: str,
+    device: torch.device,
+    bar: Progress,
+) -> CachedTeacher:
+    """Ask a teacher about every training example once; answers that are in the file already are not computed again.
+
+    Several processes share the work and the file; a call that was interrupted is continued by the next one.
+
+    Args:
+        teacher: the model to ask.
+        config: of the training; decides where the file goes.
+        examples: rows of the table.
+        collate: makes the batches.
+        fingerprint: of the data.
+        device: for the teacher.
+        bar: shows progress; it is started here.
+
+    Raises:
+        InputError: when the disk is too small, the file is broken, or an answer is NaN.
+    """
+    folder = config.teacher_cache if isinstance(config.teacher_cache, Path) else config.output / "teacher"
+    final = folder / f"{_key(teacher, config, examples, collate, fingerprint)}.npy"
+    if final.is_file():
+        return CachedTeacher(final)
+    processes, part = PartialState(), final.with_suffix(".part")
+    if processes.is_main_process and not part.is_file():
+        _make_table(part, len(examples), len(teacher.task.labels))
+    processes.wait_for_everyone()
+    with write_errors_stop(folder), bar:
+        table = _open_table(part, "r+")
+        rows = np.flatnonzero(np.isnan(table[:, 0]))[processes.process_index :: processes.num_processes].tolist()
+        processes.wait_for_everyone()  # all have looked at the table before anyone writes
+        loader = DataLoader(Subset(examples, rows), config.batch_size, collate_fn=collate, num_workers=config.workers)
+        teacher.model.to(device)
+        shown = bar.add_task("teacher", total=len(rows), note="")
+        for batch in loader:
+            index, logits = batch["index"].numpy(), _logits(teacher, batch, device, config.precision)
+            table[index, 1:] = logits[:, 1:]
+            table[index, 0] = logits[:, 0]  # last: it marks the row as known
+            bar.advance(shown, len(index))
+        bar.remove_task(shown)
+        table.flush()
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        try:
+            part.replace(final)
+        except FileNotFoundError:  # a run that shares the folder was done first
+            if not final.is_file():
+                raise
+    processes.wait_for_everyone()
+    return CachedTeacher(final)
+
+
+def _key(teacher: Teacher, config: TrainConfig, examples: Examples, collate: Collator, fingerprint: str) -> str:
+    """A hash over all that the answers depend on."""
+    settings, inputs = to_dict(config), collate.inputs
+    about = {
+        **{name: settings[name] for name in ("task", "resize", "blank", "precision")},
+        "teacher": weights_fingerprint(teacher.model),
+        "labels": teacher.task.labels,
+        "data": fingerprint,
+        "split": config.data.train,
+        "examples": [example.id for example in examples.examples],
+        "text_length": inputs.text_length,
+        "words": sorted(inputs.tokenizer.get_vocab().items()),
+        "pixels": inputs.pixels.image_processor.to_json_string(),
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _make_table(part: Path, rows: int, columns: int) -> None:
+    """A table of which no row is known: its first column is NaN."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    remedy = "give teacher_cache=FOLDER on another disk, or teacher_cache=false"
+    room_for(4 * rows * columns, part.parent, "teacher_cache", remedy)
+    aside = part.with_suffix(".new")
+    table = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(rows, columns))
+    table[:, 0] = np.nan
+    table.flush()
+    aside.replace(part)
+
+
+def _open_table(path: Path, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
+    """A table in a file, which may have been cut or changed since it was made."""
+    try:
+        np.lib.format.open_memmap(path, mode="r")  # "r+" would fill up a file that was cut
+        return np.lib.format.open_memmap(path, mode=mode)
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"teacher_cache file {path} cannot be read ({first_line(error)}); remove it") from error
+
+
+def _logits(teacher: Teacher, batch: Batch, device: torch.device, precision: str) -> np.ndarray:
+    inputs = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
+    autocast = _AUTOCAST[precision]
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        logits = teacher({"inputs": inputs}).logits.float().cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise InputError(NOT_FINITE)
+    return logits

@@ -1,14 +1,15 @@
 """What every command of a command line does: read its config, check it, load its job, end in one line."""
 
-import json
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 from importlib.metadata import version as version_of
 from pathlib import Path
 from textwrap import fill, indent
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar, cast
 
 import typer
 import yaml
@@ -23,6 +24,7 @@ INTERRUPTED = 130
 UNUSABLE_INPUT = 2
 VERBOSE = "--verbose"
 SETTING = re.compile(r"[\w.]+=")
+_UsageError = cast(type[Any], typer.BadParameter.__base__)
 _verbose: ContextVar[bool] = ContextVar("verbose", default=False)
 _written: ContextVar[tuple[Path, ...]] = ContextVar("written", default=())
 
@@ -44,42 +46,64 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take --verbose wherever it stands."""
-        if "" in args:
-            typer.echo("error: an argument is empty; give it a value, or leave it out", err=True)
-            raise typer.Exit(UNUSABLE_INPUT)
-        rest = [argument for argument in args if argument != VERBOSE]
-        return list(super().parse_args(ctx, [VERBOSE] * (rest != args) + rest))
+        ctx.meta["arguments"] = list(args)
+        with _ended_in_one_line(args):
+            if "" in args:
+                raise InputError("an argument is empty; give it a value, or leave it out")
+            rest = [argument for argument in args if argument != VERBOSE]
+            return list(super().parse_args(ctx, [VERBOSE] * (rest != args) + rest))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
-        try:
+        with _ended_in_one_line(ctx.meta["arguments"]):
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            typer.echo(str(stop) or "interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            message = _line(error)
-            if message is None:
-                raise
-            typer.echo(f"error: {message}", err=True)
-            raise typer.Exit(UNUSABLE_INPUT) from error
-        finally:
-            interrupts_end_at_once()
 
 
-def _line(error: Exception) -> str | None:
-    """The one line about an error that a user can do something about; None for a defect."""
+@contextmanager
+def _ended_in_one_line(arguments: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        typer.echo(str(stop) or "interrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        message = _line(error, arguments)
+        if message is None:
+            raise
+        typer.echo(f"error: {message}", err=True)
+        raise typer.Exit(UNUSABLE_INPUT) from error
+    finally:
+        interrupts_end_at_once()
+
+
+def _line(error: Exception, arguments: list[str]) -> str | None:
+    """The one line about an error that a user can do something about; None for a defect, and where help is shown."""
     if isinstance(error, InputError):
         # An error from a data-loading process arrives inside that process's traceback; its last line says it.
         return str(error).strip().splitlines()[-1].removeprefix("pumer.utils.errors.InputError: ")
+    if isinstance(error, _UsageError) and type(error).__name__ != "NoArgsIsHelpError":
+        return _usage(error, arguments)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
         said = (str(error).strip() or "out of memory").splitlines()[0].removesuffix(".")
         return f"{said}; lower batch_size (of a benchmark: batch_sizes, memory_batch)"
     return refused_by_system(error, " or ".join(map(str, _written.get())) or "a file")
 
 
+def _usage(error: Any, arguments: list[str]) -> str:
+    """The line about wrong arguments; of an option that does not exist, as the setting it may have meant."""
+    said = " ".join(error.format_message().split()).removesuffix(".")
+    option = getattr(error, "option_name", None)
+    if option is None or not option.startswith("--"):
+        command = error.ctx.command_path if error.ctx else "pumer"
+        return f"{said}; see `{command} --help`"
+    at = next((at for at, argument in enumerate(arguments) if argument.partition("=")[0] == option), -1)
+    following = arguments[at].partition("=")[2] or "".join(arguments[at + 1 : at + 2]) if at >= 0 else ""
+    value = "VALUE" if not following or following.startswith("-") else following
+    return f"{said}; settings are key=value, without dashes: {option[2:].replace('-', '_')}={value}"
+
+
 def with_settings(module: str, name: str) -> type[TyperCommand]:
-    """A command whose help tells the settings that a config has.
+    """A command whose help lists the settings of a config.
 
     Args:
         module: full name of the module with the config.
@@ -126,13 +150,10 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-def resolve(
-    cls: type[Config], recipe: Path | None, settings: list[str] | None, force: bool = False, **given: Any
-) -> Config:
-    """The config of a job, from a recipe, arguments and settings."""
-    arguments = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()]
-    flags = ["force=true"] if force else []
-    return checked(load(cls, recipe, [*arguments, *(settings or []), *flags]))
+def resolve(cls: type[Config], settings: list[str] | None, recipe: Path | None = None, **given: Any) -> Config:
+    """The config of a job, from arguments (None and false are passed over), a recipe and settings, later ones first."""
+    arguments = {name: value for name, value in given.items() if value is not None and value is not False}
+    return checked(load(cls, recipe, settings or (), arguments))
 
 
 def checked(config: Config) -> Config:
@@ -146,7 +167,7 @@ def checked(config: Config) -> Config:
 
 
 def run_job(module: str, *arguments: Any, **options: Any) -> Any:
-    """Load a job, which takes seconds, make the libraries speak plainly, and run it."""
+    """Load a job, which takes seconds, limit what libraries log, and run it."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pumer").setLevel(logging.INFO if is_main_process() else logging.WARNING)
     job = import_module(module)
@@ -158,5 +179,10 @@ def run_job(module: str, *arguments: Any, **options: Any) -> Any:
 
 
 def console() -> Console:
-    """Results go to stdout, everything else to stderr; of several processes, the first one speaks."""
+    """Results go to stdout, everything else to stderr; of several processes, the first one prints."""
     return Console(quiet=not is_main_process())
+
+
+def say(text: object) -> None:
+    """Print a line as it is: no markup, no colours, not wrapped."""
+    console().print(str(text), highlight=False, markup=False, soft_wrap=True)

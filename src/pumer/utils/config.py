@@ -27,13 +27,16 @@ import pydantic.dataclasses
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Strict, ValidationError
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
 
 from pumer.utils.errors import InputError
+from pumer.utils.files import read_text
+from pumer.utils.places import file_there
 
 Config = TypeVar("Config")
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 _KINDS = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", Path: "a path"}
+_SETTINGS = ConfigDict(extra="forbid", validate_default=True)
 _UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 
 
@@ -58,7 +61,9 @@ def config(cls: type[Config]) -> type[Config]:
     """
     hints = inspect.get_annotations(cls, eval_str=True)
     cls.__annotations__ = {name: _strict(hint) for name, hint in hints.items()}
-    made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)
+    made = pydantic.dataclasses.dataclass(
+        frozen=True, kw_only=True, config=ConfigDict(extra="forbid", validate_default=True)
+    )(cls)
     construct = made.__init__
 
     def __init__(self: Any, **values: Any) -> None:
@@ -100,6 +105,23 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], where: str = "") ->
         raise InputError(_message(error, cls, where)) from None
 
 
+def checked(hint: Any, name: str, value: Any) -> Any:
+    """One value, as a config with that annotation takes it.
+
+    Args:
+        hint: such as `Annotated[int, Field(ge=1)]`.
+        name: of the value, for the message.
+        value: what was given.
+
+    Raises:
+        InputError: with the name, the value and what is allowed.
+    """
+    try:
+        return TypeAdapter(_strict(hint)).validate_python(value)
+    except ValidationError:
+        raise InputError(f"{name} must be {allowed(hint)}, not {value!r}") from None
+
+
 def to_dict(config: Any) -> Any:
     """A config as plain data for YAML and JSON: dataclass to dict, tuple to list, `Path` to text."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -115,20 +137,22 @@ def described(cls: type[Any], prefix: str = "", of: Any = None) -> dict[str, str
     """What the settings of a config are, from its docstring, with their defaults; `data.root` is one of them.
 
     Args:
-        cls: the dataclass; its docstring has a section "Attributes:" or "Args:".
+        cls: the config; its docstring, or a base's, has a section "Attributes:" that names each setting.
         prefix: of the names.
         of: a config whose values are the defaults; None for the dataclass's own.
     """
-    section = re.split(r"^(?:Attributes|Args):\n", inspect.getdoc(cls) or "", flags=re.MULTILINE)[-1].split("\n\n")[0]
-    meanings = {name: " ".join(text.split()) for name, text in _ENTRY.findall(section)}
+    meanings: dict[str, str] = {}
+    for one in reversed(cls.__mro__[:-1]):
+        section = re.split(r"^(?:Attributes|Args):\n", inspect.cleandoc(one.__doc__ or ""), flags=re.MULTILINE)[-1]
+        meanings |= {name: " ".join(text.split()) for name, text in _ENTRY.findall(section.split("\n\n")[0])}
     hints = _hints(cls)
     found: dict[str, str] = {}
     for field in dataclasses.fields(cls):
-        kinds = get_args(hints[field.name]) or (hints[field.name],)
-        inner = next((kind for kind in kinds if dataclasses.is_dataclass(kind) and isinstance(kind, type)), None)
+        inner = _plain(hints[field.name])
         default = _default(field) if of is None else getattr(of, field.name)
-        if inner is not None:
-            found |= described(inner, f"{prefix}{field.name}.", default if isinstance(default, inner) else None)
+        if dataclasses.is_dataclass(inner):
+            part = default if dataclasses.is_dataclass(default) else None
+            found |= described(cast(type[Any], inner), f"{prefix}{field.name}.", part)
         else:
             shown = "" if default is dataclasses.MISSING else f" [default: {_yaml(default)}]"
             found[prefix + field.name] = meanings.get(field.name, "") + shown
@@ -145,14 +169,17 @@ def _yaml(value: Any) -> str:
     return str(yaml.safe_dump(to_dict(value), default_flow_style=True, width=1000)).splitlines()[0]
 
 
-def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `key=value` overrides and build the dataclass.
+def load(
+    cls: type[Config], path: str | Path | None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> Config:
+    """Read a YAML file, apply `key=value` overrides and build the config.
 
     Args:
-        cls: the dataclass to build.
+        cls: the config to build.
         path: a YAML file, or None for the defaults.
         overrides: settings such as `epochs=3` or `data.root=/data/vqav2`; values are YAML, later ones win. A mapping
             changes the keys it names; one that names a `method` takes the place of another method's settings.
+        given: values of settings that neither file nor overrides name.
 
     Raises:
         InputError: for a missing or broken file, a malformed override, and whatever `from_dict` refuses.
@@ -163,29 +190,33 @@ def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str] = 
         if not equals or not key.strip():
             raise InputError(f"setting '{override}' is not of the form key=value")
         try:
-            given = OmegaConf.from_dotlist([override])
-            value = OmegaConf.select(given, key.strip())
+            one = OmegaConf.from_dotlist([override])
+            value = OmegaConf.select(one, key.strip())
             if isinstance(value, DictConfig) and "method" in value:
                 OmegaConf.update(merged, key.strip(), None)
-            merged = OmegaConf.merge(merged, given)
+            merged = OmegaConf.merge(merged, one)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"setting '{override[:100]}' cannot be read: {_first_line(error)}") from error
     try:
         plain = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise InputError(f"{path or 'settings'}: {_first_line(error)}") from error
-    return from_dict(cls, cast(dict[str, Any], plain))
+    return from_dict(cls, {**(given or {}), **cast(dict[str, Any], plain)})
 
 
 def _read_yaml(path: Path) -> Any:
+    file_there("recipe", path)
+    text = read_text(path, "give the YAML file of a recipe")
+    if not text.strip():
+        raise InputError(f"recipe {path} is empty; give a file with 'key: value' lines")
     try:
-        content = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise InputError(f"recipe {path} does not exist; recipes of this project lie in recipes/") from None
-    except (yaml.YAMLError, ValueError, RecursionError, OSError, OmegaConfBaseException) as error:
+        content = OmegaConf.create(text)
+    except (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException) as error:
         raise InputError(f"recipe {path} is not readable YAML: {_first_line(error)}") from error
+    except AssertionError:  # a number by itself
+        content = OmegaConf.create([])
     if not OmegaConf.is_dict(content):
-        raise InputError(f"recipe {path} must hold 'key: value' lines, not a list")
+        raise InputError(f"recipe {path} must hold 'key: value' lines")
     return content
 
 
@@ -240,11 +271,13 @@ def _message(error: ValidationError, cls: type[Any], where: str = "") -> str:
         else:
             break
     if "error" in first.get("ctx", {}):
-        return f"{name}: {first['ctx']['error']}".removeprefix(": ")
+        said = str(first["ctx"]["error"])
+        return said if not name or said.startswith(name) else f"{name}: {said}"
     if first["type"] == "missing" and not isinstance(first["input"], tuple):
         return f"key '{name}' is missing in {where}; give {name}=..."
     given = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
-    return f"key '{name}' in {where} must be {allowed(hint)}, not {given!r}"
+    example = f", as in {name}=[{given}]" if get_origin(_plain(hint)) is tuple and type(given) in (str, int) else ""
+    return f"key '{name}' in {where} must be {allowed(hint)}{example}, not {given!r}"
 
 
 def _hints(cls: Any) -> dict[str, Any]:
@@ -298,6 +331,8 @@ def allowed(hint: Any) -> str:
 
 def _bounds(metadata: Sequence[Any]) -> str:
     """The limits of a number among the metadata of an annotation, from `Field(ge=0)` or `annotated_types.Ge(0)`."""
+    if any(getattr(limit, "min_length", 0) for one in metadata for limit in getattr(one, "metadata", [one])):
+        return " that is not empty"
     limits = {
         name: getattr(limit, name)
         for one in metadata

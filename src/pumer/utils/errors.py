@@ -1,8 +1,10 @@
 """User errors: unusable input, too much of it, and a system that refuses."""
 
+import difflib
 import errno
 import os
 import re
+from collections.abc import Collection
 
 
 class InputError(ValueError):
@@ -12,6 +14,13 @@ class InputError(ValueError):
     exits with code 2, as for `out_of_memory` and `refused_by_system`; every other exception is a defect and keeps its
     traceback.
     """
+
+
+def unknown(what: str, name: object, names: Collection[str]) -> str:
+    """The message about a name that does not exist, with the nearest one and those that do."""
+    nearest = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+    return f"{what} {name!r} is unknown; {hint}there are: {', '.join(names)}"
 
 
 def out_of_memory(error: RuntimeError) -> bool:

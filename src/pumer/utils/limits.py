@@ -97,7 +97,8 @@ def check_checkpoint(name: str | Path, image_size: int | None = None) -> None:
     if not is_place(name):
         return
     if not folder.is_dir():
-        raise InputError(f"checkpoint {name} is not a folder; give a folder with config.json and model.safetensors")
+        state = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"checkpoint {name} {state}; give a folder with config.json and model.safetensors")
     if not (folder / "config.json").is_file():
         raise InputError(f"checkpoint {name} holds no config.json; give a folder that pumer or transformers wrote")
     config = read_config(folder / "config.json")

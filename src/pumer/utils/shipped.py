@@ -1,8 +1,37 @@
-"""What ships with the package: small pre-trained models."""
+"""What ships with the package, found by name: small pre-trained models and recipes."""
 
 from pathlib import Path
 
+from pumer.utils.errors import InputError, unknown
 
-def checkpoint_dir(name: str = "vilt-small") -> Path:
-    """The folder of a checkpoint that ships with the package: "vilt-small" or "meter-small"."""
-    return Path(__file__).parents[1] / "assets" / name
+PACKAGE = Path(__file__).parents[1]
+SMALL = {"small:vilt": PACKAGE / "assets/vilt-small", "small:meter": PACKAGE / "assets/meter-small"}
+"""Small pre-trained models by name."""
+
+
+def located(model: str | Path) -> str:
+    """The folder of a model that ships with the package, such as "small:vilt"; other names as they are.
+
+    Raises:
+        InputError: for a "small:" name that does not exist.
+    """
+    name = str(model)
+    if name.startswith("small:") and name not in SMALL:
+        raise InputError(unknown("model", name, SMALL))
+    return str(SMALL.get(name, name))
+
+
+def recipe_file(recipe: str | Path) -> Path:
+    """The YAML file of a recipe: a file, or the name of a recipe that ships, such as "vilt/vqav2-pumer".
+
+    Raises:
+        InputError: for a name that does not exist.
+    """
+    path, folder = Path(recipe), PACKAGE / "recipes"
+    named = folder / f"{recipe}.yaml"
+    if path.suffix in (".yaml", ".yml") or path.exists() or path.is_absolute():
+        return path
+    if not named.is_file():
+        names = [file.relative_to(folder).with_suffix("").as_posix() for file in sorted(folder.glob("*/*.yaml"))]
+        raise InputError(unknown("recipe", str(recipe), names) + ", or a YAML file of your own")
+    return named

@@ -15,7 +15,7 @@ from pumer.profiling import benchmark, peak_memory
 from pumer.utils.errors import InputError
 from pumer.world import write_vqav2
 
-RECIPES = Path(__file__).parents[3] / "recipes"
+RECIPES = Path(__file__).parents[3] / "src" / "pumer" / "recipes"
 
 
 def in_process(command, log, threads):
