@@ -45,7 +45,7 @@ def training(tiny_vilt, tiny_vqa, tmp_path):
     return TrainConfig(
         model=str(tiny_vilt),
         output=tmp_path / "out",
-        data=TrainingData(tiny_vqa, min_answer_count=1),
+        data=TrainingData(root=tiny_vqa, min_answer_count=1),
         optimizer=OptimizerConfig(lr=1e-3),
         reduction={"method": "pumer", **layers},
         batch_size=4,

@@ -186,7 +186,7 @@ def results(tiny_vqa, tmp_path):
     def read(rng):
         data = as_text(sound, rng)
         path.write_bytes(data)
-        found = score.run(score.ScoreConfig("vqav2", annotations, path))
+        found = score.run(score.ScoreConfig(task="vqav2", annotations=annotations, predictions=path))
         given = {entry["question_id"]: entry["answer"] for entry in parsed(data)}
         assert given.keys() == truth.keys(), "an answer is missing, or one too many"
         right = sum(given[number] == answer for number, answer in truth.items())  # all ten annotators agree
@@ -205,7 +205,7 @@ def csv(tiny_vilt, tiny_vqa, tmp_path):
     def read(rng):
         path.write_bytes(bytes_changed(sound, rng))
         out.unlink(missing_ok=True)
-        count = predict(PredictConfig(str(tiny_vilt), out=out, questions=path, images=folder))
+        count = predict(PredictConfig(model=str(tiny_vilt), out=out, questions=path, images=folder))
         assert count == len(out.read_text(encoding="utf-8").splitlines()) - 1 > 0
 
     return read

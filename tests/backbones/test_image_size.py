@@ -13,7 +13,7 @@ from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.evaluation import evaluate
 from pumer.evaluation.predict import Predictor
-from pumer.models.meter.positions_meter import resize_positions
+from pumer.models.meter.modeling_meter import resize_positions
 from pumer.profiling import benchmark
 from pumer.profiling.named_models import default_image_size
 from pumer.profiling.planning import run as run_plan
@@ -46,7 +46,7 @@ def test_tokens_follow_from_the_size(backbone, size, tiny_vqa, request):
     with torch.no_grad(), pumer.trace(model) as trace:
         model(**words, **pixels)
     assert int(trace.forwards[0].mask.sum()) == 4 + 1 + (size // 8) ** 2
-    assert run_plan(PlanConfig(str(folder), image_size=size)).layers[-1].image_tokens == 1 + (size // 8) ** 2
+    assert run_plan(PlanConfig(model=str(folder), image_size=size)).layers[-1].image_tokens == 1 + (size // 8) ** 2
 
 
 def test_positions_of_meter_are_resized_and_those_of_vilt_are_not(tiny_meter, tiny_vilt):
@@ -84,7 +84,7 @@ def test_a_trained_model_keeps_its_size(backbone, training, tiny_vqa, tmp_path, 
     assert default_image_size(str(out), pumer.load(out)) == 16
     invoke("evaluate", out, f"output={result}")
     assert json.loads(result.read_text())["accuracy"] == trained["accuracy"]
-    assert run_plan(PlanConfig(str(out))).image_size == (16, 16)
+    assert run_plan(PlanConfig(model=str(out))).image_size == (16, 16)
     original = dataclasses.replace(config, output=tmp_path / "original", image_size=None, teacher=None, max_steps=1)
     train.run(original, progress=False)
     taught = {"teacher": str(original.output), "output": tmp_path / "more", "max_steps": 1}  # by one of another size
@@ -117,15 +117,15 @@ def test_sizes_that_patches_do_not_fill_are_refused(backbone, size, near, tiny_v
     folder = str(request.getfixturevalue(f"tiny_{backbone}"))
     message = f"image_size {size} is not a multiple of the patch size 8; give {near}"
     jobs = {
-        evaluate.run: EvaluateConfig(folder, data=EvaluationData(tiny_vqa), image_size=size),
-        run_plan: PlanConfig(folder, image_size=size),
-        benchmark.run: BenchmarkConfig(folder, {"none": {"method": "none"}}, image_size=size),
+        evaluate.run: EvaluateConfig(model=folder, data=EvaluationData(root=tiny_vqa), image_size=size),
+        run_plan: PlanConfig(model=folder, image_size=size),
+        benchmark.run: BenchmarkConfig(model=folder, reductions={"none": {"method": "none"}}, image_size=size),
     }
     for run, config in jobs.items():
         with pytest.raises(InputError, match=message):
             run(config)
     with pytest.raises(InputError, match=r"image_size must lie in .* not 0"):
-        EvaluateConfig(folder, image_size=0)
+        EvaluateConfig(model=folder, image_size=0)
 
 
 @backbones
@@ -133,7 +133,7 @@ def test_a_benchmark_puts_fewer_pixels_beside_fewer_tokens(backbone, request):
     folder = str(request.getfixturevalue(f"tiny_{backbone}"))
     rows = {"fewer tokens": reduction(backbone), "fewer pixels": {"method": "none", "image_size": 16}}
     fast = {"batch_sizes": (2,), "pairs": 1, "memory_batch": 0, "transformers": False, "progress": False}
-    result = benchmark.run(BenchmarkConfig(folder, rows, **fast))
+    result = benchmark.run(BenchmarkConfig(model=folder, reductions=rows, **fast))
     figures = result["plan"]
     assert figures["unreduced"]["ideal_speedup"] == 1
     assert figures["fewer pixels"]["tokens"][-1][2] == 5
@@ -142,4 +142,4 @@ def test_a_benchmark_puts_fewer_pixels_beside_fewer_tokens(backbone, request):
     )
     assert result["speed"]["points"][0]["models"].keys() == {"unreduced", *rows}
     with pytest.raises(InputError, match=r"image_size of reductions\.a is 'x'"):
-        benchmark.run(BenchmarkConfig(folder, {"a": {"method": "none", "image_size": "x"}}, **fast))
+        benchmark.run(BenchmarkConfig(model=folder, reductions={"a": {"method": "none", "image_size": "x"}}, **fast))

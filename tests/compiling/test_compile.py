@@ -373,7 +373,7 @@ def test_refused_settings(settings, message):
     ids=str,
 )
 def test_refused_buckets(settings):
-    with pytest.raises(InputError, match=f"{next(iter(settings))} of the buckets is .*; give"):
+    with pytest.raises(InputError, match=next(iter(settings))):
         Buckets(**settings)
 
 
@@ -472,7 +472,7 @@ def made(monkeypatch):
 def test_benchmark(tiny_vilt, made):
     settings = {"batch_sizes": (1, 3), "pairs": 1, "memory_batch": 0, "device": "cpu", "progress": False}
     reductions = {"half": {"method": "pumer", "layers": [2], "prune_ratio": 0.5}}
-    config = BenchmarkConfig(str(tiny_vilt), reductions, text_length=9, compile=True, **settings)
+    config = BenchmarkConfig(model=str(tiny_vilt), reductions=reductions, text_length=9, compile=True, **settings)
     result = benchmark.run(config, Console(file=io.StringIO()))
     assert len(made) == 4, "two sizes of two models; transformers' own is not compiled"
     assert result["what"].endswith(", compiled")
@@ -487,11 +487,11 @@ def test_predict(tiny_vilt, tmp_path, made):
     for name, compiles in (("plain", False), ("fast", True)):
         out = tmp_path / f"{name}.csv"
         asked = {"questions": tmp_path / "asked.csv", "images": tmp_path, "batch_size": 2}
-        predict.run(PredictConfig(str(tiny_vilt), out, compile=compiles, **asked))
+        predict.run(PredictConfig(model=str(tiny_vilt), out=out, compile=compiles, **asked))
         assert bool(made) is compiles
     assert (tmp_path / "fast.csv").read_text() == (tmp_path / "plain.csv").read_text()
     with pytest.raises(InputError, match="compile is for questions=FILE"):
-        predict.run(PredictConfig(str(tiny_vilt), tmp_path / "out.json", compile=True))
+        predict.run(PredictConfig(model=str(tiny_vilt), out=tmp_path / "out.json", compile=True))
 
 
 # ---------------------------------------------------------------- on a GPU

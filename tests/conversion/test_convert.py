@@ -207,7 +207,7 @@ def test_converting_a_folder(source, tmp_path, vqa):
     answers = [f"answer {index}" for index in range(11)]
     (tmp_path / "answers.txt").write_text("\n".join(answers) + "\n")
     out = tmp_path / "out"
-    result = convert.run(convert.ConvertConfig(str(source), out, tmp_path / "answers.txt"))
+    result = convert.run(convert.ConvertConfig(source=str(source), out=out, answers=tmp_path / "answers.txt"))
     assert result["task"] == "vqa2"
     assert result["reduction"]["layers"] == [2, 5, 8]
     model = pumer.load(out)
@@ -222,21 +222,21 @@ def test_converting_a_folder(source, tmp_path, vqa):
 
 def test_a_tokenizer_that_is_not_there_is_missed(source, tmp_path, vqa):
     save_file(vqa.weights, source / "model.safetensors")
-    assert convert.run(convert.ConvertConfig(str(source), tmp_path / "out"))["tokenizer"] is None
+    assert convert.run(convert.ConvertConfig(source=str(source), out=tmp_path / "out"))["tokenizer"] is None
     with pytest.raises(InputError, match="holds no tokenizer"):
         checkpoint.load_processor(tmp_path / "out")
 
 
 def test_fine_tuning_starts_with_the_eps_of_the_checkpoint(source, tmp_path, vqa):
     save_file(vqa.weights, source / "model.safetensors")
-    convert.run(convert.ConvertConfig(str(source), tmp_path / "out"))
+    convert.run(convert.ConvertConfig(source=str(source), out=tmp_path / "out"))
     model = classifier_from(str(tmp_path / "out"), ["yes", "no"], {"vilt": ViltForQuestionAnswering})
     assert model.vilt.embeddings.text_embeddings.LayerNorm.eps == 1e-12
 
 
 def test_plain_transformers_reads_what_is_written(source, tmp_path, vqa):
     save_file(vqa.weights, source / "model.safetensors")
-    convert.run(convert.ConvertConfig(str(source), tmp_path / "out"))
+    convert.run(convert.ConvertConfig(source=str(source), out=tmp_path / "out"))
     model = AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path / "out").eval()
     logits, _ = vqa.run(model)  # unreduced, and the text embedding's eps is not restored
     assert largest(logits, vqa.outputs["outputs/0/logits"]) < 1e-3
@@ -244,7 +244,7 @@ def test_plain_transformers_reads_what_is_written(source, tmp_path, vqa):
 
 def test_an_unreduced_checkpoint_replaces_a_reduced_one(source, tmp_path, vqa):
     save_file(vqa.weights, source / "model.safetensors")
-    config = convert.ConvertConfig(str(source), tmp_path / "out")
+    config = convert.ConvertConfig(source=str(source), out=tmp_path / "out")
     convert.run(config)
     (source / "config.json").write_text(json.dumps(vqa.config))
     with pytest.raises(InputError, match=r"holds a model already; .*--force"):
@@ -255,7 +255,7 @@ def test_an_unreduced_checkpoint_replaces_a_reduced_one(source, tmp_path, vqa):
 
 def test_a_lightning_checkpoint(source, tmp_path, vqa):
     torch.save({"state_dict": vqa.weights, "epoch": 3}, source / "best.ckpt")
-    convert.run(convert.ConvertConfig(str(source), tmp_path / "out"))
+    convert.run(convert.ConvertConfig(source=str(source), out=tmp_path / "out"))
     logits, _ = vqa.run(pumer.load(tmp_path / "out"))
     assert largest(logits, vqa.outputs["outputs/1/logits"]) < 1e-5
 
@@ -271,7 +271,7 @@ def test_weights_that_would_run_code_are_not_opened(source, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {}, "callback": Harmful()}, source / "pytorch_model.bin")
     with pytest.raises(InputError, match="hold more than tensors"):
-        convert.run(convert.ConvertConfig(str(source), tmp_path / "out"))
+        convert.run(convert.ConvertConfig(source=str(source), out=tmp_path / "out"))
     assert not Path("harm").exists()
     assert not Path("out").exists()
 
@@ -279,15 +279,15 @@ def test_weights_that_would_run_code_are_not_opened(source, tmp_path, monkeypatc
 def test_sources_that_cannot_be_read(source, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError, match="holds no weights"):
-        convert.run(convert.ConvertConfig(str(source), out))
+        convert.run(convert.ConvertConfig(source=str(source), out=out))
     (source / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0broken")
     with pytest.raises(InputError, match="cannot be read"):
-        convert.run(convert.ConvertConfig(str(source), out))
+        convert.run(convert.ConvertConfig(source=str(source), out=out))
     (source / "config.json").unlink()
     with pytest.raises(InputError, match=r"holds no config\.json"):
-        convert.run(convert.ConvertConfig(str(source), out))
+        convert.run(convert.ConvertConfig(source=str(source), out=out))
     with pytest.raises(InputError, match="neither a folder nor on the hub"):
-        convert.run(convert.ConvertConfig("nobody/nothing", out))
+        convert.run(convert.ConvertConfig(source="nobody/nothing", out=out))
     assert not out.exists()
 
 

@@ -79,7 +79,7 @@ def test_what_is_pushed_loads_and_says_what_was_measured(config, hub):
 def test_later_measurements_enter_the_card_when_the_command_runs_again(config, hub):
     run(config, progress=False)
     assert not hub.exists()
-    measured = evaluate(EvaluateConfig(str(config.output), output=config.output / "evaluation.json"))
+    measured = evaluate(EvaluateConfig(model=str(config.output), output=config.output / "evaluation.json"))
     speed = [{"batch": 1, "images_per_second": 2.0, "speedup": {"median": 1.5, "low": 1.0, "high": 2.0}}]
     row = {"name": "reduced", "speed": speed, "macs": 2.5e9, "ideal_speedup": 2.0, "memory": 3 * 2**20}
     where = {"device": "a machine", "dtype": "float32", "date": measured["date"]}
@@ -96,7 +96,7 @@ def test_later_measurements_enter_the_card_when_the_command_runs_again(config, h
 
 def test_what_was_measured_of_an_earlier_model_does_not_enter_the_card(config):
     run(config, progress=False)
-    evaluate(EvaluateConfig(str(config.output), output=config.output / "evaluation.json"))
+    evaluate(EvaluateConfig(model=str(config.output), output=config.output / "evaluation.json"))
     result = json.loads((config.output / "evaluation.json").read_text())
     write_json(config.output / "evaluation.json", result | {"date": "2020-01-01T00:00:00+00:00"})
     run(config, progress=False)

@@ -90,10 +90,6 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], where: str = "") ->
     """
     if not isinstance(mapping, Mapping):
         raise InputError(f"the content in {where or cls.__name__} must be a mapping, not {mapping!r}")
-    if "__pydantic_validator__" not in cls.__dict__:
-        from pumer.utils.plain import from_dict as plain
-
-        return plain(cls, mapping, where)
     values = dict(mapping)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         default = _default(field)

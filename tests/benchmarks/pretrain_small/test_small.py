@@ -9,7 +9,7 @@ from transformers import AutoModelForVisualQuestionAnswering, ViltConfig, ViltPr
 from benchmarks.pretrain_small.small import small_meter, small_processor, small_vilt
 from benchmarks.pretrain_small.tokenizer import train_tokenizer
 from pumer.checkpoint import load_processor
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import SMALL
 from pumer.world.sentences import ANSWERS
 
 
@@ -43,9 +43,9 @@ def test_the_small_meter_has_twelve_patches_a_side_and_six_pairs() -> None:
     assert config.max_position_embeddings == small_vilt().max_position_embeddings
 
 
-@pytest.mark.parametrize("name", ["vilt-small", "meter-small"])
+@pytest.mark.parametrize("name", ["small:vilt", "small:meter"])
 def test_the_shipped_checkpoints(name: str) -> None:
-    folder = checkpoint_dir(name)
+    folder = SMALL[name]
     model = AutoModelForVisualQuestionAnswering.from_pretrained(folder, dtype=torch.float32)
     assert list(model.config.id2label.values()) == list(ANSWERS)
     assert (folder / "model.safetensors").stat().st_size < 8_000_000
