@@ -14,7 +14,6 @@ import yaml
 import pumer
 from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
 from pumer.training.checkpoints import checkpoints, last_checkpoint
-from pumer.training.order import EpochOrder
 from pumer.training.run import run
 from pumer.training.trainer import DistillingTrainer
 from pumer.utils.config import to_dict
@@ -52,7 +51,7 @@ def vilt(tiny_vilt, tiny_vqa, tmp_path):
     return TrainConfig(
         model=str(tmp_path / "vilt"),
         output=tmp_path / "killed",
-        data=TrainingData(tiny_vqa, min_answer_count=1),
+        data=TrainingData(root=tiny_vqa, min_answer_count=1),
         reduction=PUMER | {"layers": [2, 5, 8]},
         teacher="self",
         optimizer=OptimizerConfig(lr=1e-3),
@@ -68,7 +67,7 @@ def vilt(tiny_vilt, tiny_vqa, tmp_path):
 @pytest.fixture
 def meter(vilt, tiny_meter, tiny_flickr):
     """METER on captions, which come with others that are drawn."""
-    data = TrainingData(tiny_flickr, min_answer_count=1)
+    data = TrainingData(root=tiny_flickr, min_answer_count=1)
     reduction = PUMER | {"layers": [0, 2, 4]}
     return dataclasses.replace(vilt, model=str(tiny_meter), task="flickr30k", data=data, reduction=reduction)
 
@@ -189,22 +188,3 @@ def test_full_disk_leaves_the_last_checkpoint(vilt, tmp_path, monkeypatch):
 def test_newest_and_best_checkpoints_stay(stopping):
     train(stopping, keep=2)
     assert [folder.name for folder in checkpoints(stopping.output)] == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
-
-
-class Numbers(list):
-    """Stands in for examples: a length and an epoch."""
-
-    epoch = 0
-
-
-@pytest.mark.parametrize("count", [24, 21, 7])
-def test_order_is_new_in_every_epoch_and_whole(count):
-    numbers = Numbers(range(count))
-    orders = []
-    for numbers.epoch in (0, 1, 0):
-        orders.append(list(EpochOrder(numbers, seed=0, per_step=8)))
-        assert len(orders[-1]) == len(EpochOrder(numbers, seed=0, per_step=8)) == -(-count // 8) * 8
-        assert sorted(orders[-1][:count]) == numbers
-        assert set(orders[-1]) == set(numbers)
-    assert orders[0] == orders[2] != orders[1]
-    assert orders[0] != list(EpochOrder(numbers, seed=1, per_step=8))

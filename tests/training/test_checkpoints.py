@@ -10,35 +10,45 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pumer
-from pumer.training.checkpoints import check_whole, checkpoints, last_checkpoint
+from pumer.training.checkpoints import check_complete, check_weights, checkpoints, last_checkpoint
 from pumer.training.run import run
 from pumer.training.trainer import DistillingTrainer
+from pumer.utils.config import to_dict
 from pumer.utils.errors import InputError
 
 WEIGHTS, STATE = "model.safetensors", "trainer_state.json"
 READ = (STATE, WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth")
+TRAINING_STEP = DistillingTrainer.training_step
 
 
 def train(config, **changes):
     return run(dataclasses.replace(config, **changes), progress=False)
 
 
+def stopped(self, *args, **kwargs):
+    if self.state.global_step == 5:
+        raise KeyboardInterrupt
+    return TRAINING_STEP(self, *args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """The output of a run of eight steps that was stopped in the sixth; made by the first test that uses it."""
+    return tmp_path_factory.mktemp("interrupted") / "out"
+
+
 @pytest.fixture
-def config(training, monkeypatch):
+def config(training, interrupted, monkeypatch):
     """Eight steps, a checkpoint after every second, stopped in the sixth; the newest two are kept."""
-    original = DistillingTrainer.training_step
-
-    def stopped(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
     data = dataclasses.replace(training.data, eval=None)
     config = dataclasses.replace(training, eval_steps=2, max_steps=8, keep=2, data=data)
-    monkeypatch.setattr(DistillingTrainer, "training_step", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    monkeypatch.setattr(DistillingTrainer, "training_step", original)
+    if not interrupted.exists():
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(DistillingTrainer, "training_step", stopped)
+            train(config, output=interrupted)
+    shutil.copytree(interrupted, config.output)
+    record = json.loads((interrupted / "run.json").read_text())
+    (config.output / "run.json").write_text(json.dumps(record | {"config": to_dict(config)}))
     assert [folder.name for folder in checkpoints(config.output)] == ["checkpoint-2", "checkpoint-4"]
     return config
 
@@ -87,7 +97,7 @@ def test_what_cannot_be_read_is_refused_by_name(config):
         for spoil in (cut, empty, dangle, os.remove, tamper):
             spoil(newest / name)
             with pytest.raises(InputError) as caught:
-                check_whole(newest)
+                check_complete(newest)
             said = str(caught.value)
             assert all(word in said for word in (str(newest / name), "checkpoint-2", "resume=false")), said
             assert "\n" not in said and "weights_only" not in said
@@ -114,26 +124,57 @@ def other_weights(folder, change):
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
-def test_what_is_of_another_run_is_refused(config):
+@pytest.fixture
+def spoiled(config):
+    """The newest checkpoint, whole again for each of many ways to spoil it."""
     newest, kept = config.output / "checkpoint-4", config.output / "kept"
     shutil.copytree(newest, kept)
-    for words, spoil in {
-        "classifier.3.weight": lambda: other_weights(newest, lambda x: x.pop("classifier.3.weight")),
-        "extra": lambda: other_weights(newest, lambda x: x.update(extra=torch.ones(1))),
-        "model": lambda: other_weights(newest, lambda x: x.update({"classifier.3.bias": torch.ones(2)})),
-        "classifier.3.bias": lambda: other_weights(newest, lambda x: x["classifier.3.bias"].fill_(torch.nan)),
-        "optimizer.pt": lambda: torch.save({"state": {}, "param_groups": []}, newest / "optimizer.pt"),
-        "scheduler.pt": lambda: torch.save([1], newest / "scheduler.pt"),
-        "rng_state.pth": lambda: torch.save({"cpu": torch.zeros(3)}, newest / "rng_state.pth"),
-        f"{STATE} ": lambda: (newest / STATE).write_text("[1]"),
-        f"{STATE} is": lambda: (newest / STATE).write_text('{"step": 4}'),
-        "of step 2, not 4": lambda: shutil.copy(config.output / "checkpoint-2" / STATE, newest),
-        f"{newest / STATE}": lambda: [file.unlink() for file in newest.iterdir()],
-    }.items():
-        spoil()
+
+    def each(ways):
+        for words, spoil in ways.items():
+            spoil(newest)
+            yield newest, words
+            shutil.rmtree(newest)
+            shutil.copytree(kept, newest)
+
+    return each
+
+
+def test_weights_of_another_model_are_refused(config, spoiled):
+    model = pumer.load(config.output / "checkpoint-2")
+    ways = {
+        "classifier.3.weight": lambda folder: other_weights(folder, lambda x: x.pop("classifier.3.weight")),
+        "extra": lambda folder: other_weights(folder, lambda x: x.update(extra=torch.ones(1))),
+        "shape": lambda folder: other_weights(folder, lambda x: x.update({"classifier.3.bias": torch.ones(2)})),
+        "classifier.3.bias": lambda folder: other_weights(folder, lambda x: x["classifier.3.bias"].fill_(torch.nan)),
+    }
+    check_weights(config.output / "checkpoint-4", "remedy", model)
+    for folder, words in spoiled(ways):
+        with pytest.raises(InputError, match=f"checkpoint-4.*{words}.*remedy"):
+            check_weights(folder, "remedy", model)
+    ways["extra"](config.output / "checkpoint-4")
+    refused(config, "extra")
+
+
+def test_states_of_another_run_are_refused(config, spoiled):
+    for _, words in spoiled(
+        {
+            "optimizer.pt": lambda folder: torch.save({"state": {}, "param_groups": []}, folder / "optimizer.pt"),
+            "scheduler.pt": lambda folder: torch.save([1], folder / "scheduler.pt"),
+        }
+    ):
         refused(config, words)
-        shutil.rmtree(newest)
-        shutil.copytree(kept, newest)
+    for folder, words in spoiled(
+        {
+            "rng_state.pth": lambda folder: torch.save({"cpu": torch.zeros(3)}, folder / "rng_state.pth"),
+            f"{STATE} ": lambda folder: (folder / STATE).write_text("[1]"),
+            f"{STATE} is": lambda folder: (folder / STATE).write_text('{"step": 4}'),
+            "of step 2, not 4": lambda folder: shutil.copy(config.output / "checkpoint-2" / STATE, folder),
+            "trainer_state": lambda folder: [file.unlink() for file in folder.iterdir()],
+        }
+    ):
+        with pytest.raises(InputError, match=f"{words}.*checkpoint-2, or give resume=false"):
+            check_complete(folder)
 
 
 def test_states_of_several_processes(config, caplog):
@@ -148,27 +189,27 @@ def test_states_of_several_processes(config, caplog):
 
 def test_float16_needs_the_state_of_its_scaler(config):
     newest = config.output / "checkpoint-4"
-    check_whole(newest, scaled=False)
+    check_complete(newest, scaled=False)
     with pytest.raises(InputError, match=r"scaler\.pt"):
-        check_whole(newest, scaled=True)
+        check_complete(newest, scaled=True)
     torch.save({"scale": 1.0}, newest / "scaler.pt")
-    check_whole(newest, scaled=True)
+    check_complete(newest, scaled=True)
     cut(newest / "scaler.pt")
     with pytest.raises(InputError, match=r"scaler\.pt"):
-        check_whole(newest, scaled=False)
+        check_complete(newest, scaled=False)
 
 
 def test_shards_belong_to_their_index(config):
     newest = config.output / "checkpoint-4"
     pumer.load(newest).save_pretrained(newest, max_shard_size="50KB")
-    check_whole(newest)
+    check_complete(newest)
     shard = min(newest.glob("model-*"))
     cut(shard)
     with pytest.raises(InputError, match=shard.name):
-        check_whole(newest)
+        check_complete(newest)
     shard.unlink()
     with pytest.raises(InputError, match=shard.name):
-        check_whole(newest)
+        check_complete(newest)
 
 
 def test_the_best_checkpoint_is_needed_in_the_end(training, monkeypatch):

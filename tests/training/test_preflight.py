@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from pumer.settings.train import TrainConfig
-from pumer.training.preflight import check
+from pumer.training.preflight import validate
 from pumer.training.run import run
 from pumer.utils.config import load
 from pumer.utils.errors import InputError
@@ -131,5 +131,5 @@ def test_a_check_draws_no_random_number(recipe, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     before = torch.get_rng_state()
-    check(load(TrainConfig, path))
+    validate(load(TrainConfig, path))
     assert torch.equal(torch.get_rng_state(), before)

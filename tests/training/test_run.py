@@ -13,21 +13,19 @@ from tiny import TINY
 import pumer
 from pumer.checkpoint import saved_files
 from pumer.evaluation import evaluate
-from pumer.evaluation.evaluate import labels_of
 from pumer.reducers import DynamicViTConfig
+from pumer.session import labels_of
 from pumer.settings.common import AugmentConfig
 from pumer.settings.evaluate import EvaluateConfig
-from pumer.settings.train import DistillationConfig, OptimizerConfig, TrainingData
+from pumer.settings.train import DistillationConfig, OptimizerConfig
 from pumer.tasks import VQAv2
-from pumer.tasks.loading import Collator, Examples, make_inputs
-from pumer.training.run import _one_device, run
-from pumer.training.stopping import last_checkpoint
-from pumer.training.teacher import Teacher
+from pumer.training.checkpoints import last_checkpoint
+from pumer.training.config import use_one_device
+from pumer.training.run import _trainer, run
 from pumer.training.trainer import DistillingTrainer
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
-
-REDUCTION = {"method": "pumer", "layers": [2, 5, 8], "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
+from pumer.utils.progress import progress_bar
 
 LEARNING = {"method": "dynamicvit", "layers": [2, 5], "prune_ratio": 0.4}
 
@@ -35,6 +33,11 @@ LEARNING = {"method": "dynamicvit", "layers": [2, 5], "prune_ratio": 0.4}
 @pytest.fixture
 def config(training):
     return training
+
+
+@pytest.fixture
+def unevaluated(training):
+    return change(training, data=change(training.data, eval=None))
 
 
 def change(config, **changes):
@@ -54,20 +57,20 @@ def same(left, right):
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_waiting_for_examples_is_counted_step_by_step(config, monkeypatch):
+def losses(result):
+    return [entry["loss"] for entry in result["history"] if "loss" in entry]
+
+
+def test_trained_model_is_saved_with_all_that_belongs_to_it(config, monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr("pumer.training.trainer.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    result = train(config)
-    assert result["input_seconds"] == read_json(config.output / "run.json")["input_seconds"] == result["steps"] == 6
-
-
-def test_trained_model_is_saved_with_all_that_belongs_to_it(config):
     result = train(config, teacher="self")
-    assert result["steps"] == 6
+    assert result["steps"] == result["input_seconds"] == 6
     assert 0 <= result["accuracy"]["low"] <= result["accuracy"]["mean"] <= result["accuracy"]["high"] <= 1
+    assert result["samples_per_second"] == pytest.approx(6 * config.batch_size / result["seconds"], rel=1e-3)
     record = read_json(config.output / "run.json")
     assert record["accuracy"] == result["accuracy"]
-    assert record["config"]["reduction"] == REDUCTION
+    assert record["config"]["reduction"] == config.reduction
     assert {"device", "versions", "dtype", "command", "commit"} <= record.keys()
     for folder in (config.output, config.output / "checkpoint-6"):
         model = pumer.load(folder)
@@ -93,25 +96,30 @@ def test_record_is_there_from_the_first_step_and_tensorboard_is_written(config, 
     assert record["data_fingerprint"] == seen[0]["data_fingerprint"] == result["data_fingerprint"]
     assert (record["steps"], record["questions"]) == (1, 12)
     assert list((config.output / "runs").rglob("events.out.tfevents.*"))
+    assert not (config.output / ".saving").exists()
 
 
 def test_training_learns(config):
-    result = train(config, max_steps=90, reduction="none", data=dataclasses.replace(config.data, eval="train"))
-    losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
-    assert losses[-1] < losses[0] / 2
+    result = train(config, max_steps=90, reduction="none", data=change(config.data, eval="train"))
+    assert losses(result)[-1] < losses(result)[0] / 2
     assert result["accuracy"]["mean"] > 0.7
 
 
-def test_same_config_same_weights(config, tmp_path):
-    train(config)
-    train(config, output=tmp_path / "again")
-    assert same(weights(config.output), weights(tmp_path / "again"))
-    train(config, output=tmp_path / "other", seed=1)
-    assert not same(weights(config.output), weights(tmp_path / "other"))
+def test_same_config_same_weights(unevaluated, tmp_path):
+    def trained(name, **changes):
+        train(unevaluated, max_steps=2, output=tmp_path / name, **changes)
+        return weights(tmp_path / name)
+
+    plain, augmented = trained("one"), trained("augmented", augment=AugmentConfig())
+    assert same(plain, trained("two"))
+    assert same(augmented, trained("augmented again", augment=AugmentConfig()))
+    assert not same(plain, augmented)
+    assert not same(plain, trained("another seed", seed=1))
 
 
-@pytest.mark.parametrize(("teacher", "reduction"), [(None, REDUCTION), ("self", REDUCTION), ("self", LEARNING)])
-def test_interrupted_run_ends_where_an_undisturbed_one_does(config, tmp_path, monkeypatch, teacher, reduction):
+@pytest.mark.parametrize(("teacher", "learning"), [(None, False), ("self", False), ("self", True)])
+def test_interrupted_run_ends_where_an_undisturbed_one_does(config, tmp_path, monkeypatch, teacher, learning):
+    reduction = LEARNING if learning else config.reduction
     config = change(config, eval_steps=2, max_steps=8, teacher=teacher, reduction=reduction)
     train(config, output=tmp_path / "undisturbed")
     original, calls = DistillingTrainer.training_step, []
@@ -143,56 +151,58 @@ def test_what_a_reduction_learned_is_where_the_next_training_starts(config, tmp_
     other = LEARNING | {"prune_ratio": 0.6}
     train(config, model=str(config.output), output=tmp_path / "more", optimizer=still, reduction=other)
     assert same(before, learned(tmp_path / "more"))
-    evaluate.run(EvaluateConfig(str(config.output), reduction=other))
+    evaluate.run(EvaluateConfig(model=str(config.output), reduction=other))
     assert "they are random" not in caplog.text
-    evaluate.run(EvaluateConfig(str(config.output), reduction=LEARNING | {"layers": [2, 6]}))
+    evaluate.run(EvaluateConfig(model=str(config.output), reduction=LEARNING | {"layers": [2, 6]}))
     assert "none for these layers: they are random" in caplog.text
 
 
 def test_finished_run_is_not_trained_again(config):
-    first = train(config)
-    before = weights(config.output)
+    first, before = train(config), weights(config.output)
     again = train(config)
-    assert again["steps"] == 6
-    assert again["accuracy"] == first["accuracy"]
+    assert (again["steps"], again["resumed_from"], again["samples_per_second"], again["loss"]) == (6, 6, 0.0, None)
+    assert (first["resumed_from"], again["accuracy"]) == (0, first["accuracy"])
     assert same(before, weights(config.output))
 
 
-def test_run_with_other_settings_is_not_continued(config):
+def test_run_with_other_settings_is_not_continued(unevaluated):
+    config = change(unevaluated, max_steps=2)
     train(config)
-    with pytest.raises(InputError, match=r"holds a run with max_steps=6, not 7; .*resume=false"):
-        train(config, max_steps=7)
-    train(config, log_steps=3, workers=0)
-    assert train(config, max_steps=2, resume=False)["steps"] == 2
-    assert last_checkpoint(config.output).name == "checkpoint-2"
+    for changes, message in {
+        "max_steps=2, not 3": {"max_steps": 3},
+        "optimizer.lr=0.001, not 0.5": {"optimizer": OptimizerConfig(lr=0.5)},
+        f"data.root={config.data.root}, not /x": {"data": change(config.data, root="/x")},
+        "reduction.prune_ratio=0.1, not 0.2": {"reduction": {**config.reduction, "prune_ratio": 0.2}},
+    }.items():
+        with pytest.raises(InputError, match=rf"holds a run with {changes}; .*resume=false"):
+            train(config, **message)
+    assert train(config, log_steps=3, workers=0)["resumed_from"] == 2
+    assert train(config, max_steps=1, resume=False)["steps"] == 1
+    assert last_checkpoint(config.output).name == "checkpoint-1"
+    shutil.rmtree(last_checkpoint(config.output))
+    with pytest.raises(InputError, match=r"holds a run with max_steps=1, not 2"):
+        train(config)
+    (config.output / "run.json").unlink()
+    with pytest.raises(InputError, match=f"{config.output} .* no record"):
+        train(config)
 
 
-def test_a_run_is_not_continued_on_other_data(config, tiny_vqa, tmp_path):
+def test_a_run_is_not_continued_on_other_data(unevaluated, tiny_vqa, tmp_path):
     root = shutil.copytree(tiny_vqa, tmp_path / "data")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+    config = change(unevaluated, max_steps=1, data=change(unevaluated.data, root=root))
     train(config)
     annotations = root / "v2_mscoco_train2014_annotations.json"
     annotations.write_text(annotations.read_text() + "\n")
     with pytest.raises(InputError, match=r"data is not what the run in .* began with; .*resume=false"):
         train(config)
-    assert train(config, resume=False)["steps"] == 6
+    assert train(config, resume=False)["steps"] == 1
 
 
 def test_an_output_that_is_a_file_is_refused_before_any_work(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("pumer.training.run._prepare", None)
+    monkeypatch.setattr("pumer.training.run._trainer", None)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file is not writable"):
         train(config, output=tmp_path / "file")
-
-
-def test_a_finished_run_is_not_trained_over_with_other_settings(config):
-    train(config)
-    shutil.rmtree(last_checkpoint(config.output))
-    with pytest.raises(InputError, match=r"holds a run with max_steps=6, not 7"):
-        train(config, max_steps=7)
-    (config.output / "run.json").unlink()
-    with pytest.raises(InputError, match=f"{config.output} .* no record"):
-        train(config)
 
 
 def test_no_run_begins_anew_over_a_model_that_no_training_made(config):
@@ -204,43 +214,35 @@ def test_no_run_begins_anew_over_a_model_that_no_training_made(config):
     assert {file.name: file.read_bytes() for file in saved_files(config.output)} == before != {}
 
 
-def test_a_run_begun_anew_leaves_no_weights_of_the_old_one_beside_its_record(config, monkeypatch):
-    train(config)
+def test_a_run_begun_anew_leaves_no_weights_of_the_old_one_beside_its_record(unevaluated, monkeypatch):
+    train(unevaluated, max_steps=1)
 
     def killed(self, *args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(DistillingTrainer, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(config, max_steps=7, resume=False)
-    assert read_json(config.output / "run.json")["config"]["max_steps"] == 7
-    assert saved_files(config.output) == []
+        train(unevaluated, max_steps=7, resume=False)
+    assert read_json(unevaluated.output / "run.json")["config"]["max_steps"] == 7
+    assert saved_files(unevaluated.output) == []
 
 
-def test_rates_are_of_the_call_alone(config, monkeypatch):
-    whole = train(config)
-    assert whole["resumed_from"] == 0
-    assert whole["samples_per_second"] == pytest.approx(6 * config.batch_size / whole["seconds"], rel=1e-3)
-    nothing = train(config)
-    assert (nothing["resumed_from"], nothing["samples_per_second"], nothing["loss"]) == (6, 0.0, None)
-
-
-def test_accumulated_steps_equal_one_large_step(config, tmp_path):
-    large = train(config, max_steps=2, batch_size=4)
-    small = train(config, max_steps=2, batch_size=2, accumulate=2, output=tmp_path / "accumulated")
+def test_accumulated_steps_equal_one_large_step(unevaluated, tmp_path):
+    large = train(unevaluated, max_steps=2, batch_size=4)
+    small = train(unevaluated, max_steps=2, batch_size=2, accumulate=2, output=tmp_path / "accumulated")
     for one, other in zip(large["history"][:2], small["history"][:2], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
-    ours, theirs = weights(config.output), weights(tmp_path / "accumulated")
+    ours, theirs = weights(unevaluated.output), weights(tmp_path / "accumulated")
     for name in ours:
         if not name.endswith("key.bias"):  # their gradient is zero but for rounding, which Adam blows up
             assert torch.allclose(ours[name], theirs[name], atol=1e-5), name
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])
-def test_learning_rate_warms_up_and_falls_to_its_end(config, power):
+def test_learning_rate_warms_up_and_falls_to_its_end(unevaluated, power):
     optimizer = OptimizerConfig(lr=1e-2, end_lr=1e-5, warmup=0.4, power=power)
-    history = train(config, max_steps=10, optimizer=optimizer, reduction="none")["history"]
+    history = train(unevaluated, max_steps=10, optimizer=optimizer, reduction="none")["history"]
     seen = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
     warm = [1e-2 * step / 4 for step in range(4)]
     fall = [1e-5 + (1e-2 - 1e-5) * (1 - step / 6) ** power for step in range(6)]
@@ -249,8 +251,8 @@ def test_learning_rate_warms_up_and_falls_to_its_end(config, power):
 
 def test_early_stopping_keeps_the_best(config):
     optimizer = OptimizerConfig(lr=1e-9, end_lr=0.0)  # nothing ever gets better
-    result = train(config, optimizer=optimizer, epochs=9, max_steps=None, patience=2)
-    assert result["steps"] == 3 * 6
+    config = change(config, optimizer=optimizer, epochs=9, max_steps=None, patience=2)
+    assert train(config)["steps"] == train(config)["steps"] == 3 * 6
 
 
 def test_the_best_checkpoint_is_kept_and_loaded(config, monkeypatch):
@@ -265,157 +267,83 @@ def test_the_best_checkpoint_is_kept_and_loaded(config, monkeypatch):
     assert state["best_model_checkpoint"] == str(config.output / "checkpoint-4")
 
 
-def test_gradients_are_clipped(config):
+def test_gradients_are_clipped(unevaluated):
     """With plain SGD, a step is as long as the learning rate times the clipped norm."""
     optimizer = OptimizerConfig(
         name="sgd", lr=0.5, head_factor=1, weight_decay=0, warmup=0, end_lr=0, max_grad_norm=1e-3
     )
-    data = dataclasses.replace(config.data, eval=None)
     torch.manual_seed(0)
-    before = VQAv2.model(config.model, VQAv2.vocabulary(data.root, 1)).state_dict()
-    train(config, max_steps=1, reduction="none", optimizer=optimizer, data=data)
-    after = weights(config.output)
+    before = VQAv2.model(unevaluated.model, VQAv2.vocabulary(unevaluated.data.root, 1)).state_dict()
+    train(unevaluated, max_steps=1, reduction="none", optimizer=optimizer)
+    after = weights(unevaluated.output)
     moved = sum((after[name].double() - before[name].double()).square().sum() for name in before) ** 0.5
     assert moved.item() == pytest.approx(0.5 * 1e-3, rel=1e-2)
 
 
-def test_checkpointed_activations_change_nothing(config, tmp_path):
-    data = dataclasses.replace(config.data, eval=None)
-    train(config, max_steps=2, teacher="self", data=data)
-    train(config, max_steps=2, teacher="self", data=data, gradient_checkpointing=True, output=tmp_path / "again")
-    ours, theirs = weights(config.output), weights(tmp_path / "again")
+def test_checkpointed_activations_change_nothing(unevaluated, tmp_path):
+    train(unevaluated, max_steps=2, teacher="self")
+    train(unevaluated, max_steps=2, teacher="self", gradient_checkpointing=True, output=tmp_path / "again")
+    ours, theirs = weights(unevaluated.output), weights(tmp_path / "again")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
 
 
 def test_one_of_several_gpus_is_used(caplog):
     arguments = SimpleNamespace(n_gpu=2, _n_gpu=2)
-    assert _one_device(arguments)._n_gpu == 1
+    assert use_one_device(arguments)._n_gpu == 1
     assert "one of 2 GPUs is used; `torchrun --nproc-per-node 2" in caplog.text
 
 
-def test_compiled_training(config, tmp_path):
-    data = dataclasses.replace(config.data, eval=None)
-    plain = train(config, max_steps=2, teacher="self", data=data)
-    compiled = train(config, max_steps=2, teacher="self", data=data, compile="eager", output=tmp_path / "again")
-    for one, other in zip(plain["history"][:2], compiled["history"][:2], strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
-    assert weights(config.output).keys() == weights(tmp_path / "again").keys()
-    assert weights(config.output).keys() == weights(tmp_path / "again" / "checkpoint-2").keys()
-
-
-def test_hidden_states_are_distilled(config):
-    """The loss that is logged for the first step falls apart into its terms."""
-    data, first = dataclasses.replace(config.data, eval=None), {}
-    for weight in (0.0, 1.0, 2.0):
-        distillation = DistillationConfig(hidden_weight=weight)
-        teaching = {"teacher": "self", "distillation": distillation, "data": data, "resume": False}
-        first[weight] = train(config, max_steps=1, **teaching)["history"][0]["loss"]
-    hidden = first[1.0] - first[0.0]
-    assert hidden > 1e-3
-    assert first[2.0] == pytest.approx(first[0.0] + 2 * hidden, rel=1e-4)
-
-
-def test_augmented_training_differs_and_repeats(config, tmp_path):
-    train(config, max_steps=2)
-    for name in ("one", "two"):
-        train(config, max_steps=2, augment=AugmentConfig(), output=tmp_path / name)
-    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
-    assert not same(weights(tmp_path / "one"), weights(config.output))
-
-
-def test_bfloat16(config):
-    result = train(config, precision="bf16", teacher="self")
-    assert math.isfinite(result["loss"])
-    assert result["dtype"] == "bfloat16 autocast"
-    assert pumer.load(config.output).dtype == torch.float32
-
-
-def test_aspect_and_workers(config):
-    assert train(config, resize="aspect", workers=1, max_steps=2)["steps"] == 2
-
-
-@pytest.mark.parametrize("blank", ["image", "text"])
-def test_blind_models(config, blank):
-    assert train(config, blank=blank, reduction="none", max_steps=2)["steps"] == 2
-
-
-def test_no_evaluation_split(config):
-    assert "accuracy" not in train(config, data=dataclasses.replace(config.data, eval=None))
+def test_compiled_training(unevaluated, tmp_path):
+    plain = train(unevaluated, max_steps=2, teacher="self")
+    compiled = train(unevaluated, max_steps=2, teacher="self", compile="eager", output=tmp_path / "again")
+    assert losses(plain) == pytest.approx(losses(compiled), rel=1e-4)
+    assert weights(unevaluated.output).keys() == weights(tmp_path / "again").keys()
+    assert weights(unevaluated.output).keys() == weights(tmp_path / "again" / "checkpoint-2").keys()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"task": "vqa"}, "task 'vqa' is unknown; there are: vqav2"),
-        ({"reduction": "tom"}, "reduction method 'tom' is unknown"),
-        ({"reduction": {**REDUCTION, "layers": [12]}}, "12"),
-        ({"reduction": {**REDUCTION, "merge_ratio": 1.0}}, "1.0"),
-        ({"text_length": 13}, r"text_length must lie in \[2, 12\]"),
-        ({"model": "/nowhere"}, "/nowhere"),
+        {"precision": "bf16", "teacher": "self"},
+        {"resize": "aspect", "workers": 1},
+        {"blank": "image", "reduction": "none"},
+        {"blank": "text", "reduction": "none"},
     ],
 )
-def test_unusable_settings_are_named_before_training(config, changes, message):
-    with pytest.raises(InputError, match=message):
-        train(config, **changes)
-    assert not (config.output / "run.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"epochs": 0}, r"epochs must lie in \[1, .*not 0"),
-        ({"max_steps": 0}, r"max_steps must lie in \[1, .*not 0"),
-        ({"patience": 1, "data": TrainingData("x", eval=None)}, "patience counts evaluations"),
-    ],
-)
-def test_values_without_a_meaning_are_refused(config, changes, message):
-    with pytest.raises(InputError, match=message):
-        change(config, **changes)
+def test_other_ways_to_train(unevaluated, changes):
+    result = train(unevaluated, max_steps=2, **changes)
+    assert result["steps"] == 2 and math.isfinite(result["loss"]) and "accuracy" not in result
+    assert result["dtype"] == ("bfloat16 autocast" if "precision" in changes else "float32")
+    assert pumer.load(unevaluated.output).dtype == torch.float32
 
 
 def test_teacher_with_other_answers_is_refused(config, tmp_path):
-    teacher = VQAv2.model(config.model, ["red", "blue"])
-    pumer.save(teacher, tmp_path / "teacher")
+    pumer.save(VQAv2.model(config.model, ["red", "blue"]), tmp_path / "teacher")
     with pytest.raises(InputError, match=r"knows other answers \(2\)"):
         train(config, teacher=str(tmp_path / "teacher"))
 
 
 @pytest.fixture
-def trainer(config, tmp_path):
-    """A trainer with a teacher of its own weights, before its first step."""
-    from transformers import TrainingArguments
+def trainer(config):
+    """Makes a trainer with a teacher of its own weights, before its first step; beside it a batch."""
 
-    from pumer.checkpoint import load_processor
+    def made(**changes):
+        trainer, _ = _trainer(change(config, teacher="self", **changes), progress_bar(enabled=False))
+        return trainer, trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
 
-    task = VQAv2(VQAv2.vocabulary(config.data.root, 1))
-    model, teacher = (pumer.patch(task.model(config.model, task.labels), pumer.NoReduction()) for _ in range(2))
-    collate = Collator(task, make_inputs(load_processor(config.model), 12))
-    arguments = TrainingArguments(output_dir=str(tmp_path), learning_rate=1e-3, weight_decay=0.01, report_to=[])
-    return DistillingTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Examples(task.read(config.data.root, "train")),
-        data_collator=collate,
-        task=task,
-        teacher=Teacher(teacher, task),
-        optimizer=OptimizerConfig(lr=1e-3, head_factor=10.0),
-    )
-
-
-def batch_of(trainer):
-    return trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    return made
 
 
 def test_loss_is_the_tasks_plus_the_divergence(trainer):
-    batch = batch_of(trainer)
-    logits = trainer.model(**batch["inputs"]).logits
+    trainer, batch = trainer(reduction="none")
+    logits = trainer.model.eval()(**batch["inputs"]).logits
     alone = trainer.task.loss(logits, batch)
     trainer.model.train()
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(alone.item())  # the teacher agrees
     with torch.no_grad():
         trainer.teacher.model.classifier[-1].bias += torch.arange(5)
-    taught = (logits + torch.arange(5)).softmax(-1)
-    kl = (taught * (taught.log() - logits.log_softmax(-1))).sum() / 4
+    teacher = (logits + torch.arange(5)).softmax(-1)
+    kl = (teacher * (teacher.log() - logits.log_softmax(-1))).sum() / 4
     loss = trainer.compute_loss(trainer.model, batch)
     assert loss.item() == pytest.approx((alone + kl).item(), rel=1e-5)
     loss.backward()
@@ -424,7 +352,18 @@ def test_loss_is_the_tasks_plus_the_divergence(trainer):
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(alone.item())
 
 
+def test_hidden_states_are_distilled(trainer):
+    loss = {}
+    for weight in (0.0, 1.0, 2.0):
+        made, batch = trainer(distillation=DistillationConfig(hidden_weight=weight))
+        loss[weight] = made.compute_loss(made.model.train(), batch).item()
+    hidden = loss[1.0] - loss[0.0]
+    assert hidden > 1e-3
+    assert loss[2.0] == pytest.approx(loss[0.0] + 2 * hidden, rel=1e-4)
+
+
 def test_optimizer_has_the_papers_groups(trainer):
+    trainer, _ = trainer()
     optimizer = trainer.create_optimizer()
     setting = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
     named = dict(trainer.model.named_parameters())

@@ -1,26 +1,37 @@
-"""The checkpoints of a run on disk: a folder under its own name is complete, whenever the run was killed."""
+"""The checkpoints of a run: a folder under its own name is complete, whenever the run was killed."""
 
 import json
 import logging
 import os
+import random
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import safe_open
-from transformers import TrainerState
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from pumer.checkpoint import write_reduction
 from pumer.utils.errors import InputError, out_of_memory
+from pumer.utils.tensors import not_finite
+from pumer.utils.text import some
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 ANEW = "give resume=false to begin anew"
+INCOMPLETE = ".saving"
+"""Folder in the output in which checkpoints are written."""
 _SHARDED = "global_step*"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model*", _SHARDED)
 _ALTERNATIVES = (
@@ -29,15 +40,65 @@ _ALTERNATIVES = (
     ("scheduler.pt", _SHARDED),
     ("rng_state.pth", "rng_state_*.pth"),
 )
-"""What training goes on from. The first of a line is that of one process or of equal ones, the others are those of
-FSDP and DeepSpeed."""
+"""Files that a checkpoint needs; the first of a line is that of one process or of DDP, the others are those of FSDP and
+DeepSpeed."""
 _SCALER = ("scaler.pt", _SHARDED)
-_SETTINGS = "training_args.bin"
+_ARGUMENTS = "training_args.bin"
 """Written by transformers, and never read here."""
 
 
+class AtomicCheckpoints(TrainerCallback):
+    """Lets `Trainer` write checkpoints into a folder aside, and moves each to its place when it is complete.
+
+    Attributes:
+        began: whether training began: the checkpoint to resume from was read.
+    """
+
+    def __init__(self, output: Path, keep: int, processor: Any) -> None:
+        """Write nothing yet.
+
+        Args:
+            output: the run's folder.
+            keep: checkpoints to keep beside the best one.
+            processor: the model's, saved with every checkpoint.
+        """
+        self.output, self.keep, self.processor = output, keep, processor
+        self.began = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Write aside from now on; find the best checkpoint also in a folder that was moved."""
+        self.began, args.output_dir = True, str(self.output / INCOMPLETE)
+        if state.best_global_step:
+            state.best_model_checkpoint = str(checkpoint_folder(self.output, state.best_global_step))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Add `reduction.json` and the processor to what `Trainer` wrote, move it to its place, and remove old ones."""
+        processes, final = PartialState(), checkpoint_folder(self.output, state.global_step)
+        processes.wait_for_everyone()
+        if state.best_global_step == state.global_step:
+            state.best_model_checkpoint = str(final)
+        if args.should_save:
+            aside = self.output / INCOMPLETE
+            write_reduction(kwargs["model"], aside / final.name)
+            self.processor.save_pretrained(aside / final.name)
+            state.save_to_json(str(aside / final.name / STATE_FILE))
+            _move_into_place(aside / final.name, final)
+            for old in checkpoints(self.output)[: -self.keep]:
+                if str(old) != state.best_model_checkpoint:
+                    old.replace(aside / old.name)  # first, so that none is ever half there
+            shutil.rmtree(aside, ignore_errors=True)
+        processes.wait_for_everyone()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Check the weights of the best checkpoint; `Trainer` logs the run's totals right before it reads them."""
+        if "train_runtime" in kwargs["logs"]:
+            args.output_dir = str(self.output)
+            if args.load_best_model_at_end and state.best_model_checkpoint:
+                check_weights(Path(state.best_model_checkpoint), ANEW, kwargs["model"])
+
+
 def checkpoint_folder(output: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Folder of the checkpoint of a step."""
     return output / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
@@ -53,107 +114,114 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def last_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint; see `check_whole`."""
+    """The newest checkpoint; see `check_complete`."""
     return next(reversed(checkpoints(output)), None)
 
 
-def check_whole(checkpoint: Path, scaled: bool = False, best: bool = False) -> None:
-    """Refuse a checkpoint that training cannot go on from; reads no weights.
+def is_finished(checkpoint: Path) -> bool:
+    """Whether the run was over when its checkpoint was written: no steps left, or stopped early."""
+    state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    return bool(state.stateful_callbacks.get("TrainerControl", {}).get("args", {}).get("should_training_stop"))
 
-    A run's own checkpoints are whole: they are renamed to their place. This one may have been copied, cut or changed.
+
+def check_complete(checkpoint: Path, scaled: bool = False, best: bool = False) -> None:
+    """Refuse a checkpoint that was copied in part, cut or changed; reads no weights, see `check_weights`.
 
     Args:
-        checkpoint: Its folder.
-        scaled: Whether the loss is scaled, as in float16.
-        best: Whether the run gives back its best model in the end, whose weights must be there too.
+        checkpoint: its folder.
+        scaled: whether the loss is scaled, as in float16.
+        best: whether the run returns its best model in the end, whose weights must be there too.
 
     Raises:
-        InputError: Naming the file that is missing or cannot be read, and the way out.
+        InputError: for the file that is missing or cannot be read.
     """
     remedy = way_out(checkpoint)
     with refused(checkpoint / STATE_FILE, remedy):
-        kept = _best_step(checkpoint)
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        if state.global_step != step_of(checkpoint):
+            raise InputError(f"it is of step {state.global_step}, not {step_of(checkpoint)}")
     for names in (*_ALTERNATIVES, *([_SCALER] if scaled else [])):
-        if not _there(checkpoint, names):
+        if not _existing(checkpoint, names):
             raise InputError(f"{checkpoint / names[0]} is missing; {remedy}")
     for file in sorted(checkpoint.iterdir()):
         with refused(file, remedy):
-            _read(file)
+            _try_to_read(file)
     ranks = {int(file.stem.rpartition("_")[2]) for file in checkpoint.glob("rng_state_*.pth")}
     if lost := set(range(len(ranks))) - ranks:
         raise InputError(f"{checkpoint / f'rng_state_{min(lost)}.pth'} is missing; {remedy}")
     before, now = max(1, len(ranks)), int(os.environ.get("WORLD_SIZE", "1"))
     if before != now:
         logger.warning("%s is of %d processes, and there are %d: dropout is drawn anew", checkpoint, before, now)
-    if best and kept:
-        check_weights(checkpoint_folder(checkpoint.parent, kept))
+    if best and state.best_global_step:
+        check_weights(checkpoint_folder(checkpoint.parent, state.best_global_step), ANEW)
 
 
-def check_weights(best: Path) -> None:
-    """Refuse to go on where the weights of the best checkpoint, which a run gives back in the end, are lost.
+def check_weights(checkpoint: Path, remedy: str, model: nn.Module | None = None) -> None:
+    """Refuse a checkpoint whose weights are missing or broken, and those that do not fit a model or are not finite.
 
     Args:
-        best: Its folder.
-
-    Raises:
-        InputError: Naming the file.
+        checkpoint: its folder.
+        remedy: what to do, for the message.
+        model: whose names and shapes weights in safetensors must have; None looks at no values.
     """
-    found = _there(best, _WEIGHTS)
-    if not found:
-        raise InputError(f"{best / _WEIGHTS[0]} is missing, the best model so far; {ANEW}")
-    for file in found:
-        with refused(file, ANEW):
-            _read(file)
+    files = _existing(checkpoint, _WEIGHTS)
+    if not files:
+        raise InputError(f"{checkpoint / _WEIGHTS[0]} is missing; {remedy}")
+    for file in files:
+        with refused(file, remedy):
+            _try_to_read(file)
+    shards = sorted(checkpoint.glob("model*.safetensors"))
+    if model is None or not shards or _existing(checkpoint, (_SHARDED,)):  # DeepSpeed loads its own
+        return
+    missing, wrong = {name: tensor.shape for name, tensor in model.state_dict().items()}, []
+    for file in shards:
+        for name, tensor in load_file(file).items():
+            if missing.pop(name, None) != tensor.shape or not_finite([(name, tensor)]):
+                wrong.append(name)
+    if wrong := [*wrong, *missing]:
+        raise InputError(
+            f"the model in {checkpoint}: weights are missing, left over, of another shape or not finite: "
+            f"{some(wrong)}; {remedy}"
+        )
 
 
 @contextmanager
 def refused(what: str | Path, remedy: str) -> Iterator[None]:
     """Turn whatever reading a broken checkpoint raises inside a `with` block into one line.
 
-    Args:
-        what: A file, or what is read of a checkpoint.
-        remedy: What to do.
-
-    Raises:
-        InputError: With both. What torch and safetensors say is left out: their advice is not for the user.
+    The messages of torch and safetensors are left out: their advice is not for the user.
     """
     try:
         yield
     except InputError as error:
         raise InputError(f"{what}: {error}; {remedy}") from error
-    except Exception as error:  # broken files are not checked: anything can come up
+    except Exception as error:  # reading a broken file can raise anything
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
         raise InputError(f"{what} is broken, or of another run; {remedy}") from error
 
 
-def way_out(checkpoint: str | Path | None) -> str:
+def way_out(checkpoint: Path) -> str:
     """What to do about a broken checkpoint."""
-    broken = Path(checkpoint or "")
-    older = [folder.name for folder in checkpoints(broken.parent) if folder.name != broken.name]
-    return f"remove {broken} to go on from {older[-1]}, or {ANEW}" if older else ANEW
+    older = [folder.name for folder in checkpoints(checkpoint.parent) if folder.name != checkpoint.name]
+    return f"remove {checkpoint} to go on from {older[-1]}, or {ANEW}" if older else ANEW
 
 
-def _best_step(checkpoint: Path) -> int:
-    """The step of the best checkpoint so far, or 0."""
-    state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
-    if state.global_step != step_of(checkpoint):
-        raise InputError(f"it is of step {state.global_step}, not {step_of(checkpoint)}")
-    return int(state.best_global_step or 0)
-
-
-def _there(checkpoint: Path, names: tuple[str, ...]) -> list[Path]:
-    """The files and folders of these names."""
+def _existing(checkpoint: Path, names: tuple[str, ...]) -> list[Path]:
     return [path for name in names for path in checkpoint.glob(name)]
 
 
-def _read(file: Path) -> None:
-    """Look into a file of a checkpoint: broken ones raise."""
-    if file.name == _SETTINGS:
+def _try_to_read(file: Path) -> None:
+    """Open a file of a checkpoint: broken ones raise."""
+    if file.name == _ARGUMENTS:
         return
     if file.suffix in (".pt", ".pth", ".bin"):
         with safe_globals():
-            torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if file.suffix == ".pth":  # `Trainer` reads it only after training began
+            random.Random().setstate(content["python"])
+            np.random.RandomState().set_state(content["numpy"])
+            torch.Generator().set_state(content["cpu"])
     elif file.suffix == ".safetensors":
         with safe_open(file, framework="pt"):
             pass
@@ -163,13 +231,8 @@ def _read(file: Path) -> None:
                 raise InputError(f"{shard} is missing")
 
 
-def put(folder: Path, final: Path) -> None:
-    """Rename a finished folder to its place, after its files have reached the disk; what is there goes beside it.
-
-    Args:
-        folder: on the same file system as `final`.
-        final: its name from then on.
-    """
+def _move_into_place(folder: Path, final: Path) -> None:
+    """Rename a folder on the same file system, after its files have reached the disk; what is there goes beside it."""
     for path in folder.rglob("*"):
         if path.is_file():
             _reach_disk(path)
@@ -177,22 +240,6 @@ def put(folder: Path, final: Path) -> None:
         final.replace(folder.with_name(f"{folder.name}.replaced"))
     folder.replace(final)
     _reach_disk(final.parent)
-
-
-def rotate(output: Path, keep: int, best: str | None, aside: Path) -> None:
-    """Remove all checkpoints but the newest.
-
-    Args:
-        output: the run's folder.
-        keep: so many stay.
-        best: folder of the best checkpoint, which stays as well.
-        aside: folder on the same file system that they are moved to first, so that none is ever half there.
-    """
-    for old in checkpoints(output)[:-keep]:
-        if best is None or old != Path(best):
-            aside.mkdir(exist_ok=True)
-            old.replace(aside / old.name)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _reach_disk(path: Path) -> None:

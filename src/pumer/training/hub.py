@@ -9,13 +9,13 @@ from pumer.utils.errors import InputError
 from pumer.utils.files import first_line
 
 LEFT_OUT = [".*", "checkpoint-*", "teacher/*"]
-"""What stays at home of a model's folder: half-written files, checkpoints, the teacher's answers."""
+"""Files of a model's folder that are not uploaded: half-written ones, checkpoints, the teacher's answers."""
 
 _REASONS = (HTTPError, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, ConnectionError)
 
 
 def create(name: str, private: bool | None = None) -> str:
-    """Make a repository, unless it is there, so that a missing login or right shows before any work.
+    """Make a repository, unless it is there: a missing login or permission shows before any work.
 
     Args:
         name: "user/model", or "model" for one of the user who is logged in.

@@ -1,4 +1,4 @@
-"""How a training run ends early: on Ctrl-C, on a full disk; and where it can go on."""
+"""Graceful shutdown: on Ctrl-C and SIGTERM, on a full disk, and on a loss that is NaN."""
 
 import errno
 import logging
@@ -29,10 +29,10 @@ _WRITING = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file would be larger than the limit on file sizes (ulimit -f)",
 }
-"""What only writing can raise, wherever."""
-_NUMBER = re.compile(r"os error (\d+)")
+"""Errors that only writing can raise, wherever."""
+_NUMBER = re.compile(r"os error (\d+)")  # in the texts of safetensors
 _TORCH_WRITES = ("StreamWriter", "iostream", "unexpected pos", "Parent directory", "be opened")
-"""What torch's writer says, and its reader does not."""
+"""Words of torch's writer that its reader does not use."""
 _FEW_BYTES = 2**20
 
 
@@ -41,19 +41,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C and SIGTERM let the current step end, save it and stop; a second one stops at once.
+    """On Ctrl-C and SIGTERM, finishes the current step, saves it and stops; a second signal stops at once.
 
-    Where the run evaluates at that very step, it does so first: what follows must not depend on the interruption. With
+    Where the run evaluates at that very step, it does so first: the rest must not depend on the interruption. With
     several processes, all stop at the same step, whichever got the signal.
     """
 
-    def __init__(self) -> None:
-        self.received = False
-        self.stopping = False
+    def __init__(self, output: Path) -> None:
+        self.output = output  # the run's folder
+        self.received = self.stopping = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals for the length of a `with` block; only the main thread can."""
+        """Handle the signals for the length of a `with` block; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -77,15 +77,15 @@ class StopOnSignal(TrainerCallback):
         if self.stopping and not saved_anyway and state.global_step < state.max_steps:
             control.should_save = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Stop, now that the step is saved.
 
         Raises:
-            Interrupted: always, once a signal was received and there are steps left.
+            Interrupted: once a signal was received, where there are steps left.
         """
         self.stopping = self.stopping or self._agreed(args)
         if self.stopping and state.global_step < state.max_steps:
-            folder = checkpoint_folder(Path(args.output_dir), state.global_step)
+            folder = checkpoint_folder(self.output, state.global_step)
             raise Interrupted(f"interrupted; step {state.global_step} is saved in {folder}: the same command continues")
 
     def _agreed(self, args: TrainingArguments) -> bool:
@@ -97,16 +97,22 @@ class StopOnSignal(TrainerCallback):
         return bool(flag)
 
 
+def diverged(what: str, step: int, output: Path) -> InputError:
+    """The error for a value that is NaN or infinite, in a run's folder."""
+    return InputError(
+        f"{what} at step {step}; {resume_point(output)}; lower optimizer.lr, or clip with optimizer.max_grad_norm=1"
+    )
+
+
+def resume_point(output: Path) -> str:
+    """The last complete checkpoint of a run, for a message."""
+    found = last_checkpoint(output)
+    return "no checkpoint was complete yet" if found is None else f"the last complete checkpoint is {found}"
+
+
 @contextmanager
 def write_errors_stop(output: Path) -> Iterator[None]:
-    """Turn what a full disk, a limit on file sizes or a protected folder raises inside a `with` block into one line.
-
-    Args:
-        output: the run's folder.
-
-    Raises:
-        InputError: naming the reason and the last complete checkpoint.
-    """
+    """Turn what a full disk, a limit on file sizes or a protected folder raises inside a `with` block into one line."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -114,15 +120,15 @@ def write_errors_stop(output: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise InputError(
-            f"{output} cannot be written: {reason}; {where_to_go_on(output)}; "
+            f"{output} cannot be written: {reason}; {resume_point(output)}; "
             "fix the cause and run the same command again"
         ) from error
 
 
 def _why_not_written(error: Exception, output: Path) -> str | None:
-    """Why something could not be written into a folder; None where the error is about something else."""
+    """Why a folder could not be written; None where the error is about something else."""
     number = error.errno if isinstance(error, OSError) else None
-    if found := _NUMBER.search(str(error)):  # as safetensors says it
+    if found := _NUMBER.search(str(error)):
         number = int(found[1])
     if number in _WRITING:
         return _WRITING[number]
@@ -131,12 +137,6 @@ def _why_not_written(error: Exception, output: Path) -> str | None:
         return error.strerror if inside else None
     if not (isinstance(error, SafetensorError) or any(words in str(error) for words in _TORCH_WRITES)):
         return None
-    if shutil.disk_usage(next(there for there in (output, *output.parents) if there.exists())).free < _FEW_BYTES:
-        return _WRITING[errno.ENOSPC]  # torch does not say why it could not write
+    if shutil.disk_usage(next(path for path in (output, *output.parents) if path.exists())).free < _FEW_BYTES:
+        return _WRITING[errno.ENOSPC]  # torch does not report why it could not write
     return first_line(error)
-
-
-def where_to_go_on(output: Path) -> str:
-    """What to tell about the last complete checkpoint of a run."""
-    found = last_checkpoint(output)
-    return "no checkpoint was complete yet" if found is None else f"the last complete checkpoint is {found}"

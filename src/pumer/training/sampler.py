@@ -1,4 +1,4 @@
-"""Which training examples a step sees: a function of seed, epoch and step alone, on however many devices it runs."""
+"""Deterministic distributed sampler: the order of examples depends on seed, epoch and step alone, not on processes."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 from pumer.tasks.loading import Examples
 
 
-class EpochOrder(Sampler[int]):
+class EpochSampler(Sampler[int]):
     """The training examples in a new order in every epoch, filled up to whole steps with the first of them again.
 
     Neighbours make up a step, however it is cut: into one batch, into accumulated ones, or over several processes. As
@@ -16,10 +16,10 @@ class EpochOrder(Sampler[int]):
     """
 
     def __init__(self, examples: Examples, seed: int, per_step: int) -> None:
-        """Remember what to order.
+        """Set the order.
 
         Args:
-            examples: their `epoch` says which order it is.
+            examples: their `epoch` decides which order it is.
             seed: of the orders.
             per_step: examples in a step, of all processes and accumulated batches together.
         """
