@@ -106,7 +106,7 @@ def test_settings_of_the_training_are_the_defaults(config, tmp_path):
     result = run(EvaluateConfig(model=str(tmp_path)))
     blind = run(EvaluateConfig(**vars(config) | {"blank": "image", "text_length": 5}))
     assert result["accuracy"] == blind["accuracy"]
-    with pytest.raises(InputError, match="checkpoint out/of/sight is not a folder"):
+    with pytest.raises(InputError, match="checkpoint out/of/sight "):
         run(EvaluateConfig(model="out/of/sight"))
 
 
@@ -118,8 +118,8 @@ def test_split_without_train_files_has_no_constants(config, tiny_vqa):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 0}, r"batch_size must lie in \[1, 65536\], not 0"),
-        ({"workers": -2}, r"workers must lie in \[0, 1024\], not -2"),
+        ({"batch_size": 0}, r"batch_size.* \[1, 65536\], not 0"),
+        ({"workers": -2}, r"workers.* \[0, 1024\], not -2"),
         ({"galleries": "2x2"}, "galleries and scores are for retrieval, not for task vqav2"),
         ({"output": Path("/")}, "/ is a folder; give the name of a file"),
         ({"against": Path(__file__)}, "is not valid JSON"),

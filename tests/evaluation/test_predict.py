@@ -59,6 +59,7 @@ def test_train_evaluate_predict_score(task, backbone, tmp_path, request):
     assert "accuracy" in invoke("train", recipe, *(["data.train=train+restval"] if task == "coco" else []))
     result, per_example = tmp_path / "result.json", tmp_path / "per-example.json"
     shown = invoke("evaluate", model, f"output={result}", f"per_example={per_example}")
+    assert f"wrote {result}" in shown
     found = json.loads(result.read_text())
     assert found["reduction"]["method"] == "pumer"
     predictions = tmp_path / "predictions"
@@ -134,6 +135,7 @@ def test_a_list_as_spreadsheets_write_it(tiny_vilt, tiny_vqa, tmp_path, encoding
         ("image,question,answer\na.png,what,cat\n", "a column 'answer'"),
         ('image,question\na.png,"what\na.png,where\n', "unexpected end of data"),
         ("image,question\na.png,what\n", r"a\.png does not exist"),
+        ("image,question\na.png,what\n ,where\n", "line 3 has no image; give the name of a file in"),
     ],
 )
 def test_lists_that_cannot_be_answered(tiny_vilt, tmp_path, text, message):
@@ -143,6 +145,14 @@ def test_lists_that_cannot_be_answered(tiny_vilt, tmp_path, text, message):
             PredictConfig(model=str(tiny_vilt), out=tmp_path / "out.csv", questions=tmp_path / "q.csv", images=tmp_path)
         )
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_empty_questions_of_a_list_are_reported(tiny_vilt, tiny_vqa, tmp_path, caplog):
+    name = "COCO_val2014_000000000001.png"
+    write_csv(tmp_path / "q.csv", [{"image": name, "question": text} for text in ("what is this?", "", " ")])
+    assert run(PredictConfig(model=str(tiny_vilt), out=tmp_path / "a.csv", questions=tmp_path / "q.csv",
+                             images=tiny_vqa / "val2014")) == 3  # fmt: skip
+    assert "2 questions are empty and answered from the image alone: line 3, line 4" in caplog.text
 
 
 def test_a_list_and_a_split_do_not_go_together(tiny_vilt, tmp_path):

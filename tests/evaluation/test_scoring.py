@@ -1,15 +1,15 @@
+import json
 from dataclasses import replace
 
 import pytest
 
 from pumer.evaluation.scoring import (
-    compare,
+    OtherRun,
     constant_per_template,
-    entries_for,
-    per_example,
     rule_of,
     summarise,
     table,
+    write_per_example,
 )
 from pumer.session import with_rule
 from pumer.tasks import NLVR2, Example, VQAv2
@@ -45,23 +45,32 @@ def test_summary_is_the_mean_overall_and_by_group():
     assert summary["answer_type"]["any"]["questions"] == 4
 
 
-def test_comparison_is_paired():
-    theirs = {"model": "original", "examples": [
+@pytest.fixture
+def other(tmp_path):
+    """From the content of a `per_example` file to the run as it is read."""
+
+    def read(content, examples=EXAMPLES, task=TASK):
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        return OtherRun(tmp_path / "other.json", task, examples)
+
+    return read
+
+
+def test_comparison_is_paired(other):
+    theirs = {"model": "original", "rule": "official", "examples": [
         {"id": 4, "answer": "no", "score": 1.0},
         {"id": 1, "answer": "red", "score": 1.0},
         {"id": 2, "answer": "blue", "score": 0.6},
         {"id": 3, "answer": "no", "score": 0.0},
     ]}  # fmt: skip
-    ours = per_example(TASK, EXAMPLES, ANSWERS)
-    assert [entry["score"] for entry in ours] == pytest.approx([1, 0.6, 0.9, 0])
-    result = compare(ours, theirs)
+    result = summarise(TASK, EXAMPLES, ANSWERS, against=other(theirs))["difference"]
     assert result["model"] == "original"
     assert result["difference"]["mean"] == pytest.approx((0 + 0 + 0.9 - 1) / 4)
     assert result["difference"]["low"] < 0 < result["difference"]["high"]
     assert result["agreement"] == 0.5
 
 
-def test_questions_about_one_image_count_once_for_the_interval():
+def test_questions_about_one_image_count_once_for_the_interval(tmp_path):
     """Half of the images right, half wrong: the interval is that of four images, however many questions."""
     shared = [
         Example(4 * image + number, (), "", ("yes",) * 10, {"question_type": "is", "answer_type": "any"}, f"{image}")
@@ -73,28 +82,27 @@ def test_questions_about_one_image_count_once_for_the_interval():
     apart = summarise(TASK, [replace(example, source="") for example in shared], answers)
     assert few["accuracy"]["low"] == 0 < apart["accuracy"]["low"]
     assert few["question_type"]["is"]["low"] == 0
-    right = {"model": "x", "examples": per_example(TASK, shared, ["yes"] * 16)}
-    assert compare(per_example(TASK, shared, answers), right)["difference"]["low"] == -1
+    write_per_example(tmp_path / "right.json", "x", "val", TASK, shared, ["yes"] * 16)
+    right = OtherRun(tmp_path / "right.json", TASK, shared)
+    assert summarise(TASK, shared, answers, against=right)["difference"]["difference"]["low"] == -1
 
 
-def test_a_run_agrees_with_itself():
-    entries = per_example(TASK, EXAMPLES, ANSWERS)
-    result = compare(entries, {"model": "x", "examples": entries})
-    assert result["agreement"] == 1
-    assert result["difference"] == {"mean": 0, "low": 0, "high": 0}
+def test_a_run_agrees_with_itself(tmp_path):
+    write_per_example(tmp_path / "a.json", "x", "val", TASK, EXAMPLES, ANSWERS)
+    result = summarise(TASK, EXAMPLES, ANSWERS, against=OtherRun(tmp_path / "a.json", TASK, EXAMPLES))["difference"]
+    assert result == {"model": "x", "difference": {"mean": 0, "low": 0, "high": 0}, "agreement": 1}
 
 
-def test_other_questions_are_refused():
-    theirs = {"model": "x", "examples": [{"id": 9, "answer": "a", "score": 1.0}]}
+def test_other_questions_are_refused(other):
     with pytest.raises(InputError, match="same split"):
-        compare([ENTRY], theirs)
+        other({"model": "x", "rule": "official", "examples": [ENTRY]})
 
 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
         ([ENTRY, ENTRY], "an id more than once"),
-        ([ENTRY | {"score": float("nan")}], "no per_example file"),
+        ([ENTRY | {"score": float("nan")}], "not valid JSON"),
         ([ENTRY | {"score": "1"}], "no per_example file"),
         ([ENTRY | {"score": 2}], "no per_example file"),
         ([ENTRY | {"id": [1]}], "no per_example file"),
@@ -104,9 +112,9 @@ def test_other_questions_are_refused():
         (3, "no per_example file"),
     ],
 )
-def test_broken_files_to_compare_with_are_refused(entries, message):
+def test_broken_files_to_compare_with_are_refused(other, entries, message):
     with pytest.raises(InputError, match=message):
-        compare([ENTRY], {"model": "x", "examples": entries})
+        other({"model": "x", "rule": "official", "examples": entries}, EXAMPLES[:1])
 
 
 @pytest.mark.parametrize(("kind", "rule", "score"), [(VQAv2, None, 0), (VQAv2, "official", 0), (VQAv2, "published", 1)])
@@ -117,14 +125,15 @@ def test_the_rule_of_vqa_accuracy(kind, rule, score):
     assert ("published rule" in str(table(summary, task, "scores").title)) == (rule == "published")
 
 
-def test_runs_scored_by_different_rules_are_not_compared():
-    official, published = (rule_of(with_rule(VQAv2, LABELS, rule))["rule"] for rule in ("official", "published"))
-    theirs = {"model": "x", "examples": [ENTRY]}
-    assert entries_for([1], theirs | {"rule": official}, official) == {1: ENTRY}
-    for other in (theirs, theirs | {"rule": published}):  # files used to name no rule
-        assert entries_for([1], other, published) == entries_for([1], other) == {1: ENTRY}
+def test_runs_scored_by_different_rules_are_not_compared(other):
+    theirs, published = {"model": "x", "examples": [ENTRY]}, with_rule(VQAv2, LABELS, "published")
+    assert other(theirs | {"rule": "official"}, EXAMPLES[:1]).entries == {1: ENTRY}
+    for content in (theirs, theirs | {"rule": "published"}):  # files used to name no rule
+        assert other(content, EXAMPLES[:1], published).entries == {1: ENTRY}
         with pytest.raises(InputError, match="rule=published, this one by official"):
-            entries_for([1], other, official)
+            other(content, EXAMPLES[:1])
+    labels = NLVR2(NLVR2.fixed_labels)
+    assert other(theirs, EXAMPLES[:1], labels).entries == {1: ENTRY}
 
 
 def test_other_tasks_have_no_rule():

@@ -1,7 +1,7 @@
 """Official accuracy with its uncertainty, by group, and against another run on the same examples."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from pumer.settings.evaluate import EvaluateConfig
 from pumer.tasks import Example, Retrieval
 from pumer.tasks.loading import Collator, Examples
 from pumer.utils.errors import InputError
-from pumer.utils.files import read_json, write_json
+from pumer.utils.files import write_json
 from pumer.utils.locks import only_one
 from pumer.utils.progress import progress_bar
 from pumer.utils.provenance import collect
@@ -29,13 +29,12 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
 
     Args:
         config: what to evaluate on what.
-        console: where the table and the names of the written files go; None prints nothing.
+        console: where the table goes; None prints nothing.
 
     Returns:
         `model`, `split`, `reduction`, `answered`, `left_out` (examples whose images a prepared folder had to skip),
-        the fields of `summarise`, `constant_per_template` (accuracy of the best
-        constant answer per question type, or of one answer to all where the task has no types), with `against` also
-        `difference` (the fields of `compare`), and the provenance. The same dict is written to `config.output`.
+        the fields of `pumer.evaluation.scoring.summarise`, and the provenance. The same dict is written to
+        `config.output`.
 
     Raises:
         InputError: for all user errors.
@@ -46,7 +45,6 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
 
 
 def _evaluated(config: EvaluateConfig, console: Console | None) -> dict[str, Any]:
-    against = None if config.against is None else read_json(config.against)
     session = Session.open(
         config.model,
         config.task,
@@ -69,8 +67,7 @@ def _evaluated(config: EvaluateConfig, console: Console | None) -> dict[str, Any
     public = bool(examples[0].answers)
     if not public and (config.submission is None or config.per_example or config.against):
         raise InputError(f"split {config.split} has no public answers; give submission=FILE alone, for the server")
-    if against is not None:  # refused now, not after the last forward
-        scoring.entries_for([example.id for example in examples], against, scoring.rule_of(task).get("rule"))
+    against = None if config.against is None else scoring.OtherRun(config.against, task, examples)
     if sets is None:
         answers = predict(session, examples, config.batch_size, config.workers, progress=True)
     else:
@@ -82,16 +79,14 @@ def _evaluated(config: EvaluateConfig, console: Console | None) -> dict[str, Any
     result: dict[str, Any] = {"model": config.model, "split": config.split, "reduction": session.reduction}
     result |= {"answered": len(answers), "left_out": left_out}
     if public:
-        result |= _scored(config, session, examples, answers, against)
+        result |= scoring.summarise(task, examples, answers, _training_examples(config, session), against)
+    if config.per_example is not None:
+        scoring.write_per_example(config.per_example, config.model, config.split, task, examples, answers)
     result |= collect(config, str(session.model.dtype).removeprefix("torch."))
     if config.output is not None:
         write_json(config.output, result)
-    if console is not None:
-        if public:
-            title = f"{config.model} on {config.split}, {result['reduction']['method']}"
-            console.print(scoring.table(result, task, title))
-        for place in config.written:
-            console.print(f"wrote {place}", highlight=False, markup=False, soft_wrap=True)
+    if console is not None and public:
+        console.print(scoring.table(result, task, f"{config.model} on {config.split}, {session.reduction['method']}"))
     return result
 
 
@@ -123,35 +118,10 @@ def predict(
     return answers
 
 
-def _scored(
-    config: EvaluateConfig,
-    session: Session,
-    examples: Sequence[Example],
-    answers: Sequence[str],
-    against: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Scores of the answers, and what they are compared with."""
-    task = session.task
-    result = scoring.summarise(task, examples, answers)
-    constants = _constants(config, session, examples)
-    if constants is not None:
-        known = task.scores(examples, constants).tolist()
-        result["constant_per_template"] = scoring.mean_score(known, scoring.sources_of(examples))
-    entries = scoring.per_example(task, examples, answers)
-    if against is not None:
-        result["difference"] = scoring.compare(entries, against)
-    if config.per_example is not None:
-        scoring.write_per_example(config.per_example, config.model, config.split, task, entries)
-    return result
-
-
-def _constants(config: EvaluateConfig, session: Session, examples: Sequence[Example]) -> list[str] | None:
-    """The best constant answers, where there is a train split to take them from."""
-    if config.data.train is None or session.root is None:
-        return None
+def _training_examples(config: EvaluateConfig, session: Session) -> list[Example]:
+    """What the best constant answers are taken from; none where there is no train split."""
     try:
-        train = session.task.read(session.root, config.data.train)
-        return scoring.constant_per_template(session.task, train, examples) if train[0].answers else None
+        return session.task.read(session.root, config.data.train) if session.root and config.data.train else []
     except InputError as error:
         logger.info("no best constant answers: %s", error)
-        return None
+        return []

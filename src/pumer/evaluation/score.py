@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from pumer.evaluation.ranking import ABOUT, SCORES, CandidateSets, read_scores
-from pumer.evaluation.scoring import per_example, summarise, table, write_per_example
+from pumer.evaluation.scoring import summarise, table, write_per_example
 from pumer.session import with_rule
+from pumer.settings.common import RETRIEVAL
 from pumer.settings.score import ScoreConfig
 from pumer.tasks import Example, Retrieval, Task, task_class
 from pumer.tasks.metrics import CUTOFFS
@@ -26,7 +27,7 @@ def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
 
     Args:
         config: what to score against what.
-        console: where the table and the name of the written file go; None prints nothing.
+        console: where the table goes; None prints nothing.
 
     Returns:
         The fields of `pumer.evaluation.scoring.summarise`.
@@ -47,12 +48,10 @@ def _scored(config: ScoreConfig, console: Console | None) -> dict[str, Any]:
     task = with_rule(kind, kind.fixed_labels, config.rule)
     result = summarise(task, examples, answers)
     if config.per_example is not None:
-        entries = per_example(task, examples, answers)
-        write_per_example(config.per_example, str(config.predictions), str(config.annotations), task, entries)
+        made_by, made_of = str(config.predictions), str(config.annotations)
+        write_per_example(config.per_example, made_by, made_of, task, examples, answers)
     if console is not None:
         console.print(table(result, task, f"{config.predictions} on {config.annotations}"))
-        for file in config.written:
-            console.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
     return result
 
 
@@ -72,6 +71,9 @@ def _ranked(config: ScoreConfig, kind: type[Retrieval]) -> tuple[list[Example], 
     """The queries of a split, and what a file found for each within its candidate set."""
     split, path = config.split or "test", config.predictions
     pairs = kind.pairs(config.annotations, split)
+    dataset = read_json(config.annotations).get("dataset")
+    if dataset in RETRIEVAL and dataset != kind.name:
+        raise InputError(f"{config.annotations} is the file of {dataset}, not of {kind.name}; give the task {dataset}")
     if not pairs:
         raise InputError(f"{config.annotations} holds nothing of split {split}")
     sets = CandidateSets(pairs, config.galleries)

@@ -1,7 +1,7 @@
-"""From answers to metrics: accuracy with its uncertainty, by group, and compared with other runs."""
+"""From answers to metrics: accuracy with its uncertainty, by group, and compared with another run."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,34 @@ from pumer.evaluation.statistics import Interval, bootstrap
 from pumer.settings.common import Rule
 from pumer.tasks import Example, Task, VQAv2
 from pumer.utils.errors import InputError
-from pumer.utils.files import write_json
+from pumer.utils.files import read_json, write_json
 
 FORMER_RULE: Rule = "published"
 """The rule behind scores that were written before files named their rule."""
 
 
-def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
+def summarise(
+    task: Task,
+    examples: Sequence[Example],
+    answers: Sequence[str],
+    train: Sequence[Example] = (),
+    against: "OtherRun | None" = None,
+) -> dict[str, Any]:
     """Official accuracy with 95% intervals over images.
+
+    Args:
+        task: for its score.
+        examples: with their right answers.
+        answers: one per example.
+        train: examples that the best constant answers are taken from; none, or without answers: not reported.
+        against: another run on the same examples.
 
     Returns:
         `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]); the same by value for every group that
         the task breaks scores down by, such as `question_type`; as `figures` the task's further metrics, such as
-        `consistency`, whose `questions` are how many values are averaged; of VQAv2 also `rule`.
+        `consistency`, whose `questions` are how many values are averaged; of VQAv2 also `rule`; with `train` the
+        accuracy `constant_per_template` of the best constant answer per question type, or of one answer to all where
+        the task has no types; with `against` also `difference`, see `OtherRun.compared`.
     """
     scores, sources = task.scores(examples, answers).tolist(), sources_of(examples)
     groups: dict[str, dict[str, list[tuple[float, str]]]] = defaultdict(lambda: defaultdict(list))
@@ -34,7 +49,19 @@ def summarise(task: Task, examples: Sequence[Example], answers: Sequence[str]) -
     result = {"questions": len(scores), **rule_of(task), "accuracy": asdict(bootstrap(scores, sources))}
     result |= {name: {value: _mean(by[value]) for value in sorted(by)} for name, by in groups.items()}
     metrics = {name: _mean(values) for name, values in task.metrics(examples, answers).items()}
-    return result | {"figures": metrics} if metrics else result
+    result |= {"figures": metrics} if metrics else {}
+    if train and train[0].answers:
+        constants = task.scores(examples, constant_per_template(task, train, examples)).tolist()
+        result["constant_per_template"] = _mean(list(zip(constants, sources, strict=True)))
+    if against is not None:
+        result["difference"] = against.compared(examples, answers, scores)
+    return result
+
+
+def _mean(scored: Sequence[tuple[float, str]]) -> dict[str, Any]:
+    """`questions`, and `mean`, `low`, `high` of scores with their sources."""
+    scores, sources = zip(*scored, strict=True)
+    return {"questions": len(scored), **asdict(bootstrap(scores, sources))}
 
 
 def rule_of(task: Task) -> dict[str, str]:
@@ -47,83 +74,68 @@ def sources_of(examples: Iterable[Example]) -> list[str]:
     return [example.source or str(example.id) for example in examples]
 
 
-def per_example(task: Task, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
-    """The entries of a `per_example` file: `id`, `source`, `answer` and official `score` of every example."""
+def write_per_example(
+    path: Path, model: str, split: str, task: Task, examples: Sequence[Example], answers: Sequence[str]
+) -> None:
+    """Write the answer and score of every example, for `OtherRun` to read."""
     rows = zip(examples, sources_of(examples), answers, task.scores(examples, answers).tolist(), strict=True)
-    return [
+    entries = [
         {"id": example.id, "source": source, "answer": answer, "score": score}
         for example, source, answer, score in rows
     ]
-
-
-def write_per_example(path: Path, model: str, split: str, task: Task, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file that other runs can be compared with.
-
-    Args:
-        path: JSON file to write.
-        model: what answered.
-        split: what was answered.
-        task: for its rule.
-        entries: as `per_example` returns them.
-    """
     write_json(path, {"model": model, "split": split, **rule_of(task), "examples": entries})
 
 
-def compare(entries: Sequence[Mapping[str, Any]], other: Mapping[str, Any]) -> dict[str, Any]:
-    """How this run differs from another one on the same questions.
+class OtherRun:
+    """Another run on the same examples.
 
-    Args:
-        entries: of this run, as `per_example` returns them.
-        other: content of the other run's `per_example` file.
-
-    Returns:
-        `model` (the other), `difference` of accuracy (this minus other; `mean`, `low`, `high`, paired
-        bootstrap) and `agreement`, the fraction of questions with the same answer.
-
-    Raises:
-        InputError: when the other run answered other questions.
+    Attributes:
+        model: that it was of.
+        entries: answers and scores by the examples' ids.
     """
-    theirs = entries_for([entry["id"] for entry in entries], other)
-    pairs = [(entry, theirs[entry["id"]]) for entry in entries]
-    differences = [ours["score"] - their["score"] for ours, their in pairs]
-    sources = [their.get("source", str(their["id"])) for _, their in pairs]
-    return {
-        "model": other["model"],
-        "difference": asdict(bootstrap(differences, sources)),
-        "agreement": sum(ours["answer"] == their["answer"] for ours, their in pairs) / len(pairs),
-    }
 
+    def __init__(self, path: Path, task: Task, examples: Sequence[Example]) -> None:
+        """Read a file that `write_per_example` wrote.
 
-def entries_for(
-    numbers: Collection[int | str], other: Any, rule: str | None = None
-) -> dict[int | str, Mapping[str, Any]]:
-    """What another run's `per_example` file holds about some questions, by question id.
+        Args:
+            path: the file.
+            task: of this run, with its rule.
+            examples: of this run.
 
-    Args:
-        numbers: the ids of the questions.
-        other: content of the file.
-        rule: by which this run is scored; None where there is no choice.
+        Raises:
+            InputError: for a file of something else, and a run on other examples or scored by another rule.
+        """
+        content = read_json(path)
+        found = content.get("examples") if isinstance(content, Mapping) and "model" in content else None
+        listed: list[Any] = found if isinstance(found, list) else [None]
+        if not all(map(_is_entry, listed)):
+            raise InputError(f"{path} is no per_example file of `pumer evaluate`; make one with it")
+        rule, their_rule = rule_of(task).get("rule"), content.get("rule", FORMER_RULE)
+        if rule not in (None, their_rule):
+            raise InputError(f"the run in {path} is scored by rule={their_rule}, this one by {rule}; give the same")
+        self.model: str = content["model"]
+        self.entries: dict[int | str, Mapping[str, Any]] = {entry["id"]: entry for entry in listed}
+        if len(self.entries) < len(listed):
+            raise InputError(f"{path} has an id more than once; make it again with `pumer evaluate`")
+        if self.entries.keys() != {example.id for example in examples}:
+            raise InputError(
+                f"the run in {path} answered {len(listed)} other questions, this one {len(examples)}; "
+                "evaluate both on the same split and limit"
+            )
 
-    Raises:
-        InputError: for a file of something else, when the other run answered other questions, and when it was scored
-            by another rule.
-    """
-    entries = other.get("examples") if isinstance(other, Mapping) and "model" in other else None
-    listed: list[Any] = entries if isinstance(entries, list) else [None]
-    if not all(map(_is_entry, listed)):
-        raise InputError("the file to compare with is no per_example file of `pumer evaluate`; make one with it")
-    their_rule = other.get("rule", FORMER_RULE)
-    if rule not in (None, their_rule):
-        raise InputError(f"the run to compare with is scored by rule={their_rule}, this one by {rule}; give the same")
-    theirs = {entry["id"]: entry for entry in listed}
-    if len(theirs) < len(listed):
-        raise InputError("the file to compare with has an id more than once; make it again with `pumer evaluate`")
-    if theirs.keys() != set(numbers):
-        raise InputError(
-            f"the run to compare with answered {len(theirs)} other questions, this one {len(numbers)}; "
-            "evaluate both on the same split and limit"
-        )
-    return theirs
+    def compared(self, examples: Sequence[Example], answers: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
+        """How this run differs from the other.
+
+        Returns:
+            `model` (the other), `difference` of accuracy (this minus other; `mean`, `low`, `high`, paired bootstrap)
+            and `agreement`, the fraction of examples with the same answer.
+        """
+        theirs = [self.entries[example.id] for example in examples]
+        differences = [score - entry["score"] for score, entry in zip(scores, theirs, strict=True)]
+        sources = [entry.get("source", str(entry["id"])) for entry in theirs]
+        same = [answer == entry["answer"] for answer, entry in zip(answers, theirs, strict=True)]
+        difference = asdict(bootstrap(differences, sources))
+        return {"model": self.model, "difference": difference, "agreement": sum(same) / len(same)}
 
 
 def _is_entry(entry: Any) -> bool:
@@ -156,14 +168,8 @@ def constant_per_template(task: Task, train: Iterable[Example], test: Sequence[E
     return [best.get(template(example), best[None]) for example in test]
 
 
-def table(result: Mapping[str, Any], task: type[Task] | Task, title: str) -> Table:
-    """A result as a table: accuracy in percent with its 95% interval.
-
-    Args:
-        result: as `summarise` returns it; `constant_per_template` and `difference` are shown where it has them.
-        task: names its groups, and says whether it has templates.
-        title: above the table.
-    """
+def table(result: Mapping[str, Any], task: Task, title: str) -> Table:
+    """A result of `summarise` as a table: accuracy in percent with its 95% interval."""
     rule = result.get("rule", "official")
     shown = Table(title=title if rule == "official" else f"{title}, {rule} rule")
     for heading in ("questions of", "number", "accuracy % [95% interval]"):
@@ -183,12 +189,3 @@ def table(result: Mapping[str, Any], task: type[Task] | Task, title: str) -> Tab
         shown.add_row(f"difference to {other['model']}", "", str(Interval.of(other["difference"])))
         shown.add_row(f"agreement with {other['model']}", "", f"{100 * other['agreement']:.1f}")
     return shown
-
-
-def mean_score(scores: Sequence[float], sources: Sequence[str] | None = None) -> dict[str, Any]:
-    """`questions`, and `mean`, `low`, `high` of their scores, in [0, 1]."""
-    return {"questions": len(scores), **asdict(bootstrap(scores, sources))}
-
-
-def _mean(values: Sequence[tuple[float, str]]) -> dict[str, Any]:
-    return mean_score(*zip(*values, strict=True))
