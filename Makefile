@@ -48,10 +48,10 @@ lint: $(VENV)/.installed  ## style, formatting, types
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed  ## speed and memory on this CPU: benchmarks/results/
-	$(BIN)/python benchmarks/full_size.py
+	$(BIN)/python -m benchmarks.full_size
 
 bench-gpu: $(VENV)/.installed  ## speed, memory and kernel launches on one GPU, 8 minutes: benchmarks/results/gpu/
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python -m benchmarks.gpu
 
 clean:  ## remove environments, caches and outputs
 	rm -rf $(VENV) $(OLDEST) out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,7 +7,6 @@ questions about one picture. The weights are the same for all three. Writes `ben
 picture.
 """
 
-import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,17 +22,18 @@ from rich.progress import track
 from rich.table import Table
 
 import pumer
+from benchmarks.common import RESULTS, parser
+from benchmarks.pretrain_small.patches import patch_objects
 from pumer.checkpoint import load, load_processor
 from pumer.evaluation.statistics import bootstrap
 from pumer.reducers import ClsPruningConfig, PuMerConfig, RandomPruningConfig, ReductionConfig
 from pumer.utils.files import write_json
 from pumer.utils.provenance import collect
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import SMALL
 from pumer.visualization import drawing
-from pumer.world.scenes import Scene, generator, make_scene, patch_objects, render
+from pumer.world.scenes import Scene, generator, make_scene, render
 from pumer.world.sentences import Question, ask
 
-RESULTS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 METHODS: dict[str, type[PuMerConfig | ClsPruningConfig | RandomPruningConfig]] = {
     "text": PuMerConfig,
@@ -51,12 +51,12 @@ Asked = tuple[Scene, list[Question]]
 
 def main() -> None:
     """Parse, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--batch", type=int, default=16, help="pictures per forward")
-    parser.add_argument("--out", type=Path, default=RESULTS / "text-matters.json")
-    parser.add_argument("--picture", type=Path, default=IMAGES / "text-matters.png")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--pictures", type=int, default=500)
+    options.add_argument("--batch", type=int, default=16, help="pictures per forward")
+    options.add_argument("--out", type=Path, default=RESULTS / "text-matters.json")
+    options.add_argument("--picture", type=Path, default=IMAGES / "text-matters.png")
+    arguments = options.parse_args()
     asked = [draw_questions(index) for index in range(arguments.pictures)]
     rows = []
     for backbone in LAYERS:
@@ -120,7 +120,7 @@ class Pruner:
     """
 
     def __init__(self, backbone: str, config: ReductionConfig) -> None:
-        checkpoint = str(checkpoint_dir(f"{backbone}-small"))
+        checkpoint = str(SMALL[f"small:{backbone}"])
         self.model, self.processor = pumer.patch(load(checkpoint), config).eval(), load_processor(checkpoint)
 
     @torch.inference_mode()

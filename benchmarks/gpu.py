@@ -7,7 +7,6 @@ its reason. Each part writes `benchmarks/results/gpu/PART.json` as it goes, so t
 measured is kept; parts that have a file there are in the table as well.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,14 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gpu_parts
-import gpu_table
 import psutil
 import torch
-from deadline import OutOfTime, time_limit
-from gpu_parts import Settings
-from rows import RESULTS
 
+from benchmarks import gpu_parts, gpu_table
+from benchmarks.common import RESULTS, parser
+from benchmarks.deadline import OutOfTime, time_limit
+from benchmarks.gpu_parts import Settings
 from pumer.profiling.timing import reason, release_memory
 from pumer.utils.files import read_json, write_json
 from pumer.utils.provenance import collect
@@ -46,17 +44,17 @@ LONGEST_START = 120.0
 
 def main() -> None:
     """Parse, measure, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=8.0, help="from the start of the process to its end")
-    parser.add_argument("--seconds", type=float, default=1.5, help="least time per point")
-    parser.add_argument("--pairs", type=int, default=7, help="interleaved rounds per point, at least")
-    parser.add_argument("--compile-seconds", type=float, default=50.0, help="for the compilation of one row")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="the small models in small batches, to try the program")
-    parser.add_argument("--results", type=Path, default=RESULTS / "gpu", help="folder of the result files")
-    parser.add_argument("--commit", help="of the source, where git cannot tell")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    options.add_argument("--minutes", type=float, default=8.0, help="from the start of the process to its end")
+    options.add_argument("--seconds", type=float, default=1.5, help="least time per point")
+    options.add_argument("--pairs", type=int, default=7, help="interleaved rounds per point, at least")
+    options.add_argument("--compile-seconds", type=float, default=50.0, help="for the compilation of one row")
+    options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    options.add_argument("--tiny", action="store_true", help="the small models in small batches, to try the program")
+    options.add_argument("--results", type=Path, default=RESULTS / "gpu", help="folder of the result files")
+    options.add_argument("--commit", help="of the source, where git cannot tell")
+    arguments = options.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("torch sees no GPU; give --device cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from deadline import time_limit
-from launches import observe
-from rows import CASES, LIMIT, TRANSFORMERS, UNREDUCED, Case, ideal, row_model, sizes, sliced_rows
-from training_step import Case as TrainingCase
-from training_step import times
 from transformers import PreTrainedModel
 
 import pumer
+from benchmarks.deadline import time_limit
+from benchmarks.launches import observe
+from benchmarks.rows import CASES, LIMIT, TRANSFORMERS, UNREDUCED, Case, ideal, row_model, sizes, sliced_rows
+from benchmarks.training_step import Case as TrainingCase
+from benchmarks.training_step import times
 from pumer import kernels
 from pumer.profiling.inputs import inputs_for
 from pumer.profiling.named_models import model_from

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rows import LIMIT, TRANSFORMERS, UNREDUCED
+from benchmarks.rows import LIMIT, TRANSFORMERS, UNREDUCED
 
 MOST_LINES, MOST_CHARACTERS = 100, 10_000
 SHORT = {"bfloat16": "bf16", "float32": "fp32", "bfloat16 autocast": "bf16 autocast", TRANSFORMERS: "hf"}

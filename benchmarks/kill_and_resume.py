@@ -18,18 +18,18 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
+from benchmarks.common import RESULTS, parser
 from pumer.settings.common import AugmentConfig
 from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
 from pumer.training.checkpoints import STATE_FILE, last_checkpoint
 from pumer.utils.config import to_dict
 from pumer.utils.files import read_json, write_json
 from pumer.utils.provenance import collect
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import SMALL
 from pumer.world import WorldConfig, write_world
 
-RESULTS = Path(__file__).parent / "results"
 LAYERS = {"vilt-small": [2, 5, 8], "meter-small": [0, 2, 4, 6]}
-SAVING = ("_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state", "_complete")
+SAVING = ("_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state", "save_model")
 CHILD = """
 import sys
 from pumer.cli import main
@@ -52,14 +52,14 @@ main()
 
 def main() -> None:
     """Train, kill, compare, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(LAYERS), choices=list(LAYERS))
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--every", type=int, default=50, help="steps between two checkpoints")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--out", type=Path, default=RESULTS / "kill-and-resume.json")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--models", nargs="+", default=list(LAYERS), choices=list(LAYERS))
+    options.add_argument("--steps", type=int, default=300)
+    options.add_argument("--every", type=int, default=50, help="steps between two checkpoints")
+    options.add_argument("--batch", type=int, default=2)
+    options.add_argument("--seed", type=int, default=0, help="of the moments")
+    options.add_argument("--out", type=Path, default=RESULTS / "kill-and-resume.json")
+    arguments = options.parse_args()
     console, moments = Console(), random.Random(arguments.seed)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -78,9 +78,9 @@ def compare(name: str, folder: Path, arguments: argparse.Namespace, moments: ran
     """Two runs of a model, one of them killed three times, and whether they ended alike."""
     steps, every = arguments.steps, arguments.every
     config = TrainConfig(
-        model=str(checkpoint_dir(name)),
+        model=str(SMALL[f"small:{name.removesuffix('-small')}"]),
         output=folder / name / "undisturbed",
-        data=TrainingData(folder / "vqav2", min_answer_count=1),
+        data=TrainingData(root=folder / "vqav2", min_answer_count=1),
         reduction={"method": "pumer", "layers": LAYERS[name], "prune_ratio": 0.1, "merge_ratio": 0.3},
         augment=AugmentConfig(),
         optimizer=OptimizerConfig(lr=1e-4),

@@ -5,7 +5,6 @@ official files and from what `pumer data prepare` made of them, and prepares dat
 process of its own. Writes `benchmarks/results/reading-<device>.json`.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -14,15 +13,15 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.common import RESULTS, parser
 from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
 from pumer.tasks import check, prepare
 from pumer.training import run as train
 from pumer.utils.files import read_json, write_json
 from pumer.utils.provenance import collect
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import SMALL
 from pumer.utils.tensors import best_device
 
-RESULTS = Path(__file__).parent / "results"
 EDGE = 96
 TASKS = ("vqav2", "nlvr2", "snli_ve")
 _PREPARE = """
@@ -37,12 +36,12 @@ print(peak_since("cpu"))
 
 def main() -> None:
     """Parse, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, default=Path("out/world"))
-    parser.add_argument("--steps", type=int, default=40, help="of each training")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--out", type=Path, default=RESULTS / f"reading-{best_device().type}.json")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--world", type=Path, default=Path("out/world"))
+    options.add_argument("--steps", type=int, default=40, help="of each training")
+    options.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    options.add_argument("--out", type=Path, default=RESULTS / f"reading-{best_device().type}.json")
+    arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = {task: measure(arguments.world / task, task, Path(folder), arguments.steps) for task in arguments.tasks}
     write_json(arguments.out, {"tasks": rows, "provenance": collect({"steps": arguments.steps, "edge": EDGE})})
@@ -55,7 +54,9 @@ def measure(root: Path, task: str, folder: Path, steps: int) -> dict[str, Any]:
     peak = peak_of_prepare(task, root, prepared)
     row: dict[str, Any] = {"images": read_json(prepared / prepare.RECORD)["images"], "prepare_peak_mib": peak}
     for name, data in {"files": root, "prepared": prepared}.items():
-        found = check.run(check.CheckConfig(task, data, splits=("val",), speed=True, edge=EDGE), progress=False)
+        found = check.run(
+            check.CheckConfig(task=task, root=data, splits=("val",), speed=True, edge=EDGE), progress=False
+        )
         row[name] = {"images_per_second": found["images_per_second"]}
         row[name] |= waiting(task, data, folder / f"{task}-{name}", steps)
     return row
@@ -64,7 +65,7 @@ def measure(root: Path, task: str, folder: Path, steps: int) -> dict[str, Any]:
 def waiting(task: str, root: Path, output: Path, steps: int) -> dict[str, float]:
     """Share of a training's time that it waited for examples, without workers, and examples per second."""
     config = TrainConfig(
-        model=str(checkpoint_dir()),
+        model=str(SMALL["small:vilt"]),
         output=output,
         data=TrainingData(root=root, eval=None),
         task=task,

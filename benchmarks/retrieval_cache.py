@@ -5,36 +5,33 @@ of random weights (which changes no time), and writes `benchmarks/results/retrie
 many times faster, and the largest difference of a score. The reduction is the paper's for retrieval.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
 import pumer
+from benchmarks.common import RESULTS, parser
 from pumer.models.meter import MeterConfig, MeterForImageAndTextRetrieval
 from pumer.profiling.timing import synchronise
 from pumer.utils.files import write_json
 from pumer.utils.provenance import collect
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import SMALL
 from pumer.utils.tensors import best_device
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
     """Parse, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=50)
-    parser.add_argument("--captions", type=int, default=250)
-    parser.add_argument("--batch", type=int, default=64, help="pairs per forward")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, default=50)
+    options.add_argument("--captions", type=int, default=250)
+    options.add_argument("--batch", type=int, default=64, help="pairs per forward")
+    arguments = options.parse_args()
     device = best_device()
     torch.manual_seed(0)
-    model = MeterForImageAndTextRetrieval.from_pretrained(checkpoint_dir("meter-small")).eval().to(device)
+    model = MeterForImageAndTextRetrieval.from_pretrained(SMALL["small:meter"]).eval().to(device)
     config: MeterConfig = model.config
     pixels = torch.randn(arguments.images, 3, config.image_size, config.image_size, device=device)
     words = torch.randint(5, config.text_config.vocab_size, (arguments.captions, 16), device=device)

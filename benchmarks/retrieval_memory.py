@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.common import RESULTS, parser
 from pumer.evaluation.ranking import CandidateSets, rank
 from pumer.profiling.peak_memory import peak_since, resident
 from pumer.session import Session
@@ -28,7 +29,6 @@ from pumer.utils.provenance import collect
 from pumer.utils.shipped import SMALL
 from pumer.utils.tensors import best_device
 
-RESULTS = Path(__file__).parent / "results"
 MODELS = ("vilt-small", "meter-small")
 CAPTIONS = 5
 WORDS = [
@@ -52,12 +52,12 @@ WORDS = [
 
 def main() -> None:
     """Parse, measure, write; in the process that `measured` starts, measure only."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[20, 100])
-    parser.add_argument("--batch", type=int, default=16, help="pairs per forward")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"retrieval-memory-{best_device().type}.json")
-    parser.add_argument("--only", choices=MODELS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, nargs="+", default=[20, 100])
+    options.add_argument("--batch", type=int, default=16, help="pairs per forward")
+    options.add_argument("--out", type=Path, default=RESULTS / f"retrieval-memory-{best_device().type}.json")
+    options.add_argument("--only", choices=MODELS, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
     if arguments.only:
         sys.stdout.write(json.dumps(measure(arguments.only, arguments.images[0], arguments.batch)) + "\n")
         return
@@ -74,7 +74,17 @@ def main() -> None:
 
 def measured(model: str, images: int, batch: int) -> dict[str, float]:
     """`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--only", model, "--images", str(images), "--batch", str(batch)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.retrieval_memory",
+        "--only",
+        model,
+        "--images",
+        str(images),
+        "--batch",
+        str(batch),
+    ]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -83,7 +93,7 @@ def measured(model: str, images: int, batch: int) -> dict[str, float]:
 def measure(name: str, images: int, batch: int) -> dict[str, float]:
     """Peak memory in MiB above what is held before, and pairs per second."""
     torch.manual_seed(0)
-    folder, device = str(checkpoint_dir(name)), best_device()
+    folder, device = str(SMALL[f"small:{name.removesuffix('-small')}"]), best_device()
     session = Session.around(folder, Flickr30k.model(folder, ()), Flickr30k())
     session.model.to(device)
     with tempfile.TemporaryDirectory() as root:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -12,7 +11,6 @@ from pumer.profiling.limit import limit_of, measured_reduction
 from pumer.profiling.named_models import default_image_size, default_text_length, variant
 from pumer.reducers import config_to_dict
 
-RESULTS = Path(__file__).parent / "results"
 UNREDUCED, TRANSFORMERS = "unreduced", "transformers"
 LIMIT = "limit of "
 """Before the name of a reduction: its schedule by plain slices, see `pumer.profiling.limit`."""

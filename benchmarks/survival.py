@@ -13,7 +13,6 @@ undisturbed run wrote, and what a disturbed run says must be one line without a 
 Prints a line per command and kind, and PASS or FAIL; writes `benchmarks/results/survival.json`.
 """
 
-import argparse
 import json
 import os
 import random
@@ -34,12 +33,12 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from benchmarks.common import RESULTS, parser
 from pumer.utils.files import read_json, write_json
 from pumer.utils.provenance import collect
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import SMALL
 from pumer.world import WorldConfig, write_world
 
-RESULTS = Path(__file__).parent / "results"
 GOLDEN = Path(__file__).parents[1] / "tests" / "goldens" / "vilt-vqa2.safetensors"
 KINDS = ("interrupt", "kill", "limit", "full")
 PATIENCE = 120.0
@@ -72,7 +71,7 @@ class Command:
 def commands(folder: Path) -> dict[str, Command]:
     """All of them, on a small world below a folder."""
     write_world(folder / "given", WorldConfig(train=60, val=24, heldout=0, test=0, tasks=("vqav2",)))
-    root, model = folder / "given" / "vqav2", str(checkpoint_dir("vilt-small"))
+    root, model = folder / "given" / "vqav2", str(SMALL["small:vilt"])
     released = _released(folder / "released")
     recipe = folder / "recipe.yaml"
     reduction = {"method": "pumer", "layers": [2, 5, 8], "prune_ratio": 0.1, "merge_ratio": 0.3}
@@ -115,13 +114,13 @@ def commands(folder: Path) -> dict[str, Command]:
 
 def main() -> None:
     """Disturb, go on, compare, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("commands", nargs="*", help="all by default")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--moments", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS / "survival.json")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("commands", nargs="*", help="all by default")
+    options.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    options.add_argument("--moments", type=int, default=10)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--out", type=Path, default=RESULTS / "survival.json")
+    arguments = options.parse_args()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

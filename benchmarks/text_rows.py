@@ -9,19 +9,16 @@ most, about 0.2% of a forward, within the spread. So the library computes the ro
 layer, with or without dropout, and a reducer that needs no text rows changes nothing.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from benchmarks.common import RESULTS, parser
 from pumer.functional import attention, attention_probabilities
 from pumer.profiling.timing import compare
 from pumer.utils.files import write_json
 from pumer.utils.provenance import collect
 
-RESULTS = Path(__file__).parent / "results"
 HEADS, WIDTH = 12, 64
 LAYERS = {2: (32, 145), 5: (26, 87), 8: (21, 52)}
 """Reducing layer to text and image tokens that enter it."""
@@ -55,11 +52,11 @@ class Shared(Apart):
 
 def main() -> None:
     """Measure every layer at a few batch sizes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--pairs", type=int, default=40)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options.add_argument("--dtype", default="float32")
+    options.add_argument("--pairs", type=int, default=40)
+    arguments = options.parse_args()
     batch_sizes = (1, 8) if arguments.device == "cpu" else (1, 8, 64, 256)
     layers = {}
     for layer, (text, image) in LAYERS.items():

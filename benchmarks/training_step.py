@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rows import LIMIT, RESULTS, UNREDUCED, row_model
 from torch import Tensor, nn
 
+from benchmarks.common import RESULTS, parser
+from benchmarks.rows import LIMIT, UNREDUCED, row_model
 from pumer import NoReduction, PuMerConfig
 from pumer.profiling.inputs import inputs_for
 from pumer.profiling.limit import limit_of
@@ -33,7 +34,7 @@ from pumer.profiling.peak_memory import bytes_of, measured_apart, peak_since, re
 from pumer.profiling.timing import compare
 from pumer.reducers import config_to_dict
 from pumer.tasks import VQAv2
-from pumer.training.distill import distillation_loss
+from pumer.training.distillation import distillation_loss
 from pumer.utils.files import write_json
 from pumer.utils.provenance import collect
 
@@ -213,7 +214,7 @@ def memory(case: Case, batch: int) -> dict[str, Any]:
             if reduction is None:
                 continue
             job = Job(case.model, reduction, batch, taught)
-            figures = measured_apart([__file__, "--job"], asdict(job))
+            figures = measured_apart(["-m", "benchmarks.training_step", "--job"], asdict(job))
             full = result[group].get(UNREDUCED, figures)
             saved = {f"{kind}_saved": 1 - figures[kind] / max(full[kind], 1) for kind in ("activations", "total")}
             result[group][name] = figures | saved
@@ -278,13 +279,13 @@ def table(title: str, result: Mapping[str, Any]) -> "Table":
 
 def main() -> None:
     """Parse, measure, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=[*CASES, []], help="default: both")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=20, help="interleaved rounds per group")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
-    parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("models", nargs="*", choices=[*CASES, []], help="default: both")
+    options.add_argument("--batch", type=int, default=8)
+    options.add_argument("--rounds", type=int, default=20, help="interleaved rounds per group")
+    options.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    options.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
+    arguments = options.parse_args()
     if arguments.job:
         sys.stdout.write(json.dumps(measure(Job(**json.load(sys.stdin)))) + "\n")
         return

@@ -46,7 +46,7 @@ from pumer.reducers import EViTConfig, PuMerConfig, ReductionConfig, ToMeConfig
 from pumer.utils.errors import InputError
 from pumer.utils.files import write_bytes
 from pumer.utils.locks import only_one
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import SMALL
 from pumer.world.sentences import KINDS
 
 
@@ -126,7 +126,7 @@ def _begin(config: PretrainConfig, stage: int, before: Trainee | None) -> Traine
         meter = MeterTrainee(small_meter(config.pairs, vocabulary=words))
         if config.start:
             return _go_on(meter, Path(config.start))
-        source = config.vilt or str(checkpoint_dir())
+        source = config.vilt or str(SMALL["small:vilt"])
         meter.borrow(read_model(ViltForQuestionAnswering, source, dtype=torch.float32)[0])
         return meter
     if isinstance(before, ViltTrainee):
@@ -304,7 +304,7 @@ def export(trainee: Trainee, folder: Path | None = None, tokenizer: Tokenizer | 
         tokenizer: that it was pre-trained with; the shipped models' if not given.
     """
     meter = isinstance(trainee, MeterTrainee)
-    folder = folder or checkpoint_dir("meter-small" if meter else "vilt-small")
+    folder = folder or SMALL["small:meter" if meter else "small:vilt"]
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(folder, tokenizer)
     unpatch(trainee.model).save_pretrained(folder)

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, ViltConfig, ViltImageProcessorPil, ViltP
 
 from benchmarks.pretrain_small.tokenizer import MAX_LENGTH, save_tokenizer
 from pumer.models.meter import MeterConfig, MeterImageProcessorPil
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import SMALL
 from pumer.world.sentences import ANSWERS
 
 IMAGE_SIZE = 96
@@ -79,8 +79,8 @@ def meter_image_processor() -> MeterImageProcessorPil:
 
 def small_processor() -> ViltProcessor:
     """The small models' processor, read from the shipped checkpoint or, without one, made anew."""
-    if (checkpoint_dir() / "tokenizer.json").exists():
-        return ViltProcessor(small_image_processor(), AutoTokenizer.from_pretrained(checkpoint_dir()))
+    if (SMALL["small:vilt"] / "tokenizer.json").exists():
+        return ViltProcessor(small_image_processor(), AutoTokenizer.from_pretrained(SMALL["small:vilt"]))
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(Path(folder))
         return ViltProcessor(small_image_processor(), AutoTokenizer.from_pretrained(folder))

@@ -1,15 +1,13 @@
-"""The tables as Markdown, as one self-contained HTML page, and as pictures of Figure 5."""
+"""The tables as Markdown, as one self-contained HTML page, and Figure 5 as images."""
 
-import base64
 from collections.abc import Collection, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.reproduce.figure import draw
 from benchmarks.reproduce.update import RESULTS
-from pumer.demo.report import html_table, page, provenance_section, with_small_print
+from pumer.demo.report import render
 from pumer.reducers import ReleasedPuMerConfig
 from pumer.utils.files import write_json, write_text
 
@@ -36,19 +34,19 @@ COLUMNS = (
 REPORT = "report.md"
 MACS = ("model and task", "original", "PuMer", "fewer", "paper: original", "paper: PuMer")
 EXPLAINED = (
-    "Accuracy in percent with its 95% interval (bootstrap over the test pictures, examples of one picture together); "
+    "Accuracy in percent with its 95% interval (bootstrap over the test images, examples of one image together); "
     "difference and agreement: to the original of the same seed, paired, in percentage points. Rows with several "
-    "seeds show means over them; the intervals are of the pictures and know nothing of the spread of seeds, whose "
-    "smallest and largest difference stand beside their number. Throughput, memory (peak of a forward, weights "
+    "seeds show means over them; the intervals are over the images alone, so the smallest and largest difference of a "
+    "seed are given beside the number of seeds. Throughput, memory (peak of a forward, weights "
     "included; the paper's was measured with autograd on) and MACs: against the original; in brackets the quartiles "
-    "of paired ratios. The paper's figures are of full-size models on the real data."
+    "of paired ratios. The paper's numbers are of full-size models on the real data."
 )
 AT_EQUAL = {"at_equal_throughput": "equal throughput", "at_equal_macs": "equal MACs"}
 TRAINING = ("task", "model", "seeds", "steps", "minutes", "examples per second", "against the original")
 
 
 def write(results: Results, folder: Path) -> None:
-    """Write `results.json`, `report.md`, `report.html`, and the figures that there is something to draw for.
+    """Write `results.json`, `report.md`, `report.html`, and the figures of tables that have points to draw.
 
     Args:
         results: `title`, `scale`, `tables` (see `collect.collect_table`), and `runs`: for each `of` (backbones and
@@ -75,7 +73,7 @@ def markdown(results: Results, drawn: Collection[str] = ()) -> str:
         if table["name"] in drawn:
             parts.append(f"![{table['title']}]({table['name']}.svg)")
     parts += [
-        "## How these figures were made",
+        "## Provenance",
         "The commands that trained, tested and timed are in results.json.",
         *_runs(results),
     ]
@@ -84,19 +82,21 @@ def markdown(results: Results, drawn: Collection[str] = ()) -> str:
 
 def html(results: Results, drawn: Mapping[str, bytes]) -> str:
     """The same as one page, with the figures, SVG by name of the table, inside."""
-    sections = [f"<h1>{escape(results['title'])}</h1>"]
-    sections.append(f"<ul class=lead>{''.join(f'<li>{escape(sentence)}</li>' for sentence in goals(results))}</ul>")
-    sections.append(f"<p class=note>{escape(EXPLAINED)}</p>")
+    tables = []
     for table in results["tables"]:
         columns, rows = content(table)
-        lines = [[with_small_print(cell) for cell in row] for row in rows]
-        sections += [f"<h2>{escape(table['title'])}</h2>", html_table(columns, lines)]
-        sections.append(f"<p class=note>{escape(table['note'])}</p>")
-        if table["name"] in drawn:
-            data = base64.b64encode(drawn[table["name"]]).decode("ascii")
-            sections.append(f'<img style="max-width: 100%" alt="" src="data:image/svg+xml;base64,{data}">')
-    sections += [f"<p class=note>{escape(sentence)}</p>" for sentence in _runs(results)]
-    return page(results["title"], [*sections, provenance_section({"provenance": results["runs"]})])
+        shown = {"title": table["title"], "note": table["note"], "columns": columns, "rows": rows}
+        tables.append(shown | {"figure": drawn.get(table["name"])})
+    return render(
+        "tables.html",
+        Path(__file__).parent,
+        title=results["title"],
+        goals=goals(results),
+        explained=EXPLAINED,
+        tables=tables,
+        runs=_runs(results),
+        provenance=results["runs"],
+    )
 
 
 def _is_figure(table: Mapping[str, Any]) -> bool:

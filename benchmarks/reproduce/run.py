@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from benchmarks.reproduce.collect import collect_table
 from benchmarks.reproduce.commands import Commands, Runner, cores
+from benchmarks.reproduce.parallel import Watch, run_at_once
 from benchmarks.reproduce.places import without_places
 from benchmarks.reproduce.report import REPORT, goals, write
 from benchmarks.reproduce.settings import ReproduceConfig, known
@@ -19,14 +20,14 @@ from benchmarks.reproduce.steps import steps
 from benchmarks.reproduce.tables import Table, chosen, tables
 from benchmarks.reproduce.update import measured_pairs, read_results, updated
 from pumer.checkpoint import model_class
-from pumer.demo.stages import Record, Stage, Watch, finished, run_at_once
+from pumer.demo.stages import Record, Stage, finished
 from pumer.settings.train import TrainConfig
 from pumer.utils.config import load
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json, write_json
 from pumer.utils.locks import only_one
 from pumer.utils.provenance import collect
-from pumer.utils.shipped import checkpoint_dir
+from pumer.utils.shipped import SMALL
 
 SMOKE_STEPS = "max_steps=2"
 _ASKED = "asked.json"
@@ -170,7 +171,8 @@ class Reproduction:
     def _places(self) -> dict[Path, str]:
         """What the folders of this machine are called in the report."""
         config = self.config
-        places = {config.out: "out/reproduce", config.recipes: "recipes", checkpoint_dir().parent: "src/pumer/assets"}
+        places = {config.out: "out/reproduce", SMALL["small:vilt"].parent: "src/pumer/assets"}
+        places |= {config.recipes: "recipes"} if config.recipes else {}
         places |= {config.data: "data"} if config.data else {}
         return places | ({config.results: "results"} if config.results else {})
 

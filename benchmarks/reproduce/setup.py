@@ -12,6 +12,7 @@ from benchmarks.reproduce.cells import Cell, reduced
 from benchmarks.reproduce.commands import Runner
 from pumer.settings.common import Rule
 from pumer.utils.errors import InputError
+from pumer.utils.shipped import recipe_file
 
 ORIGINAL, PUMER = "original", "pumer"
 RULE: Rule = "official"
@@ -27,7 +28,7 @@ class Setup:
         runner: runs a command.
         scale: "world" or "full".
         data: one data folder per task; None: the world is written below `out`.
-        recipes: folder of the recipes.
+        recipes: folder of the recipes; None: those that ship.
         starts: checkpoint that fine-tuning starts from, by backbone, where it is not the recipe's.
         trained: fine-tuned unreduced models by backbone and task ("vilt/nlvr2"), which then are not trained here.
         galleries: retrieval is tested within so many galleries of so many images; None: within all.
@@ -42,7 +43,7 @@ class Setup:
     runner: Runner
     scale: str = "world"
     data: Path | None = None
-    recipes: Path = Path("recipes")
+    recipes: Path | None = None
     starts: Mapping[str, str] = field(default_factory=dict)
     trained: Mapping[str, str] = field(default_factory=dict)
     galleries: str | None = "50x20"
@@ -57,10 +58,10 @@ class Setup:
         """Pixels along a side that the models are made for."""
         return IMAGE_SIZE if self.scale == "world" else 384
 
-    def recipe(self, backbone: str, task: str, kind: str) -> Path:
-        """The file with the settings of a training."""
-        world = "world-" if self.scale == "world" else ""
-        return self.recipes / backbone / f"{world}{task}-{kind}.yaml"
+    def recipe(self, backbone: str, task: str, kind: str) -> Path | str:
+        """The settings of a training: the name of a recipe that ships, or the file in another folder."""
+        name = f"{backbone}/{'world-' if self.scale == 'world' else ''}{task}-{kind}"
+        return name if self.recipes is None else self.recipes / f"{name}.yaml"
 
     def data_of(self, task: str) -> Path:
         """A task's data folder."""
@@ -84,14 +85,15 @@ class Setup:
         return self.runner([*command, *force], self.out / "logs" / f"{name}.txt", self.threads[alone])
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(recipe: Path | str) -> dict[str, Any]:
     """A recipe as plain data.
 
     Raises:
-        InputError: when there is none.
+        InputError: when it does not exist.
     """
+    path = recipe_file(recipe)
     if not path.is_file():
-        raise InputError(f"recipe {path} does not exist; run from the project's root, or give --recipes FOLDER")
+        raise InputError(f"recipe {path} does not exist; leave out --recipes, or give another folder")
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return content
 

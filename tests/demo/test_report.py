@@ -52,7 +52,7 @@ def results():
         "questions": 5000,
         "rows": [original, reduced, constant],
         "tokens": {"original": [(0, 9, 145), (1, 9, 145)], "reduced": [(0, 9, 145), (1, 7, 88)]},
-        "pictures": [
+        "examples": [
             {
                 "path": "one.png",
                 "question": "is 1 < 2?",
@@ -115,12 +115,12 @@ def test_page_is_self_contained_and_escaped(results, tmp_path):
     assert "is 1 &lt; 2?" in page
     assert "what &lt;b&gt;color&lt;/b&gt;" in page
     assert "fine-tuned &amp; unreduced" in page
-    assert "<li class=right>original: <b>yes</b>" in page
-    assert "<li class=wrong>reduced: <b>no</b>" in page
+    assert '<li class="right">original: <b>yes</b>' in page
+    assert '<li class="wrong">reduced: <b>no</b>' in page
 
 
 def test_token_bars_are_to_one_scale(results, tmp_path):
-    results["pictures"] = []
+    results["examples"] = []
     report.write(results, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     bars = re.findall(r'<rect class="(image|text)" x="\d+" y="[\d.]+" width="\d+" height="([\d.]+)"/>', page)

@@ -18,7 +18,7 @@ from pumer.world import QuestionsConfig
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A demo of seconds: two layers with random weights, a handful of pictures, a few steps."""
+    """A demo of seconds: two layers with random weights, a handful of images, a few steps."""
     folder = tmp_path_factory.mktemp("demo")
     torch.manual_seed(0)
     model = small_vilt(layers=2)
@@ -27,7 +27,7 @@ def config(tmp_path_factory):
     small_processor().save_pretrained(folder / "start")
     return DemoConfig(
         output=folder / "out",
-        model=folder / "start",
+        model=str(folder / "start"),
         world=QuestionsConfig(train=120, val=120, heldout=12),
         reduction={
             "method": "pumer",
@@ -102,14 +102,14 @@ def test_models_are_what_the_table_says(outcome, config):
     assert blanks == {"text-only": "image", "image-only": "text"}
 
 
-def test_report_and_pictures_are_written(outcome, config):
+def test_report_and_images_are_written(outcome, config):
     results, printed = outcome
     assert json.loads((config.output / "results.json").read_text()) == json.loads(json.dumps(results))
     page = (config.output / "report.html").read_text()
     examples = demo.TASK.read(config.output / "data", "val")
     types = {example.groups["question_type"] for example in examples}
     assert len(types) > 5
-    assert len(results["pictures"]) == len(types)
+    assert len(results["examples"]) == len(types)
     assert page.count("data:image/png;base64,") == len(types)
     assert printed.strip().endswith("report.html")
 
@@ -122,6 +122,6 @@ def test_a_second_run_does_nothing_again(outcome, config):
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path, config):
-    missing = dataclasses.replace(config, output=tmp_path / "out", model=tmp_path / "none")
+    missing = dataclasses.replace(config, output=tmp_path / "out", model=str(tmp_path / "none"))
     with pytest.raises(InputError, match="none"):
         demo.run(missing, Console(file=io.StringIO()))
