@@ -54,10 +54,10 @@ def patch(
     before = [_learned(root, config.method) for root, _ in roots]
     unpatch(model)
     for (root, backbone), weights in zip(roots, before, strict=True):
-        pooled = [type(head) in backbone.heads.values() for head in _parents(model, root)]
-        expands = not (pooled and all(pooled))
+        holders = [module for module in unwrapped(model).modules() if any(part is root for part in module.children())]
+        pooled = bool(holders) and all(type(head) in backbone.heads.values() for head in holders)
         size = slice_size if slice_bytes is None else max(1, slice_bytes // backbone.example_bytes(root))
-        _install(root, backbone, Reduction(config, backbone.widths(root), slice_size=size, expands=expands))
+        _install(root, backbone, Reduction(config, backbone.widths(root), slice_size=size, expands=not pooled))
         if LEARNED in root._modules:
             adopt(root.get_submodule(LEARNED), weights)
     return model
@@ -135,10 +135,7 @@ def disabled(model: Model) -> Iterator[Model]:
 
 def reduction(model: nn.Module) -> ReductionConfig | None:
     """The config a model is patched with, or None if it is not patched."""
-    for module in unwrapped(model).modules():
-        if isinstance(state := module.__dict__.get("pumer_reduction"), Reduction):
-            return state.config
-    return None
+    return next((state.config for state in _states(model)), None)
 
 
 def reductions(model: nn.Module) -> list[Reduction]:
@@ -147,11 +144,13 @@ def reductions(model: nn.Module) -> list[Reduction]:
     Raises:
         InputError: If there is none.
     """
-    states = [module.__dict__.get("pumer_reduction") for module in unwrapped(model).modules()]
-    found = [state for state in states if isinstance(state, Reduction)]
-    if not found:
+    if not (found := _states(model)):
         raise InputError(f"{type(model).__name__} is not patched; call pumer.patch(model, config) first")
     return found
+
+
+def _states(model: nn.Module) -> list[Reduction]:
+    return [x for x in (m.__dict__.get("pumer_reduction") for m in unwrapped(model).modules()) if x is not None]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -161,7 +160,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _roots(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
-    """Every module of a supported family inside a model, with its family."""
+    """Of a model that can be patched."""
     found = roots_in(unwrapped(model))
     if not found:
         supported = ", ".join(backbone.root.__name__ for backbone in BACKBONES.values())
@@ -170,7 +169,6 @@ def _roots(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
 
 
 def _check_slices(size: object, size_bytes: object) -> None:
-    """Refuse what is no number of examples or of bytes, and both at once."""
     for name, value in (("slice_size", size), ("slice_bytes", size_bytes)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"{name} is {value!r}; give an integer from 1 on, or None for the whole batch at once")
@@ -178,13 +176,8 @@ def _check_slices(size: object, size_bytes: object) -> None:
         raise InputError("both slice_size and slice_bytes are given; give one of them")
 
 
-def _parents(model: nn.Module, child: nn.Module) -> list[nn.Module]:
-    """The modules that hold a module directly."""
-    return [module for module in unwrapped(model).modules() if any(part is child for part in module.children())]
-
-
 def _install(root: nn.Module, backbone: Backbone, state: Reduction) -> None:
-    """Swap the classes below a root that is not patched, and give it its state."""
+    """Patch a root."""
     for module in root.modules():
         if (patched := backbone.patched_class(type(module))) is not None:
             _swap(module, patched)
@@ -196,17 +189,13 @@ def _install(root: nn.Module, backbone: Backbone, state: Reduction) -> None:
 
 
 def _learned(root: nn.Module, method: str) -> dict[str, Tensor]:
-    """What a method has learned in a root so far; nothing where another one, or none, is in place."""
+    """Weights that a method has learned in a root; none where another method, or no method, is in place."""
     state, module = root.__dict__.get("pumer_reduction"), root._modules.get(LEARNED)
     return module.state_dict() if module is not None and state is not None and state.config.method == method else {}
 
 
 def adopt(module: nn.Module, weights: Mapping[str, Tensor]) -> set[str]:
-    """Take over weights that have a name and a shape in a module.
-
-    Returns:
-        Their names.
-    """
+    """Copy the weights that fit a module by name and shape; returns their names."""
     own = module.state_dict()
     fitting = {name: x for name, x in weights.items() if name in own and own[name].shape == x.shape}
     module.load_state_dict(fitting, strict=False)

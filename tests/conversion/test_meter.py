@@ -14,7 +14,7 @@ from torch import nn
 import pumer
 from pumer import ReleasedPuMerConfig
 from pumer.conversion import convert
-from pumer.models.meter.positions_meter import resize_positions
+from pumer.models.meter.modeling_meter import resize_positions
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
 
@@ -324,7 +324,7 @@ def lightning(golden, tmp_path, monkeypatch):
 
 
 def test_converting_an_original_file(golden, lightning, tmp_path):
-    result = convert.run(convert.ConvertConfig(str(lightning), tmp_path / "out"))
+    result = convert.run(convert.ConvertConfig(source=str(lightning), out=tmp_path / "out"))
     assert (result["task"], result["reduction"]) == ("vqa2", None)
     assert "pytorch_lightning" not in sys.modules
     model = pumer.load(tmp_path / "out")
@@ -334,7 +334,7 @@ def test_converting_an_original_file(golden, lightning, tmp_path):
 
 
 def test_task_and_image_size_can_be_chosen(lightning, tmp_path):
-    convert.run(convert.ConvertConfig(str(lightning), tmp_path / "out", task="irtr", image_size=96))
+    convert.run(convert.ConvertConfig(source=str(lightning), out=tmp_path / "out", task="irtr", image_size=96))
     model = pumer.load(tmp_path / "out")
     assert (type(model).__name__, model.config.image_size) == ("MeterForImageAndTextRetrieval", 96)
     settings = read_json(tmp_path / "out" / "preprocessor_config.json")
@@ -346,7 +346,7 @@ def test_converting_a_released_folder(tmp_path):
     source.mkdir()
     (source / "config.json").write_text(json.dumps(golden.released_config(1)))
     save_file(golden.weights, source / "model.safetensors")
-    result = convert.run(convert.ConvertConfig(str(source), tmp_path / "out"))
+    result = convert.run(convert.ConvertConfig(source=str(source), out=tmp_path / "out"))
     assert result["reduction"]["layers"] == [0, 2, 4, 6]
     logits, _ = golden.run(pumer.load(tmp_path / "out"))
     assert largest(logits, golden.outputs["outputs/1/logits"]) < 1e-5
@@ -358,5 +358,7 @@ def test_vilt_takes_no_image_size(tmp_path):
         save_file(
             {name.removeprefix("weights/"): file.get_tensor(name) for name in names}, tmp_path / "vilt.safetensors"
         )
-    with pytest.raises(InputError, match="image_size is for METER"):
-        convert.run(convert.ConvertConfig(str(tmp_path / "vilt.safetensors"), tmp_path / "out", image_size=96))
+    with pytest.raises(InputError, match="image_size is 96"):
+        convert.run(
+            convert.ConvertConfig(source=str(tmp_path / "vilt.safetensors"), out=tmp_path / "out", image_size=96)
+        )

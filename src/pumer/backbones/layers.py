@@ -37,7 +37,7 @@ class LayerCall:
         self.attention = reduction.config.attention.attend
         self.reducer = None if place is None else reduction.reducers[place]
         self._reduction, self._place, self._tokens = reduction, place, tokens
-        self._cues: dict[str, Tensor] = {}
+        self._cues: dict[str, Any] = {}
         self._after: Tokens | None = None
         self._done = False
 

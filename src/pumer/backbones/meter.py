@@ -272,7 +272,7 @@ class ReducedMeterModel(MeterModel):
         def run(tokens: Tokens, stop: int) -> Tokens:
             return self.encoder.run(tokens, reduction, 0, stop)
 
-        batch, depth = len(text.states), 2 * len(self.encoder.text_layers)
+        batch, depth = text.states.shape[0], 2 * len(self.encoder.text_layers)
         tokens, start = reduction.first_layers(batch, depth, enter, run, whole=output_hidden_states)
         tokens, text_states, image_states = self.encoder(tokens, reduction, output_hidden_states, start)
         words, patches = tokens.streams

@@ -301,6 +301,7 @@ class ReducedViltModel(ViltModel):
         pixel_values: Tensor | None,
         pixel_mask: Tensor | None,
         image_embeds: Tensor | None,
+        *,
         image_type: int,
     ) -> Tokens:
         """The stream that enters the first layer."""

@@ -2,20 +2,31 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_map_only
 
+from pumer.utils.config import config
 from pumer.utils.errors import InputError
 
 TEXT = ("input_ids", "attention_mask", "token_type_ids")
 IMAGE = ("pixel_values", "pixel_mask")
 
 
-@dataclass(frozen=True)
+def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if list(sizes) != sorted(set(sizes)):
+        raise ValueError(f"{list(sizes)} is not in ascending order; give sizes such as [1, 8]")
+    return sizes
+
+
+BucketSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_ascending)]
+
+
+@config
 class Buckets:
     """The sizes that inputs are padded to; each combination that occurs is one graph.
 
@@ -35,21 +46,9 @@ class Buckets:
         8
     """
 
-    batch: tuple[int, ...] | None = None
-    words: tuple[int, ...] | None = None
-    grid: int = 2
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        for name in ("batch", "words"):
-            sizes = getattr(self, name)
-            if sizes is None:
-                continue
-            if not isinstance(sizes, list | tuple) or not all(map(_positive, sizes)) or [*sizes] != sorted({*sizes}):
-                raise InputError(f"{name} of the buckets is {sizes!r}; give ascending integers above 0, such as (1, 8)")
-            object.__setattr__(self, name, tuple(sizes))
-        if not _positive(self.grid):
-            raise InputError(f"grid of the buckets is {self.grid!r}; give an integer above 0 (1 pads no images)")
+    batch: BucketSizes | None = None
+    words: BucketSizes | None = None
+    grid: Annotated[int, Field(ge=1)] = 2
 
     def batch_size(self, size: int) -> int:
         """Examples per forward, for a batch of this size."""
@@ -68,14 +67,7 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a batch is padded to.
-
-    Attributes:
-        batch: ``B``.
-        words: ``T``.
-        height: Of images in pixels, or None to leave them as they are.
-        width: The same.
-    """
+    """What a batch is padded to: examples, words, and pixels of images, which are None to leave them as they are."""
 
     batch: int
     words: int
@@ -84,12 +76,7 @@ class Sizes:
 
 
 def with_masks(inputs: Mapping[str, Tensor], images: bool) -> dict[str, Tensor]:
-    """Add the masks that are missing, made of ones.
-
-    Args:
-        inputs: As for `padded`, at least ``input_ids`` and ``pixel_values``.
-        images: Whether images have a mask.
-    """
+    """Add the masks that are missing, made of ones; where ``images``, also that of the images."""
     words, pixels = inputs["input_ids"], inputs["pixel_values"]
     full = dict(inputs)
     if "attention_mask" not in full:
@@ -103,8 +90,7 @@ def padded(inputs: Mapping[str, Tensor], sizes: Sizes, pad_id: int) -> dict[str,
     """A batch in larger buffers: masks are 0 in what is added, and the last example is repeated.
 
     Args:
-        inputs: ``input_ids``, ``attention_mask``, ``token_type_ids`` ``(B, T)``; ``pixel_values (B, C, height, width)``
-            or ``(B, images, C, height, width)``, ``pixel_mask`` the same without ``C``; some or all of them.
+        inputs: Some of `TEXT` and `IMAGE`, the former ``(B, T)``.
         sizes: At least those of the inputs.
         pad_id: Word id in padding.
 
@@ -156,10 +142,6 @@ def cut(output: Any, sizes: Sizes, batch: int, words: int | None) -> Any:
         return x if words is None else x[:, :words]
 
     return tree_map_only(Tensor, own, output)
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _next(size: int, sizes: tuple[int, ...]) -> int:

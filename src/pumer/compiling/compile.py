@@ -55,9 +55,9 @@ def compile(
 class CompiledModel(nn.Module):
     """A patched model, and the graphs it has been compiled to so far; see `compile`.
 
-    It is called with the model's keyword arguments, and gives what the model gives: the same class, keys and shapes,
-    and the same values up to the rounding of another batch size and length. Weights are the model's own. Attributes
-    that are not there are the model's: ``compiled.config``, ``compiled.encode_text(...)``.
+    It is called with the model's keyword arguments, and returns the same class, keys and shapes as the model, and the
+    same values up to the rounding of another batch size and length. Weights are the model's own. Attributes that are
+    not there are the model's: ``compiled.config``, ``compiled.encode_text(...)``.
 
     A graph is made when a bucket is used for the first time (see `warm_up`). Another reduction (`pumer.patch`,
     `pumer.disabled`) has graphs of its own. Once weights are moved, replaced or converted, all graphs are made anew;
@@ -69,10 +69,9 @@ class CompiledModel(nn.Module):
     `ReleasedPuMerConfig`, which counts padding.
 
     The model itself, not compiled, answers calls in training mode, with gradients enabled (and weights or inputs that
-    require them), with positional arguments, with arguments other than ``input_ids``, ``attention_mask``,
-    ``token_type_ids``, ``pixel_values``, ``pixel_mask``, ``image_token_type_idx``, ``output_hidden_states`` and
-    ``return_dict``, with texts longer than its positions, inside `pumer.trace`, and while it is not patched. The first
-    such call of each kind logs a warning. So unusable inputs raise the model's own errors.
+    require them), with positional arguments, with arguments other than `TEXT`, `IMAGE` and `OPTIONS`, with texts longer
+    than its positions, inside `pumer.trace`, and while it is not patched. The first such call of each kind logs a
+    warning. So unusable inputs raise the model's own errors.
     """
 
     def __init__(self, model: PreTrainedModel, backend: Backend | None, buckets: Buckets, max_graphs: int) -> None:
@@ -157,8 +156,8 @@ class CompiledModel(nn.Module):
         reason = "positional arguments" if args else self._unsupported(kwargs, states)
         if reason is not None:
             if reason not in self._warned:
-                self._warned.add(reason)
                 logger.warning("not compiled: %s; the model itself answers", reason)
+            self._warned.add(reason)
             return self.model(*args, **kwargs)
         # One mode for all callers, so that none makes a graph, or a buffer, that another cannot use.
         with torch.inference_mode(False), torch.no_grad():

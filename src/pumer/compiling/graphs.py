@@ -22,11 +22,7 @@ WARM_UP = 3
 
 
 class Watch:
-    """Notices what a graph of a model does not survive; written for speed, since every call asks.
-
-    Args:
-        model: The model.
-    """
+    """Notices changes of a model that its graphs do not survive; written for speed, since every call asks."""
 
     def __init__(self, model: nn.Module) -> None:
         self._parts: list[nn.Module | None] = [model]
@@ -61,14 +57,9 @@ class Watch:
 
 
 def inductor(forward: Runner, backend: str = "inductor") -> Runner:
-    """A forward compiled as one graph with static shapes.
+    """A forward as one graph of ``torch.compile`` with static shapes, made at its first call.
 
-    Args:
-        forward: Runs the model.
-        backend: Of ``torch.compile``.
-
-    Returns:
-        A runner, compiled at its first call; that raises InputError if it cannot be.
+    That call raises InputError if it cannot be compiled.
     """
     # Graphs are kept by code object, up to a limit: with one of its own, no other size of the model counts towards it.
     own = FunctionType(forward.__code__.replace(), forward.__globals__, closure=forward.__closure__)
@@ -87,16 +78,11 @@ def inductor(forward: Runner, backend: str = "inductor") -> Runner:
 
 
 class Pool:
-    """Memory that CUDA graphs share; it cannot be used again once its last graph is gone.
-
-    Attributes:
-        handle: What torch calls it by.
-        idle: When the last replay is over.
-    """
+    """Memory that CUDA graphs share; it cannot be used again once its last graph is gone."""
 
     def __init__(self) -> None:
         self.handle = torch.cuda.graph_pool_handle()
-        self.idle = torch.cuda.Event()
+        self.idle = torch.cuda.Event()  # when the last replay is over
 
 
 class CudaGraph:
@@ -116,8 +102,8 @@ class CudaGraph:
             forward: Runs the model; it must not wait for the GPU.
             inputs: Values of the shapes that are going to be replayed.
             pool: That of the graphs so far.
-            constants: What has to stay alive beside weights and inputs; see `constants_of`.
-            name: What messages call the model.
+            constants: Must stay alive beside weights and inputs; see `constants_of`.
+            name: Of the model, for messages.
 
         Raises:
             InputError: If the forward cannot be captured.

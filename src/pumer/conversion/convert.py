@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, ViltImageProcessorPil
+from transformers import AutoTokenizer, PreTrainedModel
+from transformers.image_utils import SizeDict
 
 from pumer.checkpoint import REDUCTION_FILE, save
-from pumer.conversion.meter import is_meter
-from pumer.conversion.released import from_released, released_reduction
-from pumer.models.meter import MeterImageProcessorPil, MeterPreTrainedModel
+from pumer.conversion.family import Family
+from pumer.conversion.released import family_of, from_released, released_reduction
 from pumer.patching import reduction
 from pumer.reducers import config_to_dict
 from pumer.settings.convert import TASKS, ConvertConfig
@@ -37,8 +37,8 @@ _CONVERTED = ("vilt.encoder.", "vilt.embeddings.", "meter.text_model.", "meter.v
 def run(config: ConvertConfig) -> dict[str, Any]:
     """Convert a released checkpoint into a folder that `pumer.load` and plain transformers read.
 
-    The tokenizer comes from the source, or from the hub under the
-    name the released config gives; without either, one has to be put into the folder by hand.
+    The tokenizer comes from the source, or from the hub under the name that the released config gives; without either,
+    put one into the folder.
 
     Returns:
         ``task``, ``reduction`` (as in ``reduction.json``, or None), ``tensors`` (number read), ``tokenizer`` (name or
@@ -56,9 +56,10 @@ def _converted(config: ConvertConfig) -> dict[str, Any]:
     released, weights = read_source(config.source)
     if any(name.startswith(_CONVERTED) for name in weights):
         raise InputError(f"{config.source} is a transformers checkpoint already; pumer loads it as it is")
+    family = family_of(weights)
     if config.image_size is not None:
-        if not is_meter(weights):
-            raise InputError("image_size is for METER; ViLT fits its positions to every image; leave it out")
+        if family.backbone.set_image_size is None:
+            raise InputError(f"image_size is {config.image_size}, but {family.backbone.name} reads any; leave it out")
         released["image_size"] = config.image_size
     task = config.task or infer_task(weights)
     model = from_released(weights, released, task)
@@ -67,7 +68,7 @@ def _converted(config: ConvertConfig) -> dict[str, Any]:
     reduced = reduction(model)
     with replacing(config.out) as folder:
         save(model, folder)
-        tokenizer = _save_processor(config.source, released, model, folder)
+        tokenizer = _save_processor(config.source, family, released, model, folder)
     if reduced is None:
         (config.out / REDUCTION_FILE).unlink(missing_ok=True)
     return {
@@ -116,18 +117,17 @@ def name_answers(model: PreTrainedModel, answers: Sequence[str], task: str = "vq
     model.config.label2id = {answer: index for index, answer in enumerate(answers)}
 
 
-def _save_processor(source: str, released: Mapping[str, Any], model: PreTrainedModel, folder: Path) -> str | None:
+def _save_processor(
+    source: str, family: Family, released: Mapping[str, Any], model: PreTrainedModel, folder: Path
+) -> str | None:
     """Write image settings and, if one can be had, the tokenizer; returns its name."""
-    if isinstance(model, MeterPreTrainedModel):
-        side = model.config.image_size
-        MeterImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
-        named = str(released.get("tokenizer", "roberta-base"))
-    else:
-        ViltImageProcessorPil().save_pretrained(folder)
-        named = str(released.get("tokenizer", "bert-base-uncased"))
+    images, side = family.backbone.image_processor(), model.config.image_size
+    if family.backbone.set_image_size is not None:
+        images.size = SizeDict(height=side, width=side)
+    images.save_pretrained(folder)
     # without its files, AutoTokenizer would make up an empty vocabulary from the model type
     own = any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.txt", "vocab.json"))
-    name = source if own else named
+    name = source if own else str(released.get("tokenizer", family.tokenizer))
     try:
         AutoTokenizer.from_pretrained(name).save_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:

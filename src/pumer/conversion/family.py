@@ -1,5 +1,6 @@
 """What converting a released checkpoint must know of a model family: the names there and here."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,14 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from pumer.backbones import Backbone
 from pumer.utils.errors import InputError
 
-ENTAILMENT = ("contradiction", "neutral", "entailment")
+_MATCHING = "itm_score.fc."  # scores "does not belong", "belongs": the second is where a ranking starts
 
 
 @dataclass(frozen=True)
 class Head:
-    """How a task's head is called there and here.
+    """The head of a task.
 
     Attributes:
         model: The class of its model here.
@@ -30,31 +32,60 @@ class Head:
     labels: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+def task_heads(backbone: Backbone) -> dict[str, Head]:
+    """The heads that released checkpoints of every family have, by task."""
+    models = backbone.heads
+    return {
+        "vqa2": Head(models["question_answering"], "vqa_classifier."),
+        "ve": Head(models["question_answering"], "ve_classifier.", labels=("contradiction", "neutral", "entailment")),
+        "nlvr2": Head(models["image_pair"], "nlvr2_classifier.", labels=("False", "True")),
+        "irtr": Head(models["retrieval"], "rank_output.", ours="rank_output."),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A model family.
 
     Attributes:
+        backbone: The family here.
         heads: Head of each task.
-        used: From the tensors of a checkpoint and a head to those that its model needs, under released names.
-        config: From those, the released config and the head to the model's config.
-        released_name: From the name of a tensor of the model, and the head, to its released name.
+        renamed: From the tensors of a checkpoint to the same under the names of a released one.
+        unused: Prefixes of released tensors that no model needs.
+        names: Pattern of names of our tensors to their released names; all that match are applied, in order.
+        config: From tensors, the released config and the head to the model's config.
         fused: Parts of the names of three tensors that are the rows of one there, in order.
+        tokenizer: Name of the tokenizer where the released config has none.
         similarity: The one that the released code uses whatever the released config says; None: what it says.
-        defaults: From the tensors of a checkpoint to what the released config says if it does not say it.
-        prepare: Done to the model before the tensors are filled in.
-        finish: Done to the filled model, with the released config.
+        defaults: From the tensors of a checkpoint to values that its config may leave out.
     """
 
+    backbone: Backbone
     heads: Mapping[str, Head]
-    used: Callable[[Mapping[str, Tensor], Head], dict[str, Tensor]]
+    renamed: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    unused: tuple[str, ...]
+    names: Mapping[str, str]
     config: Callable[[Mapping[str, Tensor], Mapping[str, Any], Head], PreTrainedConfig]
-    released_name: Callable[[str, Head], str]
     fused: tuple[str, str, str]
+    tokenizer: str
     similarity: Literal["mean_head", "first_head"] | None = None
     defaults: Callable[[Mapping[str, Tensor]], dict[str, Any]] = lambda state_dict: {}
-    prepare: Callable[[PreTrainedModel], object] = lambda model: None
-    finish: Callable[[PreTrainedModel, Mapping[str, Any]], object] = lambda model, config: None
+
+    def used(self, state_dict: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
+        """The tensors that a model with this head needs, under released names."""
+        weights = self.renamed(state_dict)
+        if head is self.heads["irtr"] and not any(name.startswith(head.released) for name in weights):
+            matching = {name: x for name, x in weights.items() if name.startswith(_MATCHING)}
+            weights |= {head.released + name.removeprefix(_MATCHING): x[1:] for name, x in matching.items()}
+        others = (other.released for other in self.heads.values() if other.released != head.released)
+        unused = (*self.unused, *others)
+        return {name: x for name, x in weights.items() if not name.startswith(unused)}
+
+    def released_name(self, name: str, head: Head) -> str:
+        """Released name of a tensor of our class."""
+        for pattern, released in self.names.items():
+            name = re.sub(pattern, released, name)
+        return head.released + name.removeprefix(head.ours) if name.startswith(head.ours) else name
 
 
 def shape_of(weights: Mapping[str, Tensor], name: str) -> torch.Size:
@@ -79,7 +110,4 @@ def labels_of(weights: Mapping[str, Tensor], head: Head) -> dict[str, dict]:
     labels = head.labels or tuple(f"LABEL_{index}" for index in range(outputs))
     if len(labels) != outputs:
         raise InputError(f"'{last}' has {outputs} outputs, but the task has {len(labels)} labels")
-    return {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: index for index, label in enumerate(labels)},
-    }
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}

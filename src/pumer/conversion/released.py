@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pumer.conversion.family import Family, Head
-from pumer.conversion.meter import METER, is_meter
+from pumer.conversion.meter import METER
 from pumer.conversion.vilt import VILT
 from pumer.patching import patch
 from pumer.reducers import ReleasedPuMerConfig
@@ -21,12 +21,7 @@ from pumer.utils.errors import InputError
 from pumer.utils.tensors import not_finite
 from pumer.utils.text import some
 
-_SIMILARITY = {
-    "mean_head": "mean_head",
-    "mh": "mean_head",
-    "first_head": "first_head",
-    "fh": "first_head",
-}
+_SIMILARITY = {"mean_head": "mean_head", "mh": "mean_head", "first_head": "first_head", "fh": "first_head"}
 _MERGE_STYLE = "tome"
 
 
@@ -56,22 +51,23 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], t
     family = family_of(state_dict)
     if task not in family.heads:
         raise InputError(f"task {task!r} is unknown; give one of {', '.join(family.heads)}")
-    head = family.heads[task]
+    head, backbone = family.heads[task], family.backbone
     config = family.defaults(state_dict) | dict(config)
     weights = family.used(state_dict, head)
     model = head.model(family.config(weights, config, head))
-    family.prepare(model)
+    backbone.restore(model)
     _fill(model, weights, family, head)
-    family.finish(model, config)
+    if backbone.set_image_size is not None and (size := config.get("image_size")):
+        backbone.set_image_size(model.base_model, size)
     reduced = released_reduction(config)
     if reduced is None:
         return model.eval()
     return patch(model.eval(), replace(reduced, similarity=family.similarity or reduced.similarity))
 
 
-def family_of(names: Mapping[str, Tensor]) -> Family:
-    """The family with such tensor names."""
-    return METER if is_meter(names) else VILT
+def family_of(names: Iterable[str]) -> Family:
+    """The family with such tensor names, released or original."""
+    return METER if any(name.startswith("meter.") or "cross_modal_" in name for name in names) else VILT
 
 
 def released_reduction(config: Mapping[str, Any]) -> ReleasedPuMerConfig | None:

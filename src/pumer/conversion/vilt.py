@@ -4,59 +4,37 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import (
-    ViltConfig,
-    ViltForImageAndTextRetrieval,
-    ViltForImagesAndTextClassification,
-    ViltForQuestionAnswering,
-)
+from transformers import ViltConfig
 
-from pumer.backbones.vilt import TEXT_NORM_EPS, restore_text_norm
-from pumer.conversion.family import ENTAILMENT, Family, Head, labels_of, shape_of
+from pumer.backbones.vilt import TEXT_NORM_EPS
+from pumer.backbones.vilt import VILT as BACKBONE
+from pumer.conversion.family import Family, Head, labels_of, shape_of, task_heads
 
-_HEADS = {
-    "vqa2": Head(ViltForQuestionAnswering, "vqa_classifier."),
-    "ve": Head(ViltForQuestionAnswering, "ve_classifier.", labels=ENTAILMENT),
-    "nlvr2": Head(ViltForImagesAndTextClassification, "nlvr2_classifier.", labels=("False", "True")),
-    "irtr": Head(ViltForImageAndTextRetrieval, "rank_output.", ours="rank_output."),
+_HEADS = task_heads(BACKBONE)
+_NAMES = {
+    r"^vilt\.embeddings\.(text_embeddings|token_type_embeddings)\.": r"vilt.\1.",
+    r"^vilt\.embeddings\.cls_token": "vilt.transformer.cls_token",
+    r"^vilt\.embeddings\.position_embeddings": "vilt.transformer.pos_embed",
+    r"^vilt\.embeddings\.patch_embeddings\.projection\.": "vilt.transformer.patch_embed.proj.",
+    r"^vilt\.layernorm\.": "vilt.transformer.norm.",
+    r"^vilt\.encoder\.layer\.(\d+)\.layernorm_before\.": r"vilt.transformer.blocks.\1.norm1.",
+    r"^vilt\.encoder\.layer\.(\d+)\.layernorm_after\.": r"vilt.transformer.blocks.\1.norm2.",
+    r"^vilt\.encoder\.layer\.(\d+)\.attention\.output\.dense\.": r"vilt.transformer.blocks.\1.attn.proj.",
+    r"^vilt\.encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.": r"vilt.transformer.blocks.\1.attn.qkv.",
+    r"^vilt\.encoder\.layer\.(\d+)\.intermediate\.dense\.": r"vilt.transformer.blocks.\1.mlp.fc1.",
+    r"^vilt\.encoder\.layer\.(\d+)\.output\.dense\.": r"vilt.transformer.blocks.\1.mlp.fc2.",
 }
-
-# transformers' prefix to the released one; the first that fits counts
-_PREFIXES = {
-    "vilt.embeddings.text_embeddings.": "vilt.text_embeddings.",
-    "vilt.embeddings.token_type_embeddings.": "vilt.token_type_embeddings.",
-    "vilt.embeddings.cls_token": "vilt.transformer.cls_token",
-    "vilt.embeddings.position_embeddings": "vilt.transformer.pos_embed",
-    "vilt.embeddings.patch_embeddings.projection.": "vilt.transformer.patch_embed.proj.",
-    "vilt.encoder.layer.": "vilt.transformer.blocks.",
-    "vilt.layernorm.": "vilt.transformer.norm.",
-}
-_IN_BLOCK = {
-    ".layernorm_before.": ".norm1.",
-    ".layernorm_after.": ".norm2.",
-    ".attention.output.dense.": ".attn.proj.",
-    ".attention.attention.query.": ".attn.qkv.",
-    ".attention.attention.key.": ".attn.qkv.",
-    ".attention.attention.value.": ".attn.qkv.",
-    ".intermediate.dense.": ".mlp.fc1.",
-    ".output.dense.": ".mlp.fc2.",
-}
-_MATCHING = "itm_score.fc."  # scores "does not belong", "belongs": the second is where a ranking starts
-_WITHOUT_USE = ("itm_score.", "mlm_score.")  # heads of the pre-training losses
+"""Patterns of transformers' names to the released ones."""
 
 
-def _used(state_dict: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
-    """The tensors an inference needs, under released names."""
-    heads = tuple(known.released for known in _HEADS.values())
-    if head is _HEADS["irtr"] and not any(name.startswith(head.released) for name in state_dict):
-        matching = {name: tensor for name, tensor in state_dict.items() if name.startswith(_MATCHING)}
-        ranking = {head.released + name.removeprefix(_MATCHING): tensor[1:] for name, tensor in matching.items()}
-        state_dict = {**state_dict, **ranking}
+def _renamed(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of an original checkpoint under released names; buffers are left out."""
+    whole = (*(head.released for head in _HEADS.values()), "itm_score.", "mlm_score.")
     bare = not any(name.startswith("vilt.") for name in state_dict)
     return {
-        f"vilt.{name}" if bare and not name.startswith(heads) else name: tensor
-        for name, tensor in state_dict.items()
-        if not name.endswith(".position_ids") and not name.startswith(_WITHOUT_USE)
+        f"vilt.{name}" if bare and not name.startswith(whole) else name: x
+        for name, x in state_dict.items()
+        if not name.endswith(".position_ids")
     }
 
 
@@ -80,31 +58,19 @@ def _config(weights: Mapping[str, Tensor], config: Mapping[str, Any], head: Head
         attention_probs_dropout_prob=0.0,
         layer_norm_eps=1e-6,
         pad_token_id=0,
-        num_images=2 if head.model is ViltForImagesAndTextClassification else -1,
+        num_images=2 if head is _HEADS["nlvr2"] else -1,
         **labels_of(weights, head),
         **{TEXT_NORM_EPS: 1e-12},
     )
 
 
-def _released_name(name: str, head: Head) -> str:
-    """Released name of a tensor of the transformers class."""
-    if name.startswith(head.ours):
-        return head.released + name.removeprefix(head.ours)
-    for ours, released in _PREFIXES.items():
-        if name.startswith(ours):
-            name = released + name.removeprefix(ours)
-            break
-    for ours, released in _IN_BLOCK.items():
-        if name.startswith("vilt.transformer.blocks.") and ours in name:
-            return name.replace(ours, released)
-    return name
-
-
 VILT = Family(
+    backbone=BACKBONE,
     heads=_HEADS,
-    used=_used,
+    renamed=_renamed,
+    unused=("itm_score.", "mlm_score."),  # heads of the pre-training losses
+    names=_NAMES,
     config=_config,
-    released_name=_released_name,
     fused=(".query.", ".key.", ".value."),
-    prepare=restore_text_norm,
+    tokenizer="bert-base-uncased",
 )

@@ -1,4 +1,4 @@
-"""What became of every token: recorded during a forward, read as plain tensors afterwards."""
+"""The fate of every token: recorded during a forward, read as plain tensors afterwards."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +16,11 @@ from pumer.utils.errors import InputError
 
 @dataclass
 class ForwardTrace:
-    """What one run of the encoder did to its tokens. All tensors are on the CPU.
+    """The fate of the tokens in one run of the encoder. All tensors are on the CPU.
 
     Input tokens are counted as they entered: text positions ``0 .. T-1``, then the image buffer, whose first token is
-    [CLS]. ``N0`` is their number, ``K`` the slots that are left.
-
-    Places are where something was reduced: pairs of a stack ("vision" or "fusion") and a layer of it. Tensors name a
-    place by its index in ``places``.
+    [CLS]. ``N0`` is their number, ``K`` the slots that are left. A place is a stack ("vision" or "fusion") and a layer
+    of it that reduced; tensors name it by its index in ``places``.
 
     Attributes:
         text_tokens: ``T``.
@@ -36,6 +34,7 @@ class ForwardTrace:
         merged_into: ``(B, N0)`` the input token that stood where it was merged to then, or -1.
         owner: ``(B, N0)`` final slot that holds the token, or -1 if it was pruned or is padding.
         size: ``(B, K)`` input tokens held by each final slot.
+        segment: ``(B, N0)`` 0 for text and above 0 for the image, where the two interleave in the input; else None.
     """
 
     text_tokens: int
@@ -49,14 +48,10 @@ class ForwardTrace:
     merged_into: Tensor
     places: tuple[Place, ...] = ()
     tokens_per_place: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    segment: Tensor | None = None
 
     def describe(self, sample: int, token: int) -> str:
-        """One line about one input token: "kept", "pruned at layer 5", "merged into token 7 at layer 2".
-
-        Args:
-            sample: Index in the batch.
-            token: Index of the input token.
-        """
+        """One line about one input token of one example, such as "kept" or "merged into token 7 at layer 2"."""
         if not self.mask[sample, token]:
             return "padding"
         merged, pruned = int(self.merged_at[sample, token]), int(self.pruned_at[sample, token])
@@ -67,7 +62,7 @@ class ForwardTrace:
 
 
 def name(place: Place) -> str:
-    """How a place is called: "layer 5" of the cross-modal layers, "vision layer 3"."""
+    """Name of a place: "layer 5" of the cross-modal layers, "vision layer 3"."""
     stack, layer = place
     return f"layer {layer}" if stack == "fusion" else f"{stack} layer {layer}"
 
@@ -104,20 +99,19 @@ class Trace:
             pruned_at=blank,
             merged_at=blank.clone(),
             merged_into=blank.clone(),
+            segment=None if tokens.segments is None else _recorded(tokens.segment.gather(1, owner.clamp(min=0))),
         )
         self.forwards.append(trace)
-        words = tokens.mask[:, :T]
         for place, decision in history:
-            self._note(
-                place, Decision.join(replace(Decision.identity(words), proportional=decision.proportional), decision), T
-            )
+            words = replace(Decision.identity(tokens.mask[:, :T]), proportional=decision.proportional)
+            self._note(place, Decision.join(words, decision))
 
     def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
-        """Called by a patched model after each reduction; those of a vision encoder are told at the beginning."""
+        """Called by a patched model after each reduction; `begin` reports those of a vision encoder."""
         if place[0] != "vision":
-            self._note(place, decision, tokens.text_length)
+            self._note(place, decision)
 
-    def _note(self, place: Place, decision: Decision, text_length: int) -> None:
+    def _note(self, place: Place, decision: Decision) -> None:
         trace, before, here = self.forwards[-1], self.forwards[-1].owner, len(self.forwards[-1].places)
         destination, index = _recorded(decision.destination), _recorded(decision.index)
         present = before >= 0
@@ -135,7 +129,8 @@ class Trace:
         trace.merged_into[first] = anchor.gather(1, after.clamp(min=0))[first]
         trace.owner, trace.size = after, _recorded(decision.total(trace.size.to(decision.lengths.device)))
         trace.places = (*trace.places, place)
-        trace.tokens_per_place.append((mask[:, :text_length].sum(dim=1), mask[:, text_length:].sum(dim=1)))
+        text, image = _recorded(decision.lengths).unbind(dim=1)
+        trace.tokens_per_place.append((text, image))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBert
 
 import pumer
 from pumer.models.meter import MeterConfig, MeterModel
+from pumer.models.meter.modeling_meter import resize_positions
 from pumer.utils.errors import InputError
 
 GRIDS = [(10, 6, 6), (6, 6, 6), (3, 6, 6)]
@@ -300,3 +301,20 @@ def test_another_image_size_interpolates_the_positions(model, tmp_path, way):
 def test_an_image_size_that_patches_do_not_fill_is_refused(model):
     with pytest.raises(InputError, match="image_size 50 is not a multiple of the patch size 8"):
         model.set_image_size(50)
+
+
+def test_positions_at_the_same_size_are_the_same_table():
+    table = torch.randn(1 + 9, 4)
+    assert resize_positions(table, 3) is table
+
+
+def test_of_resized_positions_cls_stays_and_the_grid_keeps_its_orientation():
+    row, column = torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing="ij")
+    table = torch.cat([torch.tensor([[7.0, -7.0]]), torch.stack([row, column], dim=2).flatten(0, 1)])
+    resized = resize_positions(table.to(torch.bfloat16), 12)
+    assert (resized.dtype, resized.shape) == (torch.bfloat16, (145, 2))
+    assert resized[0].tolist() == [7, -7]
+    grid = resized[1:].float().view(12, 12, 2)
+    assert (grid[1:, :, 0] - grid[:-1, :, 0] > -0.1).all()  # rows count downwards, columns to the right
+    assert (grid[:, 1:, 1] - grid[:, :-1, 1] > -0.1).all()
+    assert grid[3:9, 0, 0].tolist() == grid[3:9, 11, 0].tolist()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import MaskedLMOutput, ModelOutput, SequenceClassifierOutput
 from transformers.models.vilt.modeling_vilt import ViltForImagesAndTextClassificationOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -16,19 +16,8 @@ from pumer.models.meter.modeling_meter import MeterModel, MeterModelOutput, Mete
 from pumer.utils.errors import InputError
 
 
-class MeterForQuestionAnswering(MeterPreTrainedModel):
-    """METER that picks an answer about an image: visual question answering, or 3-way visual entailment.
-
-    Args:
-        config: Its configuration; ``num_labels`` answers.
-    """
-
-    def __init__(self, config: MeterConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.meter = MeterModel(config)
-        self.classifier = _classifier(config, images=1)
-        self.post_init()
+class MeterWithHead(MeterPreTrainedModel):
+    """METER with a head on one image and one text."""
 
     @can_return_tuple
     def forward(
@@ -41,18 +30,24 @@ class MeterForQuestionAnswering(MeterPreTrainedModel):
         encoded_text: MeterEncoding | None = None,
         encoded_image: MeterEncoding | None = None,
         labels: Tensor | None = None,
+        image_index: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Score every answer.
+    ) -> ModelOutput:
+        """Score every pair of a text and an image.
 
-        Inputs as for `MeterModel`, and ``labels (B, num_labels)``, one-hot or soft scores from 0 to 1, which give the
-        binary cross-entropy, summed over the labels and averaged over the batch.
+        Inputs as for `MeterModel`, and ``image_index (B,)``, the position of each text's image, so that an image with
+        several texts is encoded once; None: one image per text.
 
         Returns:
-            ``logits (B, num_labels)``, ``loss``, and ``hidden_states`` as a pair (text, image).
+            ``logits``, ``loss`` if there are labels, and ``hidden_states`` as a pair (text, image); see the class.
         """
+        if image_index is not None:
+            if (pixel_values is None) == (encoded_image is None):
+                raise InputError("give exactly one of pixel_values and encoded_image")
+            encoded = encoded_image if pixel_values is None else self.encode_image(pixel_values)
+            encoded_image, pixel_values = encoded.select(image_index), None  # type: ignore[union-attr]
         output = self.meter(
             input_ids,
             attention_mask=attention_mask,
@@ -64,12 +59,121 @@ class MeterForQuestionAnswering(MeterPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.classifier(output.pooler_output)
-        loss = None
+        return self.scored(output, labels, _hidden_states(output))
+
+    def scored(self, output: MeterModelOutput, labels: Tensor | None, hidden_states: Any) -> ModelOutput:
+        """The output of the head on what `MeterModel` returns."""
+        raise NotImplementedError
+
+
+class MeterForQuestionAnswering(MeterWithHead):
+    """METER that picks an answer about an image: visual question answering, or 3-way visual entailment.
+
+    Gives ``logits (B, num_labels)``. Its ``labels (B, num_labels)`` are one-hot or soft scores from 0 to 1; the loss is
+    the binary cross-entropy, summed over the labels and averaged over the batch.
+
+    Args:
+        config: Its configuration; ``num_labels`` answers.
+    """
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.meter = MeterModel(config)
+        self.classifier = _classifier(config, images=1)
+        self.post_init()
+
+    def scored(self, output: MeterModelOutput, labels: Tensor | None, hidden_states: Any) -> SequenceClassifierOutput:
+        """See `MeterWithHead`."""
+        logits, loss = self.classifier(output.pooler_output), None
         if labels is not None:
             soft = labels.to(logits.device, logits.dtype)
             loss = nn.functional.binary_cross_entropy_with_logits(logits, soft) * soft.shape[1]
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=_hidden_states(output))
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
+
+
+class MeterForImageAndTextRetrieval(MeterWithHead):
+    """METER that scores how well an image and a text belong together: ``logits (B, 1)``.
+
+    Over all pairs of many images and texts, encode each of them once: `encode_text`, `encode_image`, and
+    `MeterEncoding.select` to make the pairs. It takes no labels: a score means something among others only, so the
+    loss is the task's.
+
+    Args:
+        config: Its configuration.
+    """
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__(config)
+        self.meter = MeterModel(config)
+        self.rank_output = nn.Linear(2 * config.hidden_size, 1)
+        self.post_init()
+
+    def scored(self, output: MeterModelOutput, labels: Tensor | None, hidden_states: Any) -> SequenceClassifierOutput:
+        """See `MeterWithHead`."""
+        if labels is not None:
+            raise InputError("retrieval takes no labels: put the scores of a pair and its negatives into a loss")
+        return SequenceClassifierOutput(logits=self.rank_output(output.pooler_output), hidden_states=hidden_states)
+
+
+class MeterMaskedLMHead(nn.Module):
+    """A layer of BERT's kind, then a score for every word."""
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.text_config.vocab_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``(B, T, D)`` to ``(B, T, vocabulary)``."""
+        return self.decoder(self.layer_norm(self.act(self.dense(hidden_states))))
+
+
+class MeterForMaskedLM(MeterWithHead):
+    """METER that guesses masked words from the rest of the sentence and the image.
+
+    Gives ``logits (B, T, vocabulary)``. Its ``labels (B, T)`` are the hidden words and -100 elsewhere, for the
+    cross-entropy.
+
+    Args:
+        config: Its configuration; with ``tie_word_embeddings`` the scores use the word embeddings.
+
+    Raises:
+        InputError: If they should but the text encoder has another width than the cross-modal layers.
+    """
+
+    _tied_weights_keys = {  # noqa: RUF012
+        "mlm_score.decoder.weight": "meter.text_model.embeddings.word_embeddings.weight"
+    }
+
+    def __init__(self, config: MeterConfig) -> None:
+        super().__init__(config)
+        width = config.text_config.hidden_size
+        if config.tie_word_embeddings and width != config.hidden_size:
+            raise InputError(
+                f"word embeddings of width {width} cannot score states of width {config.hidden_size}; set "
+                "tie_word_embeddings=False"
+            )
+        self.meter = MeterModel(config)
+        self.mlm_score = MeterMaskedLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The map from states to words."""
+        return self.mlm_score.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the map from states to words."""
+        self.mlm_score.decoder = new_embeddings
+
+    def scored(self, output: MeterModelOutput, labels: Tensor | None, hidden_states: Any) -> MaskedLMOutput:
+        """See `MeterWithHead`."""
+        logits, loss = self.mlm_score(output.text_last_hidden_state), None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(logits.device).flatten())
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=hidden_states)
 
 
 class MeterForImagesAndTextClassification(MeterPreTrainedModel):
@@ -164,162 +268,6 @@ class MeterForImagesAndTextClassification(MeterPreTrainedModel):
         if isinstance(encoded_image, MeterEncoding) or len(encoded_image or ()) != expected:
             raise InputError(f"encoded_image must hold {expected} encodings, one per image of the sentence")
         return [{"encoded_image": image} for image in encoded_image or ()]
-
-
-class MeterForImageAndTextRetrieval(MeterPreTrainedModel):
-    """METER that scores how well an image and a text belong together.
-
-    Over all pairs of many images and texts, encode each of them once: `encode_text`, `encode_image`, and
-    `MeterEncoding.select` to make the pairs.
-
-    Args:
-        config: Its configuration.
-    """
-
-    def __init__(self, config: MeterConfig) -> None:
-        super().__init__(config)
-        self.meter = MeterModel(config)
-        self.rank_output = nn.Linear(2 * config.hidden_size, 1)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        encoded_text: MeterEncoding | None = None,
-        encoded_image: MeterEncoding | None = None,
-        image_index: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Score every pair.
-
-        Inputs as for `MeterModel`, and ``image_index (B,)``, the position of each text's image, so that an image with
-        several texts is encoded once; None: one image per text.
-
-        Returns:
-            ``logits (B, 1)``, and ``hidden_states`` as a pair (text, image).
-
-        Raises:
-            InputError: If labels are given: a score means something among others only, so the loss is the task's.
-        """
-        if labels is not None:
-            raise InputError("retrieval takes no labels: put the scores of a pair and its negatives into a loss")
-        if image_index is not None:
-            if (pixel_values is None) == (encoded_image is None):
-                raise InputError("give exactly one of pixel_values and encoded_image")
-            encoded = encoded_image if pixel_values is None else self.encode_image(pixel_values)
-            encoded_image, pixel_values = encoded.select(image_index), None  # type: ignore[union-attr]
-        output = self.meter(
-            input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            inputs_embeds=inputs_embeds,
-            encoded_text=encoded_text,
-            encoded_image=encoded_image,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        return SequenceClassifierOutput(
-            logits=self.rank_output(output.pooler_output), hidden_states=_hidden_states(output)
-        )
-
-
-class MeterMaskedLMHead(nn.Module):
-    """A layer of BERT's kind, then a score for every word."""
-
-    def __init__(self, config: MeterConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.act = ACT2FN[config.hidden_act]
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.text_config.vocab_size)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """``(B, T, D)`` to ``(B, T, vocabulary)``."""
-        return self.decoder(self.layer_norm(self.act(self.dense(hidden_states))))
-
-
-class MeterForMaskedLM(MeterPreTrainedModel):
-    """METER that guesses masked words from the rest of the sentence and the image.
-
-    Args:
-        config: Its configuration; with ``tie_word_embeddings`` the scores use the word embeddings.
-
-    Raises:
-        InputError: If they should but the text encoder has another width than the cross-modal layers.
-    """
-
-    _tied_weights_keys = {  # noqa: RUF012
-        "mlm_score.decoder.weight": "meter.text_model.embeddings.word_embeddings.weight"
-    }
-
-    def __init__(self, config: MeterConfig) -> None:
-        super().__init__(config)
-        width = config.text_config.hidden_size
-        if config.tie_word_embeddings and width != config.hidden_size:
-            raise InputError(
-                f"word embeddings of width {width} cannot score states of width {config.hidden_size}; set "
-                "tie_word_embeddings=False"
-            )
-        self.meter = MeterModel(config)
-        self.mlm_score = MeterMaskedLMHead(config)
-        self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The map from states to words."""
-        return self.mlm_score.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the map from states to words."""
-        self.mlm_score.decoder = new_embeddings
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        encoded_text: MeterEncoding | None = None,
-        encoded_image: MeterEncoding | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs: Any,
-    ) -> MaskedLMOutput:
-        """Score every word at every text position.
-
-        Inputs as for `MeterModel`, and ``labels (B, T)``, the hidden words and -100 elsewhere, which give the
-        cross-entropy.
-
-        Returns:
-            ``logits (B, T, vocabulary)``, ``loss``, and ``hidden_states`` as a pair (text, image).
-        """
-        output = self.meter(
-            input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            inputs_embeds=inputs_embeds,
-            encoded_text=encoded_text,
-            encoded_image=encoded_image,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.mlm_score(output.text_last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(logits.device).flatten())
-        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=_hidden_states(output))
 
 
 def _classifier(config: MeterConfig, images: int) -> nn.Sequential:

@@ -20,7 +20,6 @@ from transformers.utils.generic import can_return_tuple
 
 from pumer.models.meter.configuration_meter import MeterConfig
 from pumer.models.meter.encoding_meter import MeterEncoding
-from pumer.models.meter.positions_meter import resize_positions
 from pumer.utils.errors import InputError
 
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -55,7 +54,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention in plain operations; returns ``(B, N, H, Dh)`` and the probabilities ``(B, H, N, M)``."""
+    """Attention in plain operations: ``(B, N, H, Dh)``, and the probabilities ``(B, H, N, M)``."""
     logits = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         logits = logits + attention_mask
@@ -132,16 +131,13 @@ class MeterCrossModalLayer(GradientCheckpointingLayer):
         attention_mask: Tensor | None = None,
         context_mask: Tensor | None = None,
     ) -> Tensor:
-        """Run the layer.
+        """Run the layer on the states ``(B, N, D)`` of one modality.
 
         Args:
-            hidden_states: ``(B, N, D)`` of this modality.
+            hidden_states: Of this modality.
             context: ``(B, M, D)`` of the other one.
             attention_mask: ``(B, 1, 1, N)``, added to the logits of the self-attention, or None.
             context_mask: ``(B, 1, 1, M)``, added to the logits of the cross-attention, or None.
-
-        Returns:
-            ``(B, N, D)``.
         """
         hidden_states = self.attention(hidden_states, attention_mask=attention_mask)
         hidden_states = self.cross_attention(hidden_states, context, context_mask)
@@ -247,17 +243,12 @@ class MeterPreTrainedModel(PreTrainedModel):
         model.base_model.set_image_size(wanted)
         return loaded
 
-    def encode_text(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> MeterEncoding:
-        """As `MeterModel.encode_text`."""
-        return self.base_model.encode_text(input_ids, attention_mask, inputs_embeds)
+    def encode_text(self, *args: Any, **kwargs: Any) -> MeterEncoding:
+        """See `MeterModel.encode_text`."""
+        return self.base_model.encode_text(*args, **kwargs)
 
     def encode_image(self, pixel_values: Tensor) -> MeterEncoding:
-        """As `MeterModel.encode_image`."""
+        """See `MeterModel.encode_image`."""
         return self.base_model.encode_image(pixel_values)
 
 
@@ -337,9 +328,8 @@ class MeterModel(MeterPreTrainedModel):
         words = input_ids if inputs_embeds is None else inputs_embeds
         if words is None or (input_ids is not None and inputs_embeds is not None):
             raise InputError("give exactly one of input_ids, inputs_embeds and encoded_text")
-        if attention_mask is None:
-            mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
-        else:
+        mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
+        if attention_mask is not None:
             mask = attention_mask > 0
         bias = attention_bias(mask, self.dtype)  # not that of a linear layer, which may be quantised
         encoded = self.text_model(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=bias)
@@ -397,8 +387,7 @@ class MeterModel(MeterPreTrainedModel):
         self.check_pair(text, image, image_token_type_idx)
         if image.size is not None:
             raise InputError("the image was merged by a patched model; fuse it with a model that is patched alike")
-        kinds = torch.tensor([0, image_token_type_idx], device=text.states.device)
-        kinds = self.modality_embeddings(kinds)
+        kinds = self.modality_embeddings(torch.tensor([0, image_token_type_idx], device=text.states.device))
         text_states, image_states, texts, images = self.encoder(
             text.states + kinds[0],
             image.states + kinds[1],
@@ -412,14 +401,15 @@ class MeterModel(MeterPreTrainedModel):
     def check_pair(self, text: MeterEncoding, image: MeterEncoding, image_token_type_idx: int) -> None:
         """Refuse encodings that cannot be fused."""
         texts, images = text.states.shape[0], image.states.shape[0]
+        most = self.config.modality_type_vocab_size - 1
         if texts != images:
             raise InputError(
                 f"the batch has {texts} texts but {images} images; give one image per text, with select() of either"
             )
-        if not 1 <= image_token_type_idx < self.config.modality_type_vocab_size:
+        if not 1 <= image_token_type_idx <= most:
             raise InputError(
-                f"image_token_type_idx {image_token_type_idx} has no embedding; allowed: 1 to "
-                f"{self.config.modality_type_vocab_size - 1} (config.modality_type_vocab_size - 1)"
+                f"image_token_type_idx {image_token_type_idx} has no embedding; allowed: 1 to {most} "
+                "(config.modality_type_vocab_size - 1)"
             )
 
     @can_return_tuple
@@ -437,14 +427,14 @@ class MeterModel(MeterPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> MeterModelOutput:
-        """Encode what is not encoded yet, then fuse.
+        """Encode what is not encoded yet, then fuse; `encode_text`, `encode_image` and `fuse` describe their arguments.
 
         Args:
-            input_ids: ``(B, T)`` word ids.
-            attention_mask: ``(B, T)``, 1 for words and 0 for padding; None: all words.
+            input_ids: As for `encode_text`.
+            attention_mask: The same.
             token_type_ids: Ignored; some tokenizers give them.
-            pixel_values: ``(B, C, height, width)``.
-            inputs_embeds: ``(B, T, width of the text encoder)`` instead of ``input_ids``.
+            pixel_values: As for `encode_image`.
+            inputs_embeds: As for `encode_text`.
             encoded_text: From `encode_text`, instead of ``input_ids`` and ``attention_mask``.
             encoded_image: From `encode_image`, instead of ``pixel_values``.
             image_token_type_idx: 1 (the default), or 2 for the second of two images.
@@ -474,14 +464,24 @@ class MeterModel(MeterPreTrainedModel):
 
 
 def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What keeps attention off padding.
-
-    Args:
-        mask: ``(B, N)`` bool, False for padding.
-        dtype: Of the states.
-
-    Returns:
-        ``(B, 1, 1, N)``: 0, and the lowest number for padding.
-    """
+    """Of a mask ``(B, N)``: ``(B, 1, 1, N)``, 0, and the lowest number for padding."""
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return bias.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None]
+
+
+def resize_positions(table: Tensor, rows: int) -> Tensor:
+    """Resize a square position table, bicubically; the position of [CLS] stays.
+
+    Args:
+        table: ``(1 + P * P, D)``, [CLS] first.
+        rows: Patch rows, and columns, of the new image size.
+
+    Returns:
+        ``(1 + rows * rows, D)``, in the table's dtype.
+    """
+    side = round((table.shape[0] - 1) ** 0.5)
+    if side == rows:
+        return table
+    square = table[1:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = nn.functional.interpolate(square, size=(rows, rows), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], resized.permute(0, 2, 3, 1).flatten(1, 2)[0].to(table.dtype)])
