@@ -89,4 +89,4 @@ def image_file(folder: Path, stem: str, names: Container[str]) -> Path:
 
 
 def _remedy(files: str) -> str:
-    return f"the data folder must hold {files}, as downloaded"
+    return f"give {files}, as downloaded"
