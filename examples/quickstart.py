@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 import pumer
-from pumer.evaluation.predict import Predictor
 
 REDUCTION = pumer.PuMerConfig(layers=(2, 5, 8), prune_ratio=0.1, merge_ratio=0.3, text_merge_ratio=0.2)
 """The paper's: in layers 2, 5 and 8 prune 10% of the patches, merge 30% of the patches and 20% of the words."""
@@ -27,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tokens.png"), help="drawing to write")
     arguments = parser.parse_args()
 
-    predictor = Predictor(arguments.model)
+    predictor = pumer.Predictor(arguments.model)
     model = pumer.patch(predictor.model, REDUCTION)
     with pumer.disabled(model):
         print(f"unreduced: {predictor(arguments.image, arguments.question)}")

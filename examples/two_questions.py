@@ -1,4 +1,4 @@
-"""What a reduced model keeps, prunes and merges for two questions about one picture, drawn as README shows it.
+"""What a reduced model keeps, prunes and merges for two questions about one image: the drawing at the top of README.
 
 python examples/two_questions.py docs/images/tokens.png
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 import pumer
-from pumer.evaluation.predict import Predictor
+from pumer.session import Session
 from pumer.tasks import Example
 from pumer.visualization.drawing import stacked
 from pumer.visualization.visualize import ask
@@ -22,7 +22,7 @@ PAPER = pumer.PuMerConfig.preset("vilt", "vqav2")
 
 
 def main() -> None:
-    """Draw a scene, ask, and write the picture."""
+    """Draw a scene, ask, and write the drawing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="PNG file to write")
     parser.add_argument("--scene", type=int, default=0, help="number of the world's validation scene")
@@ -43,13 +43,13 @@ def questions(number: int) -> tuple[Scene, list[Question]]:
 
 def answered(scene: Scene, asked: list[Question]) -> Image.Image:
     """The small ViLT that ships, reduced as in the paper, before each question: one drawing below the other."""
-    predictor = Predictor("small:vilt")
-    pumer.patch(predictor.model, PAPER)
+    session = Session.open("small:vilt")
+    pumer.patch(session.model, PAPER)
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "scene.png"
-        Image.fromarray(render(scene)).save(picture)
-        examples = [Example(0, (picture,), question.text) for question in asked]
-        return stacked([ask(predictor.model, predictor.task, predictor.inputs, example)[1] for example in examples])
+        image = Path(folder) / "scene.png"
+        Image.fromarray(render(scene)).save(image)
+        examples = [Example(0, (image,), question.text) for question in asked]
+        return stacked([ask(session, example)[1] for example in examples])
 
 
 if __name__ == "__main__":
