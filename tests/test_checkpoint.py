@@ -227,7 +227,7 @@ def test_broken_checkpoints_end_in_one_line(folder, spoil, words):
 @pytest.mark.parametrize("name", ["no/such/folder", "./nowhere", "/nowhere/at/all"])
 def test_missing_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="not a folder") as caught:
+    with pytest.raises(InputError, match="give a folder") as caught:
         pumer.load(name)
     assert name in str(caught.value)
 

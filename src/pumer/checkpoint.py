@@ -127,11 +127,7 @@ def ensure_patched(model: nn.Module) -> nn.Module:
 
 
 def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
-    """The class a checkpoint was saved from, of transformers or of `pumer.models`.
-
-    Args:
-        name: As for `load`.
-        **hub: Where on the hub to look: ``revision``, ``token``, ``cache_dir`` and such.
+    """The class a checkpoint was saved from, of transformers or of `pumer.models`; arguments as of `load`.
 
     Raises:
         InputError: If there is no readable ``config.json``, or it names no class of transformers.
@@ -153,7 +149,7 @@ def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
 
 
 def read_reduction(name: str | Path, **hub: Any) -> ReductionConfig | None:
-    """The reduction a checkpoint was saved with, or None; arguments as of `model_class`.
+    """The reduction a checkpoint was saved with, or None; arguments as of `load`.
 
     Raises:
         InputError: If ``reduction.json`` is broken, or names an unknown method, version or key.
@@ -169,10 +165,7 @@ def read_reduction(name: str | Path, **hub: Any) -> ReductionConfig | None:
 
 
 def load_processor(name: str | Path) -> ProcessorMixin:
-    """Tokenizer and Pillow image processor of a checkpoint.
-
-    Args:
-        name: A folder or a hub name.
+    """Tokenizer and Pillow image processor of a checkpoint, named as for `load`.
 
     Raises:
         InputError: If either cannot be read or is not there.
@@ -195,9 +188,8 @@ def load_processor(name: str | Path) -> ProcessorMixin:
 
 
 def has_processor(name: str | Path) -> bool:
-    """Whether a checkpoint, in a folder or on the hub, says how images are processed."""
-    with reading(f"the processor of {name} cannot be read"):
-        return any(cached_file(str(name), file, _raise_exceptions_for_missing_entries=False) for file in _PROCESSOR)
+    """Whether a checkpoint, in a folder or on the hub, has an image processor."""
+    return any(_file(name, file) for file in _PROCESSOR)
 
 
 def trained_with(model: str | Path) -> dict[str, Any]:
@@ -216,14 +208,7 @@ def trained_with(model: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turn any error about a user's files inside a `with` block into one line.
-
-    Args:
-        what: What cannot be done.
-
-    Raises:
-        InputError: With what cannot be done, and why.
-    """
+    """Turn any error about a user's files inside a `with` block into an `InputError`: what cannot be done, and why."""
     try:
         yield
     except InputError:
@@ -305,13 +290,7 @@ def read_model(
 
 
 def read_tensors(name: str | Path, file: str, wanted: Callable[[str], bool], **hub: Any) -> dict[str, Tensor]:
-    """Tensors of one safetensors file of a checkpoint; none where it has no such file.
-
-    Args:
-        name: A folder or a hub name.
-        file: Its name there.
-        wanted: From a tensor's name to whether it is read.
-        **hub: As for `model_class`.
+    """The wanted tensors, by name, of one safetensors file of a checkpoint; none where it has no such file.
 
     Raises:
         InputError: If the file is there but cannot be read.
@@ -327,12 +306,7 @@ def read_tensors(name: str | Path, file: str, wanted: Callable[[str], bool], **h
 
 
 def check_tensors(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that differ from those wanted in names or shapes.
-
-    Args:
-        name: Of the checkpoint.
-        found: By name, as read.
-        wanted: By name, of the right shapes.
+    """Refuse the tensors of a checkpoint if they differ from those wanted in names or shapes.
 
     Raises:
         InputError: Naming those that are missing, left over, of another shape or not finite.
