@@ -1,6 +1,7 @@
 """What the adapters share: patches by one product, text in a compact block and back to its positions."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn.functional import linear
 from pumer import kernels
 from pumer.functional import gather_tokens, ordered
 from pumer.reducers.tables import ranks
-from pumer.tokens import Tokens
+from pumer.tokens import Tokens, attention_bias
 
 
 class PatchProjection(nn.Conv2d):
@@ -26,33 +27,51 @@ class PatchProjection(nn.Conv2d):
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager[object]:
-    """Keeps similarities and averages in the precision of what they are made from."""
+    """Keeps similarities and averages in the precision of their inputs."""
     if device.type == "meta":  # which has no autocast: `pumer.plan` runs there
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def in_graph(x: Tensor) -> bool:
-    """Whether a graph is being made of what is computed, so that no value of ``x`` can be looked at."""
+    """Whether a graph is being made, so that no value of ``x`` can be read."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def one_stream(text: Tensor, text_mask: Tensor | None, image: Tensor, image_mask: Tensor, reduced: bool) -> Tokens:
+    """Text and image as one stream, as it enters the first cross-modal layer.
+
+    Args:
+        text: ``(B, T, D)``.
+        text_mask: ``(B, T)``, above 0 for words; None: all of them.
+        image: ``(B, 1 + V, D)``, [CLS] and the patches, real ones first.
+        image_mask: ``(B, 1 + V)`` bool.
+        reduced: As for `text_block`.
+    """
+    given = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device) if text_mask is None else text_mask > 0
+    text, compact_mask, counts = text_block(text, given, reduced, image_mask)
+    mask, states = torch.cat([compact_mask, image_mask], dim=1), torch.cat([text, image.to(text.dtype)], dim=1)
+    biases = (attention_bias(mask, attention_dtype(states)),)
+    origin = partial(slots_at_start, given, image_mask, reduced)
+    return Tokens((states,), mask.to(torch.float32), biases, text.shape[1], origin, counts=counts)
+
+
 def text_block(
     states: Tensor, mask: Tensor, reduced: bool, image_mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Text as a block of a stream.
+    """Text ``(B, T, D)`` as a block of a stream, with its mask ``(B, T)`` bool.
 
     Args:
-        states: ``(B, T, D)``.
-        mask: ``(B, T)`` bool.
+        states: The text.
+        mask: Which words are real.
         reduced: Whether anything is going to be reduced: real words then come first.
         image_mask: ``(B, V)`` bool, of the image that follows, or None.
 
     Returns:
-        States, mask, and how many words and image tokens are real, ``(B, 2)`` int64 (no image tokens without a mask),
-        or None if nobody has counted them.
+        States, mask, and how many words and image tokens are real, ``(B, 2)`` int64 (no image tokens without a mask);
+        None for the latter if nothing is reduced.
     """
     if not reduced:
         return states, mask, None
@@ -66,16 +85,7 @@ def text_block(
 
 
 def slots_at_start(text_mask: Tensor, image_mask: Tensor, reduced: bool) -> Tensor:
-    """Where the input tokens stand before anything is reduced.
-
-    Args:
-        text_mask: ``(B, T)`` bool, as the words were given.
-        image_mask: ``(B, V)`` bool, compact.
-        reduced: As for `text_block`.
-
-    Returns:
-        ``(B, T + V)`` int64, -1 for padding.
-    """
+    """``(B, T + V)`` int64, where the input tokens stand before anything is reduced, -1 for padding; see `one_stream`."""
     T, V = text_mask.shape[1], image_mask.shape[1]
     slot = ranks(T + V, text_mask.device)
     words = text_mask.cumsum(dim=1) - 1 if reduced else slot[:T]
@@ -83,14 +93,7 @@ def slots_at_start(text_mask: Tensor, image_mask: Tensor, reduced: bool) -> Tens
 
 
 def layer_bytes(tokens: int, width: int, inner: int, dtype: torch.dtype) -> int:
-    """Bytes of activations of one example in a layer, at its peak: the feed-forward part and the states around it.
-
-    Args:
-        tokens: ``N``.
-        width: ``D``.
-        inner: Width between the two halves of the feed-forward part.
-        dtype: Of the states.
-    """
+    """Bytes of one example's activations at the peak of a layer, whose feed-forward part is ``inner`` wide."""
     return tokens * (2 * inner + 4 * width) * dtype.itemsize
 
 
@@ -103,12 +106,12 @@ def attention_dtype(states: Tensor) -> torch.dtype:
 
 
 def expand_text(states: Tensor, tokens: Tokens, text_length: int) -> Tensor:
-    """Put the text back to its original positions, so that heads that slice it keep working.
+    """Put the text back to its ``T`` original positions, so that heads that slice it keep working.
 
     Args:
         states: ``(B, N, D)`` of the reduced stream; it may hold no image.
         tokens: The reduced stream.
-        text_length: ``T``, the text positions of the input.
+        text_length: ``T``.
 
     Returns:
         ``(B, T + V, D)``: each word has the state of the token that holds it (padding: zero), then the image buffer.

@@ -13,7 +13,6 @@ What the patched classes change:
 Weights, state dict and class names stay as they are.
 """
 
-from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -41,17 +40,15 @@ from pumer.backbones.layers import LayerCall, SplitLayer, attend, run_layers
 from pumer.backbones.state import Reduction
 from pumer.backbones.streams import (
     PatchProjection,
-    attention_dtype,
     autocast_off,
     expand_text,
     in_graph,
     layer_bytes,
-    slots_at_start,
-    text_block,
+    one_stream,
 )
 from pumer.functional import compact, gather_tokens
 from pumer.reducers.tables import integers, ranks
-from pumer.tokens import Tokens, attention_bias
+from pumer.tokens import Tokens
 from pumer.utils.errors import InputError
 
 TEXT_NORM_EPS = "text_layer_norm_eps"
@@ -315,27 +312,9 @@ class ReducedViltModel(ViltModel):
             image_type,
             self.pumer_reduction.config.max_image_tokens,
         )
-        tokens = self._stream(text, attention_mask, image, image_mask)
+        tokens = one_stream(text, attention_mask, image, image_mask, self.pumer_reduction.reduces("fusion"))
         self.pumer_reduction.begin(tokens, cell)
         return tokens
-
-    def _stream(self, text: Tensor, attention_mask: Tensor | None, image: Tensor, image_mask: Tensor) -> Tokens:
-        """Text ``(B, T, D)`` and image ``(B, 1 + V, D)`` as one stream; compact if anything is going to be reduced."""
-        given = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-        if attention_mask is not None:
-            given = attention_mask > 0
-        reduced = self.pumer_reduction.reduces("fusion")
-        text, text_mask, counts = text_block(text, given, reduced, image_mask)
-        mask = torch.cat([text_mask, image_mask], dim=1)
-        states = torch.cat([text, image.to(text.dtype)], dim=1)
-        return Tokens(
-            (states,),
-            mask.to(torch.float32),
-            (attention_bias(mask, attention_dtype(states)),),
-            text.shape[1],
-            partial(slots_at_start, given, image_mask, reduced),
-            counts=counts,
-        )
 
 
 def check_inputs(
