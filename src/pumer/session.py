@@ -15,7 +15,7 @@ from pumer.checkpoint import learned_names, load, load_processor, trained_with
 from pumer.compiling.compile import compile as compiled
 from pumer.patching import patch
 from pumer.patching import reduction as reduction_in
-from pumer.reducers import NoReduction, ReductionConfig, config_to_dict, reduction_from
+from pumer.reducers import NoReduction, config_to_dict, reduction_from
 from pumer.settings.common import Blank, Resize, Rule
 from pumer.tasks import TASKS, Example, Inputs, Task, VQAv2, task_class
 from pumer.tasks.loading import make_inputs, text_length_of
@@ -94,12 +94,17 @@ class Session:
         given = {"task": task, "text_length": text_length, "resize": resize, "blank": blank}
         settings = {key: recorded.get(key, value) for key, value in _DEFAULTS.items()}
         settings |= {key: value for key, value in given.items() if value is not None}
-        model, folder = load(name), root or recorded.get("data", {}).get("root")
-        saved, bound = reduction_in(model), bind(str(name), model, task_class(settings.pop("task")), rule)
+        model, kind = load(name), task_class(settings.pop("task"))
+        saved, bound = reduction_in(model), bind(str(name), model, kind, rule)
         session = cls.around(str(name), model, bound, image_size=image_size, reduction=reduction, **settings)
-        if reduction is not None:
-            _warn_of_random_weights(session, saved)
+        now = reduction_in(model)
+        trained = saved.places() if saved is not None and now is not None and saved.method == now.method else []
+        if now is not None and learned_names(model) and not set(now.places()) <= set(trained):
+            logger.warning(
+                "reduction '%s' has weights, and %s none for these layers: they are random", now.method, name
+            )
         model.to(device or best_device())
+        folder = root or recorded.get("data", {}).get("root")
         forward = compiled(model) if compile else model
         return replace(session, forward=forward, root=None if folder is None else Path(folder))
 
@@ -192,13 +197,3 @@ def labels_of(model: PreTrainedModel) -> tuple[str, ...]:
     if unnamed is not None:
         raise InputError(f"id2label in the model's config must name columns 0 to {len(names) - 1}, not lack {unnamed}")
     return tuple(names[index] for index in range(len(names)))
-
-
-def _warn_of_random_weights(session: Session, saved: ReductionConfig | None) -> None:
-    """Warn where the reduction in place has weights that were not trained with the checkpoint."""
-    now = reduction_in(session.model)
-    trained = saved.places() if saved is not None and now is not None and saved.method == now.method else []
-    if now is not None and learned_names(session.model) and not set(now.places()) <= set(trained):
-        logger.warning(
-            "reduction '%s' has weights, and %s none for these layers: they are random", now.method, session.name
-        )

@@ -16,7 +16,7 @@ from pumer.tasks import Example, Retrieval
 from pumer.tasks.loading import Collator, Examples
 from pumer.utils.errors import InputError
 from pumer.utils.files import write_json
-from pumer.utils.locks import only_one
+from pumer.utils.locks import exclusive
 from pumer.utils.progress import progress_bar
 from pumer.utils.provenance import collect
 from pumer.utils.tensors import numbers
@@ -24,6 +24,7 @@ from pumer.utils.tensors import numbers
 logger = logging.getLogger(__name__)
 
 
+@exclusive
 def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
     """Evaluate one saved model.
 
@@ -39,12 +40,6 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     Raises:
         InputError: for all user errors.
     """
-    config.check_places()
-    with only_one(*config.written):
-        return _evaluated(config, console)
-
-
-def _evaluated(config: EvaluateConfig, console: Console | None) -> dict[str, Any]:
     session = Session.open(
         config.model,
         config.task,
@@ -67,6 +62,7 @@ def _evaluated(config: EvaluateConfig, console: Console | None) -> dict[str, Any
     public = bool(examples[0].answers)
     if not public and (config.submission is None or config.per_example or config.against):
         raise InputError(f"split {config.split} has no public answers; give submission=FILE alone, for the server")
+    train = _training_examples(config, session) if public else []
     against = None if config.against is None else scoring.OtherRun(config.against, task, examples)
     if sets is None:
         answers = predict(session, examples, config.batch_size, config.workers, progress=True)
@@ -79,7 +75,7 @@ def _evaluated(config: EvaluateConfig, console: Console | None) -> dict[str, Any
     result: dict[str, Any] = {"model": config.model, "split": config.split, "reduction": session.reduction}
     result |= {"answered": len(answers), "left_out": left_out}
     if public:
-        result |= scoring.summarise(task, examples, answers, _training_examples(config, session), against)
+        result |= scoring.summarise(task, examples, answers, train, against)
     if config.per_example is not None:
         scoring.write_per_example(config.per_example, config.model, config.split, task, examples, answers)
     result |= collect(config, str(session.model.dtype).removeprefix("torch."))

@@ -20,7 +20,7 @@ from pumer.settings.predict import PredictConfig
 from pumer.tasks import Example, Retrieval
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_csv, write_text
-from pumer.utils.locks import only_one
+from pumer.utils.locks import exclusive
 from pumer.utils.text import some
 
 logger = logging.getLogger(__name__)
@@ -169,10 +169,9 @@ def run(config: PredictConfig) -> int:
     Raises:
         InputError: for all user errors.
     """
-    config.check_places()
     if config.questions is not None:
-        with only_one(*config.written):
-            return _answer_list(config, config.questions)
+        return _answer_list(config, config.questions)
+    config.check_places()
     shared = ("model", "task", "split", "limit", "batch_size", "image_size", "workers", "force", "galleries", "scores")
     of_split = EvaluateConfig(
         data=EvaluationData(root=config.data.root, train=None),
@@ -182,6 +181,7 @@ def run(config: PredictConfig) -> int:
     return int(evaluate.run(of_split)["answered"])
 
 
+@exclusive
 def _answer_list(config: PredictConfig, questions: Path) -> int:
     """Answer the rows of a CSV file."""
     rows = _read_csv(questions)

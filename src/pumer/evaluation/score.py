@@ -16,12 +16,13 @@ from pumer.tasks import Example, Retrieval, Task, task_class
 from pumer.tasks.metrics import CUTOFFS
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
-from pumer.utils.locks import only_one
+from pumer.utils.locks import exclusive
 from pumer.utils.text import some
 
 _REMEDY = "score it with the --split and --galleries it was made with"
 
 
+@exclusive
 def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
     """Score a result file.
 
@@ -36,12 +37,6 @@ def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
         InputError: for a missing or broken file, an option that the task has no use for, and for predictions that are
             missing, double, or of nothing that the annotations know.
     """
-    config.check_places()
-    with only_one(*config.written):
-        return _scored(config, console)
-
-
-def _scored(config: ScoreConfig, console: Console | None) -> dict[str, Any]:
     kind = task_class(config.task)
     examples, answers = _ranked(config, kind) if issubclass(kind, Retrieval) else _answered(config, kind)
     # a vocabulary is needed for training only

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import ViltImageProcessorPil
 
 from pumer.data.images import read_image
@@ -18,13 +18,14 @@ from pumer.tasks import Pixels, task_class
 from pumer.tasks.base import spread
 from pumer.tasks.prepare import annotated, write_list
 from pumer.utils.errors import InputError
-from pumer.utils.locks import only_one
+from pumer.utils.locks import exclusive
 from pumer.utils.progress import progress_bar
 
 _SHOWN = 10
 _PER_CALL = 64
 
 
+@exclusive
 def run(config: CheckConfig, console: Console | None = None, progress: bool = True) -> dict[str, Any]:
     """Read every annotation file and every image once, as training would.
 
@@ -34,32 +35,25 @@ def run(config: CheckConfig, console: Console | None = None, progress: bool = Tr
         progress: show a progress bar on stderr.
 
     Returns:
-        By split the number of `examples`, `images`, images `missing` and `broken`; `problems`, the reason by image;
-        and with `speed` `images_per_second`.
+        `splits`: of each the number of `examples`, `images`, images `missing`, `decoded` and `broken`; `problems`, the
+        reason by image; and with `speed` `images_per_second`.
 
     Raises:
         InputError: when the annotation files are missing or broken.
     """
-    config.check_places()
-    with only_one(*config.written):
-        return _found(config, console, progress)
-
-
-def _found(config: CheckConfig, console: Console | None, progress: bool) -> dict[str, Any]:
-    examples = annotated(task_class(config.task), config.root, config.splits)
+    splits: dict[str, dict[str, int]] = {}
     problems: dict[Path, str] = {}
-    result: dict[str, Any] = {"splits": {}}
     sound: list[Path] = []
-    for split, found in examples.items():
+    for split, found in annotated(task_class(config.task), config.root, config.splits).items():
         paths = list(dict.fromkeys(path for example in found for path in example.files))
         missing = missing_images(paths)
         there = spread([path for path in paths if path not in missing], config.limit)
         broken = _broken(split, there, config.workers, progress)
         problems |= missing | broken
         sound += [path for path in there if path not in broken]
-        counts = {"examples": len(found), "images": len(paths), "missing": len(missing), "broken": len(broken)}
-        result["splits"][split] = counts | {"decoded": len(there)}
-    result["problems"] = {str(path): reason for path, reason in problems.items()}
+        splits[split] = {"examples": len(found), "images": len(paths), "missing": len(missing)}
+        splits[split] |= {"decoded": len(there), "broken": len(broken)}
+    result: dict[str, Any] = {"splits": splits, "problems": {str(path): why for path, why in problems.items()}}
     if config.output is not None:
         write_list(config.output, result["problems"])
     if config.speed and sound:
@@ -89,50 +83,40 @@ def images_per_second(paths: Sequence[Path], edge: int) -> float:
         torch.set_num_threads(threads)
 
 
-class _Decoded(Dataset[dict[str, str]]):
-    """Some images at a time, decoded for their problems."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return -(-len(self._paths) // _PER_CALL)
-
-    def __getitem__(self, index: int) -> dict[str, str]:
-        problems = {}
-        for path in self._paths[index * _PER_CALL : (index + 1) * _PER_CALL]:
-            try:
-                read_image(path)
-            except InputError as error:
-                problems[str(path)] = str(error.__cause__)
-        return problems
-
-
 def _broken(split: str, paths: Sequence[Path], workers: int, progress: bool) -> dict[Path, str]:
+    """What is wrong with images that are there, each of which is decoded."""
     broken: dict[Path, str] = {}
     with progress_bar(enabled=progress) as bar:
         shown = bar.add_task(f"check {split}", total=len(paths), note="")
-        for problems in DataLoader(_Decoded(paths), batch_size=None, num_workers=workers):
-            broken |= {Path(path): reason for path, reason in problems.items()}
+        for problems in DataLoader(paths, _PER_CALL, collate_fn=_problems, num_workers=workers):  # type: ignore[arg-type]
+            broken |= problems
             bar.update(shown, advance=_PER_CALL, note=f"{len(broken)} broken")
     return broken
 
 
+def _problems(paths: Sequence[Path]) -> dict[Path, str]:
+    problems = {}
+    for path in paths:
+        try:
+            read_image(path)
+        except InputError as error:
+            problems[path] = str(error.__cause__)
+    return problems
+
+
 def _show(config: CheckConfig, result: dict[str, Any], console: Console) -> None:
     kind = "prepared folder" if storage_of(config.root / "image") else "download"
-    table = Table(title=f"{config.task} in {config.root} ({kind})")
-    columns = ("examples", "images", "missing", "decoded", "broken")
-    table.add_column("split")
-    for column in columns:
+    table = Table("split", title=f"{config.task} in {config.root} ({kind})")
+    for column in next(iter(result["splits"].values())):
         table.add_column(column, justify="right")
     for split, counts in result["splits"].items():
-        table.add_row(split, *(str(counts[column]) for column in columns))
+        table.add_row(split, *map(str, counts.values()))
     console.print(table)
+    lines = [f"{path} {reason}" for path, reason in list(result["problems"].items())[:_SHOWN]]
     if "images_per_second" in result:
-        speed = result["images_per_second"]
-        shown = f"{speed:.0f} images/s per core: read, decoded, resized to {config.edge} x {config.edge}, normalised"
-        console.print(shown, highlight=False, soft_wrap=True)
-    for path, reason in list(result["problems"].items())[:_SHOWN]:
-        console.print(f"{path} {reason}", highlight=False, markup=False, soft_wrap=True)
+        speed, edge = result["images_per_second"], config.edge
+        lines.insert(0, f"{speed:.0f} images/s per core: read, decoded, resized to {edge} x {edge}, normalised")
     if len(result["problems"]) > _SHOWN:
-        console.print(f"... and {len(result['problems']) - _SHOWN} more; output=FILE.csv lists all", highlight=False)
+        lines.append(f"... and {len(result['problems']) - _SHOWN} more; output=FILE.csv lists all")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -36,11 +36,11 @@ def make_inputs(
     """How a job turns examples into tensors.
 
     Args:
-        processor: the model's processor, with `tokenizer` and `image_processor`.
-        text_length: questions are cut to this many tokens, [CLS] and [SEP] included.
+        processor: the model's, with `tokenizer` and `image_processor`.
+        text_length: see `Inputs`.
         resize: see `pumer.tasks.Pixels`.
-        blank: "image" shows the model a constant grey image (a text-only model), "text" an empty question.
-        fixed_length: pad every text to `text_length`, so that a compiled model sees one shape.
+        blank: "image" replaces every image by a grey one (a text-only model), "text" every question by an empty one.
+        fixed_length: see `Inputs`; a compiled model sees one shape.
     """
     pixels = Pixels(processor.image_processor, resize, blank=blank == "image")
     return Inputs(processor.tokenizer, pixels, text_length, blank == "text", fixed_length)
@@ -48,13 +48,7 @@ def make_inputs(
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One example of a `DataLoader`.
-
-    Attributes:
-        index: its position.
-        example: as the task shows it.
-        epoch: of the training; None outside of one.
-    """
+    """An example with its position, and the epoch of the training; None outside of one."""
 
     index: int
     example: Example
@@ -64,12 +58,11 @@ class Item:
 class Examples(Dataset[Item]):
     """Examples with their position, for a `DataLoader`.
 
-    Attributes:
+    Args:
         examples: as read.
         task: draws what it adds to an example; None: examples as read.
-        training: whether a model learns from them, so that their pictures may be augmented.
-        seed: of what is drawn.
-        epoch: of what is drawn; data loading processes see the one that is set when they start.
+        seed: of what is drawn; so is the attribute `epoch`, as it is when data loading processes start.
+        training: whether a model learns from them, so that their images may be augmented.
     """
 
     def __init__(
@@ -88,13 +81,13 @@ class Examples(Dataset[Item]):
 
 
 class Collator:
-    """The task's batches, with `index` (B,): the positions of the examples.
+    """Makes a task's batches, with `index` (B,): the positions of the examples.
 
     Args:
         task: makes the batches.
         inputs: how.
-        augment: what happens to the pictures of training examples, as a function of seed, epoch and position alone.
-        seed: of that.
+        augment: how images of training examples are augmented, a function of seed, epoch and position alone.
+        seed: of the augmentation.
     """
 
     def __init__(self, task: Task, inputs: Inputs, augment: AugmentConfig | None = None, seed: int = 0) -> None:
@@ -108,7 +101,7 @@ class Collator:
         return {**batch, "index": torch.tensor([item.index for item in items])}
 
     def _edit(self, items: Sequence[Item], position: int, image: np.ndarray) -> np.ndarray:
-        """The picture at a position of the batch, which has the pictures of the first example first."""
+        """The augmented image at a position of the batch, which has the images of the first example first."""
         row, number = divmod(position, len(items[0].example.images))
         key = (self.seed, items[row].epoch or 0, items[row].index, number)
         return rand_augment(image, self.augment or AugmentConfig(), key)

@@ -1,14 +1,40 @@
 """One process at a time writes a folder or a file."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
 from pumer.utils.errors import InputError
 from pumer.utils.processes import is_main_process
+
+
+class _Config(Protocol):
+    @property
+    def written(self) -> tuple[Path, ...]: ...
+
+    def check_places(self) -> None: ...
+
+
+Config = TypeVar("Config", bound=_Config)
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
+
+
+def exclusive(job: Callable[Concatenate[Config, Rest], Result]) -> Callable[Concatenate[Config, Rest], Result]:
+    """A job that first checks the files and folders in its config, and that alone writes them; see `only_one`."""
+
+    @wraps(job)
+    def run(config: Config, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+        config.check_places()
+        with only_one(*config.written):
+            return job(config, *args, **kwargs)
+
+    return run
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pumer.tasks import Example, Retrieval
 from pumer.tasks.base import model_inputs
 from pumer.utils.errors import InputError
 from pumer.utils.files import write_bytes
-from pumer.utils.locks import only_one
+from pumer.utils.locks import exclusive
 from pumer.utils.tensors import numbers
 from pumer.visualization import drawing, tracing
 from pumer.visualization.tracing import ForwardTrace, Trace
@@ -70,6 +70,7 @@ def draw(
     return drawing.stacked((panels, _text_line(fate, question, answer, panels.width), _counts_line(fate, panels.width)))
 
 
+@exclusive
 def run(config: VisualizeConfig) -> str:
     """Ask a model one question and write the drawing of what it did with the tokens.
 
@@ -79,23 +80,21 @@ def run(config: VisualizeConfig) -> str:
     Raises:
         InputError: when the checkpoint or an image cannot be read, or the reduction does not fit the model.
     """
-    config.check_places()
-    with only_one(*config.written):
-        for image in config.images:
-            read_image(image)  # the cheap check first
-        session = Session.open(
-            config.model,
-            config.task,
-            text_length=config.text_length,
-            resize=config.resize,
-            image_size=config.image_size,
-            reduction=config.reduction,
-        )
-        answer, drawn = ask(session, Example(0, config.images, config.question))
-        file = io.BytesIO()
-        drawn.save(file, format="PNG")
-        write_bytes(config.out, file.getvalue())
-        return answer
+    for image in config.images:
+        read_image(image)  # the cheap check first
+    session = Session.open(
+        config.model,
+        config.task,
+        text_length=config.text_length,
+        resize=config.resize,
+        image_size=config.image_size,
+        reduction=config.reduction,
+    )
+    answer, drawn = ask(session, Example(0, config.images, config.question))
+    file = io.BytesIO()
+    drawn.save(file, format="PNG")
+    write_bytes(config.out, file.getvalue())
+    return answer
 
 
 @torch.inference_mode()
