@@ -124,7 +124,7 @@ def test_sizes_that_patches_do_not_fill_are_refused(backbone, size, near, tiny_v
     for run, config in jobs.items():
         with pytest.raises(InputError, match=message):
             run(config)
-    with pytest.raises(InputError, match=r"image_size must lie in .* not 0"):
+    with pytest.raises(InputError, match=r"'image_size' .* must be .* in \[.* not 0"):
         EvaluateConfig(model=folder, image_size=0)
 
 

@@ -145,11 +145,11 @@ def test_some_data_sets_only_and_nothing_foreign_is_replaced(tmp_path: Path) -> 
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="tasks must be some of vqav2, nlvr2, snli_ve, flickr30k, coco, not gqa"):
+    with pytest.raises(InputError, match="'gqa' is unknown"):
         WorldConfig(tasks=("vqav2", "gqa"))
-    with pytest.raises(InputError, match=r"val must lie in .* not -1"):
+    with pytest.raises(InputError, match=r"'val' .* must be .* in \[.* not -1"):
         WorldConfig(val=-1)
-    with pytest.raises(InputError, match=r"questions_per_image must lie in .* not 0"):
+    with pytest.raises(InputError, match=r"'questions_per_image' .* must be .* in \[.* not 0"):
         WorldConfig(questions_per_image=0)
 
 

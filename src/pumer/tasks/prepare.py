@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,8 @@ from pumer.data.storage import RECORD, SHARDS, SKIPPED, open_shard
 from pumer.settings.data import PrepareConfig
 from pumer.tasks import Example, Retrieval, Task, task_class
 from pumer.utils.errors import InputError
-from pumer.utils.files import read_config, write_text
-from pumer.utils.locks import only_one
+from pumer.utils.files import new_file, read_config, write_text
+from pumer.utils.locks import exclusive
 from pumer.utils.progress import progress_bar
 
 SHARD_IMAGES = 512
@@ -36,6 +35,7 @@ _UNFINISHED = ".unfinished"
 _JPEG = {"quality": 95, "subsampling": 0}
 
 
+@exclusive
 def run(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
     """Prepare a data folder; a run that was interrupted, however abruptly, continues where it was.
 
@@ -53,12 +53,6 @@ def run(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
     Raises:
         InputError: for user errors, and with `strict` for the first bad image.
     """
-    config.check_places()
-    with only_one(*config.written):
-        return _prepared(config, progress)
-
-
-def _prepared(config: PrepareConfig, progress: bool) -> dict[str, Any]:
     task = task_class(config.task)
     examples = annotated(task, config.root, config.splits)
     images = {split: [_names(config.root, one) for one in each] for split, each in examples.items()}
@@ -163,13 +157,8 @@ def _start(config: PrepareConfig, splits: Sequence[str], names: Sequence[str]) -
 
 def _put(out: Path, name: str | Path, write: Callable[[Path], Any]) -> None:
     """Write a file aside, then give it its name: it is there as a whole or not at all."""
-    place = out / name
-    aside = out / _UNFINISHED / f"{place.name}.{os.getpid()}"
-    write(aside)
-    with aside.open("rb+") as file:
-        os.fsync(file.fileno())
-    place.parent.mkdir(parents=True, exist_ok=True)
-    aside.replace(place)
+    with new_file(out / name, out / _UNFINISHED, sync=True) as aside:
+        write(aside)
 
 
 def _put_record(out: Path, record: Mapping[str, Any]) -> None:

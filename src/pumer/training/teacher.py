@@ -29,7 +29,7 @@ from pumer.training.distillation import final_tokens
 from pumer.training.stopping import write_errors_stop
 from pumer.utils.config import to_dict
 from pumer.utils.errors import InputError
-from pumer.utils.files import first_line
+from pumer.utils.files import first_line, new_file
 from pumer.utils.places import room_for
 
 Batch = Mapping[str, Any]
@@ -210,11 +210,10 @@ def _make_table(part: Path, rows: int, columns: int) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     remedy = "give teacher_cache=FOLDER on another disk, or teacher_cache=false"
     room_for(4 * rows * columns, part.parent, "teacher_cache", remedy)
-    aside = part.with_suffix(".new")
-    table = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(rows, columns))
-    table[:, 0] = np.nan
-    table.flush()
-    aside.replace(part)
+    with new_file(part) as aside:
+        table = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(rows, columns))
+        table[:, 0] = np.nan
+        table.flush()
 
 
 def _open_table(path: Path, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:

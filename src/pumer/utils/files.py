@@ -34,18 +34,14 @@ def read_json(path: str | Path, remedy: str = "give another file") -> Any:
 
     Raises:
         InputError: If it is missing, too large or not JSON, with the line where it breaks; and for what Python's parser
-            accepts: a key twice, ``NaN``, ``Infinity`` and half of a surrogate pair.
+            takes beyond the standard: ``NaN``, ``Infinity`` and half of a surrogate pair.
     """
     with _remedy(remedy):
         return _parsed(_text(path, MAX_BYTES), str(path))
 
 
 def read_config(path: str | Path, remedy: str = "give another file") -> dict[str, Any]:
-    """Content of a small JSON file that holds one object, such as a config; arguments as of `read_json`.
-
-    Raises:
-        InputError: As of `read_json`; and if it holds something else or a number too large for a float.
-    """
+    """Content of a small JSON file that holds one object, each key once and numbers that a float can hold."""
     with _remedy(remedy):
         content = _parsed(_text(path, MAX_CONFIG_BYTES), str(path), "a config")
         if not isinstance(content, dict):
@@ -54,11 +50,7 @@ def read_config(path: str | Path, remedy: str = "give another file") -> dict[str
 
 
 def read_json_lines(path: str | Path, remedy: str = "give another file") -> list[tuple[int, Any]]:
-    """Number and content of every line of a file of JSON lines that is not empty; arguments as of `read_json`.
-
-    Raises:
-        InputError: As of `read_json`, with the line.
-    """
+    """Number and content of every line of a file of JSON lines that is not empty; see `read_json`."""
     with _remedy(remedy):
         lines = enumerate(_lines(_text(path, MAX_BYTES)), start=1)
         return [(number, _parsed(line, f"{path}: line {number}", "a line")) for number, line in lines if line.strip()]
@@ -79,20 +71,12 @@ def read_csv(path: str | Path, remedy: str = "give another file") -> list[tuple[
 
 
 def read_lines(path: str | Path, remedy: str = "give another file") -> list[str]:
-    r"""Lines of a text file, without their ends: ``\n``, ``\r\n`` or ``\r``.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
+    r"""Lines of a text file, without their ends: ``\n``, ``\r\n`` or ``\r``."""
     return _lines(read_text(path, remedy))
 
 
 def read_text(path: str | Path, remedy: str = "give another file") -> str:
-    """Text of a file in UTF-8, or in UTF-16 with a byte-order mark; without the mark, its line ends as they are.
-
-    Raises:
-        InputError: If it cannot be read.
-    """
+    """Text of a file in UTF-8, or in UTF-16 with a byte-order mark; without the mark, its line ends as they are."""
     with _remedy(remedy):
         return _text(path, MAX_BYTES)
 
@@ -180,46 +164,61 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write a JSON file aside, then rename it: it is there as a whole or not at all."""
+    """Write a JSON file as a whole or not at all; see `write_bytes`."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file aside, then rename it: it is there as a whole or not at all.
-
-    Half of a surrogate pair, which a file name may hold, is written as JSON writes it.
-
-    Raises:
-        InputError: If it cannot be written, as on a full disk.
-    """
+    """Write a text file as a whole or not at all; half of a surrogate pair, as in file names, is escaped."""
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file aside, then rename it: it is there as a whole or not at all.
+    """Write a file as a whole or not at all.
 
     Raises:
         InputError: If it cannot be written, as on a full disk.
     """
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content)
-        aside.replace(path)
+        with new_file(path) as aside:
+            aside.write_bytes(content)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; give another place, or make room") from error
+
+
+@contextmanager
+def new_file(path: str | Path, folder: Path | None = None, sync: bool = False) -> Iterator[Path]:
+    """Write a file aside, and rename it when the block ends without an error: it exists as a whole or not at all.
+
+    Args:
+        path: The final file; its folder is made.
+        folder: Where the unfinished file lies; by default beside the final one.
+        sync: Whether it must be on the disk before it is renamed.
+
+    Yields:
+        The file to write.
+    """
+    path = Path(path)
+    aside = (folder or path.parent) / f".{path.name}.{uuid4().hex[:8]}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield aside
+        if sync:
+            with aside.open("rb+") as file:
+                os.fsync(file.fileno())
+        aside.replace(path)
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
 
 
 @contextmanager
-def replacing(directory: str | Path) -> Iterator[Path]:
+def replacing(directory: str | Path, whole: bool = False) -> Iterator[Path]:
     """Fill a folder aside and move its files into place when the block ends without an error.
 
     Args:
         directory: The final folder; made if it does not exist.
+        whole: Whether the new folder takes the place of the old one, instead of only its files.
 
     Yields:
         The folder to write into.
@@ -232,18 +231,24 @@ def replacing(directory: str | Path) -> Iterator[Path]:
         raise InputError(f"{final} is a file; give a folder to write to")
     final.parent.mkdir(parents=True, exist_ok=True)
     # inside a folder that exists: it may be a mount of its own, and a rename does not leave a file system
-    beside = final if final.exists() else final.parent
+    beside = final if final.exists() and not whole else final.parent
     aside = beside / f".{final.name}.{uuid4().hex[:8]}"
+    before = aside.with_name(f"{aside.name}-before")
     aside.mkdir()
     try:
         yield aside
+        if whole and final.exists():
+            final.replace(before)
         if not final.exists():
             aside.replace(final)
             return
         for file in sorted(aside.iterdir()):
             file.replace(final / file.name)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if before.exists() and not final.exists():  # interrupted between the two renames
+            before.replace(final)
+        for folder in (aside, before):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def first_line(error: Exception) -> str:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from pumer.utils.errors import InputError
+from pumer.utils.files import replacing
 from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Object, Scene, render
 
 SIDECAR = "scenes.json"
 """File with the objects of every image, which no official format has room for; it marks a folder as a world."""
 
 
-@contextmanager
-def whole(root: Path) -> Iterator[Path]:
+def whole(root: Path) -> AbstractContextManager[Path]:
     """A folder to write into, which takes the place of `root` at the end: `root` is either whole or absent.
 
     Raises:
@@ -29,20 +26,7 @@ def whole(root: Path) -> Iterator[Path]:
     """
     if root.exists() and any(root.iterdir()) and not (root / SIDECAR).exists():
         raise InputError(f"{root} holds files that are no world: give an empty or new folder")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    before = aside.with_name(f"{aside.name}-before")
-    try:
-        yield aside
-        aside.chmod(0o755)
-        if root.exists():
-            root.rename(before)
-        aside.rename(root)
-    finally:
-        if before.exists() and not root.exists():  # interrupted between the two
-            before.rename(root)
-        for folder in (aside, before):
-            shutil.rmtree(folder, ignore_errors=True)
+    return replacing(root, whole=True)
 
 
 def save_scene(scene: Scene, path: Path) -> dict[str, Any]:
