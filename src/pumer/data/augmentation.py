@@ -1,4 +1,4 @@
-"""RandAugment of training pictures, without the operations that ViLT leaves out because texts name what they change."""
+"""RandAugment of training images, without the operations that ViLT leaves out because texts name what they change."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from pumer.settings.common import LARGEST_MAGNITUDE as LARGEST
 from pumer.settings.common import AugmentConfig
 
 _TRANSLATION = 100 / 480
-"""Largest shift, in shorter sides: 100 pixels of a COCO picture."""
+"""Largest shift, in shorter sides: 100 pixels of a COCO image."""
 
 
 def _affine(image: Image.Image, horizontal: Sequence[float], vertical: Sequence[float]) -> Image.Image:
@@ -36,28 +36,18 @@ OPERATIONS: Mapping[str, tuple[Operation, float, float, bool]] = {
     "sharpness": (lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor), 0.1, 1.9, False),
     "shear_x": (lambda image, slope: _affine(image, (1, slope, 0), (0, 1, 0)), 0, 0.3, True),
     "shear_y": (lambda image, slope: _affine(image, (1, 0, 0), (slope, 1, 0)), 0, 0.3, True),
-    "translate_x": (
-        lambda image, shift: _affine(image, (1, 0, shift * min(image.size)), (0, 1, 0)),
-        0,
-        _TRANSLATION,
-        True,
-    ),
-    "translate_y": (
-        lambda image, shift: _affine(image, (1, 0, 0), (0, 1, shift * min(image.size))),
-        0,
-        _TRANSLATION,
-        True,
-    ),
+    "translate_x": (lambda image, x: _affine(image, (1, 0, x * min(image.size)), (0, 1, 0)), 0, _TRANSLATION, True),
+    "translate_y": (lambda image, y: _affine(image, (1, 0, 0), (0, 1, y * min(image.size))), 0, _TRANSLATION, True),
 }
 """Name to the operation, its strength at magnitude 0 and at 30, and whether half of the time it goes the other way.
 
-These are ViLT's: RandAugment's own without colour inversion, for texts name colours, and without cutout, which may hide
-the object asked about. Nothing mirrors the picture, for texts say left and right. What a shift or turn uncovers is
-black. Posterising and solarising get weaker as the magnitude grows, as in ViLT's and METER's own training."""
+These are ViLT's: RandAugment's own without colour inversion, because texts name colours, and without cutout, which may
+hide the object asked about. Nothing mirrors the image, because texts name left and right. What a shift or turn uncovers
+is black. Posterising and solarising get weaker as the magnitude grows, as in ViLT's and METER's own training."""
 
 
 def rand_augment(image: np.ndarray, config: AugmentConfig, key: Sequence[int]) -> np.ndarray:
-    """A picture after a few random operations.
+    """An image after a few random operations.
 
     Args:
         image: (3, height, width), 8 bits.
@@ -67,8 +57,8 @@ def rand_augment(image: np.ndarray, config: AugmentConfig, key: Sequence[int]) -
     Returns:
         A new array of the same shape.
 
-    Differs from ViLT's code: it works on the picture as the model sees it, after resizing, and shifts in proportion to
-    it, so that a magnitude means the same at any size.
+    Differs from ViLT's code: it works on the resized image, and shifts in proportion to its size, so that a magnitude
+    means the same at any size.
     """
     random = np.random.default_rng(tuple(key))
     edited = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))

@@ -4,7 +4,7 @@ import io
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,26 +14,23 @@ from torch import Tensor
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 
-from pumer.data.storage import stored_image
+from pumer.data.storage import storage_of
 from pumer.settings.common import Resize
 from pumer.utils.errors import InputError
 
 ImageLike = str | Path | Image.Image | np.ndarray
-"""What is an image everywhere: a file name, a PIL image or an array; see `read_image`."""
+"""A file name, a PIL image or an array; see `read_image`."""
 Edit = Callable[[int, np.ndarray], np.ndarray]
 """From the position of an image in its batch and the image (3, height, width) in 8 bits to another of that shape."""
 GREY = 127
-_BITS, _WHITE, _SIGN = 258, 262, 339  # TIFF tags: bits per sample; 0 if zero is white; 2 if integers are signed
-_LONGER = 1333 / 800
-"""ViLT's image processor lets the longer edge be so much longer than the shorter one."""
-
-
 MAX_PIXELS = 64 * 2**20
 """Larger images are refused: decoded they would take more than a quarter of a gigabyte, up to three times."""
 MAX_BYTES = 64 * 2**20
 """Larger files are refused."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What is read, in Pillow's words. Others run programs or fetch fonts."""
+"""What is read, as Pillow names it. Other formats run programs or fetch fonts."""
+_BITS, _WHITE, _SIGN = 258, 262, 339  # TIFF tags: bits per sample; 0 if zero is white; 2 if integers are signed
+_LONGER = 1333 / 800  # how much longer ViLT's image processor lets the longer edge be than the shorter one
 
 
 def read_image(image: ImageLike) -> Image.Image:
@@ -46,7 +43,7 @@ def read_image(image: ImageLike) -> Image.Image:
     - 32-bit integers, and any other integers in arrays: 0 to 255 as they are, up to 65535 as 16 bits.
     - floats from 0 to 1: times 255; from 0 to 255: as they are.
 
-    All other values, NaN among them, are refused, for nobody knows what is black and what is white.
+    All other values, NaN among them, are refused, because their black and white are unknown.
 
     Args:
         image: a file name; a PIL image; or an array (height, width), (height, width, 1), (height, width, 3) or
@@ -56,19 +53,21 @@ def read_image(image: ImageLike) -> Image.Image:
         InputError: when there is no usable image; the message names the file and the reason.
     """
     if isinstance(image, str | Path):
-        remedy = "give a file that can be read"
-        try:
-            data = image_bytes(Path(image))
-            remedy = "replace the file"
-            return decode(data)
-        except InputError as error:
-            raise InputError(f"image {image} {error}; {remedy}") from error
-    if not isinstance(image, Image.Image | np.ndarray):
+        name, remedy = f"image {image}", "give a file that can be read"
+    elif isinstance(image, Image.Image | np.ndarray):
+        name, remedy = f"the image given as {type(image).__name__}", "give another one"
+    else:
         raise InputError(f"an image must be a file name, a PIL image or an array, not {type(image).__name__}")
     try:
-        return _from_array(image) if isinstance(image, np.ndarray) else _usable(image)
+        if isinstance(image, np.ndarray):
+            return _from_array(image)
+        if isinstance(image, Image.Image):
+            return _usable(image)
+        data = image_bytes(Path(image))
+        remedy = "replace the file"
+        return decode(data)
     except InputError as error:
-        raise InputError(f"the image given as {type(image).__name__} {error}; give another one") from error
+        raise InputError(f"{name} {error}; {remedy}") from error
 
 
 def image_bytes(path: Path) -> bytes:
@@ -83,20 +82,20 @@ def image_bytes(path: Path) -> bytes:
             raise InputError(f"is too large ({size} bytes; at most {MAX_BYTES} are read)")
         return path.read_bytes()
     except FileNotFoundError:
-        return stored_image(path)
+        storage = storage_of(path)
+        if storage is None:
+            raise InputError("does not exist") from None
+        return storage.image(path.relative_to(storage.root).as_posix())
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})") from error
     except ValueError as error:  # a null character in the name
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"cannot be read ({error})") from error
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image file to RGB by its content, whatever its name says; see `read_image`. All of it must be there.
-
-    Args:
-        data: content of the file.
+    """Decode the content of an image file to RGB, whatever its name; see `read_image`. All of it must be there.
 
     Raises:
         InputError: the reason why it is not usable: empty, no image, too large, truncated or otherwise broken.
@@ -110,7 +109,7 @@ def decode(data: bytes) -> Image.Image:
 
 @contextmanager
 def _reasons() -> Iterator[None]:
-    """Whatever a decoder raises as an `InputError` with the reason."""
+    """Turn whatever a decoder raises into an `InputError` with the reason."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about oddities that are either harmless or end in an error below
@@ -135,7 +134,9 @@ def _usable(image: Image.Image) -> Image.Image:
         bits = 12 if about.get(_BITS) == (12,) else 16 if known_as_16_bits else None
         if image.mode == "L" and about.get(_SIGN) == (2,):
             raise InputError("holds signed 8-bit integers, which Pillow reads as unsigned ones")
-        image = _upright(image)
+        image.load()
+        with suppress(Exception):  # broken EXIF data in a sound image
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):  # Pillow's own conversion cuts them at 255
             values = _eight_bits(np.asarray(image), bits)
             image = Image.fromarray(255 - values if about.get(_WHITE) == 0 else values)
@@ -167,15 +168,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _eight_bits(values: np.ndarray, bits: int | None) -> np.ndarray:
-    """Values from black to white as `uint8`, see `read_image`.
-
-    Args:
-        values: of any shape.
-        bits: of white, where the file or type says so; None takes it from the range.
-
-    Raises:
-        InputError: for a range that does not show what is white.
-    """
+    """Values from black to white as `uint8`, see `read_image`; white has `bits` bits, None takes it from the range."""
     low, high = float(values.min()), float(values.max())  # NaN if any value is
     floats = values.dtype.kind == "f"
     if not (low >= 0 and high <= (255 if floats else 65535)):
@@ -186,19 +179,11 @@ def _eight_bits(values: np.ndarray, bits: int | None) -> np.ndarray:
     return np.ascontiguousarray(values >> (bits - 8), dtype=np.uint8)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF data in a sound picture
-        return image
-
-
 class Pixels:
     """Turns image files into the batch that the model's image processor makes.
 
-    Resized images are kept (8 bits per channel, the least recently used ones dropped), for several questions
-    share one image and every epoch shows it again. Scaling, normalising and padding is the processor's work.
+    Resized images are cached (8 bits per channel, least recently used), because several questions share one image and
+    every epoch reads it again. Scaling, normalising and padding is the processor's work.
 
     Example:
         >>> pixels = Pixels(processor.image_processor, resize="square")             # doctest: +SKIP
@@ -244,8 +229,8 @@ class Pixels:
         """Pixel tensors of B images.
 
         Args:
-            given: images; resized ones are kept of those that are given as `Path`.
-            edit: changes a resized image, given its position in `given`; not what is kept of it.
+            given: images; those given as `Path` are cached.
+            edit: changes a resized image, given its position in `given`; the cache keeps the original.
 
         Returns:
             `pixel_values` (B, 3, height, width), float32, padded to the largest image, and for a model whose images
@@ -254,7 +239,8 @@ class Pixels:
         Raises:
             InputError: when an image cannot be read; the message names it.
         """
-        images = [self._grey() if self.blank else self._resized(image) for image in given]
+        grey = np.full((3, self.edge, self.edge), GREY, dtype=np.uint8)
+        images = [grey if self.blank else self._cached(image) for image in given]
         if edit is not None and not self.blank:
             images = [edit(position, image) for position, image in enumerate(images)]
         batch: BatchFeature = self.image_processor(
@@ -262,18 +248,15 @@ class Pixels:
         )
         return {name: batch[name] for name in ("pixel_values", "pixel_mask") if name in batch}
 
-    def _grey(self) -> np.ndarray:
-        return np.full((3, self.edge, self.edge), GREY, dtype=np.uint8)
-
-    def _resized(self, path: ImageLike) -> np.ndarray:
+    def _cached(self, given: ImageLike) -> np.ndarray:
         """The resized image (3, height, width) in 8 bits, from the cache or from disk."""
-        if not isinstance(path, Path):
-            return self.resized(read_image(path))
-        if path in self._cache:
-            self._cache.move_to_end(path)
-            return self._cache[path]
-        image = self.resized(read_image(path))
-        self._cache[path] = image
+        if not isinstance(given, Path):
+            return self.resized(read_image(given))
+        if given in self._cache:
+            self._cache.move_to_end(given)
+            return self._cache[given]
+        image = self.resized(read_image(given))
+        self._cache[given] = image
         self._cached_bytes += image.nbytes
         while self._cached_bytes > self._cache_bytes:
             self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
@@ -282,14 +265,17 @@ class Pixels:
     def resized(self, image: Image.Image) -> np.ndarray:
         """An RGB image as 8-bit array (3, height, width) in the size the model sees."""
         if self.resize == "square":
-            square = image.resize((self.edge, self.edge), self._square)
-            return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+            return _channels_first(image.resize((self.edge, self.edge), self._square))
         resample = PILImageResampling(self.image_processor.resample)
         patch, longest = self.image_processor.size_divisor, int(self.edge * _LONGER)
         if min(image.size) * longest < max(image.size) * patch:  # so narrow that the processor would leave nothing
             longest -= longest % patch
             narrow = (longest, patch) if image.width > image.height else (patch, longest)
-            return np.ascontiguousarray(np.asarray(image.resize(narrow, int(resample))).transpose(2, 0, 1))
-        array = np.asarray(image).transpose(2, 0, 1)
+            return _channels_first(image.resize(narrow, int(resample)))
         size = SizeDict(shortest_edge=self.edge)
-        return np.asarray(self.image_processor.resize(array, size=size, resample=resample), dtype=np.uint8)
+        resized = self.image_processor.resize(np.asarray(image).transpose(2, 0, 1), size=size, resample=resample)
+        return np.asarray(resized, dtype=np.uint8)
+
+
+def _channels_first(image: Image.Image) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

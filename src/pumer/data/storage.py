@@ -18,9 +18,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pumer.utils.places import PREPARED
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_config
+from pumer.utils.places import PREPARED
 
 RECORD = PREPARED
 SKIPPED = "skipped.csv"
@@ -32,7 +32,6 @@ class Storage:
 
     Attributes:
         root: the folder.
-        record: content of its `prepared.json`.
         folders: of every image folder, by its path below `root`, the images with their problem, or None.
     """
 
@@ -43,14 +42,14 @@ class Storage:
             InputError: when it is not complete, or its record or its Arrow files cannot be read.
         """
         self.root = root
-        self.record = read_config(root / RECORD, "prepare the folder again")
-        if not isinstance(self.record.get("complete"), bool) or not isinstance(self.record.get("shards"), int):
+        record = read_config(root / RECORD, "prepare the folder again")
+        if not isinstance(record.get("complete"), bool) or not isinstance(record.get("shards"), int):
             raise InputError(f"{root / RECORD} has no 'complete' (bool) or no 'shards' (int); prepare the folder again")
-        if not self.record["complete"]:
+        if not record["complete"]:
             raise InputError(f"{root} is prepared only in part; run the same `pumer data prepare` again to complete it")
         shards = sorted((root / SHARDS).glob("*.arrow"))
-        if len(shards) != self.record["shards"]:
-            raise InputError(f"{root / SHARDS} holds {len(shards)} of {self.record['shards']} files; prepare it again")
+        if len(shards) != record["shards"]:
+            raise InputError(f"{root / SHARDS} holds {len(shards)} of {record['shards']} files; prepare it again")
         self._places: dict[str, tuple[Any, int]] = {}
         self.folders: dict[str, dict[str, str | None]] = defaultdict(dict)
         for path in shards:
@@ -109,16 +108,7 @@ def storage_of(path: Path) -> Storage | None:
     return None if root is None else _opened(root)
 
 
-def stored_image(path: Path) -> bytes:
-    """The content of an image in a prepared folder.
-
-    Raises:
-        InputError: the reason why there is none.
-    """
-    storage = storage_of(path)
-    if storage is None:
-        raise InputError("does not exist")
-    return storage.image(path.relative_to(storage.root).as_posix())
+_opened = lru_cache(maxsize=16)(Storage)
 
 
 def images_in(folder: Path) -> dict[str, str | None]:
@@ -149,8 +139,3 @@ def missing_images(paths: Iterable[Path]) -> dict[Path, str]:
         if problem is not None:
             missing[path] = problem
     return missing
-
-
-@lru_cache(maxsize=16)
-def _opened(root: Path) -> Storage:
-    return Storage(root)
