@@ -1,10 +1,9 @@
-"""Does the text decide which patches are pruned? On the built-in world, which knows where every object is.
+"""Does the text decide which patches are pruned? On the built-in world, where the place of every object is known.
 
-Asks several questions about each picture of split "val" and prunes alike in three ways: by the text's attention
-(PuMer), by the image's own [CLS] (text-blind) and by chance; nothing is merged. After every reducing layer it measures
-how much of the objects that the question is about is left, and how alike the patches are that are left for two
-questions about one picture. The weights are the same for all three. Writes `benchmarks/results/text-matters.json` and a
-picture.
+Asks several questions about each image of split "val" and prunes with the same weights in three ways: by the text's
+attention (PuMer), by the image's own [CLS] (modality-agnostic) and by chance; nothing is merged. After every reducing
+layer it measures how much of the objects that the question is about is left, and how similar the remaining patches of
+two questions about one image are. Writes `benchmarks/results/text-matters.json` and a figure.
 """
 
 from collections import defaultdict
@@ -43,21 +42,21 @@ METHODS: dict[str, type[PuMerConfig | ClsPruningConfig | RandomPruningConfig]] =
 LAYERS = {"vilt": (2, 5, 8), "meter": (0, 2, 4, 6)}
 RATIOS = (0.1, 0.3)
 QUESTIONS = 4
-"""About each picture."""
+"""About each image."""
 _NEXT = {"text": "[CLS]", "[CLS]": "chance"}
-"""What each must beat."""
+"""The method that each must beat."""
 Asked = tuple[Scene, list[Question]]
 
 
 def main() -> None:
     """Parse, measure, write."""
     options = parser(__doc__)
-    options.add_argument("--pictures", type=int, default=500)
-    options.add_argument("--batch", type=int, default=16, help="pictures per forward")
+    options.add_argument("--images", type=int, default=500)
+    options.add_argument("--batch", type=int, default=16, help="images per forward")
     options.add_argument("--out", type=Path, default=RESULTS / "text-matters.json")
-    options.add_argument("--picture", type=Path, default=IMAGES / "text-matters.png")
+    options.add_argument("--figure", type=Path, default=IMAGES / "text-matters.png")
     arguments = options.parse_args()
-    asked = [draw_questions(index) for index in range(arguments.pictures)]
+    asked = [draw_questions(index) for index in range(arguments.images)]
     rows = []
     for backbone in LAYERS:
         for ratio in RATIOS:
@@ -68,9 +67,9 @@ def main() -> None:
             }
             rows += [{"backbone": backbone, "prune_ratio": ratio, **row} for row in compare(measured, LAYERS[backbone])]
             Console().print(shown(rows, backbone, ratio, title))
-    told = {"pictures": arguments.pictures, "questions": QUESTIONS, "split": "val"}
-    write_json(arguments.out, {"rows": rows, "provenance": collect(told)})
-    picture("vilt", 0.3, asked[0]).quantize(256).save(arguments.picture, optimize=True)
+    settings = {"images": arguments.images, "questions": QUESTIONS, "split": "val"}
+    write_json(arguments.out, {"rows": rows, "provenance": collect(settings)})
+    figure("vilt", 0.3, asked[0]).quantize(256).save(arguments.figure, optimize=True)
 
 
 def draw_questions(index: int) -> Asked:
@@ -91,7 +90,7 @@ def reduction(backbone: str, method: str, ratio: float) -> ReductionConfig:
 
 
 def measure(left: "Pruner", asked: Sequence[Asked], batch: int, title: str) -> list[list[dict[str, float]]]:
-    """What is left after each layer, per picture: shares of all patches and of the named objects', likeness."""
+    """What is left after each layer, per image: shares of all patches and of the named objects', likeness."""
     found = []
     for start in track(range(0, len(asked), batch), title, transient=True):
         part = asked[start : start + batch]
@@ -103,7 +102,7 @@ def measure(left: "Pruner", asked: Sequence[Asked], batch: int, title: str) -> l
 
 
 def _after_layer(kept: np.ndarray, named: Sequence[np.ndarray]) -> dict[str, float]:
-    """Means over the questions about a picture; kept is (questions, patches)."""
+    """Means over the questions about an image; kept is (questions, patches)."""
     return {
         "patches": float(kept.mean()),
         "named": float(np.mean([row[about].mean() for row, about in zip(kept, named, strict=True)])),
@@ -112,7 +111,7 @@ def _after_layer(kept: np.ndarray, named: Sequence[np.ndarray]) -> dict[str, flo
 
 
 class Pruner:
-    """A small model that tells which patches are left for a question.
+    """A small model that reports which patches are left for a question.
 
     Args:
         backbone: "vilt" or "meter", whose shipped checkpoint is taken.
@@ -125,29 +124,29 @@ class Pruner:
 
     @torch.inference_mode()
     def __call__(self, asked: Sequence[Asked]) -> np.ndarray:
-        """Bool (pictures, questions, layers, patches)."""
+        """Bool (images, questions, layers, patches)."""
         images = [Image.fromarray(render(scene)) for scene, questions in asked for _ in questions]
         texts = [question.text for _, questions in asked for question in questions]
         with pumer.trace(self.model) as trace:
             self.model(**self.processor(images, texts, padding=True, return_tensors="pt"))
-        (told,) = trace.forwards
-        pruned, cell = told.pruned_at[:, told.text_tokens :], told.patch_cell
+        (recorded,) = trace.forwards
+        pruned, cell = recorded.pruned_at[:, recorded.text_tokens :], recorded.patch_cell
         order = cell.masked_fill(cell < 0, cell.shape[1]).argsort(dim=1)[:, : int((cell[0] >= 0).sum())]
         pruned = pruned.gather(1, order)
-        left = torch.stack([(pruned < 0) | (pruned > place) for place in range(len(told.places))], dim=1)
+        left = torch.stack([(pruned < 0) | (pruned > place) for place in range(len(recorded.places))], dim=1)
         return left.unflatten(0, (len(asked), QUESTIONS)).numpy()
 
 
 def compare(measured: Mapping[str, list[list[dict[str, float]]]], layers: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows per layer and method; intervals by bootstrap over pictures, differences paired."""
+    """Rows per layer and method; intervals by bootstrap over images, differences paired."""
     rows = []
     for number, layer in enumerate(layers):
         values: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
-        for method, pictures in measured.items():
-            for name in pictures[0][number]:
-                values[method][name] = np.array([picture[number][name] for picture in pictures])
+        for method, images in measured.items():
+            for name in images[0][number]:
+                values[method][name] = np.array([image[number][name] for image in images])
         for method, columns in values.items():
-            row: dict[str, Any] = {"layer": layer, "method": method, "pictures": len(columns["named"])}
+            row: dict[str, Any] = {"layer": layer, "method": method, "images": len(columns["named"])}
             row |= {name: asdict(bootstrap(column.tolist())) for name, column in columns.items()}
             if method in _NEXT:
                 more = columns["named"] - values[_NEXT[method]]["named"]
@@ -174,8 +173,8 @@ def _percent(interval: Mapping[str, float], sign: str = "") -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def picture(backbone: str, ratio: float, asked: Asked) -> Image.Image:
-    """One picture: a row per question, a column per method; pruned patches are faint, named objects framed."""
+def figure(backbone: str, ratio: float, asked: Asked) -> Image.Image:
+    """One image: a row per question, a column per method; pruned patches are faint, named objects framed."""
     scene, questions = asked
     rows = []
     left = {method: Pruner(backbone, reduction(backbone, method, ratio))([asked])[0][:, -1] for method in METHODS}

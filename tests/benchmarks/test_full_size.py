@@ -2,22 +2,20 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
+from benchmarks import full_size
 from pumer.profiling import peak_memory
 from pumer.utils.files import read_json
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "full_size.py"
 
-
-def test_a_file_for_each_model_with_the_limit_in_it(script, tiny_vilt, tmp_path, monkeypatch, capsys):
-    case = replace(script.CASES["vilt-small"], model=str(tiny_vilt), batch_sizes=(1, 2), sliced_batch=4)
-    monkeypatch.setitem(script.CASES, "vilt-small", case)
-    monkeypatch.setattr(script, "peak_memory", peak_memory.measure)
+def test_a_file_for_each_model_with_the_limit_in_it(tiny_vilt, tmp_path, monkeypatch, capsys):
+    case = replace(full_size.CASES["vilt-small"], model=str(tiny_vilt), batch_sizes=(1, 2), sliced_batch=4)
+    monkeypatch.setitem(full_size.CASES, "vilt-small", case)
+    monkeypatch.setattr(full_size, "peak_memory", peak_memory.measure)
     monkeypatch.setattr("pumer.profiling.benchmark.peak_memory", peak_memory.measure)
     given = ["full_size.py", "vilt-small", "--pairs=1", "--dtypes", "float32", f"--results={tmp_path}"]
     monkeypatch.setattr(sys, "argv", given)
-    script.main()
+    full_size.main()
     (path,) = tmp_path.iterdir()
     result = read_json(path)["float32"]
     assert path.name == "vilt-small-cpu.json"
@@ -30,8 +28,8 @@ def test_a_file_for_each_model_with_the_limit_in_it(script, tiny_vilt, tmp_path,
     assert "limit of 2,5,8" in capsys.readouterr().out
 
 
-def test_the_published_models_have_their_limits(script):
-    for name in script.DEFAULT:
-        case = script.CASES[name]
+def test_the_published_models_have_their_limits():
+    for name in full_size.DEFAULT:
+        case = full_size.CASES[name]
         assert all(f"limit of {schedule}" in case.reductions for schedule in case.schedules)
-        assert script.settings(case, 1, "float32").batch_sizes == case.batch_sizes
+        assert full_size.settings(case, 1, "float32").batch_sizes == case.batch_sizes

@@ -3,36 +3,35 @@
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import pumer
+from benchmarks import deadline, gpu, rows
 from pumer.profiling.timing import compare
 from pumer.utils.files import read_json
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 PARTS = ("vilt", "meter", "training", "memory", "reduction", "inductor")
 LIMIT = "limit of 2,5,8"
 
 
 @pytest.fixture
-def tiny(script, tiny_vilt, tiny_meter, monkeypatch):
-    """The script, with small models that are smaller still, and a compiler that compiles nothing."""
-    cases = sys.modules["rows"].CASES
+def tiny(tiny_vilt, tiny_meter, monkeypatch):
+    """The benchmark, with small models that are smaller still, and a compiler that compiles nothing."""
+    cases = rows.CASES
     for name, folder in (("vilt-small", tiny_vilt), ("meter-small", tiny_meter)):
         case = cases[name]
         first = dict(list(case.schedules.items())[:1])
         batches = {"bfloat16": (1,), "float32": (2,)}
         monkeypatch.setitem(cases, name, replace(case, model=str(folder), schedules=first, gpu_batch_sizes=batches))
     monkeypatch.setattr(pumer, "compile", lambda model, backend: model)
-    return script
+    return gpu
 
 
-def measured(script, folder, *parts, **settings):
+def measured(folder, *parts, **settings):
     for part in parts:
-        script.run(part, script.Settings("cpu", tiny=True, seconds=0, pairs=2, **settings), 60, folder, "abc")
+        gpu.run(part, gpu.Settings("cpu", tiny=True, seconds=0, pairs=2, **settings), 60, folder, "abc")
     return {part: read_json(folder / f"{part}.json") for part in parts}
 
 
@@ -77,7 +76,7 @@ def test_a_failing_row_leaves_the_others(tiny, tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(pumer, "compile", compiled)
-    result = measured(tiny, tmp_path, "vilt")
+    result = measured(tmp_path, "vilt")
     eager, graphs = result["vilt"]["points"][:2]
     assert eager["failed"] == {}
     assert graphs["failed"] == {"2,5,8": "InputError: cannot be captured"}
@@ -95,7 +94,7 @@ def test_without_the_baseline_there_is_no_speed_up(tiny, tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(pumer, "compile", compiled)
-    result = measured(tiny, tmp_path, "vilt")
+    result = measured(tmp_path, "vilt")
     models = result["vilt"]["points"][1]["models"]
     assert LIMIT in models
     assert not any("speedup" in figures for figures in models.values())
@@ -110,7 +109,7 @@ def test_a_compilation_that_takes_too_long_is_a_failing_row(tiny, tmp_path, monk
             raise RuntimeError("worker failed") from error
 
     monkeypatch.setattr(pumer, "compile", compiled)
-    point = measured(tiny, tmp_path, "inductor", compile_seconds=0.1)["inductor"]["points"][0]
+    point = measured(tmp_path, "inductor", compile_seconds=0.1)["inductor"]["points"][0]
     assert set(point["failed"].values()) == {"TimeoutError: not compiled within 0 s"}
     assert point["models"] == {}
 
@@ -138,7 +137,6 @@ def test_a_part_that_fails_says_why(tiny, tmp_path, monkeypatch):
 
 
 def test_time_limits_nest(tiny):
-    deadline = sys.modules["deadline"]
     with pytest.raises(KeyError), deadline.time_limit(0.1, KeyError()), deadline.time_limit(20, TimeoutError()):
         time.sleep(10)
     with pytest.raises(KeyError), deadline.time_limit(0.3, KeyError()):

@@ -1,4 +1,4 @@
-"""The README's tables say what the result files say."""
+"""The README's tables are made from the result files."""
 
 import json
 import shutil
@@ -6,19 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import readme_tables
+
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks" / "readme_tables.py"
 
 
-def test_the_pages_tell_the_committed_results(script):
-    texts = [page.read_text(encoding="utf-8") for page in script.PAGES]
-    assert {found[2] for text in texts for found in script.MARKED.finditer(text)} == script.TABLES.keys()
-    assert [script.rewritten(text) for text in texts] == texts
+def test_the_pages_have_the_committed_results():
+    texts = [page.read_text(encoding="utf-8") for page in readme_tables.PAGES]
+    assert {found[2] for text in texts for found in readme_tables.MARKED.finditer(text)} == readme_tables.TABLES.keys()
+    assert [readme_tables.rewritten(text) for text in texts] == texts
 
 
-def test_another_result_is_another_readme(script, tmp_path, monkeypatch):
-    shutil.copytree(script.RESULTS, tmp_path / "results")
-    monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
+def test_another_result_is_another_readme(tmp_path, monkeypatch):
+    shutil.copytree(readme_tables.RESULTS, tmp_path / "results")
+    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path / "results")
     file = tmp_path / "results" / "reproduce" / "results.json"
     results = json.loads(file.read_text(encoding="utf-8"))
     rows = next(table["rows"] for table in results["tables"] if table["name"] == "table1")
@@ -29,9 +30,9 @@ def test_another_result_is_another_readme(script, tmp_path, monkeypatch):
     for given, ended in ((["--check"], 1), ([], None), (["--check"], 0)):
         monkeypatch.setattr("sys.argv", ["readme_tables.py", "--readme", str(readme), *given])
         if ended is None:
-            script.main()
+            readme_tables.main()
             continue
         with pytest.raises(SystemExit) as end:
-            script.main()
+            readme_tables.main()
         assert end.value.code == ended
     assert "-45.7 [-50.0, -40.0]" in readme.read_text(encoding="utf-8")

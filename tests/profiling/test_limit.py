@@ -90,5 +90,5 @@ def test_only_measuring_knows_it():
 
 
 def test_an_unknown_small_model_names_the_known():
-    with pytest.raises(InputError, match=r"'nothing' is unknown.*meter, vilt"):
+    with pytest.raises(InputError, match=r"small:nothing.*small:vilt"):
         model_from("small:nothing")
