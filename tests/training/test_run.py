@@ -198,13 +198,6 @@ def test_a_run_is_not_continued_on_other_data(unevaluated, tiny_vqa, tmp_path):
     assert train(config, resume=False)["steps"] == 1
 
 
-def test_an_output_that_is_a_file_is_refused_before_any_work(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("pumer.training.run._trainer", None)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file is not writable"):
-        train(config, output=tmp_path / "file")
-
-
 def test_no_run_begins_anew_over_a_model_that_no_training_made(config):
     pumer.save(TINY["vilt"].build(), config.output)
     before = {file.name: file.read_bytes() for file in saved_files(config.output)}
