@@ -25,7 +25,7 @@ from pumer.settings.predict import PredictConfig
 from pumer.settings.score import ScoreConfig
 from pumer.settings.train import DistillationConfig, OptimizerConfig, TrainConfig, TrainingData
 from pumer.settings.visualize import VisualizeConfig
-from pumer.utils.config import load
+from pumer.utils.config import load, parts
 from pumer.utils.errors import InputError
 
 GIVEN = {
@@ -56,11 +56,11 @@ def having(name):
 def numbers(cls):
     """The numbers among the settings of a config: name, annotations with a range, whether it is a list of them."""
     for field in dataclasses.fields(cls):
-        parts = common.parts(field.type)
-        annotated = [part for part in parts if typing.get_origin(part) is typing.Annotated]
+        found = parts(field.type)
+        annotated = [part for part in found if typing.get_origin(part) is typing.Annotated]
         bounded = [part for part in annotated if any(isinstance(one, FieldInfo) for one in part.__metadata__)]
-        if {int, float} & set(parts):
-            yield field.name, bounded, any(typing.get_origin(part) is tuple for part in parts)
+        if {int, float} & set(found):
+            yield field.name, bounded, any(typing.get_origin(part) is tuple for part in found)
 
 
 @pytest.mark.parametrize("cls", GIVEN, ids=lambda cls: cls.__name__)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
-from pumer.utils.config import config
+from pumer.utils.config import config, parts
 from pumer.utils.errors import InputError, unknown
 from pumer.utils.limits import check_checkpoint, checkpoint_files
 from pumer.utils.places import file_there, folder_there, new_files, writable_folders
@@ -177,11 +177,6 @@ def _paths(group: Any, mark: str, prefix: str) -> Iterator[tuple[str, Path]]:
             yield from _paths(value, mark, f"{name}.")
         elif mark in parts(field.type):
             yield from ((name, path) for path in ([value] if isinstance(value, Path) else value or ()))
-
-
-def parts(hint: Any) -> list[Any]:
-    """All that an annotation is made of."""
-    return [hint, *(part for one in get_args(hint) for part in parts(one))]
 
 
 @config

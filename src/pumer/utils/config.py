@@ -9,34 +9,25 @@ import inspect
 import re
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    TypeVar,
-    Union,
-    cast,
-    dataclass_transform,
-    get_args,
-    get_origin,
-)
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
 
 import pydantic.dataclasses
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Strict, ValidationError
 
 from pumer.utils.errors import InputError
-from pumer.utils.files import read_text
+from pumer.utils.files import first_line, read_text
 from pumer.utils.places import file_there
 
 Config = TypeVar("Config")
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 _KINDS = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", Path: "a path"}
 _SETTINGS = ConfigDict(extra="forbid", validate_default=True)
+_LIMITS = ("ge", "gt", "le", "lt")
 _UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 
 
@@ -61,9 +52,7 @@ def config(cls: type[Config]) -> type[Config]:
     """
     hints = inspect.get_annotations(cls, eval_str=True)
     cls.__annotations__ = {name: _strict(hint) for name, hint in hints.items()}
-    made = pydantic.dataclasses.dataclass(
-        frozen=True, kw_only=True, config=ConfigDict(extra="forbid", validate_default=True)
-    )(cls)
+    made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_SETTINGS)(cls)
     construct = made.__init__
 
     def __init__(self: Any, **values: Any) -> None:
@@ -101,23 +90,6 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], where: str = "") ->
         raise InputError(_message(error, cls, where)) from None
 
 
-def checked(hint: Any, name: str, value: Any) -> Any:
-    """One value, as a config with that annotation takes it.
-
-    Args:
-        hint: such as `Annotated[int, Field(ge=1)]`.
-        name: of the value, for the message.
-        value: what was given.
-
-    Raises:
-        InputError: with the name, the value and what is allowed.
-    """
-    try:
-        return TypeAdapter(_strict(hint)).validate_python(value)
-    except ValidationError:
-        raise InputError(f"{name} must be {allowed(hint)}, not {value!r}") from None
-
-
 def to_dict(config: Any) -> Any:
     """A config as plain data for YAML and JSON: dataclass to dict, tuple to list, `Path` to text."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -141,28 +113,22 @@ def described(cls: type[Any], prefix: str = "", of: Any = None) -> dict[str, str
     for one in reversed(cls.__mro__[:-1]):
         section = re.split(r"^(?:Attributes|Args):\n", inspect.cleandoc(one.__doc__ or ""), flags=re.MULTILINE)[-1]
         meanings |= {name: " ".join(text.split()) for name, text in _ENTRY.findall(section.split("\n\n")[0])}
-    hints = _hints(cls)
     found: dict[str, str] = {}
     for field in dataclasses.fields(cls):
-        inner = _plain(hints[field.name])
+        inner = _nested(field.type)
         default = _default(field) if of is None else getattr(of, field.name)
-        if dataclasses.is_dataclass(inner):
+        if inner is not None:
             part = default if dataclasses.is_dataclass(default) else None
-            found |= described(cast(type[Any], inner), f"{prefix}{field.name}.", part)
+            found |= described(inner, f"{prefix}{field.name}.", part)
         else:
-            shown = "" if default is dataclasses.MISSING else f" [default: {_yaml(default)}]"
+            typed = yaml.safe_dump(to_dict(default), default_flow_style=True, width=1000) if default != MISSING else ""
+            shown = f" [default: {typed.splitlines()[0]}]" if typed else ""
             found[prefix + field.name] = meanings.get(field.name, "") + shown
     return found
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    """What a field is when nothing is given; MISSING where something must be."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _yaml(value: Any) -> str:
-    """A value as it is typed."""
-    return str(yaml.safe_dump(to_dict(value), default_flow_style=True, width=1000)).splitlines()[0]
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def load(
@@ -178,7 +144,7 @@ def load(
         given: values of settings that neither file nor overrides name.
 
     Raises:
-        InputError: for a missing or broken file, a malformed override, and whatever `from_dict` refuses.
+        InputError: for a broken file or override, and whatever `from_dict` refuses.
     """
     merged = OmegaConf.create({}) if path is None else _read_yaml(Path(path))
     for override in overrides:
@@ -219,7 +185,7 @@ def _read_yaml(path: Path) -> Any:
 def _first_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem} in line {error.problem_mark.line + 1}"
-    return str(error).splitlines()[0]
+    return first_line(error)
 
 
 def _strict(hint: Any) -> Any:
@@ -251,40 +217,36 @@ def _message(error: ValidationError, cls: type[Any], where: str = "") -> str:
     """The first of pydantic's errors as one line; an unknown key comes before all others."""
     where = where or f"{cls.__name__.removesuffix('Config').lower()} config"
     first = min(error.errors(include_url=False), key=lambda one: one["type"] not in _UNKNOWN)
+    given, name = first["input"], ""
     hint: Any = cls
-    name = ""
     step: Any
+    missing = first["type"] == "missing" and not isinstance(given, tuple)  # of a tuple an item
     for step in first["loc"]:
-        kind = _plain(hint)
-        if dataclasses.is_dataclass(kind):
-            hints = _hints(kind)
-            if first["type"] in _UNKNOWN and step not in hints:
-                return _unknown(step, hints, where, name)
-            hint, name = hints[step], f"{name}.{step}".removeprefix(".")
-        elif get_origin(kind) is tuple and not (first["type"] == "missing" and isinstance(first["input"], tuple)):
-            kinds = get_args(kind)
+        items, inner = next((part for part in parts(hint) if get_origin(part) is tuple), None), _nested(hint)
+        if isinstance(step, int) and items is not None and (missing or first["type"] != "missing"):
+            kinds = get_args(items)
             hint, name = kinds[0 if kinds[-1] is Ellipsis else step], f"{name}[{step}]"
+        elif inner is not None and step in _hints(inner):
+            hint, name = _hints(inner)[step], f"{name}.{step}".removeprefix(".")
+        elif inner is not None and first["type"] in _UNKNOWN:
+            return _unknown(step, _hints(inner), where, name)
         else:
             break
     if "error" in first.get("ctx", {}):
         said = str(first["ctx"]["error"])
         return said if not name or said.startswith(name) else f"{name}: {said}"
-    if first["type"] == "missing" and not isinstance(first["input"], tuple):
+    if missing:
         return f"key '{name}' is missing in {where}; give {name}=..."
-    given = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
-    example = f", as in {name}=[{given}]" if get_origin(_plain(hint)) is tuple and type(given) in (str, int) else ""
-    return f"key '{name}' in {where} must be {allowed(hint)}{example}, not {given!r}"
-
-
-def _hints(cls: Any) -> dict[str, Any]:
-    """What may be given to a config, `InitVar`s too, with the annotations."""
-    fields = cls.__dataclass_fields__.items()
-    return {name: field.type for name, field in fields if get_origin(field.type) is not ClassVar}
+    words = allowed(hint)
+    if words.startswith("a list") and isinstance(given, str | int):
+        words += f", as in {name}=[{given}]"
+    return f"key '{name}' in {where} must be {words}, not {list(given) if isinstance(given, tuple) else given!r}"
 
 
 def _unknown(key: Any, hints: Mapping[str, Any], where: str, prefix: str) -> str:
     """The message about an unknown key; the remedy is the nearest name here or one level below."""
-    names = {inside: f"{name}.{inside}" for name, hint in hints.items() for inside in _names_inside(hint)}
+    groups = {name: inner for name, hint in hints.items() if (inner := _nested(hint)) is not None}
+    names = {inside: f"{name}.{inside}" for name, inner in groups.items() for inside in _hints(inner)}
     names |= {name: name for name in hints}
     prefix = prefix and f"{prefix}."
     nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
@@ -292,28 +254,28 @@ def _unknown(key: Any, hints: Mapping[str, Any], where: str, prefix: str) -> str
     return f"key '{prefix}{key}' is unknown in {where}; {remedy}"
 
 
-def _names_inside(hint: Any) -> list[str]:
-    kind = _plain(hint)
-    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+def _hints(cls: Any) -> dict[str, Any]:
+    """What may be given to a config, `InitVar`s too, with the annotations."""
+    hints = {name: field.type for name, field in cls.__dataclass_fields__.items()}
+    hints = {name: hint for name, hint in hints.items() if get_origin(hint) is not ClassVar}
+    return {name: hint.type if isinstance(hint, dataclasses.InitVar) else hint for name, hint in hints.items()}
 
 
-def _plain(hint: Any) -> Any:
-    """An annotation without `Annotated`, `InitVar` and `| None`."""
-    if isinstance(hint, dataclasses.InitVar):
-        return _plain(hint.type)
-    if get_origin(hint) is Annotated:
-        return _plain(get_args(hint)[0])
-    if get_origin(hint) in (Union, types.UnionType):
-        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-        return _plain(kinds[0]) if len(kinds) == 1 else hint
-    return hint
+def parts(hint: Any) -> list[Any]:
+    """All that an annotation is made of, itself included."""
+    return [hint, *(part for one in get_args(hint) for part in parts(one))]
+
+
+def _nested(hint: Any) -> Any:
+    """The config that an annotation admits; None for a list of them, and without one."""
+    found = parts(hint)
+    configs = [part for part in found if isinstance(part, type) and dataclasses.is_dataclass(part)]
+    return configs[0] if configs and not any(get_origin(part) is tuple for part in found) else None
 
 
 def allowed(hint: Any) -> str:
     """What values an annotation admits, in words: "an integer in [0, 10)"."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if isinstance(hint, dataclasses.InitVar):
-        return allowed(hint.type)
     if origin is Annotated:
         return allowed(arguments[0]) + _bounds(hint.__metadata__)
     if origin in (Union, types.UnionType):
@@ -326,16 +288,14 @@ def allowed(hint: Any) -> str:
 
 
 def _bounds(metadata: Sequence[Any]) -> str:
-    """The limits of a number among the metadata of an annotation, from `Field(ge=0)` or `annotated_types.Ge(0)`."""
-    if any(getattr(limit, "min_length", 0) for one in metadata for limit in getattr(one, "metadata", [one])):
+    """The limits among the metadata of an annotation, from `Field(ge=0)` or `annotated_types.Ge(0)`."""
+    single = [limit for one in metadata for limit in getattr(one, "metadata", [one])]
+    if any(getattr(limit, "min_length", 0) for limit in single):
         return " that is not empty"
+    names = ("ge", "gt", "le", "lt")
     limits = {
-        name: getattr(limit, name)
-        for one in metadata
-        for limit in getattr(one, "metadata", [one])
-        for name in ("ge", "gt", "le", "lt")
-        if getattr(limit, name, None) is not None
+        name: getattr(limit, name) for limit in single for name in names if getattr(limit, name, None) is not None
     }
-    low = next((f"{'[' if name == 'ge' else '('}{limits[name]}" for name in ("ge", "gt") if name in limits), "(-inf")
-    high = next((f"{limits[name]}{']' if name == 'le' else ')'}" for name in ("le", "lt") if name in limits), "inf)")
+    low = f"[{limits['ge']}" if "ge" in limits else f"({limits.get('gt', '-inf')}"
+    high = f"{limits['le']}]" if "le" in limits else f"{limits.get('lt', 'inf')})"
     return f" in {low}, {high}" if limits else ""
