@@ -21,7 +21,7 @@ from pumer.settings.train import DistillationConfig, OptimizerConfig
 from pumer.tasks import VQAv2
 from pumer.training.checkpoints import last_checkpoint
 from pumer.training.config import use_one_device
-from pumer.training.run import _trainer, run
+from pumer.training.run import _read, _trainer, run
 from pumer.training.trainer import DistillingTrainer
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
@@ -321,7 +321,8 @@ def trainer(config):
     """Makes a trainer with a teacher of its own weights, before its first step; beside it a batch."""
 
     def made(**changes):
-        trainer, _ = _trainer(change(config, teacher="self", **changes), progress_bar(enabled=False))
+        settings = change(config, teacher="self", **changes)
+        trainer = _trainer(settings, _read(settings), progress_bar(enabled=False))
         return trainer, trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
 
     return made

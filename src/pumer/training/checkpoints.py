@@ -68,6 +68,8 @@ class AtomicCheckpoints(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Write aside from now on; find the best checkpoint also in a folder that was moved."""
         self.began, args.output_dir = True, str(self.output / INCOMPLETE)
+        if args.should_save:
+            shutil.rmtree(args.output_dir, ignore_errors=True)  # of a run that was killed
         if state.best_global_step:
             state.best_model_checkpoint = str(checkpoint_folder(self.output, state.best_global_step))
 

@@ -22,7 +22,7 @@ def validate(config: TrainConfig) -> None:
     _check_machine(config)
     writable_folders(config.output)
     task = task_class(config.task)
-    session_around(meta_model(config.model, task), config, task(()))
+    session_around(meta_model(config.model, task), config, task(task.fixed_labels))
     if config.teacher not in (None, SELF):
         meta_model(str(config.teacher), task)
 

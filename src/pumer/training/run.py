@@ -4,8 +4,8 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from pumer.checkpoint import TRAINING_RECORD, restore_learned, save, saved_files
 from pumer.evaluation.statistics import bootstrap
 from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
-from pumer.tasks import task_class
+from pumer.tasks import Example, Task, task_class
 from pumer.tasks.fingerprint import data_fingerprint
 from pumer.tasks.loading import Collator, Examples
 from pumer.training import hub
@@ -80,13 +80,15 @@ def _run(config: TrainConfig, bar: Progress) -> dict[str, Any]:
     if config.push_to_hub and main:
         repository = hub.create(config.hub_model_id or output.name, config.hub_private)
     checkpoint, former = _former_run(config)
-    trainer, fingerprint = _trainer(config, bar)
-    if checkpoint is not None and former["data_fingerprint"] != fingerprint:
+    data = _read(config)
+    if checkpoint is not None and former["data_fingerprint"] != data.fingerprint:
         raise InputError(
             f"{config.data.root} is not what the run in {output} began with; "
             "give another output, or resume=false to start anew"
         )
-    record = {"model": str(output), "data_fingerprint": fingerprint, **collect(config, _DTYPES[config.precision])}
+    trainer = _trainer(config, data, bar)
+    record = {"model": str(output), "data_fingerprint": data.fingerprint}
+    record |= collect(config, _DTYPES[config.precision])
     record["began"] = former.get("began", record["date"]) if checkpoint else record["date"]
     if main and checkpoint is None:
         for file in saved_files(output):  # of an earlier run, whose record is replaced
@@ -121,37 +123,41 @@ def _run(config: TrainConfig, bar: Progress) -> dict[str, Any]:
     return result
 
 
-def _trainer(config: TrainConfig, bar: Progress) -> tuple[DistillingTrainer, str]:
-    """A trainer with model, teacher and data; the fingerprint of the data."""
+@dataclass(frozen=True)
+class _Data:
+    """The examples of a training, their task and their fingerprint."""
+
+    task: Task
+    train: Sequence[Example]
+    held_out: Sequence[Example] | None
+    fingerprint: str
+
+
+def _read(config: TrainConfig) -> _Data:
     data, task_type = config.data, task_class(config.task)
     task = task_type(task_type.vocabulary(data.root, data.min_answer_count))
     train = task.read(data.root, data.train, data.limit)
     held_out = task.read(data.root, data.eval, data.eval_limit) if data.eval else None
     splits = [split for split in (data.train, data.eval) if split is not None]
-    fingerprint = data_fingerprint(task_type, data.root, splits, [*train, *(held_out or [])])
+    return _Data(task, train, held_out, data_fingerprint(task_type, data.root, splits, [*train, *(held_out or [])]))
+
+
+def _trainer(config: TrainConfig, data: _Data, bar: Progress) -> DistillingTrainer:
+    """A trainer with its model, teacher and data."""
     set_seed(config.seed)
-    session = session_around(task.model(config.model, task.labels), config, task)
+    session = session_around(data.task.model(config.model, data.task.labels), config, data.task)
     restore_learned(session.model, config.model)
-    teacher: Teacher | CachedTeacher | None = load_teacher(config, task, session.model)
+    teacher: Teacher | CachedTeacher | None = load_teacher(config, data.task, session.model)
     arguments = training_arguments(config)
-    examples = Examples(train, task, config.seed)
-    collate = Collator(task, session.inputs, config.augment, config.seed)
+    examples = Examples(data.train, data.task, config.seed)
+    held_out = None if data.held_out is None else Examples(data.held_out, data.task, training=False)
+    collate = Collator(data.task, session.inputs, config.augment, config.seed)
     if config.teacher_cache is not False and isinstance(teacher, Teacher):
-        teacher = cached_teacher(teacher, config, examples, collate, fingerprint, arguments.device, bar)
+        teacher = cached_teacher(teacher, config, examples, collate, data.fingerprint, arguments.device, bar)
     callbacks: list[TrainerCallback] = [] if config.patience is None else [EarlyStoppingCallback(config.patience)]
     if not bar.disable:
         callbacks.append(ShowProgress(bar))
-    trainer = DistillingTrainer(
-        config,
-        session,
-        arguments,
-        examples,
-        Examples(held_out, task, training=False) if held_out is not None else None,
-        collate,
-        teacher,
-        callbacks,
-    )
-    return trainer, fingerprint
+    return DistillingTrainer(config, session, arguments, examples, held_out, collate, teacher, callbacks)
 
 
 def _former_run(config: TrainConfig) -> tuple[Path | None, Mapping[str, Any]]:
@@ -171,26 +177,21 @@ def _former_run(config: TrainConfig) -> tuple[Path | None, Mapping[str, Any]]:
     former = read_json(record, f"restore it, give another output, or {ANEW}") if recorded else {}
     if not (isinstance(former, dict) and isinstance(former.get("config"), dict) and "data_fingerprint" in former):
         raise InputError(f"{output} holds a model, but no record of a `pumer train` run; give another output")
-    settings = to_dict(config)
-    for name in settings.keys() - _FREE_TO_CHANGE:
-        if difference := _difference(name, former["config"].get(name), settings[name]):
-            setting, before, now = difference
-            raise InputError(
-                f"{output} holds a run with {setting}={before}, not {now}; "
-                "give another output, or resume=false to start anew"
-            )
+    settings = {name: value for name, value in to_dict(config).items() if name not in _FREE_TO_CHANGE}
+    if difference := _difference("", {name: former["config"].get(name) for name in settings}, settings):
+        raise InputError(f"{output} holds a run with {difference}; give another output, or resume=false to start anew")
     if found is not None:
         check_complete(found, scaled=config.precision == "fp16", best=config.patience is not None)
         logger.info("continuing from %s", found)
     return found, former
 
 
-def _difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:
-    """The first setting that differs, below a name, with both values."""
+def _difference(name: str, before: Any, now: Any) -> str | None:
+    """The first setting that differs, with both values."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         inside = (_difference(f"{name}.{key}", before.get(key), now.get(key)) for key in {**now, **before})
-        return next((found for found in inside if found is not None), None)
-    return None if before == now else (name, before, now)
+        return next(filter(None, inside), None)
+    return None if before == now else f"{name.removeprefix('.')}={before}, not {now}"
 
 
 def _without_nan(entry: Mapping[str, Any]) -> dict[str, Any]:
