@@ -1,4 +1,4 @@
-"""How weights learn: learning rates of a model's parts, their schedule, weight decay, clipping."""
+"""Parameter groups of the optimizer: learning rates of a model's parts, and weight decay."""
 
 from collections.abc import Collection, Sequence
 from typing import Any

@@ -195,5 +195,5 @@ def _difference(name: str, before: Any, now: Any) -> str | None:
 
 
 def _without_nan(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Logged values with null for what JSON has no number for: norms of gradients that float16's scaler skipped."""
+    """Logged values with null for NaN, which JSON lacks: norms of gradients that the scaler of float16 skipped."""
     return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in entry.items()}

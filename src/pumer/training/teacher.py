@@ -120,7 +120,7 @@ def load_teacher(config: TrainConfig, task: Task, model: PreTrainedModel) -> Tea
                 f"teacher {config.teacher} knows other answers ({len(known)}) than the data in "
                 f"{config.data.root} ({len(task.labels)}); train it on the same data"
             )
-    set_image_size(model.config.image_size, teacher)  # it gets the images of the student
+    set_image_size(config.image_size or model.config.image_size, teacher)  # it gets the images of the student
     hidden = config.distillation.hidden_weight > 0
     if hidden and teacher.config.hidden_size != model.config.hidden_size:
         raise InputError(
