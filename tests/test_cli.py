@@ -62,6 +62,7 @@ def test_train_then_evaluate(recipe, tmp_path):
     assert "max_steps: 2" not in result.stderr
     result = invoke("evaluate", tmp_path / "out", "split=val", f"output={tmp_path}/result.json")
     assert result.exit_code == 0, result.output
+    assert f"wrote {tmp_path}/result.json" in result.stdout
     assert "question type what colour" in result.stdout
     assert json.loads((tmp_path / "result.json").read_text())["reduction"]["method"] == "pumer"
 
@@ -181,10 +182,46 @@ def test_defect_keeps_its_traceback(recipe, monkeypatch):
     assert isinstance(result.exception, RuntimeError)
 
 
-def test_usage_errors_exit_2():
-    assert invoke("train").exit_code == 2
-    assert invoke("trian").exit_code == 2
-    assert invoke("train", "--epochs", "3").exit_code == 2
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train"], ["Missing argument", "train --help"]),
+        (["trian"], ["'trian'", "'train'"]),
+        (["train", "x.yaml", "--epochs", "3"], ["--epochs", "epochs=3"]),
+        (["evaluate", "small:vilt", "--batch-size=5"], ["--batch-size", "batch_size=5"]),
+        (["evaluate", "small:vlt"], ["'small:vlt'", "'small:vilt'", "small:meter"]),
+        (["plan", "preset:vilt-b23"], ["'vilt-b23'", "'vilt-b32'"]),
+        (["train", "vilt/vqa2-pumer"], ["'vilt/vqa2-pumer'", "'vilt/vqav2-pumer'"]),
+        (["train", "FOLDER"], ["recipe FOLDER is a folder"]),
+        (["train", "EMPTY.yaml"], ["EMPTY.yaml is empty"]),
+        (["visualize", "small:vilt", "x.png", "what", "is", "it"], ['"what is it"']),
+        (["visualize", "small:vilt", "x.png", "what", "colour", "resize=square"], ['"what colour"']),
+        (["visualize", "small:vilt", "x.png", "y.png", "what?"], ["x.png does not exist"]),
+        (["convert", "EMPTY.ckpt", "out"], ["EMPTY.ckpt is empty"]),
+        (["convert", "cat.jpg", "out"], ["cat.jpg is not a checkpoint", ".ckpt"]),
+        (["data", "world", "FOLDER", "tasks=vqav2"], ["tasks=[vqav2]"]),
+        (["evaluate", "small:vilt", "data.root=cat.jpg"], ["data.root cat.jpg is a file"]),
+        (["score", "vqav2", "--annotations", "FOLDER", "--predictions", "cat.jpg"], ["annotations FOLDER is a folder"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_a_way_out(tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").mkdir()
+    for name in ("EMPTY.yaml", "EMPTY.ckpt"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "cat.jpg").write_bytes(b"\xff\xd8\xff")
+    result = invoke(*arguments)
+    refused(result, *parts)
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_wrong_file_of_annotations_is_no_data_folder(tmp_path):
+    (tmp_path / "wrong.json").write_text('{"images": []}')
+    result = invoke(
+        "score", "vqav2", "--annotations", tmp_path / "wrong.json", "--predictions", tmp_path / "wrong.json"
+    )
+    refused(result, "wrong.json holds no list 'annotations'")
+    assert "data folder" not in result.stderr
 
 
 def test_help_names_every_command():
