@@ -1,4 +1,4 @@
-"""What a forward asks of a GPU: kernel launches, host syncs and kernel time, of all of it and of each reduction.
+"""Kernel launches, host syncs and kernel time on a GPU, of a whole forward and of each reduction.
 
 Read from a trace of torch's profiler, in which every launch has the number of the kernel that it starts. Without a GPU
 all counts are zero.
@@ -26,7 +26,7 @@ MICRO = 1e-6
 
 
 def observe(model: nn.Module, inputs: dict[str, Tensor], forwards: int = 3) -> dict[str, Any]:
-    """Count what forwards of a patched model ask of the GPU.
+    """Count the GPU work of forwards of a patched model.
 
     Args:
         model: Patched; it is the same afterwards.
@@ -35,22 +35,21 @@ def observe(model: nn.Module, inputs: dict[str, Tensor], forwards: int = 3) -> d
 
     Returns:
         Per forward ``launches`` (kernels, copies, fills), ``syncs`` (calls that wait), ``seconds`` (of kernels) and
-        ``reductions``; per reduction, from the question to the applied decision, ``reduction_launches``,
-        ``reduction_seconds`` and ``reduction_kernels`` (seconds by name); ``sync_error``: what torch's own check for
-        syncs says, None if it finds none.
+        ``reductions``; per reduction, decision and its application, ``reduction_launches``, ``reduction_seconds`` and
+        ``reduction_kernels`` (seconds by name); ``sync_error``: see `sync_error`.
     """
     with torch.inference_mode():
         model(**inputs)
         found = whole_forward(traced(model, inputs, forwards), forwards)
         ranges = _Ranges()
-        with watched(model, ranges.start, ranges.stop):  # apart, since watching may itself copy something
+        with watched(model, ranges.start, ranges.stop):  # apart, because watching may itself copy something
             model(**inputs)
             found |= reductions_of(traced(model, inputs, forwards), forwards)
         return found | {"sync_error": sync_error(model, inputs)}
 
 
 def traced(model: nn.Module, inputs: dict[str, Tensor], forwards: int) -> list[dict[str, Any]]:
-    """Events of a trace, as Chrome's trace viewer takes them."""
+    """Events of a trace in Chrome's format."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
@@ -94,7 +93,7 @@ def reductions_of(events: list[dict[str, Any]], forwards: int) -> dict[str, Any]
 
 
 def sync_error(model: nn.Module, inputs: dict[str, Tensor]) -> str | None:
-    """Where a forward makes the host wait for the GPU, in torch's words; None if nowhere, or without a GPU."""
+    """Torch's report of where a forward makes the host wait for the GPU; None if nowhere, or without a GPU."""
     if not torch.cuda.is_available():
         return None
     torch.cuda.set_sync_debug_mode("error")
@@ -127,16 +126,16 @@ def _ranges(events: list[dict[str, Any]], name: str) -> list[tuple[float, float]
 
 
 def _calls_within(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """What the host asked the GPU for inside the ranges of this name."""
+    """Calls of the host to the GPU inside the ranges of this name."""
     ranges = _ranges(events, name)
     calls = [event for event in events if event.get("cat") in HOST_CALLS]
     return [call for call in calls if any(start <= call["ts"] <= end for start, end in ranges)]
 
 
 def _work_within(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """What the GPU did because of it, whenever it did it."""
-    asked = {_number(call) for call in _calls_within(events, name)} - {None}
-    return [event for event in events if event.get("cat") in DEVICE_WORK and _number(event) in asked]
+    """The GPU's work that these calls launched, whenever it ran."""
+    launched = {_number(call) for call in _calls_within(events, name)} - {None}
+    return [event for event in events if event.get("cat") in DEVICE_WORK and _number(event) in launched]
 
 
 def _number(event: Mapping[str, Any]) -> int | None:

@@ -27,7 +27,7 @@ from pumer.utils.errors import InputError
 from pumer.utils.files import read_json, write_json
 from pumer.utils.locks import only_one
 from pumer.utils.provenance import collect
-from pumer.utils.shipped import SMALL
+from pumer.utils.shipped import SMALL, recipe_file
 
 SMOKE_STEPS = "max_steps=2"
 _ASKED = "asked.json"
@@ -77,7 +77,7 @@ class Reproduction:
         if not any(table.rows for table in self.tables):
             raise InputError(f"{', '.join(config.only)}: no row of these tables is about {', '.join(config.cells)}")
         first = self.tables[0].rows[0].cell
-        load(TrainConfig, self.setup.recipe(first.backbone, first.task, PUMER), list(config.settings))
+        load(TrainConfig, recipe_file(self.setup.recipe(first.backbone, first.task, PUMER)), list(config.settings))
         for checkpoint in {*config.starts.values(), *config.trained.values()}:
             model_class(checkpoint)  # refused now, not when its turn comes
         self.before()

@@ -1,7 +1,6 @@
 """A reproduction of seconds: a thin random ViLT, a handful of questions, commands in this process."""
 
 import io
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,8 +13,6 @@ from pumer.cli import app
 from pumer.profiling import benchmark, peak_memory
 from pumer.utils.errors import InputError
 from pumer.world import write_vqav2
-
-RECIPES = Path(__file__).parents[3] / "src" / "pumer" / "recipes"
 
 
 def in_process(command, log, threads):
@@ -51,7 +48,6 @@ def config(tmp_path_factory, tiny_vilt, questions):
         out=tmp_path_factory.mktemp("reproduce"),
         data=questions,
         starts={"vilt": str(tiny_vilt)},
-        recipes=RECIPES,
         only=("table1",),
         cells=("vilt/vqav2",),
         seeds=2,
@@ -75,4 +71,4 @@ def reproduced(config):
 @pytest.fixture
 def plans(tmp_path, run_nothing):
     """A setup of plans that are not run."""
-    return Setup(out=tmp_path / "out", runner=run_nothing, recipes=RECIPES)
+    return Setup(out=tmp_path / "out", runner=run_nothing)

@@ -13,7 +13,7 @@ from pumer.utils.errors import InputError
 WAITING = """
 import os, sys, threading
 from pathlib import Path
-from pumer.reproduce import child
+from benchmarks.reproduce import child
 def wait():
     aside = Path(sys.argv[1] + ".aside")
     aside.write_text(str(os.getpid()))
@@ -50,7 +50,7 @@ def test_what_a_command_prints_comes_back_and_what_it_says_is_in_its_log(tmp_pat
 
 
 def test_pumer_itself_is_run(tmp_path):
-    assert "reproduce" in Commands().run(["--help"], tmp_path / "log.txt", threads=1)
+    assert "visualize" in Commands().run(["--help"], tmp_path / "log.txt", threads=1)
 
 
 def test_a_command_that_fails_is_told_with_its_last_line(tmp_path):

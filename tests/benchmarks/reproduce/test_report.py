@@ -4,7 +4,12 @@ from benchmarks.reproduce.collect import collect_table
 from benchmarks.reproduce.report import content, goals, html, markdown, write
 from benchmarks.reproduce.tables import tables
 
-PROVENANCE = {"versions": {"torch": "2"}, "command": "pumer reproduce", "commit": "c0ffee", "device": "d"}
+PROVENANCE = {
+    "versions": {"torch": "2"},
+    "command": "python -m benchmarks reproduce",
+    "commit": "c0ffee",
+    "device": "d",
+}
 PROVENANCE["date"] = "2026-01-02T03:04:05+00:00"
 
 

@@ -9,12 +9,13 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
+from benchmarks.__main__ import app
 from benchmarks.reproduce.run import Reproduction, estimate, run
 from benchmarks.reproduce.settings import ReproduceConfig
-from pumer.cli import app
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
 from pumer.utils.locks import only_one
+from pumer.utils.shipped import PACKAGE
 
 
 def names(reproduction, *kinds):
@@ -24,7 +25,7 @@ def names(reproduction, *kinds):
 
 def changed_recipes(config, tmp_path, kind, **changes):
     """The same reproduction with a recipe of ViLT's VQAv2 changed."""
-    recipes = shutil.copytree(config.recipes, tmp_path / "recipes")
+    recipes = shutil.copytree(PACKAGE / "recipes", tmp_path / "recipes")
     path = recipes / "vilt" / f"world-vqav2-{kind}.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
     return dataclasses.replace(config, recipes=recipes)
@@ -166,7 +167,7 @@ def test_estimates_come_from_finished_steps_of_the_same_kind(reproduced):
 
 def test_the_list_and_the_report_need_no_run(config, tmp_path):
     given = ["--only", "table1,table7", "--cells", "vilt/vqav2", "--out", str(tmp_path)]
-    given += ["--recipes", str(config.recipes), "--data", str(config.data), "--seeds", "1"]
+    given += ["--data", str(config.data), "--seeds", "1"]
     listed = CliRunner().invoke(app, ["reproduce", *given, "--list"])
     assert listed.exit_code == 0, listed.output
     assert "0 of 12 done" in listed.stdout
@@ -196,6 +197,6 @@ def test_the_list_and_the_report_need_no_run(config, tmp_path):
         ({"data": Path("/nowhere")}, "/nowhere does not exist"),
     ],
 )
-def test_what_cannot_be_is_refused(given, told, config, run_nothing):
+def test_what_cannot_be_is_refused(given, told, run_nothing):
     with pytest.raises(InputError, match=told):
-        Reproduction(ReproduceConfig(**{"recipes": config.recipes} | given), run_nothing)
+        Reproduction(ReproduceConfig(**given), run_nothing)

@@ -85,7 +85,7 @@ def test_full_scale_takes_the_papers_recipes_and_no_world(plans, tmp_path):
     assert "world/nlvr2" not in found
     for cell, kind in ((pumer, "pumer"), (pumer.original, "original")):
         settings = found[f"train/{cell.name}"].settings
-        recipe = read_recipe(plans.recipes / "vilt" / f"nlvr2-{kind}.yaml")
+        recipe = read_recipe(f"vilt/nlvr2-{kind}")
         assert settings["recipe"]["optimizer"] == recipe["optimizer"]
         assert settings["start"] == "some/start"
     assert "data.eval=null" not in found[f"train/{pumer.name}"].settings["given"]  # it stops early

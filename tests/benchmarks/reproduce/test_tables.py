@@ -11,6 +11,7 @@ from benchmarks.reproduce.tables import RESOLUTION, STRENGTHS, VISION_RATIOS, ch
 from pumer.backbones import BACKBONES
 from pumer.reducers import METHODS, config_from_dict
 from pumer.tasks import TASKS
+from pumer.utils.shipped import PACKAGE
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_other_ratios_than_the_papers_are_told(known):
 
 
 def test_a_recipe_may_give_each_layer_its_own_ratios(plans, tmp_path):
-    recipes = shutil.copytree(plans.recipes, tmp_path / "recipes")
+    recipes = shutil.copytree(PACKAGE / "recipes", tmp_path / "recipes")
     path = recipes / "vilt" / "world-nlvr2-pumer.yaml"
     settings = yaml.safe_load(path.read_text())
     settings["reduction"] = {"method": "pumer", "schedule": [{"layer": 2, "merge_ratio": 0.5}]}
