@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 
 from pumer.backbones.base import Backbone
 from pumer.backbones.layers import SplitLayer, attend, run_layers
-from pumer.backbones.streams import expand_text, layer_bytes, one_stream
+from pumer.backbones.streams import expand_text, grid_cells, layer_bytes, one_stream
 
 # ---------------------------------------------------------------- the model file
 
@@ -141,8 +141,7 @@ class ReducedToyModel(ToyModel):
         reduction, real = self.pumer_reduction, torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)
         tokens = one_stream(text, attention_mask, image, real, reduction.reduces("fusion"))
         side = self.config.image_size // self.config.patch_size
-        cell = torch.cartesian_prod(torch.arange(side), torch.arange(side))
-        reduction.begin(tokens, torch.cat([cell.new_full((1, 2), -1), cell]).expand(len(image), -1, -1))
+        reduction.begin(tokens, grid_cells(side, side, image))
         (tokens,) = self.encoder(tokens, reduction)
         states, pooled = tokens.states, tokens.states[:, 0]
         if reduction.expands and len(tokens.history) > 0:

@@ -13,7 +13,7 @@ from pumer.backbones.vilt import VILT
 BACKBONES: dict[str, Backbone] = {"vilt": VILT, "meter": METER}
 """By transformers' ``model_type``."""
 
-__all__ = ["BACKBONES", "Backbone", "Reduction", "backbone_of", "models_for", "roots"]
+__all__ = ["BACKBONES", "Backbone", "Head", "Reduction", "backbone_of", "models_for", "roots"]
 
 
 def roots(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:

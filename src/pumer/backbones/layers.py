@@ -50,9 +50,9 @@ class LayerCall:
             cls_query: Gives the query ``(B, H, 1, Dh)`` of the image's [CLS] where the image is a stream of its own;
                 without it, an attention over the words alone.
         """
-        if self.reducer is None or self._tokens is None or not self.reducer.needs & {KEYS, *ROWS}:
+        needs: frozenset[str] = frozenset() if self.reducer is None else self.reducer.needs
+        if self._tokens is None or not needs & {KEYS, *ROWS}:
             return
-        needs = self.reducer.needs
         with torch.no_grad():
             if len(self._tokens.streams) == 2 and cls_query is None:
                 if KEYS in needs:
@@ -125,10 +125,11 @@ def attend(
     Returns:
         ``(B, Q, D)``.
     """
-    query, key, value = (x.view(*x.shape[:-1], -1, head_size).transpose(1, 2) for x in (query, key, value))
-    function = attention if call is None else call.attention
-    attended = function(query, key, value, bias, dropout)
-    if call is not None:
+    query = query.view(*query.shape[:2], -1, head_size).transpose(1, 2)
+    key = key.view(*key.shape[:2], -1, head_size).transpose(1, 2)
+    value = value.view(*value.shape[:2], -1, head_size).transpose(1, 2)
+    attended = (attention if call is None else call.attention)(query, key, value, bias, dropout)
+    if call is not None and call.reducer is not None:
         call.collect(query, key, cls_query)
     return attended.transpose(1, 2).flatten(2)
 

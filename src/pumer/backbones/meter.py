@@ -1,16 +1,12 @@
 """METER: text and image in two streams; reduction after the text-to-image cross-attention, and in the vision encoder.
 
-What the patched classes change:
+What the patched classes change; weights, state dict and class names stay as they are:
 
-- patches projected by one matrix product;
-- the text encoder's layers call the fused attention directly, and the vision encoder's activation is one pass;
-- attention hands out the keys and the text-to-image probabilities that a reducer asks for, the latter computed apart;
+- patches projected by one matrix product, fused attention called directly, the vision encoder's activation in one pass;
 - cross-modal layers 0, 2, 4, ... are the text layers of the pairs. A reducer there decides after their cross-attention
   to the image, and before their feed-forward part; the image tokens it leaves go into the image layer of the same pair;
 - the vision encoder's layers may merge tokens between attention and feed-forward. Sizes and sources are carried into
   the cross-modal layers, through an encoding that is kept for later, too.
-
-Weights, state dict and class names stay as they are.
 """
 
 from functools import partial
@@ -30,6 +26,7 @@ from pumer.backbones.streams import (
     PatchProjection,
     attention_dtype,
     expand_text,
+    grid_cells,
     layer_bytes,
     slots_at_start,
     text_block,
@@ -105,10 +102,12 @@ class ReducedVisionLayer(SplitLayer, CLIPEncoderLayer):
         return self._run(call, hidden_states, bias)
 
     def _attend(self, hidden_states: Tensor, *inputs: Any) -> Tensor:
-        return hidden_states + self.self_attn(self.layer_norm1(hidden_states), *inputs)[0]
+        attended: Tensor = self.self_attn(self.layer_norm1(hidden_states), *inputs)[0]
+        return hidden_states + attended
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+        inner: Tensor = self.mlp(self.layer_norm2(hidden_states))
+        return hidden_states + inner
 
 
 class ReducedVisionModel(CLIPVisionModel):
@@ -163,7 +162,8 @@ class ReducedMeterLayer(SplitLayer, MeterCrossModalLayer):
     def _attend(self, hidden_states: Tensor, *inputs: Any) -> Tensor:
         context, bias, context_bias, call = inputs
         hidden_states = self.attention(hidden_states, None, bias, call)
-        return self.cross_attention(hidden_states, context, context_bias, call)
+        attended: Tensor = self.cross_attention(hidden_states, context, context_bias, call)
+        return attended
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         inner = self.output(self.act(self.intermediate(hidden_states)))
@@ -228,18 +228,10 @@ class ReducedMeterModel(MeterModel):
     encoder: ReducedMeterEncoder
 
     def encode_image(self, pixel_values: Tensor) -> MeterEncoding:
-        """As `MeterModel.encode_image`; merged by the steps for the vision encoder, if there are any.
-
-        Args:
-            pixel_values: ``(B, C, H, W)``.
-
-        Returns:
-            The encoding; ``size`` and ``decisions`` tell what was merged.
-        """
+        """As `MeterModel.encode_image`; ``size`` and ``decisions`` report what the vision encoder's steps merged."""
         self.check_pixels(pixel_values)
-        return MeterEncoding.of_slices(
-            [self._encoded(pixel_values[rows]) for rows in self.pumer_reduction.slices(pixel_values.shape[0])]
-        )
+        slices = self.pumer_reduction.slices(pixel_values.shape[0])
+        return MeterEncoding.of_slices([self._encoded(pixel_values[rows]) for rows in slices])
 
     def _encoded(self, pixel_values: Tensor) -> MeterEncoding:
         tokens = self.vision_model(pixel_values, self.pumer_reduction)
@@ -262,12 +254,21 @@ class ReducedMeterModel(MeterModel):
             the tokens that are left.
         """
         self.check_pair(text, image, image_token_type_idx)
-        reduction = self.pumer_reduction
-        self._check_buffer(image)
+        reduction, (rows, columns) = self.pumer_reduction, image.grid or self.patch_grid
+        most, reduces = reduction.config.max_image_tokens, reduction.reduces("fusion")
+        if most is not None and most < rows * columns:
+            raise InputError(
+                f"an image has {rows * columns} patches but max_image_tokens is {most}; raise it, or leave it out: "
+                "METER's images all have one size"
+            )
 
-        def enter(rows: slice | None) -> Tokens:
-            parts = (text, image) if rows is None else (text.part(rows), image.part(rows))
-            return self._joined(*parts, image_token_type_idx)
+        def enter(part: slice | None) -> Tokens:
+            words, patches = (text, image) if part is None else (text.part(part), image.part(part))
+            kinds = self.modality_embeddings(integers(words.states.device, 0, image_token_type_idx))
+            tokens = joined(words.states + kinds[0], words.mask, patches.states + kinds[1], reduces, patches)
+            if reduction.recorder is not None:
+                reduction.begin(tokens, grid_cells(rows, columns, patches.states), patches.decisions)
+            return tokens
 
         def run(tokens: Tokens, stop: int) -> Tokens:
             return self.encoder.run(tokens, reduction, 0, stop)
@@ -277,40 +278,9 @@ class ReducedMeterModel(MeterModel):
         tokens, text_states, image_states = self.encoder(tokens, reduction, output_hidden_states, start)
         words, patches = tokens.streams
         pooled = torch.cat([self.text_pooler(words), self.image_pooler(patches)], dim=-1)
-        if reduction.expands and reduction.reduces("fusion"):
+        if reduction.expands and reduces:
             words = expand_text(words, tokens, text.mask.shape[1])
-        return MeterModelOutput(
-            text_last_hidden_state=words,
-            image_last_hidden_state=patches,
-            pooler_output=pooled,
-            text_hidden_states=text_states,
-            image_hidden_states=image_states,
-        )
-
-    def _joined(self, text: MeterEncoding, image: MeterEncoding, image_type: int) -> Tokens:
-        """The two streams that enter the first pair."""
-        reduction = self.pumer_reduction
-        kinds = self.modality_embeddings(integers(text.states.device, 0, image_type))
-        reduces = reduction.reduces("fusion")
-        tokens = joined(text.states + kinds[0], text.mask, image.states + kinds[1], reduces, image)
-        if reduction.recorder is not None:
-            reduction.begin(tokens, self._cells(image), image.decisions)
-        return tokens
-
-    def _check_buffer(self, image: MeterEncoding) -> None:
-        most, (rows, columns) = self.pumer_reduction.config.max_image_tokens, self.patch_grid
-        if most is not None and most < rows * columns:
-            raise InputError(
-                f"an image has {rows * columns} patches but max_image_tokens is {most}; raise it, or leave it out: "
-                "METER's images all have one size"
-            )
-
-    def _cells(self, image: MeterEncoding) -> Tensor:
-        """``(B, 1 + V, 2)``: row and column of each patch, -1 for [CLS]."""
-        rows, columns = image.grid or self.patch_grid
-        cell = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-        cell = torch.cat([cell.new_full((1, 2), -1), cell])
-        return cell.to(image.states.device).expand(len(image.states), -1, -1)
+        return MeterModelOutput(words, patches, pooled, text_states, image_states)
 
 
 def joined(words: Tensor, mask: Tensor, patches: Tensor, reduced: bool, image: MeterEncoding | None = None) -> Tokens:
@@ -363,7 +333,7 @@ def _unsupported_reason(stack: str, layer: int) -> str | None:
 
 
 def _image_tokens(model: Any) -> int:
-    return 1 + model.patch_grid[0] * model.patch_grid[1]
+    return int(1 + model.patch_grid[0] * model.patch_grid[1])
 
 
 METER = Backbone(

@@ -85,11 +85,18 @@ def text_block(
 
 
 def slots_at_start(text_mask: Tensor, image_mask: Tensor, reduced: bool) -> Tensor:
-    """``(B, T + V)`` int64, where the input tokens stand before anything is reduced, -1 for padding; see `one_stream`."""
+    """``(B, T + V)`` int64, slots of the input tokens before anything is reduced, -1 for padding; see `one_stream`."""
     T, V = text_mask.shape[1], image_mask.shape[1]
     slot = ranks(T + V, text_mask.device)
     words = text_mask.cumsum(dim=1) - 1 if reduced else slot[:T]
     return torch.cat([torch.where(text_mask, words, -1), torch.where(image_mask, slot[T:], -1)], dim=1)
+
+
+def grid_cells(rows: int, columns: int, image: Tensor) -> Tensor:
+    """``(B, 1 + V, 2)``, row and column of each patch of an unpadded image ``(B, 1 + V, D)``, -1 for [CLS]."""
+    cell = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    cell = torch.cat([cell.new_full((1, 2), -1), cell])
+    return cell.to(image.device).expand(len(image), -1, -1)
 
 
 def layer_bytes(tokens: int, width: int, inner: int, dtype: torch.dtype) -> int:

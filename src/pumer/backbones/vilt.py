@@ -1,16 +1,12 @@
 """ViLT: text and image tokens in one stream, text first; reduction between attention and feed-forward.
 
-What the patched classes change:
+What the patched classes change; weights, state dict and class names stay as they are:
 
-- patches in raster order, without ``torch.multinomial`` and without a Python loop over samples;
-- patches projected by one matrix product;
-- attention through ``scaled_dot_product_attention``; the text-to-image probabilities that pruning asks for are
-  computed apart, for the text rows only;
+- patches in raster order, without ``torch.multinomial`` and without a Python loop over samples, by one matrix product;
+- fused attention; the few rows of probabilities that a reducer needs are computed apart;
 - tokens are reduced inside the layers that have a reducer;
 - ``last_hidden_state`` is the text expanded back to its T positions, then the reduced image tokens; inside a head that
   reads the pooled vector alone the words stay where reduction left them.
-
-Weights, state dict and class names stay as they are.
 """
 
 from math import isqrt
@@ -86,8 +82,8 @@ class FastViltEmbeddings(ViltEmbeddings):
 
         Args:
             pixel_values: ``(B, C, height, width)``.
-            pixel_mask: ``(B, height, width)``, 1 for real pixels, or None. The image may lie anywhere: it is the
-                smallest rectangle that holds its real patches, and other patches inside it are left out.
+            pixel_mask: ``(B, height, width)``, 1 for real pixels, or None. An image is the smallest rectangle that
+                holds its real patches; other patches inside it are left out.
             max_image_tokens: Length of the patch buffer, or None for the whole grid.
 
         Returns:
@@ -95,15 +91,16 @@ class FastViltEmbeddings(ViltEmbeddings):
             (B, 1 + V, 2)``: row and column of each patch in its image, -1 for [CLS] and free slots.
 
         Raises:
-            InputError: If the buffer is too short for an image, an image has no real pixel, or the model samples
-                patches at random. On a GPU and in graphs nobody waits for the masks: an image without a real pixel
-                makes its own answer NaN there.
+            InputError: If the buffer is too short for an image, an image has no real pixel (on a GPU and in graphs,
+                which do not wait for masks, its answer is NaN), or the model samples patches at random.
         """
         patches = self.patch_embeddings(pixel_values)
         batch, _, rows, columns = patches.shape
         real = torch.ones(batch, rows, columns, dtype=torch.bool, device=patches.device)
         if pixel_mask is not None:
-            _check_mask(pixel_mask, batch)
+            if pixel_mask.ndim != 3 or pixel_mask.shape[0] != batch:
+                shape = tuple(pixel_mask.shape)
+                raise InputError(f"pixel_mask is {shape}; give ({batch}, height, width), one mask per image")
             real = interpolate(pixel_mask[:, None].float(), size=(rows, columns))[:, 0] > 0
         length = self._buffer_length(real, max_image_tokens)
         height, width = _extent(real.any(dim=2)), _extent(real.any(dim=1))
@@ -140,19 +137,8 @@ class FastViltEmbeddings(ViltEmbeddings):
         return max_image_tokens
 
 
-def _check_mask(pixel_mask: Tensor, batch: int) -> None:
-    """Refuse a mask of another batch, or of another kind."""
-    if pixel_mask.ndim != 3 or pixel_mask.shape[0] != batch:
-        raise InputError(f"pixel_mask is {tuple(pixel_mask.shape)}; give ({batch}, height, width), one mask per image")
-
-
 def _without_blanks(first: Tensor, blank: Tensor) -> Tensor:
-    """Refuse images without a real pixel, or make their [CLS] NaN where that would have to wait for the device.
-
-    Args:
-        first: ``(B, 1, D)``.
-        blank: ``(B,)`` bool.
-    """
+    """Refuse images without a real pixel, or make their [CLS] ``(B, 1, D)`` NaN where the check would wait."""
     if first.device.type != "cpu" or in_graph(first):
         return first.masked_fill(blank[:, None, None], torch.nan)
     try:
@@ -164,7 +150,7 @@ def _without_blanks(first: Tensor, blank: Tensor) -> Tensor:
 
 
 def _extent(used: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last used slot of an axis: of ``used (B, slots)`` bool, ``(B,)`` and ``(B,)``."""
+    """First and last used slot ``(B,)`` of an axis ``(B, slots)``."""
     slots = ranks(used.shape[1], used.device)
     return torch.where(used, slots, used.shape[1]).amin(dim=1), torch.where(used, slots, -1).amax(dim=1)
 
@@ -221,11 +207,12 @@ class ReducedViltLayer(SplitLayer, ViltLayer):
         return (self._run(call, hidden_states, bias),)
 
     def _attend(self, hidden_states: Tensor, *inputs: Any) -> Tensor:
-        (attended,) = self.attention(self.layernorm_before(hidden_states), *inputs)
+        attended: Tensor = self.attention(self.layernorm_before(hidden_states), *inputs)[0]
         return hidden_states + attended
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
-        return self.output(self.intermediate(self.layernorm_after(hidden_states)), hidden_states)
+        states: Tensor = self.output(self.intermediate(self.layernorm_after(hidden_states)), hidden_states)
+        return states
 
 
 class ReducedViltEncoder(ViltEncoder):
@@ -269,11 +256,14 @@ class ReducedViltModel(ViltModel):
             output_hidden_states = self.config.output_hidden_states
         reduction, layers = self.pumer_reduction, self.encoder.layer
         kind = 1 if image_token_type_idx is None else image_token_type_idx
-        given = (input_ids, attention_mask, token_type_ids, inputs_embeds, pixel_values, pixel_mask, image_embeds)
+        given = (attention_mask, input_ids, token_type_ids, inputs_embeds, pixel_values, pixel_mask, image_embeds)
 
         def enter(rows: slice | None) -> Tokens:
-            here = given if rows is None else [None if x is None else x[rows] for x in given]
-            return self._embedded(*here, image_type=kind)
+            text_mask, *here = given if rows is None else [None if x is None else x[rows] for x in given]
+            text, image, image_mask, cell = self.embeddings(*here, kind, reduction.config.max_image_tokens)
+            tokens = one_stream(text, text_mask, image, image_mask, reduction.reduces("fusion"))
+            reduction.begin(tokens, cell)
+            return tokens
 
         def run(tokens: Tokens, stop: int) -> Tokens:
             return run_layers(layers, "fusion", tokens, reduction, stop=stop)
@@ -288,33 +278,6 @@ class ReducedViltModel(ViltModel):
         if return_dict is False or (return_dict is None and not self.config.return_dict):
             return (states, pooled, *([] if hidden_states is None else [hidden_states]))
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled, hidden_states=hidden_states)
-
-    def _embedded(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        pixel_values: Tensor | None,
-        pixel_mask: Tensor | None,
-        image_embeds: Tensor | None,
-        *,
-        image_type: int,
-    ) -> Tokens:
-        """The stream that enters the first layer."""
-        text, image, image_mask, cell = self.embeddings(
-            input_ids,
-            token_type_ids,
-            inputs_embeds,
-            pixel_values,
-            pixel_mask,
-            image_embeds,
-            image_type,
-            self.pumer_reduction.config.max_image_tokens,
-        )
-        tokens = one_stream(text, attention_mask, image, image_mask, self.pumer_reduction.reduces("fusion"))
-        self.pumer_reduction.begin(tokens, cell)
-        return tokens
 
 
 def check_inputs(
@@ -369,7 +332,7 @@ def restore_text_norm(model: nn.Module) -> None:
 
 def _positions(model: Any) -> int:
     """Tokens of the longest text and of an image of the model's size, [CLS] included."""
-    return model.config.max_position_embeddings + int(model.embeddings.position_embeddings.shape[1])
+    return int(model.config.max_position_embeddings + model.embeddings.position_embeddings.shape[1])
 
 
 VILT = Backbone(

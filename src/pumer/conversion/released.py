@@ -1,8 +1,7 @@
 """Released checkpoints (csarron/PuMer on the hub, original ViLT, original METER) as transformers models.
 
-The released models have the arithmetic of the original ones under other tensor names; here every tensor finds its place
-in the class of its task. A checkpoint that was trained with a reduction comes back patched with
-`pumer.ReleasedPuMerConfig`, which computes exactly what the released code computes.
+The released models have the arithmetic of the original ones under other tensor names. A checkpoint that was trained with
+a reduction comes back patched with `pumer.ReleasedPuMerConfig`, which computes exactly what the released code computes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,20 +28,19 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], t
     """Turn a released ViLT or METER checkpoint into a transformers model.
 
     Args:
-        state_dict: Released tensors by released name (``vilt.transformer.blocks.0.attn.qkv.weight``). The names of
-            original ViLT, the same without ``vilt.``, and of original METER (``vit_model.visual.conv1.weight``) will do
-            as well.
-        config: The released ``config.json`` as a dict; what it leaves out has the released defaults. For METER,
+        state_dict: Tensors by released name (``vilt.transformer.blocks.0.attn.qkv.weight``), or by the names of
+            original ViLT, the same without ``vilt.``, or of original METER (``vit_model.visual.conv1.weight``).
+        config: The released ``config.json``; what it leaves out has the released defaults. For METER,
             ``cross_modal_order`` is "parallel" if the names are the original ones, else "sequential", and
             ``image_size`` may differ from the checkpoint's: the position table is interpolated.
         task: "vqa2", "ve" (entailment: a question-answering model with 3 labels), "nlvr2", "irtr" (retrieval; METER
             before its fine-tuning will do: the ranking starts from its image-text matching) or, for METER, "mlm".
 
     Returns:
-        The model in float32 and eval mode; patched with `ReleasedPuMerConfig` if the config has ``reduce_layers``, else
-        unpatched. ViLT's LayerNorms have eps 1e-6, that of the text embedding has 1e-12. transformers knows one eps
-        only: ``config.layer_norm_eps`` is 1e-6, ``config.text_layer_norm_eps`` remembers the other and `pumer.load`
-        restores it (plain transformers does not: its text embeddings then differ by about 1e-4 of their size).
+        The model in float32 and eval mode; patched with `ReleasedPuMerConfig` if the config has ``reduce_layers``.
+        ViLT's LayerNorms have eps 1e-6, that of the text embedding has 1e-12, which ``config.text_layer_norm_eps``
+        keeps and `pumer.load` restores (plain transformers does not: its text embeddings then differ by about 1e-4 of
+        their size).
 
     Raises:
         InputError: For an unknown task, a reduction this library does not know, and for tensors that are missing,
