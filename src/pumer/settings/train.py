@@ -4,27 +4,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pumer.settings.common import (
-    RETRIEVAL,
-    AugmentConfig,
-    BatchSize,
-    BelowOne,
-    Blank,
-    Count,
-    Folder,
-    Model,
-    NewFolder,
-    NotNegative,
-    Positive,
-    Processes,
-    ReadingJob,
-    Reduction,
-    Resize,
-    Seed,
-    Split,
-    Task,
-    known_split,
-)
+from pumer.settings import common
+from pumer.settings.common import RETRIEVAL, known_split
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
 from pumer.utils.limits import check_checkpoint
@@ -53,16 +34,16 @@ class OptimizerConfig:
         name: "adamw", or "sgd": plain, without momentum.
     """
 
-    lr: Positive = 1e-4
-    encoder_factor: NotNegative = 1.0
-    head_factor: NotNegative = 10.0
-    reduction_factor: NotNegative = 10.0
-    end_lr: NotNegative = 1e-7
-    betas: tuple[BelowOne, BelowOne] = (0.9, 0.98)
-    weight_decay: NotNegative = 0.01
-    warmup: BelowOne = 0.1
-    power: Positive = 1.0
-    max_grad_norm: Positive | None = None
+    lr: common.Positive = 1e-4
+    encoder_factor: common.NotNegative = 1.0
+    head_factor: common.NotNegative = 10.0
+    reduction_factor: common.NotNegative = 10.0
+    end_lr: common.NotNegative = 1e-7
+    betas: tuple[common.BelowOne, common.BelowOne] = (0.9, 0.98)
+    weight_decay: common.NotNegative = 0.01
+    warmup: common.BelowOne = 0.1
+    power: common.Positive = 1.0
+    max_grad_norm: common.Positive | None = None
     name: Literal["adamw", "sgd"] = "adamw"
 
     def __post_init__(self) -> None:
@@ -84,10 +65,10 @@ class DistillationConfig:
             `pumer.training.distillation.hidden_divergence`; 0, as in the paper, leaves it out.
     """
 
-    temperature: Positive = 1.0
-    task_weight: NotNegative = 1.0
-    weight: NotNegative = 1.0
-    hidden_weight: NotNegative = 0.0
+    temperature: common.Positive = 1.0
+    task_weight: common.NotNegative = 1.0
+    weight: common.NotNegative = 1.0
+    hidden_weight: common.NotNegative = 0.0
 
 
 @config
@@ -103,16 +84,16 @@ class TrainingData:
         min_answer_count: answers that occur less often in train and val together are left out of the vocabulary.
     """
 
-    root: Folder
-    train: Split = "train"
-    eval: Split | None = "val"
-    limit: Count | None = None
-    eval_limit: Count | None = None
-    min_answer_count: Count = 9
+    root: common.Folder
+    train: common.Split = "train"
+    eval: common.Split | None = "val"
+    limit: common.Count | None = None
+    eval_limit: common.Count | None = None
+    min_answer_count: common.Count = 9
 
 
 @config
-class TrainConfig(ReadingJob):
+class TrainConfig(common.ReadingJob):
     """Settings of `pumer train`.
 
     Attributes:
@@ -158,30 +139,30 @@ class TrainConfig(ReadingJob):
             anew.
     """
 
-    output: NewFolder
+    output: common.NewFolder
     data: TrainingData
-    task: Task = "vqav2"
-    reduction: Reduction = "none"
-    teacher: Model | None = None
+    task: common.Task = "vqav2"
+    reduction: common.Reduction = "none"
+    teacher: common.Model | None = None
     teacher_cache: bool | Path = False
     distillation: DistillationConfig = DistillationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    epochs: Count = 10
-    max_steps: Count | None = None
-    batch_size: BatchSize = 64
-    accumulate: BatchSize = 1
-    patience: Count | None = None
-    eval_steps: Count | None = None
-    resize: Resize = "square"
-    augment: AugmentConfig | None = None
-    blank: Blank = "none"
+    epochs: common.Count = 10
+    max_steps: common.Count | None = None
+    batch_size: common.BatchSize = 64
+    accumulate: common.BatchSize = 1
+    patience: common.Count | None = None
+    eval_steps: common.Count | None = None
+    resize: common.Resize = "square"
+    augment: common.AugmentConfig | None = None
+    blank: common.Blank = "none"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
     compile: bool | str = False
-    seed: Seed = 0
-    workers: Processes = 0
-    log_steps: Count = 50
-    keep: Count = 1
+    seed: common.Seed = 0
+    workers: common.Processes = 0
+    log_steps: common.Count = 50
+    keep: common.Count = 1
     report_to: tuple[str, ...] = ("tensorboard",)
     push_to_hub: bool = False
     hub_model_id: str | None = None

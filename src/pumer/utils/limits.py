@@ -33,15 +33,7 @@ _RANGES = {
 
 
 def check_model(config: Mapping[str, Any], where: str) -> None:
-    """Refuse the config of a model that cannot be built, or not in any reasonable time.
-
-    Args:
-        config: what ``config.json`` holds.
-        where: the checkpoint, for the message.
-
-    Raises:
-        InputError: Naming the key, its value and the range.
-    """
+    """Refuse the content of a ``config.json`` that no model can be built from, or not in any reasonable time."""
     for key, value in config.items():
         if isinstance(value, Mapping) and key.endswith("_config"):
             check_model(value, where)
@@ -56,11 +48,7 @@ def check_model(config: Mapping[str, Any], where: str) -> None:
 
 
 def check_tokens(image_size: int, patch_size: int) -> None:
-    """Refuse an image with more tokens than attention takes in reasonable time.
-
-    Raises:
-        InputError: With both numbers.
-    """
+    """Refuse an image with more tokens than attention takes in reasonable time."""
     tokens = (image_size // patch_size) ** 2
     if tokens > TOKENS:
         raise InputError(
@@ -70,14 +58,7 @@ def check_tokens(image_size: int, patch_size: int) -> None:
 
 
 def check_reduction(settings: Any) -> None:
-    """Refuse a reduction with more steps than a model has layers.
-
-    Args:
-        settings: what ``reduction.json``, or a recipe, holds.
-
-    Raises:
-        InputError: Naming the key and the number.
-    """
+    """Refuse the content of a ``reduction.json``, or of a recipe, with more steps than a model has layers."""
     for key, value in settings.items() if isinstance(settings, Mapping) else ():
         if isinstance(value, list | tuple) and len(value) > LAYERS:
             raise InputError(f"{key} of the reduction names {len(value)} layers; a model has at most {LAYERS}")

@@ -39,20 +39,13 @@ def exclusive(job: Callable[Concatenate[Config, Rest], Result]) -> Callable[Conc
 
 @contextmanager
 def only_one(*places: str | Path | None) -> Iterator[None]:
-    """Keep other processes from writing the same folders or files for the length of a block.
+    """Keep other processes from writing the same folders or files, there or not, for the length of a block.
 
     The operating system frees the lock of a process that dies. Of the processes that `torchrun` starts, the first one
     holds the lock for all.
 
-    Args:
-        *places: folders or files that the block writes, there or not; None is passed over.
-
     Raises:
         InputError: When another process writes one of them, or it lies where nothing can be written.
-
-    Example:
-        >>> with only_one(config.output):  # doctest: +SKIP
-        ...     train(config)
     """
     with ExitStack() as held:
         for place in {Path(place).resolve() for place in places if place is not None} if is_main_process() else ():

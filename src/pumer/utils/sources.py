@@ -24,11 +24,7 @@ def read_source(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Args:
         source: Folder with ``config.json`` and one weight file (safetensors, ``.bin`` or ``.ckpt``); one such file by
-            itself, as METER's authors publish; or a hub name.
-
-    Returns:
-        The config as a dict, and the tensors by name. The config of a single file is the one that Lightning keeps
-        beside the tensors, or empty.
+            itself, as METER's authors publish (its config is Lightning's, or empty); or a hub name.
 
     Raises:
         InputError: If either is missing or cannot be read.
@@ -58,11 +54,7 @@ def read_source(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file, or of the ``state_dict`` inside it (as Lightning writes it).
-
-    Raises:
-        InputError: If the file is broken, or holds anything else than tensors and plain values.
-    """
+    """Tensors of a file, or of the ``state_dict`` inside it (as Lightning writes it)."""
     return _read(path)[1]
 
 
@@ -98,11 +90,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def read_answers(path: Path) -> list[str]:
-    """Answers from a JSON list, or from a text file with one per line.
-
-    Raises:
-        InputError: If the file cannot be read, is JSON but no list of texts, or has an answer twice.
-    """
+    """Answers, each once, from a JSON list or from a text file with one per line."""
     answers: Any = read_lines(path, "give a file of answers")
     if path.suffix == ".json" or next((line for line in answers if line.strip()), "").lstrip().startswith("["):
         answers = read_json(path, "give a file of answers")
