@@ -77,7 +77,7 @@ def run(name: str, settings: Settings, seconds: float, folder: Path, commit: str
         settings: How.
         seconds: After which it is ended.
         folder: Of the result files.
-        commit: Of the source; None: git tells.
+        commit: Of the source; None: asked from git.
     """
     result: dict[str, Any] = {"part": name, "points": [], "stopped": None}
     result["provenance"] = collect(asdict(settings), "bfloat16, float32")

@@ -198,8 +198,8 @@ def _point(
     )
     point: dict[str, Any] = compared["points"][0]
     if UNREDUCED not in ready:  # another row took its place
-        for figures in point["models"].values():
-            figures.pop("speedup", None)
+        for measured in point["models"].values():
+            measured.pop("speedup", None)
     return {**point, "failed": failed}
 
 

@@ -1,6 +1,6 @@
 """kill -9 at three random moments of a run, one of them inside a save: does the same command end with the same weights?
 
-Fine-tunes the small models that ship with the package, reduced and with augmented pictures, twice for 300 steps through
+Fine-tunes the small models that ship with the package, reduced and with augmented images, twice for 300 steps through
 `pumer train`: once undisturbed, once killed three times. Compares every weight bit for bit, every logged loss, and what
 early stopping remembers. Prints PASS or FAIL, and writes `benchmarks/results/kill-and-resume.json`.
 """

@@ -1,11 +1,11 @@
-"""Ctrl-C, kill -9 and a full disk at ten random moments of every long command: is anything lost, half-written, or told?
+"""Ctrl-C, kill -9 and a full disk at ten random moments of every long command: is anything lost or half-written?
 
 Each command runs once undisturbed. Then, for each kind of disturbance, it is started ten times on one output and
 disturbed at a random moment of its time; the last time it runs to its end. What is there then must be what the
-undisturbed run wrote, and what a disturbed run says must be one line without a traceback:
+undisturbed run wrote, and the message of a disturbed run must be one line without a traceback:
 
 - `interrupt`: SIGINT; exit code 130, or that of Python itself in its first moments.
-- `kill`: SIGKILL, of which nobody can tell anything.
+- `kill`: SIGKILL, which cannot be handled.
 - `limit`: a file-size limit of a random number of bytes from the start (RLIMIT_FSIZE); exit code 2 or 0.
 - `full`: the output lies on a file system with a random number of bytes left (a tmpfs; as root on Linux alone); exit
   code 2 or 0.
@@ -160,8 +160,8 @@ def disturbed(
             line = command.arguments(target) + (list(command.again) if _finished(command, target) else [])
             code, said = _disturb(line, kind, moments, seconds, largest)
         ended.append(code)
-        if "Traceback" in said or (code not in _SILENT and len(_told(said)) != 1):
-            faults.append(f"said {_told(said)[-3:]}")
+        if "Traceback" in said or (code not in _SILENT and len(_messages(said)) != 1):
+            faults.append(f"said {_messages(said)[-3:]}")
         if code not in _CODES.get(kind, (0, 2)):
             faults.append(f"ended with {code}")
         if code == 0:  # too late; the next moments are those of a new run
@@ -172,7 +172,7 @@ def disturbed(
     line = command.arguments(target) + (list(command.again) if _finished(command, target) else [])
     code, said = _run(line, check=False)
     if code:
-        faults.append(f"does not go on: {_told(said)[-1:]}")
+        faults.append(f"does not go on: {_messages(said)[-1:]}")
     elif different := _different(command, whole, target):
         faults.append(f"ended otherwise in {different}")
     elif left := [file.name for file in target.rglob(".*") if file.is_file() and file.suffix != ".lock"]:
@@ -215,7 +215,7 @@ def _run(line: list[str], check: bool = True) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def _told(said: str) -> list[str]:
+def _messages(said: str) -> list[str]:
     """The lines that matter of what went to stderr: errors, and how a run was stopped."""
     lines = [line for line in said.replace("\r", "\n").splitlines() if line.strip()]
     return [line for line in lines if line.startswith(("error:", "interrupted", "stopped"))] or lines[-1:]

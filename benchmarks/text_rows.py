@@ -30,7 +30,7 @@ class Apart(nn.Module):
     def __init__(self, text: int) -> None:
         super().__init__()
         self.text = text
-        self.place = nn.Parameter(torch.zeros(1))  # tells the timer the device
+        self.place = nn.Parameter(torch.zeros(1))  # the timer reads the device from it
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Context ``(B, H, N, Dh)`` and text-to-image probabilities ``(B, H, T, V)``."""

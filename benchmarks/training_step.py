@@ -41,7 +41,7 @@ from pumer.utils.provenance import collect
 if TYPE_CHECKING:
     from rich.table import Table
 
-ALONE, TAUGHT = "without a teacher", "with a teacher"
+ALONE, WITH_TEACHER = "without a teacher", "with a teacher"
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,11 @@ def times(
         base = model_from(case.model).to(device())
     optimizer, make = optimizer_of(base), batches(case, base)
     result = {}
-    for group in (ALONE, TAUGHT):
+    for group in (ALONE, WITH_TEACHER):
         failed: dict[str, str] | None = None if failures is None else {}
         steps = {}
         for name, reduction in case.rows().items():
-            teacher = variant(base, None if reduction is None else NoReduction()) if group == TAUGHT else None
+            teacher = variant(base, None if reduction is None else NoReduction()) if group == WITH_TEACHER else None
             steps[name] = TrainingStep(row_model(base, reduction), optimizer, teacher, autocast=autocast)
         timed = compare(steps, make, [batch], pairs=rounds, seconds=seconds, warm_up=1, failures=failed)
         result[group] = timed["points"][0]
@@ -208,16 +208,16 @@ class Job:
 def memory(case: Case, batch: int) -> dict[str, Any]:
     """Bytes of `measure`, by group and row, and what a reduction saves of the unreduced activations and total."""
     result: dict[str, Any] = {}
-    for group, taught in ((ALONE, False), (TAUGHT, True)):
+    for group, taught in ((ALONE, False), (WITH_TEACHER, True)):
         result[group] = {}
         for name, reduction in case.rows().items():
             if reduction is None:
                 continue
             job = Job(case.model, reduction, batch, taught)
-            figures = measured_apart(["-m", "benchmarks.training_step", "--job"], asdict(job))
-            full = result[group].get(UNREDUCED, figures)
-            saved = {f"{kind}_saved": 1 - figures[kind] / max(full[kind], 1) for kind in ("activations", "total")}
-            result[group][name] = figures | saved
+            measured = measured_apart(["-m", "benchmarks.training_step", "--job"], asdict(job))
+            full = result[group].get(UNREDUCED, measured)
+            saved = {f"{kind}_saved": 1 - measured[kind] / max(full[kind], 1) for kind in ("activations", "total")}
+            result[group][name] = measured | saved
     return result
 
 

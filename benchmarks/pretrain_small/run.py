@@ -1,12 +1,12 @@
 """Pre-training of the small models in the built-in world: `python -m benchmarks pretrain`.
 
 The schedule follows the clock, so that it fits the machine: first the model sees objects and little background, then
-whole pictures. ViLT starts with half its depth and then gets the rest, each new layer starting as one that adds
+whole images. ViLT starts with half its depth and then gets the rest, each new layer starting as one that adds
 nothing; METER starts with the vision encoder that ViLT's first layers are; either may go on from a finished checkpoint
 instead (`start`). Last, every other batch has its tokens reduced on the way: the world's sentences have no word to
-spare and its pictures few patches an object, so that a model should have seen two of them in one token before it is
-asked to answer from such tokens. Throughout, the words of a phrase ("the dotted diamond") are told to be alike to a
-reducer that merges: what is merged across phrases can no longer be told apart.
+spare and its images few patches an object, so that a model should have seen two of them in one token before it is
+asked to answer from such tokens. Throughout, the words of a phrase ("the dotted diamond") are trained to be similar
+for a reducer that merges: what is merged across phrases can no longer be distinguished.
 
 The workers train one set of weights in shared memory without waiting for each other (Hogwild), one CPU thread each: on
 tensors this small that is twice as fast as threads that wait. The run's folder holds its state, saved every few
@@ -251,32 +251,32 @@ def _restore(path: Path, trainee: Trainee, clock: torch.Tensor) -> None:
 
 
 class _Watch:
-    """Tells every minute how it goes."""
+    """Reports the progress every minute."""
 
     def __init__(self, config: PretrainConfig, trainee: Trainee, clock: torch.Tensor, stage: int) -> None:
         self.config, self.trainee, self.clock, self.stage = config, trainee, clock, stage
         self.console = Console()
         self.average: dict[str, float] = {}
-        self.told, self.seconds, self.steps = time.monotonic(), clock[0].item(), clock[1].item()
+        self.reported, self.seconds, self.steps = time.monotonic(), clock[0].item(), clock[1].item()
         self.source = Source(_tokenizer(), seed=config.seed + 1, captions=0.0, tasks=0.0)
 
     def see(self, parts: dict[str, torch.Tensor]) -> None:
         for name, loss in parts.items():
             value = loss.item()
             self.average[name] = 0.99 * self.average.get(name, value) + 0.01 * value
-        if time.monotonic() - self.told < 60:
+        if time.monotonic() - self.reported < 60:
             return
-        rate = (self.clock[1].item() - self.steps) * self.config.batch_size / (time.monotonic() - self.told)
+        rate = (self.clock[1].item() - self.steps) * self.config.batch_size / (time.monotonic() - self.reported)
         scores = accuracy(self.trainee, self.source, 512)
         reduced = accuracy(self.trainee, self.source, 512, reduction=_REDUCTIONS[self.config.model][0])["all"]
-        losses_told = " ".join(f"{name} {value:.3f}" for name, value in self.average.items())
+        shown_losses = " ".join(f"{name} {value:.3f}" for name, value in self.average.items())
         table = " ".join(f"{name} {value:.1%}" for name, value in scores.items()) + f", reduced {reduced:.1%}"
         self.console.print(
             f"{self.clock[0] / 60:.1f} of {self.config.minutes:.0f} min, stage {self.stage}, step {self.clock[1]:.0f}, "
-            f"{rate:.0f} samples/s: {losses_told}\n    {table}",
+            f"{rate:.0f} samples/s: {shown_losses}\n    {table}",
             soft_wrap=True,
         )
-        self.told, self.seconds, self.steps = time.monotonic(), self.clock[0].item(), self.clock[1].item()
+        self.reported, self.seconds, self.steps = time.monotonic(), self.clock[0].item(), self.clock[1].item()
 
 
 @torch.inference_mode()

@@ -45,7 +45,7 @@ class PretrainConfig(Job):
         full_at: fraction of the run after which it sees whole images.
         fall_at: fraction of the run after which the learning rate falls.
         reduce_at: fraction of the run after which every other batch has its tokens reduced.
-        ground_at: fraction of the run after which words are told which patches to attend to in the layers that reduce:
+        ground_at: fraction of the run after which words learn which patches to attend to in the layers that reduce:
             those that the sentence is about.
         patches: patches per image before that.
         tasks: fraction of the sentences that are those of the data sets other than questions.

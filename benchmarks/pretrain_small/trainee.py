@@ -1,6 +1,6 @@
 """A small model while it pre-trains: the model plus heads that are not shipped, and the losses.
 
-The forward pass equals the model's own for full pictures, except that background patches may be left out, which makes
+The forward pass equals the model's own for full images, except that background patches may be left out, which makes
 early pre-training about twice as fast. A reduction may be at work in it.
 """
 
@@ -24,7 +24,7 @@ from pumer.world.entailment import LABELS
 _DENSE_WIDTHS = [count + 1 for count in DENSE.values()]
 _PLAIN = NoReduction()
 _TEMPERATURE = 0.1
-"""Of the softmax over cosines that tells phrases apart."""
+"""Of the softmax over cosines that separates phrases."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Seen:
 
 
 class Trainee(nn.Module):
-    """A question answering model with further heads: words, matching, entailment, pairs of pictures, patches.
+    """A question answering model with further heads: words, matching, entailment, pairs of images, patches.
 
     Args:
         model: fresh or not.
@@ -88,7 +88,7 @@ class Trainee(nn.Module):
 
         Returns:
             logits: answers (B, A), match (B, 2), words (B, T, V), label (B, 3),
-            pair (B, 2): of this picture and the next, places (B, T, 9) and claims (B, T, 2) of the words; without a
+            pair (B, 2): of this image and the next, places (B, T, 9) and claims (B, T, 2) of the words; without a
             reduction also dense (B, K, sum of values), role (B, K, 3), place (B, 18): where the sentence's target and
             where its anchor is; and asked_for and alike, see `Seen`.
         """

@@ -85,8 +85,8 @@ class MeterTrainee(Trainee):
         text, image = tokens.streams
         pooled = torch.cat([meter.text_pooler(text), meter.image_pooler(image)], -1)
         asked, found = images[len(images) * 4 // 6][:, 1:], texts[len(texts) * 5 // 6][:, 0]
-        told = (None, None) if reduction.reducers else self._to_reducers(texts, images, words.mask, bias)
-        return Seen(shown[:, 1:], asked, found, expand_text(text, tokens, T), pooled, *told)
+        cues = (None, None) if reduction.reducers else self._to_reducers(texts, images, words.mask, bias)
+        return Seen(shown[:, 1:], asked, found, expand_text(text, tokens, T), pooled, *cues)
 
     def _to_reducers(
         self, texts: Sequence[Tensor], images: Sequence[Tensor], mask: Tensor, bias: Tensor | None

@@ -21,7 +21,7 @@ class Cell:
         task: name in `pumer.tasks.TASKS`.
         reduction: its method and settings as JSON text with sorted keys; None for the unreduced model.
         tuned: whether it was fine-tuned like this; if not, it is the fine-tuned original that is changed.
-        teacher: whether it was taught by its base beside the labels.
+        teacher: whether its base is its teacher.
         image_size: pixels along a side; None for the model's own.
         seed: of the fine-tuning, and of that of the model it starts from.
         blank: the input that it never sees, in training or in test.
@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def base(self) -> "Cell":
-        """The unreduced model that fine-tuning starts from, its teacher: it sees pictures of the same size."""
+        """The unreduced model that fine-tuning starts from, its teacher, for images of the same size."""
         return self.original if self.reduction is None else replace(self.original, image_size=self.image_size)
 
     @property

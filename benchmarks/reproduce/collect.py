@@ -151,15 +151,15 @@ def _cost(row: Row, done: Mapping[str, Record], setup: Setup) -> dict[str, Any] 
 
 def _memory(measured: Mapping[str, Mapping[str, int]], mode: str) -> float:
     """Peak memory in parts of the original's."""
-    before, after = (figures["weights"] + figures[mode] for figures in measured.values())
+    before, after = (each["weights"] + each[mode] for each in measured.values())
     return after / before
 
 
 def _training(row: Row, done: Mapping[str, Record]) -> list[dict[str, Any]] | None:
     """What each seed's fine-tuning took; one that was interrupted knows the time of its last part alone."""
     steps = [done[name]["result"] for cell in row.tuned if (name := train_step(cell)) in done]
-    told = ("command", "steps", "resumed_from", "seconds", "samples_per_second")
-    return [{key: step.get(key, 0) for key in told} for step in steps if step] or None
+    names = ("command", "steps", "resumed_from", "seconds", "samples_per_second")
+    return [{key: step.get(key, 0) for key in names} for step in steps if step] or None
 
 
 def _mean(values: Any) -> float:

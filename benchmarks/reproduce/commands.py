@@ -11,7 +11,7 @@ from pathlib import Path
 from pumer.utils.errors import InputError
 
 Runner = Callable[[Sequence[str], Path, int], str]
-"""Runs a command: from the arguments of `pumer`, a file for what it says, and its threads, to what it prints."""
+"""Runs a command: from the arguments of `pumer`, its log file, and its threads, to its standard output."""
 
 _PATIENCE = 60  # seconds that a command has to end after Ctrl-C, which lets a training save its step
 
@@ -77,7 +77,7 @@ class Commands:
 
 
 def cores() -> int:
-    """Processor cores this process may use; what OMP_NUM_THREADS says, if it says less."""
+    """Processor cores this process may use; OMP_NUM_THREADS, if that is less."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(usable, int(asked)) if asked.isdigit() and int(asked) > 0 else usable

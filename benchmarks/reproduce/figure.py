@@ -24,7 +24,7 @@ def draw(rows: Sequence[Mapping[str, Any]], kind: str = "svg") -> bytes | None:
         kind: "svg" or "png".
 
     Returns:
-        The picture; None where there is nothing to draw yet.
+        The image; None where there is nothing to draw yet.
     """
     original = next((row for row in rows if not row["changed"]), None)
     shown = [row for row in rows if row["cost"] and (row["tuned"] or row["untuned"])]
@@ -49,10 +49,10 @@ def draw(rows: Sequence[Mapping[str, Any]], kind: str = "svg") -> bytes | None:
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False)
-    picture = io.BytesIO()
+    image = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {}
-    figure.savefig(picture, format=kind, dpi=150, metadata=metadata)
-    return picture.getvalue()
+    figure.savefig(image, format=kind, dpi=150, metadata=metadata)
+    return image.getvalue()
 
 
 def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], part: str, name: str, place: int) -> None:

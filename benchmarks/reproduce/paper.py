@@ -1,4 +1,4 @@
-"""The paper's figures: accuracy in percent, throughput as a factor, memory as a change in percent.
+"""The paper's numbers: accuracy in percent, throughput as a factor, memory as a change in percent.
 
 PuMer (Cao, Paranjape, Hajishirzi, ACL 2023). Accuracy is the mean of three runs; throughput and memory stand against
 the unreduced model of the same row, at the batch of highest throughput and at equal batch.

@@ -56,9 +56,9 @@ def write(results: Results, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures = {table["name"]: table["rows"] for table in results["tables"] if _is_figure(table)}
-    drawn = {name: picture for name, rows in figures.items() if (picture := draw(rows)) is not None}
-    for name, picture in drawn.items():
-        (folder / f"{name}.svg").write_bytes(picture)
+    drawn = {name: image for name, rows in figures.items() if (image := draw(rows)) is not None}
+    for name, image in drawn.items():
+        (folder / f"{name}.svg").write_bytes(image)
         (folder / f"{name}.png").write_bytes(draw(figures[name], "png") or b"")
     write_json(folder / RESULTS, results)
     write_text(folder / REPORT, markdown(results, drawn))
@@ -105,7 +105,7 @@ def _is_figure(table: Mapping[str, Any]) -> bool:
 
 def _runs(results: Results) -> list[str]:
     """What was run when, where and by which code: steps that are done stay done when the code changes."""
-    told = []
+    sentences = []
     for run in results["runs"]:
         where = run["provenance"]
         versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items())
@@ -116,8 +116,8 @@ def _runs(results: Results) -> list[str]:
         if "rule" in run:
             parts.append(f"VQA accuracy by rule={run['rule']}.")
         ran = ", ".join(f"{commit} ({steps})" for commit, steps in run["commits"].items())
-        told.append(" ".join([*parts, f"Steps that trained, tested and timed, by commit: {ran or NONE}."]))
-    return told
+        sentences.append(" ".join([*parts, f"Steps that trained, tested and timed, by commit: {ran or NONE}."]))
+    return sentences
 
 
 def content(table: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
@@ -144,11 +144,11 @@ def _drops(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     dropped = [row for row in rows if row["tuned"]["difference"]["mean"] < -POINT]
     sure = [row for row in rows if row["tuned"]["difference"]["low"] >= -POINT]
     fine = f"{len(rows) - len(dropped)} of {len(rows)} rows of reduced models lose one point or less"
-    told = [f"Table 1: {fine}, {len(sure)} of them with their whole interval."]
+    sentences = [f"Table 1: {fine}, {len(sure)} of them with their whole interval."]
     for row in dropped:
         drop = -100 * row["tuned"]["difference"]["mean"]
-        told.append(f"Missed: {row['where']} loses {drop:.2f} points with {row['model']}, more than one.")
-    return told
+        sentences.append(f"Missed: {row['where']} loses {drop:.2f} points with {row['model']}, more than one.")
+    return sentences
 
 
 def _better(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
@@ -159,13 +159,15 @@ def _better(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
     better = [(model, found) for model, found in beside if found["low"] > 0]
     beyond = sum(found["beyond"] for _, found in beside if found["low"] <= 0)
     fine = len(beside) - len(better) - beyond
-    told = [f"Figure 5, at {AT_EQUAL[name]}: {fine} of {len(beside)} others are not surely more accurate than PuMer."]
+    sentences = [
+        f"Figure 5, at {AT_EQUAL[name]}: {fine} of {len(beside)} others are not surely more accurate than PuMer."
+    ]
     if beyond:
-        told[0] += f" {beyond} go further than every PuMer here, and are not surely more accurate than its last."
+        sentences[0] += f" {beyond} go further than every PuMer here, and are not surely more accurate than its last."
     for model, found in better:
         points = _in_one_line(_interval(found))
-        told.append(f"Missed: at {AT_EQUAL[name]}, {model} is {points} points more accurate than PuMer.")
-    return told
+        sentences.append(f"Missed: at {AT_EQUAL[name]}, {model} is {points} points more accurate than PuMer.")
+    return sentences
 
 
 def _line(row: Mapping[str, Any]) -> list[str]:
@@ -219,22 +221,22 @@ def _training(row: Mapping[str, Any]) -> list[str]:
     if row["training"] is None:
         return [row["where"], row["model"], "0", *[NOT_RUN] * 4]
     runs, faster = row["training"], row["faster"]
-    told = [str(len(runs)), f"{fmean(run['steps'] for run in runs):.0f}"]
+    cells = [str(len(runs)), f"{fmean(run['steps'] for run in runs):.0f}"]
     in_one_go = [run for run in runs if not run["resumed_from"]]
     if in_one_go:
         seconds, rate = (fmean(run[name] for run in in_one_go) for name in ("seconds", "samples_per_second"))
-        told += [f"{seconds / 60:.1f}", f"{rate:.1f}"]
+        cells += [f"{seconds / 60:.1f}", f"{rate:.1f}"]
     else:
-        told += ["interrupted"] * 2
-    return [row["where"], row["model"], *told, NONE if faster is None else f"{faster:.2f}x"]
+        cells += ["interrupted"] * 2
+    return [row["where"], row["model"], *cells, NONE if faster is None else f"{faster:.2f}x"]
 
 
 def _seeds(row: Mapping[str, Any]) -> str:
     run = row["tuned"]["seeds"] if row["tuned"] else 0
-    told = str(run) if run == row["seeds_wanted"] else f"{run} of {row['seeds_wanted']}"
+    shown = str(run) if run == row["seeds_wanted"] else f"{run} of {row['seeds_wanted']}"
     if run > 1 and "by_seed" in row["tuned"]:
-        told += "\n({:+.1f} to {:+.1f})".format(*(100 * end(row["tuned"]["by_seed"]) for end in (min, max)))
-    return told
+        shown += "\n({:+.1f} to {:+.1f})".format(*(100 * end(row["tuned"]["by_seed"]) for end in (min, max)))
+    return shown
 
 
 def _cost(cost: Mapping[str, Any]) -> list[str]:

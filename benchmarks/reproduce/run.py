@@ -122,8 +122,8 @@ class Reproduction:
         """Note what was asked for.
 
         Raises:
-            InputError: when the report could not be written for want of an earlier run's data; and in the folder of a
-                run with other settings of all trainings, whose models this one would remove.
+            InputError: when the report cannot be written because data of an earlier run is missing, and in the folder
+                of a run with other settings of all trainings, whose models this one would remove.
         """
         config, shown = self.config, self.shown()
         trial = {"smoke": config.smoke, "settings": list(config.settings)}

@@ -169,7 +169,7 @@ def _start(cell: Cell, setup: Setup, recipe: Mapping[str, Any]) -> str | None:
 
 
 def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a recipe says how, not where."""
+    """A recipe without its places."""
     data = {name: value for name, value in recipe["data"].items() if name != "root"}
     return {**{name: value for name, value in recipe.items() if name not in _MADE_HERE}, "data": data}
 
@@ -269,18 +269,18 @@ def _longest_text(cell: Cell, setup: Setup) -> int:
 
 
 def _split(task: str) -> str:
-    """The split that figures are quoted on: VQAv2 has no public answers in its test split, nor has the world's."""
+    """The split that results are quoted on: VQAv2 has no public answers in its test split, nor has the world's."""
     return "val" if task == "vqav2" else "test"
 
 
 def digest_of_weights(checkpoint: str) -> str:
-    """What tells the weights of a folder from others; the name itself of a checkpoint that is no folder."""
+    """A digest of the weights of a folder; the name itself of a checkpoint that is no folder."""
     files = sorted(Path(located(checkpoint)).glob("*.safetensors"))
     return _digest(files) if files else checkpoint
 
 
 def _digest_of_data(task: str, setup: Setup) -> str | None:
-    """What tells a given data folder from others: its annotations; None for the world written here."""
+    """A digest of the annotations of a given data folder; None for the world written here."""
     if setup.data is None:
         return None
     root = setup.data_of(task)

@@ -165,8 +165,8 @@ def _table_1(setup: Setup, seeds: int | None) -> Table:
     ]
     note = (
         "Retrieval: recall@1 of text retrieval (TR: the text for an image) and of image retrieval (IR). Where PuMer's "
-        "ratios are told, they are other ones than the paper has for the task. Small models: VQAv2's rates were chosen "
-        "on the questions of this table, those of retrieval on COCO's restval pictures, which none is tested on."
+        "ratios are given, they differ from the paper's for the task. Small models: VQAv2's rates were chosen "
+        "on the questions of this table, those of retrieval on COCO's restval images, which none is tested on."
     )
     return Table("table1", "Table 1: five tasks, two models", note, tuple(rows))
 
@@ -208,8 +208,8 @@ def _pumer_name(cell: Cell) -> str:
     return f"PuMer, {' / '.join(ratios) or 'another schedule'}"
 
 
-def _twins(setup: Setup, seeds: int | None) -> Table:
-    """What either input alone tells; retrieval has nothing to rank by without one of the two."""
+def _unimodal(setup: Setup, seeds: int | None) -> Table:
+    """Unimodal baselines; retrieval has nothing to rank by without one of the two inputs."""
     rows = []
     for backbone in BACKBONES:
         for task in TASKS:
@@ -219,11 +219,11 @@ def _twins(setup: Setup, seeds: int | None) -> Table:
                 rows += [Row("text only", replace(cell, blank="image"), seeds or 1)]
                 rows += [Row("image only", replace(cell, blank="text"), seeds or 1)]
     note = "Fine-tuned and tested with a grey image, or with an empty sentence, by the original's recipe."
-    return Table("twins", "What either input alone tells", note, tuple(rows))
+    return Table("twins", "Unimodal baselines: what can be answered from either input alone", note, tuple(rows))
 
 
 def _table_2(setup: Setup, seeds: int | None) -> Table:
-    """Smaller pictures, unreduced, against PuMer."""
+    """Smaller images, unreduced, against PuMer."""
     original, pumer = Cell("meter", "vqav2"), pumer_cell(setup, "meter", "vqav2")
     own = max(TABLE_2)
 
@@ -231,19 +231,19 @@ def _table_2(setup: Setup, seeds: int | None) -> Table:
         return None if size == own else size * setup.native // own
 
     rows = [
-        Row(f"{pixels(size)} pixels", replace(original, image_size=pixels(size)), seeds or 1, paper=figures)
-        for size, figures in TABLE_2.items()
+        Row(f"{pixels(size)} pixels", replace(original, image_size=pixels(size)), seeds or 1, paper=numbers)
+        for size, numbers in TABLE_2.items()
         if size != own
     ]
-    for size, figures in TABLE_2_PUMER.items():
+    for size, numbers in TABLE_2_PUMER.items():
         name = f"PuMer, {pixels(size) or setup.native} pixels"
-        rows.append(Row(name, replace(pumer, image_size=pixels(size)), seeds or 1, paper=figures))
+        rows.append(Row(name, replace(pumer, image_size=pixels(size)), seeds or 1, paper=numbers))
     rows.append(Row(f"original, {setup.native} pixels", original, seeds or 1, paper=TABLE_2[own]))
     note = (
-        "Models for smaller pictures are fine-tuned by PuMer's recipe, without a teacher; PuMer for smaller pictures "
+        "Models for smaller images are fine-tuned by PuMer's recipe, without a teacher; PuMer for smaller images "
         "has the unreduced model for them as teacher."
     )
-    return Table("table2", "Table 2: smaller pictures against PuMer", note, tuple(rows))
+    return Table("table2", "Table 2: smaller images against PuMer", note, tuple(rows))
 
 
 def _table_3(setup: Setup, seeds: int | None) -> Table:
@@ -266,29 +266,29 @@ def _table_4(setup: Setup, seeds: int | None) -> Table:
     """Ratios, number of layers, locations."""
     rows = []
     for choice, designs in TABLE_4.items():
-        for (layers, *ratios), figures in designs.items():
+        for (layers, *ratios), numbers in designs.items():
             settings = {"method": "pumer", "layers": list(layers), **dict(zip(RATIOS, ratios, strict=True))}
             name = f"{choice}: layers {', '.join(map(str, layers))}; {' / '.join(map(str, ratios))}"
-            rows.append(Row(name, reduced("vilt", "snli_ve", settings), seeds or 1, paper=figures))
+            rows.append(Row(name, reduced("vilt", "snli_ve", settings), seeds or 1, paper=numbers))
     rows.append(Row("original", Cell("vilt", "snli_ve"), seeds or 1, paper=TABLE_4_ORIGINAL))
     note = "Ratios: of pruning / image merging / text merging."
     return Table("table4", "Table 4: ratios, number of layers, locations", note, tuple(rows))
 
 
 def _figure_5(setup: Setup, seeds: int | None) -> Table:
-    """All methods at several strengths, and smaller pictures."""
+    """All methods at several strengths, and smaller images."""
     original = Cell("vilt", "vqav2")
     rows = [Row("original", original, seeds or 1)]
     for method, strengths in STRENGTHS.items():
         for settings in strengths:
             cell = reduced("vilt", "vqav2", {"method": method, **settings})
-            rows.append(Row(f"{method}: {_told(settings)}", cell, seeds or 1, series=method))
+            rows.append(Row(f"{method}: {_described(settings)}", cell, seeds or 1, series=method))
     for size in SIZES:
         cell = replace(original, image_size=size * setup.native // max(TABLE_2))
         rows.append(Row(f"{RESOLUTION}: {cell.image_size} pixels", cell, seeds or 1, series=RESOLUTION))
     note = (
         "All start from the same checkpoint and are fine-tuned for as many steps at the same rates, with the original "
-        "as teacher; smaller pictures without one. Small models: PuMer, ToMe and EViT were part of the checkpoint's "
+        "as teacher; smaller images without one. Small models: PuMer, ToMe and EViT were part of the checkpoint's "
         "pre-training, the others were not, and the rates were chosen, among three, on the questions of this table. "
         "What PuMer has at a method's speed is interpolated between its settings next to it, but those that another "
         "of its settings beats in speed and accuracy; more settings of PuMer were tried than of any other. "
@@ -302,7 +302,7 @@ def _table_7(setup: Setup, seeds: int | None) -> Table:
     rows = [Row("", Cell(backbone, task)) for backbone, task in (where.split("/") for where in TABLE_7)]
     note = (
         "Exact, of the layers' shapes: matrix products and convolutions, the reduction's own included; 384 pixels, 32 "
-        "words, one example. METER encodes the sentence about two pictures once here; the paper's count has it twice."
+        "words, one example. METER encodes the sentence about two images once here; the paper's count has it twice."
     )
     return Table("table7", "Table 7: multiply-accumulates of the full-size models", note, tuple(rows), "macs")
 
@@ -334,11 +334,11 @@ def _changed(cell: Cell, settings: Mapping[str, Any]) -> Cell:
     return replace(cell, reduction=json.dumps(settings, sort_keys=True))
 
 
-def _told(settings: Mapping[str, Any]) -> str:
-    told = [f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if name != "layers"]
+def _described(settings: Mapping[str, Any]) -> str:
+    parts = [f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if name != "layers"]
     layers = settings["layers"]
     shown = f"{layers[0]} to {layers[-1]}" if len(layers) > 4 else ", ".join(map(str, layers))
-    return ", ".join([f"layers {shown}", *told])
+    return ", ".join([f"layers {shown}", *parts])
 
 
 _MAKERS: Sequence[Callable[[Setup, int | None], Table]] = (
@@ -350,7 +350,7 @@ _MAKERS: Sequence[Callable[[Setup, int | None], Table]] = (
     _figure_5,
     _vision,
     _training,
-    _twins,
+    _unimodal,
 )
 
 

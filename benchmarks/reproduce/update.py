@@ -39,7 +39,7 @@ def updated(before: Results, now: Results, order: Mapping[str, Sequence[str]]) -
     """Results with what a new run measured.
 
     Rows stand and fall together: those of one table about one model on one task are of one run, for they are compared
-    with each other. A run that has fewer figures of them than were there before leaves them as they were.
+    with each other. A run with fewer results for them than before leaves them as they were.
 
     Args:
         before: results of earlier runs, as `benchmarks.reproduce.run.Reproduction.report` makes them.
@@ -53,10 +53,10 @@ def updated(before: Results, now: Results, order: Mapping[str, Sequence[str]]) -
     tables, taken = [], {}
     for name, pairs in order.items():
         old, new = (_by_pair(found.get(name, {"rows": ()})) for found in (earlier, latest))
-        taken[name] = {pair for pair in new if _figures(new[pair]) >= _figures(old.get(pair, ()))}
+        taken[name] = {pair for pair in new if _count(new[pair]) >= _count(old.get(pair, ()))}
         for pair in new:
-            if pair not in taken[name] and _figures(new[pair]):
-                logger.warning("%s of %s stays as it was: this run has fewer figures", name, pair)
+            if pair not in taken[name] and _count(new[pair]):
+                logger.warning("%s of %s stays as it was: this run has fewer results", name, pair)
         rows = [row for pair in pairs for row in (new if pair in taken[name] else old).get(pair, ())]
         if rows:
             tables.append({**earlier.get(name, {}), **latest.get(name, {}), "rows": rows})
@@ -71,7 +71,7 @@ def updated(before: Results, now: Results, order: Mapping[str, Sequence[str]]) -
 
 def measured_pairs(table: Mapping[str, Any]) -> list[str]:
     """Backbones and tasks, such as "vilt/nlvr2", of which a table has a figure."""
-    return [pair for pair, rows in _by_pair(table).items() if _figures(rows)]
+    return [pair for pair, rows in _by_pair(table).items() if _count(rows)]
 
 
 def _by_pair(table: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -82,8 +82,8 @@ def _by_pair(table: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
-def _figures(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
-    """How many figures of each kind there are; of what was tested, one per seed."""
+def _count(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """Count the results of each kind; of what was tested, one per seed."""
     count: Counter[str] = Counter()
     for row in rows:
         for name in _MEASURED:
@@ -99,8 +99,8 @@ def _warn_of_other_rules(runs: Sequence[Mapping[str, Any]], tables: Mapping[str,
             for pair in pairs:
                 rows = _by_pair(tables[name])[pair] if pair.endswith("/vqav2") else ()
                 if any(row.get("tuned") or row.get("untuned") for row in rows):
-                    told = "%s of %s is kept from an earlier run, scored by rule=%s, not %s; run it again"
-                    logger.warning(told, name, pair, run["rule"], rule)
+                    message = "%s of %s is kept from an earlier run, scored by rule=%s, not %s; run it again"
+                    logger.warning(message, name, pair, run["rule"], rule)
 
 
 def _left_of(run: Mapping[str, Any], pairs: Mapping[str, Collection[str]]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_a_step_lowers_the_loss_and_imitates_the_teacher(case, folder):
 
 def test_rows_share_weights_and_are_timed_against_the_unreduced(case):
     result = training_step.times(case, batch=2, rounds=3)
-    assert set(result) == {training_step.ALONE, training_step.TAUGHT}
+    assert set(result) == {training_step.ALONE, training_step.WITH_TEACHER}
     for group in result.values():
         assert list(group["models"]) == [training_step.UNREDUCED, "reduced"]
         assert group["models"][training_step.UNREDUCED]["speedup"]["median"] == 1
@@ -80,7 +80,7 @@ def test_the_result_file_and_the_table(case, tmp_path, monkeypatch, capsys):
     result = json.loads(path.read_text())
     assert path.name.startswith("training-step-vilt-")
     assert result["provenance"]["config"]["batch"] == 2
-    memory, alone, taught = result["memory"], training_step.ALONE, training_step.TAUGHT
+    memory, alone, taught = result["memory"], training_step.ALONE, training_step.WITH_TEACHER
     for group in (alone, taught):
         assert list(memory[group]) == list(result["time"][group]["models"]) == [training_step.UNREDUCED, "reduced"]
     assert memory[taught]["reduced"]["held"] > memory[alone]["reduced"]["held"]

@@ -60,7 +60,7 @@ def test_what_has_fewer_figures_takes_no_place(fewer, caplog):
     found = updated(before, results("June", table1=fewer), ORDER)
     assert rows_of(found) == {"table1": [("vilt/coco TR", 1), ("vilt/coco IR", 2)]}
     assert [run["date"] for run in found["runs"]] == ["May"]
-    assert caplog.messages == ["table1 of vilt/coco stays as it was: this run has fewer figures"]
+    assert caplog.messages == ["table1 of vilt/coco stays as it was: this run has fewer results"]
     three = results("July", table1=[row("vilt/coco TR", 1, cost={"throughput": 2}), row("vilt/coco IR", 2)])
     three["tables"][0]["rows"][0]["tuned"]["seeds"] = 3
     assert updated(three, before, ORDER)["runs"][0]["date"] == "July"
