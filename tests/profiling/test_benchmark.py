@@ -158,7 +158,14 @@ def test_a_benchmark_from_end_to_end(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "peak_memory", measured)
     out, shown = tmp_path / "result.json", StringIO()
     config = BenchmarkConfig(
-        folder, batch_sizes=(1, 2), pairs=3, search=True, search_seconds=0, output=out, device="cpu", progress=False
+        model=folder,
+        batch_sizes=(1, 2),
+        pairs=3,
+        search=True,
+        search_seconds=0,
+        output=out,
+        device="cpu",
+        progress=False,
     )
     result = benchmark.run(config, Console(file=shown, width=80))
     assert json.loads(out.read_text()) == json.loads(json.dumps(result))
@@ -188,7 +195,7 @@ def test_too_large_a_batch_shows_before_anything_is_timed(folder, monkeypatch):
     monkeypatch.setattr(benchmark, "peak_memory", killed)
     monkeypatch.setattr(benchmark, "compare", lambda *args, **kwargs: pytest.fail("it was timed"))
     with pytest.raises(InputError, match=r"exit code -9 \(unreduced, memory_batch=8\); lower memory_batch"):
-        benchmark.run(BenchmarkConfig(folder, device="cpu", progress=False))
+        benchmark.run(BenchmarkConfig(model=folder, device="cpu", progress=False))
 
 
 def test_words_are_those_of_the_training(tmp_path):
@@ -208,7 +215,14 @@ def test_a_slow_down_is_called_one():
 def test_named_reductions(folder):
     reductions = {"prune": {"method": "pumer", "layers": [0], "prune_ratio": 0.5}, "off": "none"}
     config = BenchmarkConfig(
-        folder, reductions, transformers=False, batch_sizes=(1,), pairs=1, memory_batch=0, device="cpu", progress=False
+        model=folder,
+        reductions=reductions,
+        transformers=False,
+        batch_sizes=(1,),
+        pairs=1,
+        memory_batch=0,
+        device="cpu",
+        progress=False,
     )
     result = benchmark.run(config, Console(quiet=True))
     assert list(result["plan"]) == ["unreduced", "prune", "off"]
@@ -219,21 +233,21 @@ def test_named_reductions(folder):
 def test_settings_that_do_not_fit(tmp_path):
     with pytest.raises(InputError, match="batch_sizes"):
         BenchmarkConfig(batch_sizes=())
-    with pytest.raises(InputError, match=r"pairs must lie in .* not 0"):
+    with pytest.raises(InputError, match=r"'pairs' .* must be .* in \[.* not 0"):
         BenchmarkConfig(pairs=0)
-    with pytest.raises(InputError, match=r"threads must lie in .* not 0"):
+    with pytest.raises(InputError, match=r"'threads' .* must be .* in \[.* not 0"):
         BenchmarkConfig(threads=0)
-    with pytest.raises(InputError, match=r"memory_batch must lie in .* not -1"):
+    with pytest.raises(InputError, match=r"'memory_batch' .* must be .* in \[.* not -1"):
         BenchmarkConfig(memory_batch=-1)
-    with pytest.raises(InputError, match=r"seconds must lie in .* not -1\.0"):
+    with pytest.raises(InputError, match=r"'seconds' .* must be .* in \[.* not -1"):
         BenchmarkConfig(seconds=-1.0)
     with pytest.raises(InputError, match="is a folder; give the name of a file"):
         benchmark.run(BenchmarkConfig(output=tmp_path))
     with pytest.raises(InputError, match="preset 'large' is unknown; there are: vilt-b32"):
-        benchmark.run(BenchmarkConfig("preset:large"))
+        benchmark.run(BenchmarkConfig(model="preset:large"))
     pumer.save(tiny(), tmp_path / "plain")
     with pytest.raises(InputError, match="nothing to compare"):
-        benchmark.run(BenchmarkConfig(str(tmp_path / "plain"), transformers=False))
+        benchmark.run(BenchmarkConfig(model=str(tmp_path / "plain"), transformers=False))
 
 
 def test_peak_memory_of_a_forward(folder):
@@ -253,17 +267,19 @@ def test_a_failed_measurement_says_so(monkeypatch):
 
 
 def test_planning_by_name(folder):
-    planned = run_plan(PlanConfig(folder))
+    planned = run_plan(PlanConfig(model=folder))
     assert planned.image_size == (32, 32)
     assert planned.text_length == 12
     assert planned.ideal_speedup > 1
-    assert run_plan(PlanConfig(folder, reduction="none", text_length=3)).ideal_speedup == 1
+    assert run_plan(PlanConfig(model=folder, reduction="none", text_length=3)).ideal_speedup == 1
     assert 15.93 < run_plan(PlanConfig()).macs / 1e9 < 15.97
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_on_a_gpu(folder, dtype):
-    config = BenchmarkConfig(folder, batch_sizes=(2,), pairs=2, dtype=dtype, device="cuda", memory_batch=2, search=True)
+    config = BenchmarkConfig(
+        model=folder, batch_sizes=(2,), pairs=2, dtype=dtype, device="cuda", memory_batch=2, search=True
+    )
     result = benchmark.run(config, Console(quiet=True))
     assert result["memory"]["reduced"]["autograd"] > result["memory"]["reduced"]["inference"] > 0

@@ -305,7 +305,7 @@ def test_what_cannot_be_continued_is_refused(tiny_vqa, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file cannot be written"):
         run(PrepareConfig(task="vqav2", root=tiny_vqa, out=tmp_path / "file"), progress=False)
-    with pytest.raises(InputError, match="workers.*-1"):
+    with pytest.raises(InputError, match=r"workers.*-1"):
         CheckConfig(task="vqav2", root=tiny_vqa, workers=-1)
     with pytest.raises(InputError, match="place of its own"):
         PrepareConfig(task="vqav2", root=tiny_vqa, out=tiny_vqa)

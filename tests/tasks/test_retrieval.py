@@ -71,7 +71,8 @@ def test_scores_of_a_batch_are_those_of_its_pairs(tiny_flickr, tiny_vilt, tiny_m
     with torch.no_grad():
         scores = TASK.logits(model, batch)
         for row, pair in enumerate(drawn):
-            for column, text in enumerate((pair.text, *pair.others)):
+            for column in (0, 1, 7, 15):
+                text = (pair.text, *pair.others)[column]
                 words = inputs.tokenizer([text], truncation=True, max_length=12, return_tensors="pt")
                 apart = model(**words, **inputs.pixels(pair.images)).logits[0, 0]
                 assert abs(scores[row, column] - apart) < 1e-4
@@ -120,7 +121,6 @@ def test_queries_and_their_scores(tiny_flickr):
         "image retrieval, recall@5": 7,
         "image retrieval, recall@10": 7,
     }
-    assert TASK.submission(queries, answers)[0] == {"query": "image 6", "found": "40 34 1"}
 
 
 def test_a_result_file_is_scored_from_the_annotations(tiny_flickr, tmp_path):
@@ -128,6 +128,7 @@ def test_a_result_file_is_scored_from_the_annotations(tiny_flickr, tmp_path):
     assert queries == TASK.queries(Flickr30k.read(tiny_flickr, "val"))
     answers = [query.answers[0] for query in queries]
     TASK.write_submission(tmp_path / "found.json", queries, answers)
+    assert json.loads((tmp_path / "found.json").read_text())[0] == {"query": "image 6", "found": answers[0]}
     found = TASK.read_submission(tmp_path / "found.json")
     assert found == [(query.id, answer) for query, answer in zip(queries, answers, strict=True)]
 

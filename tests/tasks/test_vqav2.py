@@ -54,8 +54,8 @@ def test_test_split_has_no_answers(tiny_vqa):
     dev["questions"] = dev["questions"][3:5]
     (tiny_vqa / QUESTIONS.replace("val2014", "test-dev2015")).write_text(json.dumps(dev))
     assert VQAv2.read(tiny_vqa, "test-dev") == examples[3:5]
-    submission = task.submission(examples[:1], ["red"])
-    assert submission == [{"question_id": examples[0].id, "answer": "red"}]
+    task.write_submission(tiny_vqa / "result.json", examples[:1], ["red"])
+    assert json.loads((tiny_vqa / "result.json").read_text()) == [{"question_id": examples[0].id, "answer": "red"}]
 
 
 def test_answers_stay_as_written(tiny_vqa):

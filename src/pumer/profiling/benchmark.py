@@ -26,7 +26,7 @@ from pumer.reducers import NoReduction, ReductionConfig, config_to_dict
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.utils.errors import InputError
 from pumer.utils.files import write_json
-from pumer.utils.locks import only_one
+from pumer.utils.locks import exclusive
 from pumer.utils.progress import progress_bar
 from pumer.utils.provenance import collect, device_name
 from pumer.utils.tensors import best_device
@@ -34,6 +34,7 @@ from pumer.utils.tensors import best_device
 UNREDUCED, REDUCED, TRANSFORMERS = "unreduced", "reduced", "transformers"
 
 
+@exclusive
 def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, Any]:
     """Measure, show a table and write the result.
 
@@ -49,12 +50,6 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     Raises:
         InputError: If there is no such model, or a setting does not fit it.
     """
-    config.check_places()
-    with only_one(*config.written):
-        return _measured(config, console)
-
-
-def _measured(config: BenchmarkConfig, console: Console | None) -> dict[str, Any]:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda' but torch sees no GPU; give device=cpu")
     if config.threads is not None:
@@ -245,7 +240,8 @@ def _split_table(result: Mapping[str, Any]) -> Table:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table("model", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    narrow: Any = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # for 80 columns
+    table = Table("model", title=title, title_justify="left", **narrow)
     table.columns[0].no_wrap = True
     for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)

@@ -1,7 +1,7 @@
-"""The limit of a schedule: the same model with the scheduled numbers of tokens by plain slices, deciding nothing.
+"""The limit of a schedule: the same model with the scheduled numbers of tokens by plain slices, without decisions.
 
-What reduction could gain at best, whatever it decides and however fast: the first tokens of each block stay, at the
-cost of one slice. Only for measuring, with texts and images of full length; what comes out means nothing.
+This is the most that a reduction can gain, whatever it decides: the first tokens of each block stay, at the cost of one
+slice. Only for measuring, with texts and images of full length; the outputs mean nothing.
 """
 
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ METHOD = "limit"
 
 @dataclass(frozen=True, kw_only=True)
 class LimitConfig(ReductionConfig):
-    """The limit of a `PuMerConfig`, for `pumer.patch`; it is none of the methods that users can name.
+    """The limit of a `PuMerConfig`, for `pumer.patch`; not a method in `pumer.reducers.METHODS`.
 
     Attributes:
-        schedule: The steps whose numbers of tokens are left.
+        schedule: The steps whose numbers of tokens are kept.
     """
 
     schedule: tuple[Step, ...] = ()
@@ -65,11 +65,7 @@ def measured_reduction(value: Mapping[str, Any] | str) -> ReductionConfig:
 
 @dataclass(frozen=True)
 class SlicingReducer:
-    """Leaves the first tokens of each block, as many as a step would.
-
-    Attributes:
-        step: Says how many.
-    """
+    """Keeps the first tokens of each block, as many as a step would."""
 
     step: Step
     needs: frozenset[str] = frozenset()
@@ -90,7 +86,7 @@ class FirstTokens(Decision):
     """The decision that the first tokens of each block stay, carried out by slices."""
 
     def carry_out(self, tokens: Tokens) -> Tokens:
-        """Contiguous states, since what follows would copy others several times; sizes of one."""
+        """Contiguous states, because what follows would copy others several times; sizes of one."""
         T, (text, image) = tokens.text_length, self.slots
         if len(tokens.streams) == 2:
             words, patches = tokens.streams

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
@@ -21,9 +20,9 @@ from pumer.checkpoint import (
 from pumer.patching import patch, unpatch
 from pumer.reducers import ReductionConfig
 from pumer.utils.errors import InputError
+from pumer.utils.shipped import located
 
-PREFIX, SMALL = "preset:", "small:"
-ASSETS = Path(__file__).parents[1] / "assets"
+PREFIX = "preset:"
 PAPER_TEXT_LENGTH = 32
 
 
@@ -44,7 +43,7 @@ def model_from(name: str, seed: int = 0) -> PreTrainedModel:
         InputError: If there is no such model.
     """
     if not name.startswith(PREFIX):
-        return load(_checkpoint(name))
+        return load(name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of the CPU alone, which is what is put back
         return _preset(name).eval()
@@ -58,7 +57,7 @@ def skeleton(name: str) -> PreTrainedModel:
     """
     if name.startswith(PREFIX):
         return _preset(name).eval()
-    name = _checkpoint(name)
+    name = located(name)
     cls = model_class(name)
     with reading(f"the model of {name} cannot be built"):
         model: PreTrainedModel = cls(AutoConfig.from_pretrained(name)).eval()
@@ -66,16 +65,6 @@ def skeleton(name: str) -> PreTrainedModel:
         read_model(cls, name, device_map="meta")  # refuses what cannot be loaded; no weights are read
     saved = read_reduction(name)
     return model if saved is None else patch(model, saved)
-
-
-def _checkpoint(name: str) -> str:
-    """Folder or hub name of what is no preset."""
-    if not name.startswith(SMALL):
-        return name
-    known = sorted(folder.name.removesuffix("-small") for folder in ASSETS.glob("*-small"))
-    if (small := name.removeprefix(SMALL)) not in known:
-        raise InputError(f"small model '{small}' is unknown; there are: {', '.join(known)}")
-    return str(ASSETS / f"{small}-small")
 
 
 def _preset(name: str) -> PreTrainedModel:
@@ -87,18 +76,14 @@ def _preset(name: str) -> PreTrainedModel:
 
 def default_text_length(name: str, model: PreTrainedModel) -> int:
     """Words that a checkpoint was trained with; if unknown the paper's 32, or its positions if fewer."""
-    recorded: int | None = None if name.startswith(PREFIX) else trained_with(_checkpoint(name)).get("text_length")
+    recorded: int | None = None if name.startswith(PREFIX) else trained_with(located(name)).get("text_length")
     return recorded or min(PAPER_TEXT_LENGTH, int(model.config.max_position_embeddings))
 
 
 def default_image_size(name: str, model: PreTrainedModel) -> int:
     """Pixels along a side of what a checkpoint's processor delivers; the model's own size for a preset."""
-    own = int(model.config.image_size)
-    family = backbone_of(model)
-    if name.startswith(PREFIX) or family is None or family.set_image_size is not None:
-        return own
-    checkpoint = _checkpoint(name)
-    if not has_processor(checkpoint):
+    own, family, checkpoint = int(model.config.image_size), backbone_of(model), located(name)
+    if family is None or family.set_image_size is not None or name.startswith(PREFIX) or not has_processor(checkpoint):
         return own
     with reading(f"the processor of {name} cannot be read"):
         return int(family.image_processor.from_pretrained(checkpoint).size["shortest_edge"])

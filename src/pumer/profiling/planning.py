@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pumer.backbones import roots
-from pumer.backbones.state import switched
 from pumer.backbones.image_size import set_image_size
+from pumer.backbones.state import switched
 from pumer.patching import disabled, patch, reduction, reductions, unwrapped
 from pumer.profiling import named_models
 from pumer.profiling.inputs import inputs_for

@@ -211,10 +211,10 @@ def fastest_batch(
             stopped = "out of memory"
             break
         tried.append({"batch": batch, "images_per_second": rate})
-        gained = not best or rate > best["images_per_second"] * (1 + gain)
-        if not best or rate > best["images_per_second"]:
+        before = best.get("images_per_second", 0.0)
+        if rate > before:
             best = tried[-1]
-        if not gained:
+        if rate <= before * (1 + gain):
             stopped = "no gain"
             break
         batch *= 2

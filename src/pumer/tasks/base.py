@@ -143,11 +143,7 @@ class Task(ABC):
     result_keys: ClassVar[tuple[str, str]]
 
     def __init__(self, labels: Sequence[str]) -> None:
-        """Bind the task to the meaning of the logits' columns.
-
-        Args:
-            labels: one name per column, in order.
-        """
+        """Bind the task to the meaning of the logits' columns, one name per column, in order."""
         self.labels = tuple(labels)
 
     @classmethod
@@ -157,7 +153,7 @@ class Task(ABC):
 
     @classmethod
     def read(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
-        """Read one split, from a download or from a folder made by `pumer data prepare`.
+        """The examples of a split, in file order, from a download or from a folder made by `pumer data prepare`.
 
         Examples whose images a prepared folder had to skip are left out, with a warning that counts them.
 
@@ -165,9 +161,6 @@ class Task(ABC):
             root: data folder with the official files.
             split: "train", "val" or "test".
             limit: read only so many examples, spread evenly over the split.
-
-        Returns:
-            The examples, in file order.
 
         Raises:
             InputError: for a missing folder, file or image and for broken content; the message names it.
@@ -292,15 +285,11 @@ class Task(ABC):
         """All ids in an annotation file, also those that `truth` leaves out: a result file may answer them."""
         return {example.id for example in cls.truth(annotations)}
 
-    def submission(self, examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
-        """The content of the official result file, one entry per example."""
+    def write_submission(self, path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
+        """Write the official result file, one entry per example."""
         id_key, answer_key = self.result_keys
         pairs = zip(examples, answers, strict=True)
-        return [{id_key: example.id, answer_key: answer} for example, answer in pairs]
-
-    def write_submission(self, path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
-        """Write the official result file."""
-        write_json(path, self.submission(examples, answers))
+        write_json(path, [{id_key: example.id, answer_key: answer} for example, answer in pairs])
 
     @classmethod
     def read_submission(cls, path: Path) -> list[tuple[int | str, str]]:

@@ -15,7 +15,7 @@ from datasets import Features, Value
 from datasets import Image as ImageFeature
 from datasets.arrow_writer import ArrowWriter
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pumer.data.images import decode, image_bytes
 from pumer.data.storage import RECORD, SHARDS, SKIPPED, open_shard
@@ -168,43 +168,36 @@ def _put_record(out: Path, record: Mapping[str, Any]) -> None:
 
 def _write_shards(config: PrepareConfig, names: Sequence[str], progress: bool) -> dict[str, str]:
     """Write what is not there yet; why images were skipped, in all shards, by name."""
-    shards = _Shards(config, names)
+    parts = [names[start : start + SHARD_IMAGES] for start in range(0, len(names), SHARD_IMAGES)]
+    shards: Any = [(Path(SHARDS) / f"{index:05d}-of-{len(parts):05d}.arrow", part) for index, part in enumerate(parts)]
     skipped: dict[str, str] = {}
     with progress_bar(enabled=progress) as bar:
         shown = bar.add_task("prepare", total=len(names), note="")
         # A DataLoader's processes end with it, also when it is killed.
-        loader = DataLoader(shards, batch_size=None, num_workers=config.workers)
-        for part, problems in zip(shards.parts, loader, strict=True):
+        loader = DataLoader(shards, None, collate_fn=partial(_write_shard, config), num_workers=config.workers)
+        for part, problems in zip(parts, loader, strict=True):
             skipped |= problems
             bar.update(shown, advance=len(part), note=f"{len(skipped)} skipped")
     return skipped
 
 
-class _Shards(Dataset[dict[str, str]]):
-    """Shard by shard: written, unless it is there, and the problems of its images."""
+def _write_shard(config: PrepareConfig, shard: tuple[Path, Sequence[str]]) -> dict[str, str]:
+    """Write a shard, given its file and its images, unless it is there; the problems of its images."""
+    file, names = shard
+    problems = _problems(config.out / file) if (config.out / file).is_file() else None
+    if problems is None or (problems and (config.retry or config.strict)):
+        _put(config.out, file, partial(_write_images, config, names))
+        problems = _problems(config.out / file)
+    if problems and config.strict:
+        raise _refusal(config, *next(iter(problems.items())))
+    return problems
 
-    def __init__(self, config: PrepareConfig, names: Sequence[str]) -> None:
-        self.config = config
-        self.parts = [names[start : start + SHARD_IMAGES] for start in range(0, len(names), SHARD_IMAGES)]
 
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, index: int) -> dict[str, str]:
-        config, shard = self.config, Path(SHARDS) / f"{index:05d}-of-{len(self):05d}.arrow"
-        problems = _problems(config.out / shard) if (config.out / shard).is_file() else None
-        if problems is None or (problems and (config.retry or config.strict)):
-            _put(config.out, shard, lambda aside: self._write(aside, self.parts[index]))
-            problems = _problems(config.out / shard)
-        if problems and config.strict:
-            raise _refusal(config, *next(iter(problems.items())))
-        return problems
-
-    def _write(self, path: Path, names: Sequence[str]) -> None:
-        with ArrowWriter(path=str(path), features=FEATURES, writer_batch_size=_ROWS_IN_MEMORY) as writer:
-            for name in names:
-                writer.write(_row(self.config.root, name, self.config.resize))
-            writer.finalize()
+def _write_images(config: PrepareConfig, names: Sequence[str], path: Path) -> None:
+    with ArrowWriter(path=str(path), features=FEATURES, writer_batch_size=_ROWS_IN_MEMORY) as writer:
+        for name in names:
+            writer.write(_row(config.root, name, config.resize))
+        writer.finalize()
 
 
 def _problems(shard: Path) -> dict[str, str]:
