@@ -43,6 +43,12 @@ def test_what_is_not_given_is_as_in_training(trained, tiny_vilt):
     assert not plain.model.training
 
 
+def test_models_that_ship_are_opened_by_name():
+    session = Session.open("small:vilt")
+    assert (session.name, session.task.name) == ("small:vilt", "vqav2")
+    assert "red" in session.task.labels
+
+
 @pytest.mark.parametrize("backbone", ["vilt", "meter"])
 @pytest.mark.parametrize("task", FOLDERS)
 def test_a_batch_of_every_task_goes_through(task, backbone, tmp_path, request):

@@ -20,12 +20,11 @@ from pumer.settings.common import Blank, Resize, Rule
 from pumer.tasks import TASKS, Example, Inputs, Task, VQAv2, task_class
 from pumer.tasks.loading import make_inputs, text_length_of
 from pumer.utils.errors import InputError
-from pumer.utils.shipped import located
 from pumer.utils.tensors import best_device
 
 logger = logging.getLogger(__name__)
 
-_DEFAULTS: dict[str, Any] = {"task": "vqav2", "text_length": None, "resize": "square", "blank": "none"}
+_DEFAULTS: Mapping[str, Any] = {"task": "vqav2", "text_length": None, "resize": "square", "blank": "none"}
 
 
 @dataclass(frozen=True)
@@ -89,22 +88,19 @@ class Session:
         Raises:
             InputError: for a missing or broken checkpoint, one of another task, and settings that do not fit it.
         """
-        name = located(name)
         recorded = trained_with(name)
         given = {"task": task, "text_length": text_length, "resize": resize, "blank": blank}
         settings = {key: recorded.get(key, value) for key, value in _DEFAULTS.items()}
         settings |= {key: value for key, value in given.items() if value is not None}
-        model, kind = load(name), task_class(settings.pop("task"))
-        saved, bound = reduction_in(model), bind(str(name), model, kind, rule)
-        session = cls.around(str(name), model, bound, image_size=image_size, reduction=reduction, **settings)
-        now = reduction_in(model)
-        trained = saved.places() if saved is not None and now is not None and saved.method == now.method else []
-        if now is not None and learned_names(model) and not set(now.places()) <= set(trained):
-            logger.warning(
-                "reduction '%s' has weights, and %s none for these layers: they are random", now.method, name
-            )
-        model.to(device or best_device())
         folder = root or recorded.get("data", {}).get("root")
+        model, kind = load(name), task_class(settings.pop("task"))
+        saved, bound = reduction_in(model) or NoReduction(), bind(str(name), model, kind, rule)
+        session = cls.around(str(name), model, bound, image_size=image_size, reduction=reduction, **settings)
+        now = reduction_in(model) or NoReduction()
+        trained = saved.places() if saved.method == now.method else ()
+        if learned_names(model) and not set(now.places()) <= set(trained):
+            logger.warning("%s has no weights of '%s' for these layers: they are random", name, now.method)
+        model.to(device or best_device())
         forward = compiled(model) if compile else model
         return replace(session, forward=forward, root=None if folder is None else Path(folder))
 
@@ -122,17 +118,17 @@ class Session:
         reduction: Mapping[str, Any] | str | None = None,
         fixed_length: bool = False,
     ) -> "Session":
-        """Set up a model that is at hand, on any device: set its image size, patch it, and make its inputs.
+        """Set the image size of a model that is at hand, patch it, in place, and make its inputs; see also `open`.
 
         Args:
             name: the checkpoint that the processor is read from.
-            model: of the task's class; changed in place.
+            model: of the task's class, on any device.
             task: bound to the model's labels.
-            text_length: tokens that texts are cut to; None for as many as the model has positions.
+            text_length: None for as many tokens as the model has positions.
             resize: see `pumer.tasks.Pixels`.
             blank: see `pumer.tasks.loading.make_inputs`.
-            image_size: see `open`.
-            reduction: see `open`; None keeps the one in place, or switches on the fast path alone.
+            image_size: None for the checkpoint's own.
+            reduction: None keeps the one in place, or switches on the fast path alone.
             fixed_length: pad every text to `text_length`, so that a compiled model sees one shape.
 
         Raises:
@@ -146,7 +142,7 @@ class Session:
         return cls(name, model, processor, task, inputs, forward=model)
 
     def check(self, example: Example) -> None:
-        """Refuse an example with another number of images than the task looks at at once."""
+        """Refuse an example with another number of images than the task's examples have."""
         count = self.task.image_count
         if len(example.images) != count:
             raise InputError(f"task {self.task.name} looks at {count} image(s) at once, not {len(example.images)}")
@@ -164,10 +160,10 @@ def bind(name: str, model: PreTrainedModel, kind: type[Task], rule: Rule | None 
         name: of the model, for messages.
         model: one of the task's classes.
         kind: the task's class.
-        rule: of VQA accuracy, see `pumer.tasks.metrics.vqa_accuracy`; None for the official one.
+        rule: of VQAv2, see `pumer.tasks.metrics.vqa_accuracy`; None for the official one.
 
     Raises:
-        InputError: for a model of another task, labels that are not the task's, and a rule for another task than VQAv2.
+        InputError: for a model of another task, labels that are not the task's, and a rule for another task.
     """
     if not isinstance(model, tuple(kind.models().values())):
         needed = " or ".join(cls.__name__ for cls in kind.models().values())
@@ -187,11 +183,7 @@ def with_rule(kind: type[Task], labels: tuple[str, ...], rule: Rule | None) -> T
 
 
 def labels_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """The meaning of the columns of a classifier's logits, from its config.
-
-    Raises:
-        InputError: when the config leaves a column without a name.
-    """
+    """The meaning of the columns of a classifier's logits, from its config; a column without a name is an error."""
     names = model.config.id2label
     unnamed = next((index for index in range(len(names)) if not isinstance(names.get(index), str)), None)
     if unnamed is not None:

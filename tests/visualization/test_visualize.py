@@ -14,7 +14,7 @@ from benchmarks.pretrain_small.small import small_processor, small_vilt
 from pumer.settings.visualize import VisualizeConfig
 from pumer.visualization import drawing
 from pumer.visualization.tracing import ForwardTrace, Trace, trace
-from pumer.visualization.visualize import IMAGE, draw, run
+from pumer.visualization.visualize import IMAGE_EDGE, draw, run
 
 BLUE = (40, 90, 200)
 
@@ -55,7 +55,7 @@ def hand_made(rows, cols, pruned=(), groups=(), words=4, word_groups=(), layers=
 
 def patch_colour(picture, panel, patch, rows, cols):
     """The colour in the middle of a patch of a panel of `draw`'s picture."""
-    cell = IMAGE // max(rows, cols)
+    cell = IMAGE_EDGE // max(rows, cols)
     width = max(cols * cell, drawing.NARROWEST_PANEL)
     left = drawing.MARGIN + panel * (width + drawing.MARGIN)
     row, col = divmod(patch, cols)

@@ -118,14 +118,9 @@ class Predictor:
     ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """How well every image fits every text, by a model for retrieval; METER encodes each of them once.
 
-        Args:
-            images: several images.
-            texts: several captions.
-            batch_size: pairs per forward pass.
-
         Returns:
-            Scores (images, texts): of a column, the highest is the image found for the text; of a row, the highest is
-            the text found for the image.
+            Scores (images, texts): the highest of a column is the image found for the text, the highest of a row the
+            text found for the image.
 
         Raises:
             InputError: for a model of another task, and images that cannot be read.
@@ -161,14 +156,7 @@ def _asked(texts: Sequence[str]) -> list[str]:
 
 
 def run(config: PredictConfig) -> int:
-    """Write a model's answers to a file.
-
-    Returns:
-        How many examples were answered.
-
-    Raises:
-        InputError: for all user errors.
-    """
+    """Write a model's answers to a file; returns how many examples were answered."""
     if config.questions is not None:
         return _answer_list(config, config.questions)
     config.check_places()
@@ -184,12 +172,11 @@ def run(config: PredictConfig) -> int:
 @exclusive
 def _answer_list(config: PredictConfig, questions: Path) -> int:
     """Answer the rows of a CSV file."""
-    rows = _read_csv(questions)
-    _, first = rows[0]
-    images = sorted(name for name in first if re.fullmatch(r"image\d*", name))
-    text = next((name for name in _TEXTS if name in first), None)
+    columns, rows = _read_csv(questions)
+    images = sorted(name for name in columns if re.fullmatch(r"image\d*", name))
+    text = next((name for name in _TEXTS if name in columns), None)
     if not images or text is None:
-        raise InputError(f"{questions} must have the columns image (or image1, image2) and question, not {[*first]}")
+        raise InputError(f"{questions} must have the columns image (or image1, image2) and question, not {columns}")
     for line, row in rows:
         if blank := next((name for name in images if not row[name].strip()), None):
             raise InputError(f"{questions}: line {line} has no {blank}; give the name of a file in {config.images}")
@@ -199,15 +186,15 @@ def _answer_list(config: PredictConfig, questions: Path) -> int:
     ]
     answers = predictor.answers(examples, config.batch_size, config.workers, progress=True)
     written = io.StringIO()
-    writer = csv.DictWriter(written, [*first, _ANSWER], lineterminator="\n")
+    writer = csv.DictWriter(written, [*columns, _ANSWER], lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, _ANSWER: answer} for (_, row), answer in zip(rows, answers, strict=True))
     write_text(config.file, written.getvalue())
     return len(rows)
 
 
-def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file with a heading, by column, with the number of the line that each ends in."""
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a CSV file with a heading, and its rows with the numbers of their lines."""
     lines = read_csv(path, "give a CSV file whose first line names the columns, as in image,question")
     if not lines:
         raise InputError(f"{path} has no heading; its first line must name the columns, as in image,question")
@@ -222,4 +209,4 @@ def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
             raise InputError(f"{path}: line {number} has {len(row)} values, not {len(columns)} as the heading has")
     if not rows:
         raise InputError(f"{path} holds no questions below its heading")
-    return [(number, dict(zip(columns, row, strict=True))) for number, row in rows]
+    return columns, [(number, dict(zip(columns, row, strict=True))) for number, row in rows]

@@ -42,7 +42,7 @@ class CandidateSets:
     """Images with their captions, in sets: an image searches the captions of its set, a caption the images.
 
     Attributes:
-        galleries: the setting, as in "50x20"; None for one set of all.
+        galleries: as given.
         sets: the images of each set.
         pairs: the images and captions that are in a set, in file order.
         queries: every image, then every caption, see `Retrieval.queries`.
@@ -54,7 +54,7 @@ class CandidateSets:
 
         Args:
             pairs: as read by the task.
-            galleries: "50x20" takes the first 50 times 20 images.
+            galleries: "50x20" makes 50 sets of 20 images from the first 1000; None one set of all.
 
         Raises:
             InputError: for another form, or when there are fewer images.
@@ -136,8 +136,7 @@ def rank(
     Raises:
         InputError: for a folder with scores of something else, and scores that are NaN.
     """
-    about = {} if folder is None else {"pairs": sets.digest, "galleries": sets.galleries, **_about(session)}
-    with _score_file(folder, sets.shape, about) as scores, progress_bar(enabled=progress) as bar:
+    with _score_file(folder, session, sets) as scores, progress_bar(enabled=progress) as bar:
         parts = list(sets.parts(scores))
         shown = bar.add_task("pairs", total=sum(part.size for *_, part in parts), note="")
         for images, captions, part in parts:
@@ -206,9 +205,9 @@ def _scorer(model: Any, images: Sequence[ImageLike], inputs: Inputs) -> Score:
 
 
 @contextmanager
-def _score_file(folder: Path | None, shape: tuple[int, int], about: dict[str, Any]) -> Iterator[np.ndarray]:
-    """A float32 array in a file, NaN where nothing was computed yet."""
-    needed = 4 * shape[0] * shape[1]
+def _score_file(folder: Path | None, session: Session, sets: CandidateSets) -> Iterator[np.ndarray]:
+    """A float32 array in a file, NaN where nothing was computed yet; in a folder beside what the scores depend on."""
+    shape, needed = sets.shape, 4 * sets.shape[0] * sets.shape[1]
     if folder is None:
         room_for(needed, Path(tempfile.gettempdir()), "ranking", "give scores=FOLDER on another disk")
         with tempfile.TemporaryFile() as file:
@@ -220,7 +219,18 @@ def _score_file(folder: Path | None, shape: tuple[int, int], about: dict[str, An
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be a folder for scores ({error.strerror}); give another name") from error
-    path, note = folder / SCORES, folder / ABOUT
+    path, note, inputs = folder / SCORES, folder / ABOUT, session.inputs
+    about: dict[str, Any] = {
+        "pairs": sets.digest,
+        "galleries": sets.galleries,
+        "weights": weights_fingerprint(session.model),
+        "reduction": session.reduction,
+        "text_length": inputs.text_length,
+        "edge": inputs.pixels.edge,
+        "resize": inputs.pixels.resize,
+        "blank": [inputs.pixels.blank, inputs.blank_text],
+    }
+    about = json.loads(json.dumps(about))  # as it reads back
     if not note.is_file():  # written last: without it the array may be incomplete
         room_for(needed, folder, "scores", "give scores=FOLDER on another disk")
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)[:] = np.nan
@@ -238,16 +248,7 @@ def _score_file(folder: Path | None, shape: tuple[int, int], about: dict[str, An
 
 
 def read_scores(file: Path, shape: tuple[int, int], remedy: str) -> np.ndarray:
-    """An array of scores, memory-mapped to be read.
-
-    Args:
-        file: a `.npy` file.
-        shape: which it must have.
-        remedy: what to do if it has not, for the message.
-
-    Raises:
-        InputError: when it cannot be read, is cut off, has another shape or holds no floats.
-    """
+    """The scores in a `.npy` file, memory-mapped; a broken file, and one of another shape or type, is refused."""
     try:
         scores: np.ndarray = np.lib.format.open_memmap(file, mode="r")
     except Exception as error:  # a broken header raises whatever Python's parser stumbles over
@@ -256,18 +257,3 @@ def read_scores(file: Path, shape: tuple[int, int], remedy: str) -> np.ndarray:
         seen = f"{scores.dtype} {scores.shape}"
         raise InputError(f"{file} must hold floats of shape {shape} (images, captions), not {seen}; {remedy}")
     return scores
-
-
-def _about(session: Session) -> dict[str, Any]:
-    """What scores depend on beside the pairs, to refuse a folder with other scores; as it reads back from JSON."""
-    inputs = session.inputs
-    about = {
-        "weights": weights_fingerprint(session.model),
-        "reduction": session.reduction,
-        "text_length": inputs.text_length,
-        "edge": inputs.pixels.edge,
-        "resize": inputs.pixels.resize,
-        "blank": [inputs.pixels.blank, inputs.blank_text],
-    }
-    again: dict[str, Any] = json.loads(json.dumps(about))
-    return again

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 _CELLS = 5_000_000
-"""Counts held at once: 40 MB, however many pictures differ."""
+"""Counts held at once: 40 MB, however many images differ."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Interval:
 
     @classmethod
     def of(cls, part: Mapping[str, Any]) -> "Interval":
-        """The one that a part of a result file holds beside other figures."""
+        """The one that a part of a result file holds beside other values."""
         return cls(part["mean"], part["low"], part["high"])
 
     def __str__(self) -> str:

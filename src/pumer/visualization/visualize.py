@@ -4,7 +4,6 @@ import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ from pumer.visualization import drawing, tracing
 from pumer.visualization.tracing import ForwardTrace, Trace
 from pumer.visualization.tracing import name as place_name
 
-IMAGE = 396  # pixels along the longer side of the image in a panel
+IMAGE_EDGE = 396  # pixels along the longer side of the image in a panel
 PRUNED = (222, 222, 226)  # where the panel of merged patches shows pruned ones
 
 
@@ -62,8 +61,8 @@ def draw(
         ...     model(**inputs)
         >>> pumer.draw(trace, image, "what is it?").save("tokens.png")  # doctest: +SKIP
     """
-    fate = _Fate.of(_forward(trace, forward), sample)
-    cell = max(4, IMAGE // max(fate.rows, fate.cols))
+    fate = _Fate(_forward(trace, forward), sample)
+    cell = max(4, IMAGE_EDGE // max(fate.rows, fate.cols))
     shown = read_image(image).resize((fate.cols * cell, fate.rows * cell), Image.Resampling.BICUBIC)
     as_read = drawing.panel(shown, "input", [(None, f"{fate.rows} x {fate.cols} patches")])
     panels = drawing.beside((as_read, _pruned_panel(shown, fate, cell), _merged_panel(shown, fate, cell)))
@@ -131,35 +130,27 @@ class _Part(NamedTuple):
     counts: list[int]  # real tokens that entered, then after each place; [CLS] counted
 
 
-@dataclass(frozen=True)
 class _Fate:
-    """One sample's part of a trace."""
+    """One sample's part of a trace: its image of `rows` x `cols` patches, its text, and the names of the `places`."""
 
-    rows: int
-    cols: int
-    image: _Part
-    text: _Part
-    places: tuple[str, ...]
-
-    @staticmethod
-    def of(forward: ForwardTrace, sample: int) -> "_Fate":
+    def __init__(self, forward: ForwardTrace, sample: int) -> None:
         batch, length = forward.mask.shape[0], forward.text_tokens
         if not -batch <= sample < batch:
             raise InputError(f"sample {sample} is not in the trace; it holds samples 0 to {batch - 1}")
-        rows, cols = forward.grid[sample].tolist()
+        self.rows, self.cols = forward.grid[sample].tolist()
+        self.places = tuple(map(place_name, forward.places))
         mask, cells = forward.mask[sample].tolist(), forward.patch_cell[sample].tolist()
         pruned_at, owner = forward.pruned_at[sample].tolist(), forward.owner[sample].tolist()
         token_of = {patch: token for token, patch in enumerate(cells, start=length)}
-        patches = [token_of.get(patch) for patch in range(rows * cols)]
-        words = [token for token in range(length) if mask[token]]
+        left = [[int(count[sample]) for count in counts] for counts in forward.tokens_per_place]
 
-        def part(tokens: Sequence[int | None], entered: int, left: Sequence[torch.Tensor]) -> _Part:
+        def part(tokens: Sequence[int | None], entered: int, kind: int) -> _Part:
             pruned, owned = ([-1 if token is None else x[token] for token in tokens] for x in (pruned_at, owner))
-            return _Part(pruned, owned, [entered, *(int(count[sample]) for count in left)])
+            return _Part(pruned, owned, [entered, *(counts[kind] for counts in left)])
 
-        texts, images = zip(*forward.tokens_per_place, strict=True) if forward.places else ((), ())
-        places = tuple(map(place_name, forward.places))
-        return _Fate(rows, cols, part(patches, sum(mask[length:]), images), part(words, len(words), texts), places)
+        words = [token for token in range(length) if mask[token]]
+        self.text = part(words, len(words), 0)
+        self.image = part([token_of.get(patch) for patch in range(self.rows * self.cols)], sum(mask[length:]), 1)
 
 
 def _forward(trace: Trace, forward: int) -> ForwardTrace:
