@@ -29,7 +29,7 @@ class ReproduceConfig(Job):
         cells: such as "vilt/nlvr2"; none: all.
         seeds: of every row; None: three for the ViLT rows of Table 1, one for the rest.
         jobs: steps that run at once.
-        galleries: retrieval is tested within so many galleries of so many images, as in "50x20"; "all" within one.
+        galleries: retrieval is tested within so many sets of so many images, as in "50x20"; "all" within one.
         batch: examples per forward when speed and memory are measured.
         settings: of every training, for trials.
         smoke: two training steps on a tiny world: does everything run?

@@ -79,7 +79,7 @@ def _ended_in_one_line(arguments: list[str]) -> Iterator[None]:
 def _line(error: Exception, arguments: list[str]) -> str | None:
     """The one line about an error that a user can do something about; None for a defect, and where help is shown."""
     if isinstance(error, InputError):
-        # An error from a data-loading process arrives inside that process's traceback; its last line says it.
+        # An error from a data-loading process arrives inside that process's traceback; its last line is the message.
         return str(error).strip().splitlines()[-1].removeprefix("pumer.utils.errors.InputError: ")
     if isinstance(error, _UsageError) and type(error).__name__ != "NoArgsIsHelpError":
         return _usage(error, arguments)

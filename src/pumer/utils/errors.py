@@ -10,7 +10,7 @@ from collections.abc import Collection
 class InputError(ValueError):
     """What the user gave cannot be used.
 
-    The message is one line: the value seen, the values allowed, the way out. The command line prints it and
+    The message is one line: the value seen, the values allowed, what to do. The command line prints it and
     exits with code 2, as for `out_of_memory` and `refused_by_system`; every other exception is a defect and keeps its
     traceback.
     """
@@ -24,7 +24,7 @@ def unknown(what: str, name: object, names: Collection[str]) -> str:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch's says that a device, or the machine, has not as much memory as was asked for."""
+    """Whether an error of torch means that a device, or the machine, lacks the memory that was asked for."""
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 

@@ -252,5 +252,5 @@ def replacing(directory: str | Path, whole: bool = False) -> Iterator[Path]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the rest of its text."""
+    """The first line of an error's text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

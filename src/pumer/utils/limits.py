@@ -72,7 +72,7 @@ def check_checkpoint(name: str | Path, image_size: int | None = None) -> None:
         image_size: Pixels along a side that the model is going to read, if not its own.
 
     Raises:
-        InputError: When it is no folder of a checkpoint, or beyond the limits.
+        InputError: When it is not the folder of a checkpoint, or beyond the limits.
     """
     folder = Path(name)
     if not is_place(name):

@@ -1,4 +1,4 @@
-"""Where a result comes from: what every result file holds beside its figures."""
+"""Where a result comes from: what every result file holds beside its metrics."""
 
 import os
 import platform
@@ -16,12 +16,7 @@ from pumer.utils.config import to_dict
 
 
 def collect(config: Any = None, dtype: str = "float32") -> dict[str, Any]:
-    """Command, device, dtype, versions, git commit, date and config of this process, ready for JSON.
-
-    Args:
-        config: the job's config dataclass.
-        dtype: number format of the model's arithmetic.
-    """
+    """Command, device, dtype, versions, git commit, date and config of this process, ready for JSON."""
     name = Path(sys.argv[0]).name
     command = ["pumer" if name == "__main__.py" else name, *sys.argv[1:]]  # `python -m pumer` is `pumer`
     packages = ("pumer", "torch", "transformers")
