@@ -43,7 +43,7 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
     if query.dtype in HALF:
         query, key = query.float(), key.float()
     # One batch of matrices before transposing: the other way round, the keys would be copied transposed, and slowly.
-    logits = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).view(*query.shape[:-1], -1)
+    logits = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).view(*query.shape[:-1], key.shape[2])
     scale = query.shape[-1] ** -0.5
     logits = logits * scale if bias is None else torch.add(bias.to(logits.dtype), logits, alpha=scale)
     return logits.softmax(dim=-1)

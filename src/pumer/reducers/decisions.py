@@ -95,7 +95,8 @@ def assign(cues: Cues, found: Tables, score: Tensor | None = None) -> Decision:
             asking = tokens.size[:, : found.text].sign() if segments is None else cues.text_mask
             score = asked_for(rows, asking.to(rows.dtype))
         if guard is not None:
-            score = pad(score, (found.text, 0)).masked_fill(guard | (found.place < 0), torch.inf)
+            score = pad(score.masked_fill(~cues.image_mask, -torch.inf), (found.text, 0))
+            score = score.masked_fill(guard | (found.place < 0), torch.inf)
         elif score.shape[1] == len(found.fixed):
             score = score.masked_fill(found.fixed, torch.inf)
         else:  # as many as text tokens, which nobody scored, and [CLS] stand before the patches of a stream
