@@ -200,6 +200,8 @@ def test_defect_keeps_its_traceback(recipe, monkeypatch):
         (["convert", "EMPTY.ckpt", "out"], ["EMPTY.ckpt is empty"]),
         (["convert", "cat.jpg", "out"], ["cat.jpg is not a checkpoint", ".ckpt"]),
         (["data", "world", "FOLDER", "tasks=vqav2"], ["tasks=[vqav2]"]),
+        (["data", "prepare", "vqav2", "FOLDER", "FOLDER/out"], ["FOLDER/out lies in the input folder"]),
+        (["train", "vilt/world-vqav2-original", "data.root=FOLDER", "output=."], [". holds other files", "EMPTY.ckpt"]),
         (["evaluate", "small:vilt", "data.root=cat.jpg"], ["data.root cat.jpg is a file"]),
         (["score", "vqav2", "--annotations", "FOLDER", "--predictions", "cat.jpg"], ["annotations FOLDER is a folder"]),
     ],
