@@ -14,19 +14,19 @@ from pumer.utils.errors import InputError
 PICTURE = np.random.default_rng(0).integers(0, 256, (3, 24, 32), dtype=np.uint8)
 
 
-def operate(name, strength, picture=PICTURE):
-    image = Image.fromarray(picture.transpose(1, 2, 0))
+def operate(name, strength, image=PICTURE):
+    image = Image.fromarray(image.transpose(1, 2, 0))
     return np.asarray(OPERATIONS[name][0](image, strength)).transpose(2, 0, 1)
 
 
-def moved(picture, rows, columns):
-    """Where the picture is after it moved up by rows and to the left by columns; black elsewhere."""
-    out = np.zeros_like(picture)
-    _, height, width = picture.shape
+def moved(image, rows, columns):
+    """Where the image is after it moved up by rows and to the left by columns; black elsewhere."""
+    out = np.zeros_like(image)
+    _, height, width = image.shape
     for y in range(height):
         for x in range(width):
             if 0 <= y + rows < height and 0 <= x + columns < width:
-                out[:, y, x] = picture[:, y + rows, x + columns]
+                out[:, y, x] = image[:, y + rows, x + columns]
     return out
 
 
@@ -99,7 +99,7 @@ def test_values_without_a_meaning_are_refused(values):
         AugmentConfig(**values)
 
 
-def test_training_sees_edited_pictures_and_evaluation_does_not(tiny_vilt, tiny_vqa):
+def test_training_sees_edited_images_and_evaluation_does_not(tiny_vilt, tiny_vqa):
     task = VQAv2(VQAv2.vocabulary(tiny_vqa, 1))
     read = task.read(tiny_vqa, "train")
     plain, collate = (Collator(task, make_inputs(load_processor(tiny_vilt), 12), a, 7) for a in (None, AugmentConfig()))
@@ -120,7 +120,7 @@ def test_training_sees_edited_pictures_and_evaluation_does_not(tiny_vilt, tiny_v
     assert not pixels(collate, training).equal(first)
 
 
-def test_both_pictures_of_a_pair_are_edited_apart(tiny_vilt, tiny_nlvr2):
+def test_both_images_of_a_pair_are_edited_apart(tiny_vilt, tiny_nlvr2):
     task = NLVR2(NLVR2.fixed_labels)
     examples = Examples(task.read(tiny_nlvr2, "train"), task)
     collate = Collator(task, make_inputs(load_processor(tiny_vilt), 12), AugmentConfig())
@@ -128,12 +128,12 @@ def test_both_pictures_of_a_pair_are_edited_apart(tiny_vilt, tiny_nlvr2):
     edit, collate._edit = collate._edit, lambda items, position, image: seen.append(position) or image
     collate([examples[0], examples[1]])
     assert seen == [0, 1, 2, 3]
-    pictures = [edit([examples[0], examples[1]], position, PICTURE) for position in range(4)]
-    assert len({picture.tobytes() for picture in pictures}) == 4
-    assert np.array_equal(pictures[2], edit([examples[1]], 0, PICTURE))
+    images = [edit([examples[0], examples[1]], position, PICTURE) for position in range(4)]
+    assert len({image.tobytes() for image in images}) == 4
+    assert np.array_equal(images[2], edit([examples[1]], 0, PICTURE))
 
 
-def test_grey_pictures_stay_grey(tiny_vilt, tiny_vqa):
+def test_grey_images_stay_grey(tiny_vilt, tiny_vqa):
     task = VQAv2(VQAv2.vocabulary(tiny_vqa, 1))
     inputs = make_inputs(load_processor(tiny_vilt), 12, blank="image")
     batch = Collator(task, inputs, AugmentConfig())([Examples(task.read(tiny_vqa, "train"), task)[0]])

@@ -95,7 +95,7 @@ def test_exif_orientation(orientation, kind):
     assert np.array_equal(np.asarray(decode(data)), turned[orientation])
 
 
-def test_broken_exif_data_do_not_cost_the_picture():
+def test_broken_exif_data_do_not_cost_the_image():
     data = encoded(NOISE, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")
     assert np.array_equal(np.asarray(decode(data)), np.asarray(decode(encoded(NOISE, "JPEG"))))
 
@@ -106,7 +106,7 @@ def test_odd_sizes(size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(part=st.floats(0, 0.95))  # a file without its very last bytes may hold the whole picture
+@given(part=st.floats(0, 0.95))  # a file without its very last bytes may hold the whole image
 def test_cut_off_anywhere(kind, part):
     data = encoded(NOISE, kind)
     with pytest.raises(InputError, match=r"is empty|is no image|cannot be decoded"):
@@ -115,7 +115,7 @@ def test_cut_off_anywhere(kind, part):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-def test_damaged_bytes_give_a_picture_or_a_reason(kind, data):
+def test_damaged_bytes_give_a_image_or_a_reason(kind, data):
     damaged = bytearray(encoded(NOISE, kind))
     for _ in range(data.draw(st.integers(1, 8))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))

@@ -143,7 +143,7 @@ def test_training_on_a_prepared_folder_equals_training_on_the_download(tiny_vqa,
     assert CliRunner().invoke(app, ["evaluate", str(tmp_path / "two")]).exit_code == 0
 
 
-def test_the_arrow_files_are_datasets_of_pictures(tiny_vqa, tmp_path):
+def test_the_arrow_files_are_datasets_of_images(tiny_vqa, tmp_path):
     run(PrepareConfig(task="vqav2", root=tiny_vqa, out=tmp_path / "out"), progress=False)
     rows = Dataset.from_file(str(tmp_path / "out" / "arrow" / "00000-of-00001.arrow"))
     assert rows[0]["name"] == "train2014/COCO_train2014_000000000000.jpg"

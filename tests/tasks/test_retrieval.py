@@ -24,7 +24,7 @@ def test_pairs_are_read(tiny_flickr):
     assert pairs[6].images == (tiny_flickr / "flickr30k-images" / "1007.jpg",)
     limited = Flickr30k.read(tiny_flickr, "val", limit=2)
     assert [pair.image_id for pair in limited] == [6] * 5 + [8] * 5
-    assert [picture.captions for picture in images_of(pairs)][1][1] == (36, "it is green it it")
+    assert [image.captions for image in images_of(pairs)][1][1] == (36, "it is green it it")
     (tiny_flickr / "dataset_flickr30k.json").rename(tiny_flickr / "dataset_coco.json")
     (tiny_flickr / "flickr30k-images").rename(tiny_flickr / "val2014")
     assert len(TASKS["coco"].read(tiny_flickr, "test")) == 40
@@ -79,7 +79,7 @@ def test_scores_of_a_batch_are_those_of_its_pairs(tiny_flickr, tiny_vilt, tiny_m
     assert scores.std() > 1e-2
 
 
-def test_a_compiled_meter_encodes_each_picture_once_too(tiny_flickr, tiny_meter):
+def test_a_compiled_meter_encodes_each_image_once_too(tiny_flickr, tiny_meter):
     model, seen = TASK.model(str(tiny_meter), ()), []
     pairs = Flickr30k.read(tiny_flickr, "train")
     batch = TASK.collate([draw(pairs, 0)], make_inputs(load_processor(tiny_meter), 12))
@@ -109,7 +109,7 @@ def test_queries_and_their_scores(tiny_flickr):
     assert [query.id for query in queries[:3]] == ["image 6", "image 8", "caption 30"]
     assert queries[0].answers == ("30", "31", "32", "33", "34")
     assert queries[2].answers == ("6",)
-    assert queries[0].source == queries[2].source == "6", "a picture and its captions"
+    assert queries[0].source == queries[2].source == "6", "a image and its captions"
     answers = ["40 34 1", "1 2 3 4 5 6 42", "8 6", "6 8"] + ["8"] * 8
     assert TASK.scores(queries, answers).tolist() == [0, 0, 0, 1] + [0] * 3 + [1] * 5
     metrics = {name: sum(value for value, _ in found) for name, found in TASK.metrics(queries, answers).items()}
@@ -145,7 +145,7 @@ def edit(root, change):
 
 def test_reads_a_split_in_file_order(tiny_flickr):
     images = read_split(tiny_flickr)
-    assert [picture.id for picture in images] == [6, 7, 8, 9]
+    assert [image.id for image in images] == [6, 7, 8, 9]
     assert images[0].path == tiny_flickr / "flickr30k-images" / "1006.jpg"
     assert images[0].captions[1] == (31, "it is red it")
     assert [len(read_split(tiny_flickr, split)) for split in ("train", "test", "train+val")] == [6, 8, 10]

@@ -153,7 +153,7 @@ def missing_file(root):
 
 
 def missing_images(root):
-    (root / "val2014").rename(root / "pictures")
+    (root / "val2014").rename(root / "images")
 
 
 def missing_image(root):
