@@ -184,7 +184,7 @@ def with_rule(kind: type[Task], labels: tuple[str, ...], rule: Rule | None) -> T
 
 def labels_of(model: PreTrainedModel) -> tuple[str, ...]:
     """The meaning of the columns of a classifier's logits, from its config; a column without a name is an error."""
-    names = model.config.id2label
+    names: Mapping[Any, Any] = model.config.id2label or {}
     unnamed = next((index for index in range(len(names)) if not isinstance(names.get(index), str)), None)
     if unnamed is not None:
         raise InputError(f"id2label in the model's config must name columns 0 to {len(names) - 1}, not lack {unnamed}")

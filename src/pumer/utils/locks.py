@@ -29,7 +29,7 @@ def exclusive(job: Callable[Concatenate[Config, Rest], Result]) -> Callable[Conc
     """A job that first checks the files and folders in its config, and that alone writes them; see `only_one`."""
 
     @wraps(job)
-    def run(config: Config, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+    def run(config: Config, /, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
         config.check_places()
         with only_one(*config.written):
             return job(config, *args, **kwargs)
