@@ -264,7 +264,7 @@ class CompiledModel(nn.Module):
 
 
 def _misfit(model: PreTrainedModel, inputs: Mapping[str, Tensor], pairs: bool) -> str | None:
-    """What is wrong with the shapes of inputs, so that padding could hide it; None if nothing is."""
+    """What is wrong with the shapes of inputs, which padding could hide; None if nothing is."""
     words, pixels, device = inputs["input_ids"], inputs["pixel_values"], model.device
     if any(x.device != device for x in inputs.values()):
         return "inputs on another device"

@@ -158,7 +158,7 @@ class _Constants(TorchDispatchMode):
     """Finds the tensors that operators read and none has made."""
 
     def __init__(self, inputs: Mapping[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: dict[int, Tensor] = {}
         self._made = {x.untyped_storage().data_ptr() for x in inputs.values()}
 

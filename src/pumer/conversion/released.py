@@ -1,7 +1,7 @@
 """Released checkpoints (csarron/PuMer on the hub, original ViLT, original METER) as transformers models.
 
-The released models have the arithmetic of the original ones under other tensor names. A checkpoint that was trained with
-a reduction comes back patched with `pumer.ReleasedPuMerConfig`, which computes exactly what the released code computes.
+The released models have the arithmetic of the original ones under other tensor names. A checkpoint trained with a
+reduction comes back patched with `pumer.ReleasedPuMerConfig`, which computes exactly what the released code computes.
 """
 
 from collections.abc import Iterable, Mapping
