@@ -25,21 +25,21 @@ def summarise(
     train: Sequence[Example] = (),
     against: "OtherRun | None" = None,
 ) -> dict[str, Any]:
-    """Official accuracy with 95% intervals over images.
+    """Official accuracy of one answer per example, with 95% intervals over images.
 
     Args:
         task: for its score.
         examples: with their right answers.
         answers: one per example.
-        train: examples that the best constant answers are taken from; none, or without answers: not reported.
+        train: examples that the best constant answers are taken from, if they have answers.
         against: another run on the same examples.
 
     Returns:
-        `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]); the same by value for every group that
-        the task breaks scores down by, such as `question_type`; as `figures` the task's further metrics, such as
-        `consistency`, whose `questions` are how many values are averaged; of VQAv2 also `rule`; with `train` the
-        accuracy `constant_per_template` of the best constant answer per question type, or of one answer to all where
-        the task has no types; with `against` also `difference`, see `OtherRun.compared`.
+        `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]); the same by value for every group of the
+        task, such as `question_type`; as `figures` the task's further metrics, such as `consistency`, whose `questions`
+        are how many values are averaged; of VQAv2 also `rule`; with `train` also `constant_per_template`, the accuracy
+        of the best constant answer per question type, or of one answer to all where the task has no types; with
+        `against` also `difference`, see `OtherRun.compared`.
     """
     scores, sources = task.scores(examples, answers).tolist(), sources_of(examples)
     groups: dict[str, dict[str, list[tuple[float, str]]]] = defaultdict(lambda: defaultdict(list))
