@@ -6,6 +6,7 @@ Letters: ``B`` batch, ``T`` text slots, ``V`` image slots, ``N`` slots of both, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class Segments:
         """Those of a batch from those of its slices."""
         parts = [part for part in slices if part is not None]
         names = ("segment", "protected", "index", "mask")
-        rows = {name: torch.cat([getattr(part, name) for part in parts]) for name in names if parts}
+        rows: Any = {name: torch.cat([getattr(part, name) for part in parts]) for name in names if parts}
         return replace(parts[0], **rows) if parts else None
 
     @property

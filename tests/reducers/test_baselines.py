@@ -13,8 +13,10 @@ from torch.nn.functional import cosine_similarity
 import pumer
 from pumer import InputError
 from pumer.reducers import (
+    AttentionReceivedConfig,
     ClsPruningConfig,
     EViTConfig,
+    L2NormConfig,
     PoolingConfig,
     RandomPruningConfig,
     ReleasedPuMerConfig,
@@ -94,6 +96,32 @@ def test_cls_pruning_keeps_what_cls_attends_to(ratio, lengths, one_stream, seed)
     for b, (T, _) in enumerate(lengths):
         kept = kept_by_hand(attention_of_cls(cues, b), ratio)
         assert groups(decision, b, cues.tokens.text_length) == ([[i] for i in range(T)], [[i] for i in kept])
+
+
+@given(RATIOS, LENGTHS, st.booleans(), st.sampled_from(["smallest", "largest"]), SEEDS)
+def test_l2norm_keeps_keys_of_one_end(ratio, lengths, one_stream, keep, seed):
+    cues = make_cues(lengths, seed, one_stream)
+    decision = decide(L2NormConfig(layers=(1,), prune_ratio=ratio, keep=keep), cues)
+    for b, (T, V) in enumerate(lengths):
+        norms = [sum(float(head[v].norm()) for head in cues.image_key[b]) for v in range(V)]
+        kept = kept_by_hand([norm if keep == "largest" else -norm for norm in norms], ratio)
+        assert groups(decision, b, cues.tokens.text_length) == ([[i] for i in range(T)], [[i] for i in kept])
+
+
+@given(
+    RATIOS, st.lists(st.tuples(st.integers(1, 40), st.integers(1, 16)), min_size=1, max_size=3), st.booleans(), SEEDS
+)
+def test_attention_received_asks_at_most_32_tokens(ratio, lengths, one_stream, seed):
+    """Of the stream, or of the text where it is a stream of its own."""
+    cues = make_cues(lengths, seed, one_stream)
+    decision = decide(AttentionReceivedConfig(layers=(1,), prune_ratio=ratio), cues)
+    first = cues.tokens.text_length
+    for b, (T, V) in enumerate(lengths):
+        asking = [*range(T), *(range(first, first + V) if one_stream else ())]
+        n, m = len(asking), min(len(asking), 32)
+        query = cues.query[b][:, [asking[i * n // m] for i in range(m)]]
+        kept = kept_by_hand(image_columns(cues, b, query).sum(dim=(0, 1)), ratio)
+        assert groups(decision, b, first) == ([[i] for i in range(T)], [[i] for i in kept])
 
 
 @given(RATIOS, LENGTHS, st.booleans(), SEEDS)
@@ -198,6 +226,7 @@ def test_more_merges_than_any_layer_can_make_are_refused(backbone, tokens):
         (lambda: RandomPruningConfig(layers=(1,), prune_ratio=0.1, seed=-1), ["seed", "-1"]),
         (lambda: RandomPruningConfig(layers=(1,), prune_ratio=0.1, seed=0.5), ["seed", "0.5"]),
         (lambda: PoolingConfig(layers=(1,), merge_ratio="a"), ["merge_ratio", "'a'"]),
+        (lambda: L2NormConfig(layers=(1,), prune_ratio=0.1, keep="long"), ["keep", "'long'", "'largest'"]),
     ],
 )
 def test_wrong_settings_are_named_in_one_line(make, words):

@@ -105,7 +105,7 @@ def tables(rule: Rule, text: int, image: int, device: torch.device, guarded: tup
 
 
 def _exporting() -> bool:
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
