@@ -88,7 +88,7 @@ def test_damage_is_named_in_one_line(tiny_snli_ve, change, message):
 
 def test_missing_files_are_named(tiny_snli_ve, tmp_path):
     (tiny_snli_ve / "snli_ve_dev.jsonl").unlink()
-    with pytest.raises(InputError, match=r"snli_ve_dev\.jsonl does not exist; the data folder must hold the official"):
+    with pytest.raises(InputError, match=r"snli_ve_dev\.jsonl does not exist; give the official"):
         SNLIVE.read(tiny_snli_ve, "val")
     with pytest.raises(InputError, match=r"data folder .*nowhere does not exist"):
         SNLIVE.read(tmp_path / "nowhere", "val")
