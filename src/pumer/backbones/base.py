@@ -44,7 +44,7 @@ class Backbone:
         modality_embeddings: Name, in a root module, of the embedding with one row for text and one for each image.
         head_modules: Names of the modules that heads, also those of pre-training, add to the body.
         old_names: Pattern of names of tensors in older checkpoints to their names now.
-        restore: Gives a loaded model what its config says and transformers ignores.
+        restore: Applies settings of a loaded model's config that transformers ignores.
     """
 
     name: str

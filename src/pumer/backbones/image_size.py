@@ -1,4 +1,4 @@
-"""Pictures of another size than a model was made for: with fewer pixels, the plainest way to fewer tokens."""
+"""Images of another size than a model was made for: with fewer pixels, the plainest way to fewer tokens."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from pumer.utils.limits import check_tokens
 
 
 def set_image_size(image_size: int | None, model: nn.Module, processor: Any = None) -> None:
-    """Let a processor deliver, and a model read, pictures of another size; both keep it when they are saved.
+    """Let a processor deliver, and a model read, images of another size; both keep it when they are saved.
 
     METER's table of positions is resized, bicubically, as is usual for vision transformers. ViLT resizes its own to
-    every picture, bilinearly, as its authors do, and stays as it is.
+    every image, bilinearly, as its authors do, and stays as it is.
 
     Args:
         image_size: Pixels along a side; along the shorter one where the aspect ratio is kept. None changes nothing.
-        model: Holds a ViLT or METER; on any device, patched or not.
+        model: Holds a model of a supported family; on any device, patched or not.
         processor: The model's, with an ``image_processor``; None where there is none.
 
     Raises:
-        InputError: If it is no multiple of the patch size, or gives more tokens than are taken.
+        InputError: If it is no multiple of the patch size, or gives too many tokens.
     """
     if image_size is None:
         return

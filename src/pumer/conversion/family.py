@@ -56,7 +56,7 @@ class Family:
         config: From tensors, the released config and the head to the model's config.
         fused: Parts of the names of three tensors that are the rows of one there, in order.
         tokenizer: Name of the tokenizer where the released config has none.
-        similarity: The one that the released code uses whatever the released config says; None: what it says.
+        similarity: The one that the released code uses whatever the released config has; None: that of the config.
         defaults: From the tensors of a checkpoint to values that its config may leave out.
     """
 
@@ -99,7 +99,7 @@ def shape_of(weights: Mapping[str, Tensor], name: str) -> torch.Size:
     return weights[name].shape
 
 
-def labels_of(weights: Mapping[str, Tensor], head: Head) -> dict[str, dict]:
+def labels_of(weights: Mapping[str, Tensor], head: Head) -> dict[str, dict[Any, Any]]:
     """The labels of a head, as settings of a transformers config.
 
     Raises:

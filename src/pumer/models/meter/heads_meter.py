@@ -253,7 +253,9 @@ class MeterForImagesAndTextClassification(MeterPreTrainedModel):
             loss=loss, logits=logits, hidden_states=None if states[0] is None else states
         )
 
-    def _images(self, pixel_values: Tensor | None, encoded_image: Sequence[MeterEncoding] | None) -> list[dict]:
+    def _images(
+        self, pixel_values: Tensor | None, encoded_image: Sequence[MeterEncoding] | None
+    ) -> list[dict[str, Any]]:
         """Each image as an argument of the model."""
         if (pixel_values is None) == (encoded_image is None):
             raise InputError("give exactly one of pixel_values and encoded_image")

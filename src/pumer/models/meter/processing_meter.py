@@ -1,4 +1,4 @@
-"""Pictures and words as METER reads them."""
+"""Images and words as METER reads them."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, ProcessorMixin
 
 
 class MeterImageProcessorPil(CLIPImageProcessorPil):
-    """Resizes pictures to a square, bicubically with Pillow, and normalises them with CLIP's mean and deviation.
+    """Resizes images to a square, bicubically with Pillow, and normalises them with CLIP's mean and deviation.
 
     Args:
         **kwargs: As for transformers' image processors; ``size={"height": 384, "width": 384}`` is the default.
@@ -29,7 +29,7 @@ class MeterProcessor(ProcessorMixin):
 
     Example:
         >>> processor = MeterProcessor(MeterImageProcessorPil(), AutoTokenizer.from_pretrained("roberta-base"))
-        >>> processor(picture, "What is on the table?", return_tensors="pt").keys()
+        >>> processor(image, "What is on the table?", return_tensors="pt").keys()
         dict_keys(['input_ids', 'attention_mask', 'pixel_values'])
     """
 
