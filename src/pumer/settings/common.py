@@ -98,10 +98,15 @@ def check_rule(rule: str | None, task: str | None) -> None:
         raise InputError(f"rule={rule} is for task vqav2, not for task {task}; leave it out")
 
 
-def _known_task(task: str) -> str:
-    if task not in TASKS:
-        raise InputError(unknown("task", task, TASKS))
-    return task
+def _one_of(what: str, names: tuple[str, ...], prefix: str = "") -> AfterValidator:
+    """A check that a text, if it starts with the prefix, goes on with one of the names."""
+
+    def check(value: str) -> str:
+        if value.startswith(prefix) and value.removeprefix(prefix) not in names:
+            raise InputError(unknown(what, value.removeprefix(prefix), names))
+        return value
+
+    return AfterValidator(check)
 
 
 def _galleries(galleries: str) -> str:
@@ -109,17 +114,11 @@ def _galleries(galleries: str) -> str:
     return galleries
 
 
-def _preset(model: str) -> str:
-    if model.startswith("preset:") and model.removeprefix("preset:") not in PRESETS:
-        raise InputError(unknown("preset", model.removeprefix("preset:"), PRESETS))
-    return model
-
-
-Task = Annotated[str, AfterValidator(_known_task)]
+Task = Annotated[str, _one_of("task", TASKS)]
 Split = Annotated[str, AfterValidator(known_split)]
 Model = Annotated[str, AfterValidator(located)]
 """A folder, a hub name, or a model that ships with the package, such as "small:vilt"."""
-ModelOrPreset = Annotated[Model, AfterValidator(_preset)]
+ModelOrPreset = Annotated[Model, _one_of("preset", PRESETS, prefix="preset:")]
 Reduction = Annotated[dict[str, Any] | str, AfterValidator(known_reduction)]
 Galleries = Annotated[str, AfterValidator(_galleries)]
 File = Annotated[Path, "a file that is read"]
