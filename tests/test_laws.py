@@ -23,6 +23,7 @@ from pumer.backbones import BACKBONES
 from pumer.backbones.state import switched
 from pumer.patching import reductions
 from pumer.reducers import METHODS
+from pumer.reducers.layered import ScoringConfig
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 STRONG = PuMerConfig(layers=(0, 1, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
@@ -32,7 +33,7 @@ heads = pytest.mark.parametrize(("backbone", "head"), HEADS)
 
 
 def test_every_backbone_is_in_the_grid():
-    assert set(TINY) == set(BACKBONES), "add a builder to tests/tiny.py"
+    assert set(TINY) == set(BACKBONES), "add a builder to tests/tiny"
     for grid_ in (GRID, GRAPHS):
         assert {(backbone, example.config.method) for backbone, example in grid_} == set(product(BACKBONES, METHODS))
 
@@ -121,14 +122,29 @@ def test_law_1_every_head(backbone, head):
 # ---------------------------------------------------------------- law 2: static shapes
 
 SHALLOW = 2
-GRAPHS = tiny.grid(
-    [
-        replace(first, config=tiny.moved(first.config, lambda stack, layer: min(layer, SHALLOW - 1)))
-        for first, *_ in EXAMPLES.values()
-    ]
-)
-"""The first config of each method, one layer after the other: making a graph takes seconds, with each layer more."""
 
+
+def first_configs(layers):
+    """The first config of each method, in so many layers: making a graph takes seconds, with each layer more."""
+    firsts = [first for first, *_ in EXAMPLES.values()]
+    return tiny.grid(
+        [replace(first, config=tiny.moved(first.config, lambda _, layer: min(layer, layers - 1))) for first in firsts]
+    )
+
+
+def slow_alike(configs):
+    """Methods that are a score and nothing else have similar graphs: beyond the first backbone they are slow tests."""
+    first = next(iter(TINY))
+    alike = [b != first and getattr(type(e.config), "reducer", None) is ScoringConfig.reducer for b, e in configs]
+    return [pytest.param(*case, marks=[pytest.mark.slow] * slow) for case, slow in zip(configs, alike, strict=True)]
+
+
+one_quick = pytest.mark.parametrize(
+    "backbone", [pytest.param(name, marks=[pytest.mark.slow] * bool(n)) for n, name in enumerate(TINY)]
+)
+"""The first backbone, and the others by the slow tests."""
+
+GRAPHS = first_configs(SHALLOW)
 IN_VISION = tiny.grid([other for _, *others in EXAMPLES.values() for other in others if tiny.in_vision(other)])
 
 no_recompilation = torch._dynamo.config.patch(error_on_recompile=True)
@@ -152,14 +168,14 @@ def check_compiled(case, model, backend, tolerance=1e-5):
                 torch.testing.assert_close(answer(compiled, inputs), expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("backbone", "example"), GRAPHS + IN_VISION, ids=tiny.label)
+@pytest.mark.parametrize(("backbone", "example"), slow_alike(GRAPHS + IN_VISION), ids=tiny.label)
 def test_law_2_compile(backbone, example, fresh_dynamo):
     case = TINY[backbone]
     model = case.build() if tiny.in_vision(example) else case.build(layers=SHALLOW)
     check_compiled(case, pumer.patch(model, example.config), backend="eager")
 
 
-@pytest.mark.parametrize("backbone", TINY)
+@one_quick
 def test_law_2_compile_with_another_text_length(backbone, fresh_dynamo):
     """Where a length changes, torch makes it a symbol: the tables are for numbers all the same."""
     case = TINY[backbone]
@@ -171,17 +187,17 @@ def test_law_2_compile_with_another_text_length(backbone, fresh_dynamo):
             torch.testing.assert_close(answer(compiled, inputs), answer(model, inputs), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backbone", TINY)
+@one_quick
 def test_law_2_inductor(backbone, fresh_dynamo):
     case = TINY[backbone]
     model = pumer.patch(case.build(layers=1), PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.3))
     check_compiled(case, model, backend="inductor")
 
 
-@pytest.mark.parametrize(("backbone", "example"), GRAPHS, ids=tiny.label)
+@pytest.mark.parametrize(("backbone", "example"), slow_alike(first_configs(1)), ids=tiny.label)
 def test_law_2_export_with_dynamic_batch(backbone, example, fresh_dynamo):
     case = TINY[backbone]
-    model, inputs = pumer.patch(case.build(layers=SHALLOW), example.config), case.batch(GRIDS)
+    model, inputs = pumer.patch(case.build(layers=1), example.config), case.batch(GRIDS)
     batch = torch.export.Dim("batch", min=2, max=64)
     exported = torch.export.export(model, (), inputs, dynamic_shapes={name: {0: batch} for name in inputs}).module()
     with torch.no_grad():

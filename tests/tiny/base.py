@@ -37,7 +37,7 @@ class Tiny:
         two_images: Those of them that see two images.
         per_word: Those of them with one output row per word.
         patch: Pixels along a patch.
-        build: From head, layers and config settings to a model in eval mode, float32.
+        build: From head, layers (of each stack, at most) and config settings to a model in eval mode, float32.
         sample: From seed, words, patch rows and columns to an example; the last argument is the number of images.
         collate: Examples as a padded batch; text length, patch rows and columns may be larger than needed. What stands
             in padding is noise.

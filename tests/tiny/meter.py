@@ -28,13 +28,13 @@ def _build(head: str = "MeterForQuestionAnswering", layers: int = 3, seed: int =
         | {
             "text_config": shape
             | dropouts
-            | {"num_hidden_layers": 2, "vocab_size": WORDS, "max_position_embeddings": 42},
+            | {"num_hidden_layers": min(layers, 2), "vocab_size": WORDS, "max_position_embeddings": 42},
             "vision_config": {
                 "hidden_size": 32,
                 "num_attention_heads": 4,
                 "intermediate_size": 64,
                 "initializer_range": 0.2,
-                "num_hidden_layers": 3,
+                "num_hidden_layers": min(layers, 3),
                 "image_size": SIDE * PATCH,
                 "patch_size": PATCH,
             },

@@ -174,7 +174,7 @@ def _eight_bits(values: np.ndarray, bits: int | None) -> np.ndarray:
     if not (low >= 0 and high <= (255 if floats else 65535)):
         raise InputError(f"holds values from {low:g} to {high:g}, not {'0 to 1' if floats else '0 to 255 or to 65535'}")
     if floats:
-        return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+        return np.asarray(np.rint(values * (255 if high <= 1 else 1)), dtype=np.uint8)
     bits = bits or (8 if high <= 255 else 16)
     return np.ascontiguousarray(values >> (bits - 8), dtype=np.uint8)
 

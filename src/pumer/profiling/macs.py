@@ -22,7 +22,7 @@ class MacCounter(TorchDispatchMode):
     """
 
     def __init__(self, section: Hashable = "") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.section = section
         self.macs: Counter[Hashable] = Counter()
 

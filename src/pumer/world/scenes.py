@@ -278,4 +278,4 @@ def render(scene: Scene) -> np.ndarray:
         region = image[item.y : item.y + item.side, item.x : item.x + item.side]
         noise = _noise()[: item.side, : item.side][mask] // 2
         region[mask] = paint[dark] + noise
-    return np.clip(image, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(image, 0, 255), dtype=np.uint8)
