@@ -13,7 +13,7 @@ def written(root: Path) -> str:
 def test_an_interrupt_while_a_world_is_replaced_keeps_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
-    root, rename = tmp_path / "world", Path.rename
+    root, replace = tmp_path / "world", Path.replace
     done: list[Path] = []
 
     def interrupted(path: Path, target: Path) -> Path:
@@ -21,11 +21,11 @@ def test_an_interrupt_while_a_world_is_replaced_keeps_the_old_one(
             done.append(path)
             raise KeyboardInterrupt
         done.append(path)
-        return rename(path, target)
+        return replace(path, target)
 
     with whole(root) as aside:
         (aside / SIDECAR).write_text("old")
-    monkeypatch.setattr(Path, "rename", interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt), whole(root) as aside:
         (aside / SIDECAR).write_text("new")
     monkeypatch.undo()
