@@ -170,7 +170,7 @@ def test_kept_encodings_score_as_separate_pairs_do(reduced):
     images, captions = 5, 25
     model = build("ImageAndTextRetrieval")
     if reduced:
-        steps = (pumer.Step(stack="vision", layer=1, merge_ratio=0.3), pumer.Step(layer=0, merge_ratio=0.3))
+        steps = (pumer.Step(stack="vision", layer=0, merge_ratio=0.3), pumer.Step(layer=0, merge_ratio=0.3))
         model = pumer.patch(model, pumer.PuMerConfig(schedule=steps))
     samples = [TINY["meter"].sample(i, 3 + i % 8, 6, 6) for i in range(captions)]
     inputs = TINY["meter"].collate(samples)
