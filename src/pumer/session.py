@@ -138,7 +138,8 @@ class Session:
         set_image_size(image_size, model, processor)
         if reduction is not None or reduction_in(model) is None:
             patch(model, reduction_from(reduction or "none"))
-        inputs = make_inputs(processor, text_length_of(model, text_length), resize, blank, fixed_length)
+        length = text_length_of(model, text_length)
+        inputs = make_inputs(processor, length, resize, blank, fixed_length)
         return cls(name, model, processor, task, inputs, forward=model)
 
     def check(self, example: Example) -> None:
