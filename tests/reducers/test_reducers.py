@@ -7,6 +7,7 @@ import tiny
 
 from pumer import InputError
 from pumer.reducers import METHODS, config_from_dict, config_to_dict
+from pumer.reducers.base import KEYS, ROWS, STATES
 
 CONFIGS = [example.config for examples in tiny.EXAMPLES.values() for example in examples]
 
@@ -74,4 +75,4 @@ def test_wrong_mapping_is_named_in_one_line(mapping, words):
 def test_places_cover_the_reducers(config):
     assert set(config.reducers()) <= set(config.places())
     for reducer in [*config.reducers().values(), *config.learned({"fusion": 8, "vision": 8}).values()]:
-        assert reducer.needs <= {"keys", "text_rows", "cls_row", "states"}
+        assert reducer.needs <= {KEYS, STATES, *ROWS}
