@@ -22,8 +22,8 @@ from rich.console import Console
 from benchmarks.common import RESULTS, parser
 from pumer.evaluation.ranking import CandidateSets, rank
 from pumer.profiling.peak_memory import peak_since, resident
-from pumer.session import Session
 from pumer.tasks import Flickr30k
+from pumer.tasks.session import Session
 from pumer.utils.files import write_json
 from pumer.utils.provenance import collect
 from pumer.utils.shipped import SMALL

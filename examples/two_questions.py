@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 import pumer
-from pumer.session import Session
 from pumer.tasks import Example
+from pumer.tasks.session import Session
 from pumer.visualization.drawing import stacked
 from pumer.visualization.visualize import ask
 from pumer.world.scenes import Scene, generator, make_scene, render

@@ -19,7 +19,6 @@ LAYERS: list[set[str]] = [
     {"patching"},
     {"checkpoint", "compiling"},
     {"conversion", "profiling", "tasks"},
-    {"session"},
     {"evaluation"},
     {"training", "visualization"},
     {"demo"},

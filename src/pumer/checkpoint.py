@@ -24,7 +24,6 @@ from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_config, read_json, replacing, write_json
 from pumer.utils.limits import check_checkpoint, check_model, is_place
 from pumer.utils.shipped import located
-from pumer.utils.sources import WEIGHT_FILES
 from pumer.utils.tensors import not_finite
 from pumer.utils.text import some
 
@@ -34,6 +33,7 @@ REDUCTION_FILE = "reduction.json"
 LEARNED_FILE = "reduction.safetensors"
 """Weights of a method that learns; plain transformers does not read them."""
 WEIGHTS_FILE = "model.safetensors"
+WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 HEADS_FILE = "pretraining_heads.safetensors"
 """A matching layer that the checkpoint's own model class has no place for."""
 TRAINING_RECORD = "run.json"

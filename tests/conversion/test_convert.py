@@ -16,9 +16,8 @@ from transformers import (
 
 import pumer
 from pumer import ReleasedPuMerConfig, checkpoint
-from pumer.conversion import convert
+from pumer.conversion import convert, sources
 from pumer.tasks.heads import classifier_from
-from pumer.utils import sources
 from pumer.utils.errors import InputError
 from pumer.utils.files import write_json
 

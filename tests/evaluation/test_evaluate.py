@@ -10,11 +10,11 @@ from transformers import ViltForMaskedLM
 import pumer
 from pumer.checkpoint import load_processor
 from pumer.evaluation.evaluate import predict, run
-from pumer.session import Session
 from pumer.settings.data import PrepareConfig
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
 from pumer.tasks import VQAv2
 from pumer.tasks.prepare import run as prepare
+from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
 

@@ -7,9 +7,9 @@ import torch
 import pumer
 from pumer.evaluation import ranking
 from pumer.evaluation.ranking import CandidateSets
-from pumer.session import Session
 from pumer.tasks import Flickr30k
 from pumer.tasks.retrieval import images_of
+from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
 
 REDUCTIONS = {

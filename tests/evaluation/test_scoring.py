@@ -11,8 +11,8 @@ from pumer.evaluation.scoring import (
     table,
     write_per_example,
 )
-from pumer.session import with_rule
 from pumer.tasks import NLVR2, Example, VQAv2
+from pumer.tasks.session import with_rule
 from pumer.utils.errors import InputError
 
 LABELS = ("blue", "no", "red", "yes")

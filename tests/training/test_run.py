@@ -14,11 +14,11 @@ import pumer
 from pumer.checkpoint import saved_files
 from pumer.evaluation import evaluate
 from pumer.reducers import DynamicViTConfig
-from pumer.session import labels_of
 from pumer.settings.common import AugmentConfig
 from pumer.settings.evaluate import EvaluateConfig
 from pumer.settings.train import DistillationConfig, OptimizerConfig
 from pumer.tasks import VQAv2
+from pumer.tasks.session import labels_of
 from pumer.training.checkpoints import last_checkpoint
 from pumer.training.config import use_one_device
 from pumer.training.run import _read, _trainer, run

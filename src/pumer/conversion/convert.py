@@ -12,13 +12,13 @@ from transformers.image_utils import SizeDict
 from pumer.checkpoint import REDUCTION_FILE, save
 from pumer.conversion.family import Family
 from pumer.conversion.released import family_of, from_released, released_reduction
+from pumer.conversion.sources import read_answers, read_source
 from pumer.patching import reduction
 from pumer.reducers import config_to_dict
 from pumer.settings.convert import TASKS, ConvertConfig
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, replacing
 from pumer.utils.locks import only_one
-from pumer.utils.sources import read_answers, read_source
 
 __all__ = ["ConvertConfig", "from_released", "infer_task", "name_answers", "released_reduction", "run"]
 

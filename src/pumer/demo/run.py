@@ -20,13 +20,13 @@ from pumer.profiling.inputs import inputs_for
 from pumer.profiling.named_models import variant
 from pumer.profiling.timing import fastest_batch
 from pumer.reducers import NoReduction
-from pumer.session import Session
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.settings.demo import DemoConfig
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
 from pumer.settings.train import TrainConfig, TrainingData
 from pumer.tasks import TASKS, Example
 from pumer.tasks.loading import text_length_of
+from pumer.tasks.session import Session
 from pumer.training.run import run as train
 from pumer.utils.config import to_dict
 from pumer.utils.files import read_json, write_json

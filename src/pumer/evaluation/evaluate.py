@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 
 from pumer.evaluation import scoring
 from pumer.evaluation.ranking import CandidateSets, rank
-from pumer.session import Session
 from pumer.settings.evaluate import EvaluateConfig
 from pumer.tasks import Example, Retrieval
 from pumer.tasks.loading import Collator, Examples
+from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
 from pumer.utils.files import write_json
 from pumer.utils.locks import exclusive

@@ -13,11 +13,11 @@ import numpy as np
 from pumer.data.images import ImageLike, read_image
 from pumer.evaluation import evaluate
 from pumer.evaluation.ranking import score_all
-from pumer.session import Session
 from pumer.settings.common import Resize
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
 from pumer.settings.predict import PredictConfig
 from pumer.tasks import Example, Retrieval
+from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_csv, write_text
 from pumer.utils.locks import exclusive

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from pumer.backbones import backbone_of
 from pumer.data.images import ImageLike
-from pumer.session import Session
 from pumer.settings.common import gallery_sizes
 from pumer.tasks import Example, Inputs
 from pumer.tasks.base import tokenize
 from pumer.tasks.fingerprint import weights_fingerprint
 from pumer.tasks.metrics import best_of_columns, best_of_rows
 from pumer.tasks.retrieval import CaptionedImage, Retrieval, images_of
+from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_config, write_json
 from pumer.utils.places import room_for

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from pumer.evaluation.ranking import ABOUT, SCORES, CandidateSets, read_scores
 from pumer.evaluation.scoring import summarise, table, write_per_example
-from pumer.session import with_rule
 from pumer.settings.common import RETRIEVAL
 from pumer.settings.score import ScoreConfig
 from pumer.tasks import Example, Retrieval, Task, task_class
 from pumer.tasks.metrics import CUTOFFS
+from pumer.tasks.session import with_rule
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
 from pumer.utils.locks import exclusive

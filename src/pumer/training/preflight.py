@@ -5,9 +5,9 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from pumer.checkpoint import model_class, reading
-from pumer.session import Session
 from pumer.settings.train import TrainConfig
 from pumer.tasks import Task, task_class
+from pumer.tasks.session import Session
 from pumer.training.teacher import SELF
 from pumer.utils.errors import InputError, unknown
 from pumer.utils.places import writable_folders

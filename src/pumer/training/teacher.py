@@ -19,11 +19,11 @@ from pumer.backbones.image_size import set_image_size
 from pumer.checkpoint import load
 from pumer.patching import patch
 from pumer.reducers import NoReduction
-from pumer.session import bind
 from pumer.settings.train import TrainConfig
 from pumer.tasks import Task
 from pumer.tasks.fingerprint import weights_fingerprint
 from pumer.tasks.loading import Collator, Examples
+from pumer.tasks.session import bind
 from pumer.tokens import Tokens
 from pumer.training.distillation import final_tokens
 from pumer.training.stopping import write_errors_stop

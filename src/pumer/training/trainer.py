@@ -14,9 +14,9 @@ from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallba
 
 from pumer.evaluation.scoring import sources_of
 from pumer.reducers.learned import take_losses
-from pumer.session import Session
 from pumer.settings.train import TrainConfig
 from pumer.tasks.loading import Collator, Examples
+from pumer.tasks.session import Session
 from pumer.training.callbacks import SetEpoch
 from pumer.training.checkpoints import AtomicCheckpoints, check_weights, is_finished, refused, way_out
 from pumer.training.distillation import distillation_loss, final_tokens, hidden_divergence

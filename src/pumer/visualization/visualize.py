@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from pumer.data.images import ImageLike, read_image
-from pumer.session import Session
 from pumer.settings.visualize import VisualizeConfig
 from pumer.tasks import Example, Retrieval
 from pumer.tasks.base import model_inputs
+from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
 from pumer.utils.files import write_bytes
 from pumer.utils.locks import exclusive

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
 
+from pumer.checkpoint import WEIGHT_FILES
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_json, read_lines
 from pumer.utils.text import some
 
 _LIGHTNING = ("pytorch_lightning.", "lightning.")  # its checkpoints name the classes of the callbacks
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_source(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

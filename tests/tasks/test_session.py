@@ -9,9 +9,9 @@ import torch
 from tiny import FOLDERS
 
 import pumer
-from pumer.session import Session, bind, labels_of
 from pumer.tasks import NLVR2, TASKS, VQAv2
 from pumer.tasks.base import tokenize
+from pumer.tasks.session import Session, bind, labels_of
 from pumer.utils.errors import InputError
 
 REDUCTION = {"method": "pumer", "layers": [2, 5], "prune_ratio": 0.2, "merge_ratio": 0.4}
@@ -96,7 +96,7 @@ def test_another_reduction_takes_the_place_of_the_saved_one(trained, caplog):
 
 
 def test_compiled_sessions_answer_like_the_model(tiny_vilt, tiny_vqa, monkeypatch):
-    monkeypatch.setattr("pumer.session.compiled", lambda model: pumer.compile(model, "eager"))  # no graphs: fast
+    monkeypatch.setattr("pumer.tasks.session.compiled", lambda model: pumer.compile(model, "eager"))  # no graphs: fast
     session = Session.open(tiny_vilt, compile=True, device="cpu")
     assert session.forward is not session.model
     batch = session.task.collate(VQAv2.read(tiny_vqa, "val")[:3], session.inputs)["inputs"]
