@@ -47,15 +47,7 @@ is black. Posterising and solarising get weaker as the magnitude grows, as in Vi
 
 
 def rand_augment(image: np.ndarray, config: AugmentConfig, key: Sequence[int]) -> np.ndarray:
-    """An image after a few random operations.
-
-    Args:
-        image: (3, height, width), 8 bits.
-        config: how many operations, and how strong.
-        key: what alone decides the operations, such as seed, epoch and index; not negative.
-
-    Returns:
-        A new array of the same shape.
+    """An image (3, height, width) in 8 bits after a few random operations, which `key` (not negative) alone decides.
 
     Differs from ViLT's code: it works on the resized image, and shifts in proportion to its size, so that a magnitude
     means the same at any size.

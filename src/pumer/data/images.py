@@ -71,11 +71,7 @@ def read_image(image: ImageLike) -> Image.Image:
 
 
 def image_bytes(path: Path) -> bytes:
-    """The content of an image file, from disk or from a prepared folder (`pumer.data.storage`).
-
-    Raises:
-        InputError: the reason why there is none, such as "does not exist".
-    """
+    """The content of an image file, from disk or from a prepared folder; an error gives the reason alone."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -95,11 +91,7 @@ def image_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode the content of an image file to RGB, whatever its name; see `read_image`. All of it must be there.
-
-    Raises:
-        InputError: the reason why it is not usable: empty, no image, too large, truncated or otherwise broken.
-    """
+    """Decode the content of an image file to RGB, whatever its name; all of it must be there. See `read_image`."""
     if not data:
         raise InputError("is empty")
     Image.init()  # or Pillow may not know the formats yet; done once
@@ -180,15 +172,10 @@ def _eight_bits(values: np.ndarray, bits: int | None) -> np.ndarray:
 
 
 class Pixels:
-    """Turns image files into the batch that the model's image processor makes.
+    """Turns images into the batch that the model's image processor makes.
 
     Resized images are cached (8 bits per channel, least recently used), because several questions share one image and
     every epoch reads it again. Scaling, normalising and padding is the processor's work.
-
-    Example:
-        >>> pixels = Pixels(processor.image_processor, resize="square")             # doctest: +SKIP
-        >>> pixels([Path("cat.jpg"), Path("dog.jpg")])["pixel_values"].shape       # doctest: +SKIP
-        torch.Size([2, 3, 384, 384])
     """
 
     def __init__(
@@ -201,15 +188,11 @@ class Pixels:
         """Prepare for one image processor.
 
         Args:
-            image_processor: a transformers image processor: ViLT's, which resizes by the shortest edge, or METER's,
-                which makes squares.
+            image_processor: ViLT's, which resizes by the shortest edge, or METER's, which makes squares.
             resize: "square" makes every image (edge x edge), as the released code does: bilinearly for ViLT,
-                bicubically for METER; "aspect" keeps the aspect ratio, as the original ViLT and its image processor do.
+                bicubically for METER; "aspect" keeps the aspect ratio, as the original ViLT does.
             blank: replace every image by the same grey square; for a text-only model.
             cache_bytes: memory for resized images, per process.
-
-        Raises:
-            InputError: for another `resize`, or "aspect" for a model that takes squares only.
         """
         if resize not in get_args(Resize):
             raise InputError(f"resize must be one of {', '.join(get_args(Resize))}, not '{resize}'")
@@ -226,18 +209,13 @@ class Pixels:
         self._cache: OrderedDict[Path, np.ndarray] = OrderedDict()
 
     def __call__(self, given: Sequence[ImageLike], edit: Edit | None = None) -> dict[str, Tensor]:
-        """Pixel tensors of B images.
+        """Pixel tensors of B images; those given as `Path` are cached.
 
-        Args:
-            given: images; those given as `Path` are cached.
-            edit: changes a resized image, given its position in `given`; the cache keeps the original.
+        `edit` changes a resized image, given its position in `given`; the cache keeps the original.
 
         Returns:
             `pixel_values` (B, 3, height, width), float32, padded to the largest image, and for a model whose images
             differ in size `pixel_mask` (B, height, width), 1 on real pixels.
-
-        Raises:
-            InputError: when an image cannot be read; the message names it.
         """
         grey = np.full((3, self.edge, self.edge), GREY, dtype=np.uint8)
         images = [grey if self.blank else self._cached(image) for image in given]

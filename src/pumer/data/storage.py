@@ -36,11 +36,6 @@ class Storage:
     """
 
     def __init__(self, root: Path) -> None:
-        """Open a prepared folder.
-
-        Raises:
-            InputError: when it is not complete, or its record or its Arrow files cannot be read.
-        """
         self.root = root
         record = read_config(root / RECORD, "prepare the folder again")
         if not isinstance(record.get("complete"), bool) or not isinstance(record.get("shards"), int):
@@ -59,14 +54,7 @@ class Storage:
                 self.folders[str(PurePosixPath(name).parent)][PurePosixPath(name).name] = problem
 
     def image(self, name: str) -> bytes:
-        """The content of an image file.
-
-        Args:
-            name: its path below `root`, with slashes.
-
-        Raises:
-            InputError: the reason why there is none.
-        """
+        """The content of an image, by its path below `root` with slashes; an error gives the reason alone."""
         place = PurePosixPath(name)
         problem = self.folders.get(str(place.parent), {}).get(place.name, "does not exist")
         if problem is not None:
@@ -77,11 +65,7 @@ class Storage:
 
 
 def open_shard(path: Path) -> tuple[list[str], Any, list[str | None]]:
-    """Names, images (an Arrow column, memory-mapped) and problems of one Arrow file.
-
-    Raises:
-        InputError: when it is broken.
-    """
+    """Names, images (an Arrow column, memory-mapped) and problems of one Arrow file."""
     from datasets import Dataset  # half a second that only prepared folders cost
 
     try:
@@ -96,11 +80,7 @@ def open_shard(path: Path) -> tuple[list[str], Any, list[str | None]]:
 
 
 def storage_of(path: Path) -> Storage | None:
-    """The prepared folder that a path lies in, if it lies in one.
-
-    Raises:
-        InputError: when one of the folders above may not be looked into, or the prepared folder is broken.
-    """
+    """The prepared folder that a path lies in, if it lies in one."""
     try:
         root = next((folder for folder in path.parents if (folder / RECORD).is_file()), None)
     except OSError as error:
@@ -112,13 +92,7 @@ _opened = lru_cache(maxsize=16)(Storage)
 
 
 def images_in(folder: Path) -> dict[str, str | None]:
-    """The files of an image folder by name, each with its problem if a prepared folder had to skip it.
-
-    Empty for a folder that does not exist.
-
-    Raises:
-        InputError: when it may not be listed.
-    """
+    """The files of an image folder by name, each with its problem if a prepared folder had to skip it."""
     try:
         if folder.is_dir():
             return dict.fromkeys(os.listdir(folder))

@@ -36,12 +36,7 @@ Results = Mapping[str, Any]
 
 
 def write(results: Results, path: Path) -> None:
-    """Write the page with its images embedded.
-
-    Args:
-        results: see the module's text.
-        path: the HTML file; paths of images are relative to its folder.
-    """
+    """Write the page with its images, whose paths are relative to its folder, embedded."""
     columns = headline(results)
     columns["model"] = [f"{row['name']}\n{row.get('note', '')}" for row in results["rows"]]
     tokens = results.get("tokens", {})
@@ -62,13 +57,7 @@ def write(results: Results, path: Path) -> None:
 
 
 def render(name: str, *folders: Path, **values: Any) -> str:
-    """Fill in a template; values are escaped.
-
-    Args:
-        name: of the template.
-        *folders: searched before the templates of this package.
-        **values: see the template.
-    """
+    """Fill in a template, from one of the folders or else from this package; values are escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.loader = FileSystemLoader([*folders, TEMPLATES])
     environment.filters["pretty_json"] = partial(json.dumps, indent=2, ensure_ascii=False)

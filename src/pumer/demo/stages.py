@@ -41,18 +41,10 @@ class Stage:
 
 
 def run_stages(stages: Sequence[Stage], folder: Path, console: Console) -> dict[str, Any]:
-    """Run the steps in order, except those that are done already.
+    """Run the steps in order, except those that are done already; returns their results by name.
 
-    A step's record is written before it starts and again when it is finished, so that an interrupted run continues
-    with the step it was in.
-
-    Args:
-        stages: the steps; each stands after those that it depends on.
-        folder: holds one record per step.
-        console: one line per step.
-
-    Returns:
-        The steps' results by name.
+    A step's record is written into the folder before it starts and again when it is finished, so that an interrupted
+    run continues with the step it was in.
     """
     keys, before = keys_of(stages), finished(stages, folder)
     results: dict[str, Any] = {}

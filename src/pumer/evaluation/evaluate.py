@@ -89,17 +89,14 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
 def predict(
     session: Session, examples: Sequence[Example], batch_size: int = 64, workers: int = 0, progress: bool = False
 ) -> list[str]:
-    """The model's answers, one per example.
+    """The model's answers, one per example; the model is put into eval mode, and logits that are NaN are refused.
 
     Args:
-        session: of a task that answers; its model is put into eval mode.
+        session: of a task that answers.
         examples: what to answer.
         batch_size: examples per forward pass.
         workers: processes that read images.
         progress: show a progress bar on stderr.
-
-    Raises:
-        InputError: for logits that are NaN.
     """
     task, model = session.task, session.model.eval()
     loader = DataLoader(Examples(examples), batch_size, collate_fn=Collator(task, session.inputs), num_workers=workers)

@@ -42,7 +42,7 @@ class CandidateSets:
     """Images with their captions, in sets: an image searches the captions of its set, a caption the images.
 
     Attributes:
-        galleries: as given.
+        galleries: "50x20" makes 50 sets of 20 images from the first 1000; None one set of all.
         sets: the images of each set.
         pairs: the images and captions that are in a set, in file order.
         queries: every image, then every caption, see `Retrieval.queries`.
@@ -50,15 +50,6 @@ class CandidateSets:
     """
 
     def __init__(self, pairs: Sequence[Example], galleries: str | None = None) -> None:
-        """Form the sets, in file order.
-
-        Args:
-            pairs: as read by the task.
-            galleries: "50x20" makes 50 sets of 20 images from the first 1000; None one set of all.
-
-        Raises:
-            InputError: for another form, or when there are fewer images.
-        """
         images = images_of(pairs)
         count, size = (1, len(images)) if galleries is None else gallery_sizes(galleries)
         if count * size > len(images):
@@ -81,11 +72,7 @@ class CandidateSets:
     def best(self, scores: np.ndarray) -> list[str]:
         """The numbers of the ten best candidates of every query, best first, joined by spaces.
 
-        Args:
-            scores: of `shape`, the sets one below the other, each from the first column on.
-
-        Raises:
-            InputError: when a score is missing.
+        The scores have `shape`, the sets one below the other, each from the first column on; none may be missing.
         """
         by_image, by_caption = [], []
         for images, captions, part in self.parts(scores):
@@ -123,18 +110,8 @@ def rank(
 
     Works through blocks of `batch_size` images and `batch_size` captions. A model that encodes images and texts apart
     (METER) encodes an image once, and a caption once per block of images. Nothing but one block is held in memory; the
-    scores lie in a file.
-
-    Args:
-        session: with a retrieval model; it is put into eval mode.
-        sets: what is searched.
-        batch_size: pairs per forward pass.
-        folder: keeps `scores.npy`, float32 of `sets.shape`, so that an evaluation that was interrupted goes on where it
-            was; None: a file that is gone afterwards.
-        progress: show a progress bar on stderr.
-
-    Raises:
-        InputError: for a folder with scores of something else, and scores that are NaN.
+    scores (float32, `sets.shape`) lie in `folder`, so that an evaluation that was interrupted goes on where it was, or
+    with None in a file that is gone afterwards.
     """
     with _score_file(folder, session, sets) as scores, progress_bar(enabled=progress) as bar:
         parts = list(sets.parts(scores))

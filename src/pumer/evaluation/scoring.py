@@ -87,7 +87,7 @@ def write_per_example(
 
 
 class OtherRun:
-    """Another run on the same examples.
+    """Another run on the same examples, from a file that `write_per_example` wrote.
 
     Attributes:
         model: that it was of.
@@ -95,16 +95,6 @@ class OtherRun:
     """
 
     def __init__(self, path: Path, task: Task, examples: Sequence[Example]) -> None:
-        """Read a file that `write_per_example` wrote.
-
-        Args:
-            path: the file.
-            task: of this run, with its rule.
-            examples: of this run.
-
-        Raises:
-            InputError: for a file of something else, and a run on other examples or scored by another rule.
-        """
         content = read_json(path)
         found = content.get("examples") if isinstance(content, Mapping) and "model" in content else None
         listed: list[Any] = found if isinstance(found, list) else [None]
@@ -124,11 +114,9 @@ class OtherRun:
             )
 
     def compared(self, examples: Sequence[Example], answers: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
-        """How this run differs from the other.
+        """How this run differs: the other's `model`, `difference` of accuracy and `agreement` of answers.
 
-        Returns:
-            `model` (the other), `difference` of accuracy (this minus other; `mean`, `low`, `high`, paired bootstrap)
-            and `agreement`, the fraction of examples with the same answer.
+        The difference is this minus other (`mean`, `low`, `high`, paired bootstrap), the agreement a fraction.
         """
         theirs = [self.entries[example.id] for example in examples]
         differences = [score - entry["score"] for score, entry in zip(scores, theirs, strict=True)]
@@ -147,12 +135,9 @@ def _is_entry(entry: Any) -> bool:
 
 
 def constant_per_template(task: Task, train: Iterable[Example], test: Sequence[Example]) -> list[str]:
-    """The answers of a baseline that knows the question's template (`task.template`) alone, or nothing.
+    """The answers to `test` of a baseline that knows the question's template (`task.template`) alone, or nothing.
 
-    Args:
-        task: for its official score.
-        train: examples from which the best constant answer of every template is computed.
-        test: examples to answer; a template unseen in training gets the best constant answer of all.
+    A template unseen in `train` gets the best constant answer of all.
     """
 
     def template(example: Example) -> str | None:

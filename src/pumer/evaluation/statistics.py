@@ -41,14 +41,9 @@ def resampled_means(
 ) -> np.ndarray:
     """Means of per-question values, (resamples,), over resampled sources, such as images.
 
-    Questions about one image are no independent evidence: where they share a source they are drawn together. For the
-    difference of two runs on the same questions, give the per-question differences (paired bootstrap).
-
-    Args:
-        values: one value per question, such as scores in [0, 1] or differences of scores.
-        sources: of each; without, every question is its own.
-        resamples: number of bootstrap samples.
-        seed: of the resampling; the same values give the same means.
+    Questions about one image are no independent evidence: where they share a source they are drawn together; without
+    sources, every question is its own. For the difference of two runs on the same questions, give the per-question
+    differences (paired bootstrap).
     """
     if not len(values):
         raise ValueError("a mean needs at least one value")

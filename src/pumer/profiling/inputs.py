@@ -12,14 +12,7 @@ from pumer.utils.errors import InputError
 def inputs_for(model: Any, size: int | tuple[int, int], text_length: int, batch: int = 1) -> dict[str, Tensor]:
     """Random pixels and words without padding, on the model's device and in its dtype; the same in every call.
 
-    Args:
-        model: A model of a supported family; on the meta device the inputs have shapes alone.
-        size: Height and width in pixels, or one number for both.
-        text_length: Words.
-        batch: Examples.
-
-    Raises:
-        InputError: If the model has fewer text positions, or the image has not even one patch.
+    On the meta device the inputs have shapes alone. `size` are pixels: (height, width), or one number for both.
     """
     config, weight = model.config, next(model.parameters())
     height, width = (size, size) if isinstance(size, int) else size

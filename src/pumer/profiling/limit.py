@@ -24,11 +24,7 @@ METHOD = "limit"
 
 @dataclass(frozen=True, kw_only=True)
 class LimitConfig(ReductionConfig):
-    """The limit of a `PuMerConfig`, for `pumer.patch`; not a method in `pumer.reducers.METHODS`.
-
-    Attributes:
-        schedule: The steps whose numbers of tokens are kept.
-    """
+    """The limit of a `PuMerConfig`, for `pumer.patch`; not a method in `pumer.reducers.METHODS`."""
 
     schedule: tuple[Step, ...] = ()
 

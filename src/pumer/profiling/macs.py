@@ -14,11 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class MacCounter(TorchDispatchMode):
-    """Counts multiply-accumulates of every matrix product, convolution and attention that runs inside it.
+    """Counts, by section, the MACs of every matrix product, convolution and attention that runs inside it.
 
-    Attributes:
-        section: Name that what runs now is counted under; set it as the forward proceeds.
-        macs: Multiply-accumulates by section.
+    Set `section` to the name that what runs now is counted under, as the forward proceeds.
     """
 
     def __init__(self, section: Hashable = "") -> None:

@@ -38,9 +38,6 @@ def model_from(name: str, seed: int = 0) -> PreTrainedModel:
         name: A preset ("preset:vilt-b32", "preset:meter-b16", ...), a small model that ships with the package
             ("small:vilt", "small:meter"), a folder, or a hub name.
         seed: Of a preset's weights; the global generator is left as it was.
-
-    Raises:
-        InputError: If there is no such model.
     """
     if not name.startswith(PREFIX):
         return load(name)
@@ -50,11 +47,7 @@ def model_from(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def skeleton(name: str) -> PreTrainedModel:
-    """The model of `model_from` without its weights; patched as the checkpoint was saved.
-
-    Raises:
-        InputError: If there is no such model.
-    """
+    """The model of `model_from` without its weights; patched as the checkpoint was saved."""
     if name.startswith(PREFIX):
         return _preset(name).eval()
     name = located(name)
@@ -90,13 +83,7 @@ def default_image_size(name: str, model: PreTrainedModel) -> int:
 
 
 def variant(model: PreTrainedModel, config: ReductionConfig | None, slice_size: int | None = None) -> PreTrainedModel:
-    """A copy of a model that shares its weights and is reduced in its own way.
-
-    Args:
-        model: Left alone.
-        config: The reduction; None for transformers' own forward.
-        slice_size: See `pumer.patch`; None for a forward of the whole batch at once.
-    """
+    """A copy of a model that shares its weights and is reduced in its own way; None: transformers' own forward."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     twin = copy.deepcopy(model, shared)
     if config is None:

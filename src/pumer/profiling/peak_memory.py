@@ -57,27 +57,15 @@ class Job:
 
 
 def peak_memory(job: Job) -> dict[str, int]:
-    """Measure in a fresh process.
-
-    Returns:
-        ``weights`` and ``activations`` in bytes.
-
-    Raises:
-        RuntimeError: If the process fails, with the last line of its stderr.
-    """
+    """Measure ``weights`` and ``activations`` in bytes, in a fresh process."""
     return measured_apart(["-m", __name__], asdict(job))
 
 
 def measured_apart(program: Sequence[str], job: Mapping[str, Any]) -> dict[str, int]:
     """Run a program that measures memory in a fresh process whose C library returns large blocks at once.
 
-    Args:
-        program: Arguments of Python; it reads the job from stdin and writes its measurements to the last line of
-            stdout, both as JSON.
-        job: The content of stdin.
-
-    Raises:
-        RuntimeError: If the process fails, with the last line of its stderr.
+    The arguments of Python name the program. It reads the job from stdin and writes its measurements to the last line
+    of stdout, both as JSON. If it fails, a RuntimeError has the last line of its stderr.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, *program]
@@ -111,13 +99,7 @@ def bytes_of(model: nn.Module) -> int:
 
 
 def peak_of(model: Any, make_inputs: Callable[[int], dict[str, torch.Tensor]], batch: int) -> int:
-    """Bytes that a forward holds at its worst beyond what was held before it, in this process.
-
-    Args:
-        model: What is called.
-        make_inputs: From a batch size to the keyword arguments of a forward.
-        batch: Examples; a forward of one goes before.
-    """
+    """Bytes that a forward of a batch holds at its worst beyond what was held before; a forward of one goes first."""
     model(**make_inputs(1))
     inputs = make_inputs(batch)
     kind = next(iter(inputs.values())).device.type

@@ -143,11 +143,7 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] | None = None, text
 
 
 def on_meta(model: nn.Module) -> nn.Module:
-    """A patched copy of a model on the meta device, in eval mode; no memory for weights is taken.
-
-    Args:
-        model: Any model that can be patched; it is left alone.
-    """
+    """A patched copy of a model on the meta device, in eval mode; no memory for weights is taken."""
     original = unwrapped(model)
     memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in [*original.parameters(), *original.buffers()]}
     twin = copy.deepcopy(original, memo).eval()
@@ -222,11 +218,7 @@ def _hooked(meta: nn.Module, watch: _Watch) -> Iterator[None]:
 
 
 def run(config: PlanConfig) -> Plan:
-    """Plan a checkpoint or a preset.
-
-    Raises:
-        InputError: If there is no such model, or a setting does not fit it.
-    """
+    """Plan a checkpoint or a preset."""
     with torch.device("meta"):
         model = named_models.skeleton(config.model)
     set_image_size(config.image_size, model)

@@ -26,6 +26,7 @@ MakeInputs = Callable[[int], dict[str, Tensor]]
 Mark = Callable[[str], None]
 
 SHORTEST = 0.02  # seconds; a shorter forward is timed several times in a row
+GAIN = 0.01  # of throughput that a doubling of the batch must bring, as a share
 EMBEDDING, REDUCE, REST = "embedding", "reduce", "rest"
 
 
@@ -172,12 +173,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def fastest_batch(
-    model: nn.Module,
-    make_inputs: MakeInputs,
-    start: int = 8,
-    most: int = 4096,
-    seconds: float = 1.0,
-    gain: float = 0.01,
+    model: nn.Module, make_inputs: MakeInputs, start: int = 8, most: int = 4096, seconds: float = 1.0
 ) -> dict[str, Any]:
     """Search for the batch of highest throughput, doubling until it no longer pays or no longer fits.
 
@@ -187,14 +183,10 @@ def fastest_batch(
         start: First batch size, if it is not larger than the largest.
         most: Largest batch size tried.
         seconds: Time per batch size; at least 3 forwards.
-        gain: By how much more throughput a doubling must pay off.
 
     Returns:
         ``batch`` and ``images_per_second`` of the best, ``tried`` (every batch size with its throughput), and
         ``stopped``: "no gain", "out of memory" or "largest batch".
-
-    Raises:
-        InputError: If not even the first batch fits into memory.
     """
     tried: list[dict[str, float]] = []
     best: dict[str, float] = {}
@@ -214,7 +206,7 @@ def fastest_batch(
         before = best.get("images_per_second", 0.0)
         if rate > before:
             best = tried[-1]
-        if rate <= before * (1 + gain):
+        if rate <= before * (1 + GAIN):
             stopped = "no gain"
             break
         batch *= 2
@@ -231,17 +223,11 @@ def _throughput(model: nn.Module, inputs: dict[str, Tensor], batch: int, seconds
 
 
 def time_split(model: nn.Module, inputs: dict[str, Tensor], runs: int = 10) -> dict[str, float]:
-    """Where the time of a patched model goes.
+    """Mean seconds of one forward of a patched model, over some runs, by where the time goes.
 
-    Args:
-        model: Patched; it is the same afterwards.
-        inputs: Keyword arguments of a forward.
-        runs: Forwards.
-
-    Returns:
-        Mean seconds of one forward for ``embedding`` (text and patches; METER's two encoders), ``reduce`` (saliency,
-        decisions, applying them) and ``rest`` (cross-modal layers, head). A GPU is synchronised between the parts,
-        which makes the sum a little larger than an undisturbed forward.
+    They are ``embedding`` (text and patches; METER's two encoders), ``reduce`` (saliency, decisions, applying them) and
+    ``rest`` (cross-modal layers, head). A GPU is synchronised between the parts, which makes the sum a little larger
+    than an undisturbed forward.
     """
     with torch.inference_mode():
         timed(model, inputs)
@@ -274,12 +260,9 @@ class _Stopwatch:
 
 @contextmanager
 def watched(model: nn.Module, start: Mark, stop: Mark) -> Iterator[None]:
-    """Report when the parts of a patched model's forwards start and stop, for the length of a ``with`` block.
+    """Call `start` and `stop` when an `EMBEDDING` or `REDUCE` of a patched model starts and stops, in a ``with`` block.
 
-    Args:
-        model: Patched.
-        start: Called with `EMBEDDING` or `REDUCE` when that part starts.
-        stop: The same when it stops; a `REDUCE` may lie inside an `EMBEDDING`.
+    A `REDUCE` may lie inside an `EMBEDDING`.
     """
     before = [(state, state.reducers) for state in reductions(model)]
     handles = []

@@ -14,11 +14,7 @@ __all__ = ["NLVR2", "SNLIVE", "TASKS", "Coco", "Example", "Flickr30k", "Inputs",
 
 
 def task_class(name: str) -> type[Task]:
-    """The task of that name.
-
-    Raises:
-        InputError: when there is none.
-    """
+    """The task of that name; refuses one that is not there."""
     if name not in TASKS:
         raise InputError(f"task '{name}' is unknown; there are: {', '.join(TASKS)}")
     return TASKS[name]

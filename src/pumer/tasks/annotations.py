@@ -13,17 +13,10 @@ Fields = Mapping[str, type]
 
 
 def read_entries(path: Path, key: str | None, fields: Fields, files: str, unique: str = "") -> list[dict[str, Any]]:
-    """The list that a JSON file holds.
+    """The list that a JSON file holds: under `key` of its object, or with None the file itself.
 
-    Args:
-        path: the file.
-        key: where in its object the list is; None: the file is the list.
-        fields: of every entry.
-        files: what the data folder must hold, for messages.
-        unique: the field whose value may occur once only, if any.
-
-    Raises:
-        InputError: for a missing or broken file; the message names it and the entry.
+    `fields` are checked in every entry, `unique` names the one whose value may occur once only, and `files` names what
+    the data folder must hold, for messages.
     """
     check_folder(path.parent, files)
     content = read_json(path, _remedy(files))
@@ -46,11 +39,7 @@ def read_entry_lines(path: Path, fields: Fields, files: str, unique: str) -> lis
 
 
 def checked(entry: Any, fields: Fields, where: str) -> dict[str, Any]:
-    """An entry that has been checked to be an object with these fields.
-
-    Raises:
-        InputError: when a field is missing or of another type, beginning with ``where``.
-    """
+    """The entry, checked to be an object with these fields; `where` begins the message."""
     found: dict[str, Any] = entry if isinstance(entry, dict) else {}
     for name, kind in fields.items():
         if not isinstance(found.get(name), kind) or isinstance(found[name], bool):
@@ -59,11 +48,7 @@ def checked(entry: Any, fields: Fields, where: str) -> dict[str, Any]:
 
 
 def check_unique(path: Path, name: str, values: Iterable[Hashable]) -> None:
-    """Refuse a file in which a value occurs twice that must be unique.
-
-    Raises:
-        InputError: naming the value.
-    """
+    """Refuse a file in which a value occurs twice."""
     counts = Counter(values)
     if counts.total() > len(counts):
         ((value, count),) = counts.most_common(1)

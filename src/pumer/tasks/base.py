@@ -57,11 +57,11 @@ class Inputs:
 
     Attributes:
         tokenizer: tokenizer of the model.
-        pixels: turns image files into pixel tensors.
+        pixels: turns images into pixel tensors.
         text_length: questions are cut to this many tokens, [CLS] and [SEP] included.
         blank_text: replace every question by the empty one ([CLS][SEP]); for an image-only model.
         fixed_length: pad every text to `text_length`, not to the longest of its batch.
-        edit: changes the resized images of a batch, see `Pixels`; None for none.
+        edit: changes the resized images of a batch; see `Pixels.__call__`.
     """
 
     tokenizer: Any
@@ -73,11 +73,7 @@ class Inputs:
 
 
 def spread(entries: Sequence[Entry], limit: int | None) -> Sequence[Entry]:
-    """At most `limit` entries, spread evenly, so that neighbours (questions about one image) are thinned out.
-
-    Raises:
-        InputError: for a limit below 1.
-    """
+    """At most `limit` entries, spread evenly, so that neighbours (questions about one image) are thinned out."""
     if limit is None or limit >= len(entries):
         return entries
     if limit < 1:

@@ -64,12 +64,7 @@ def run(config: CheckConfig, console: Console | None = None, progress: bool = Tr
 
 
 def images_per_second(paths: Sequence[Path], edge: int) -> float:
-    """How many images one core reads, decodes, resizes to a square and normalises per second.
-
-    Args:
-        paths: images; what the operating system keeps in memory is read from there.
-        edge: side of the square in pixels.
-    """
+    """How many images one core reads, decodes, resizes to `edge` x `edge` and normalises per second."""
     pixels = Pixels(ViltImageProcessorPil(size={"shortest_edge": edge}), cache_bytes=0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -19,11 +19,7 @@ class SingleLabel(Task):
     """A task whose examples have one right label each, out of `fixed_labels`."""
 
     def __init__(self, labels: Sequence[str]) -> None:
-        """Bind to a model's labels, one name per column, in order.
-
-        Raises:
-            InputError: when they are not the task's.
-        """
+        """Bind to a model's labels, one name per column, in order; refuses labels that are not the task's."""
         super().__init__(labels)
         if sorted(labels) != sorted(self.fixed_labels):
             shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")

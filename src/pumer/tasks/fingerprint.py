@@ -12,18 +12,9 @@ from pumer.tasks import Example, Task
 
 
 def data_fingerprint(task: type[Task], root: Path, splits: Iterable[str], examples: Iterable[Example]) -> str:
-    """A hash over the contents of a task's annotation files and over the names and sizes of the images.
+    """A hash of the splits' annotation files and of the names and sizes of all files in the folders of the images.
 
     Where the folder lies does not matter. Of a prepared folder, its record and the sizes of its Arrow files count.
-
-    Args:
-        task: defines which files belong to a split.
-        root: data folder.
-        splits: that are used.
-        examples: as read; all files in the folders of their images count.
-
-    Returns:
-        "sha256:" and 64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     files = {path for split in splits for path in task.annotation_files(root, split)}

@@ -27,15 +27,6 @@ def classifier_from(checkpoint: str, labels: Sequence[str], models: Models, imag
     Rows of labels that the checkpoint's head knows keep their weights; the rest of the last layer, and the whole head
     where the checkpoint has none for so many images, is initialised at random from torch's global generator. A second
     image that the checkpoint knows nothing of starts with the modality embedding of the first.
-
-    Args:
-        checkpoint: local directory or hub name.
-        labels: meaning of the logits' columns.
-        models: model classes by the `model_type`s that are allowed.
-        images: how many images the model takes at once.
-
-    Raises:
-        InputError: when the checkpoint cannot be read or is of another model type.
     """
     saved_as, cls, config = _classes(checkpoint, models)
     known = [config.id2label[index] for index in range(config.num_labels)] if saved_as is cls else []
@@ -56,13 +47,6 @@ def ranking_from(checkpoint: str, models: Models) -> PreTrainedModel:
 
     It keeps the checkpoint's, or starts as the second row of its `itm_score.fc` (image-text matching, from
     pre-training; in its weights or in HEADS_FILE beside them), or at random from torch's global generator.
-
-    Args:
-        checkpoint: local directory or hub name.
-        models: model classes by the `model_type`s that are allowed.
-
-    Raises:
-        InputError: when the checkpoint cannot be read or is of another model type.
     """
     saved_as, cls, config = _classes(checkpoint, models)
     config.num_labels = 1

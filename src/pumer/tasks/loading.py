@@ -18,11 +18,7 @@ from pumer.utils.errors import InputError
 
 
 def text_length_of(model: PreTrainedModel, text_length: int | None) -> int:
-    """The text length to use: as given, or as many tokens as the model has positions.
-
-    Raises:
-        InputError: for a length that the model cannot take.
-    """
+    """The text length to use: as given, or as many tokens as the model has positions; refuses what it cannot take."""
     positions: int = model.config.max_position_embeddings
     if text_length is None:
         return positions
@@ -34,15 +30,7 @@ def text_length_of(model: PreTrainedModel, text_length: int | None) -> int:
 def make_inputs(
     processor: Any, text_length: int, resize: Resize = "square", blank: Blank = "none", fixed_length: bool = False
 ) -> Inputs:
-    """How a job turns examples into tensors.
-
-    Args:
-        processor: the model's, with `tokenizer` and `image_processor`.
-        text_length: see `Inputs`.
-        resize: see `pumer.tasks.Pixels`.
-        blank: "image" replaces every image by a grey one (a text-only model), "text" every question by an empty one.
-        fixed_length: see `Inputs`; a compiled model sees one shape.
-    """
+    """How a job turns examples into tensors; `blank` "image" makes every image grey, "text" every question empty."""
     pixels = Pixels(processor.image_processor, resize, blank=blank == "image")
     return Inputs(processor.tokenizer, pixels, text_length, blank == "text", fixed_length)
 
@@ -57,13 +45,9 @@ class Item:
 
 
 class Examples(Dataset[Item]):
-    """Examples with their position, for a `DataLoader`.
+    """Examples with their position, for a `DataLoader`; `task` draws what it adds to them, by `seed` and `epoch`.
 
-    Args:
-        examples: as read.
-        task: draws what it adds to an example; None: examples as read.
-        seed: of what is drawn; so is the attribute `epoch`, as it is when data loading processes start.
-        training: whether a model learns from them, so that their images may be augmented.
+    `training`: whether a model learns from them, so that their images may be augmented.
     """
 
     def __init__(
@@ -84,11 +68,7 @@ class Examples(Dataset[Item]):
 class Collator:
     """Makes a task's batches, with `index` (B,): the positions of the examples.
 
-    Args:
-        task: makes the batches.
-        inputs: how.
-        augment: how images of training examples are augmented, a function of seed, epoch and position alone.
-        seed: of the augmentation.
+    `augment` changes images of training examples, as a function of `seed`, epoch and position alone.
     """
 
     def __init__(self, task: Task, inputs: Inputs, augment: AugmentConfig | None = None, seed: int = 0) -> None:

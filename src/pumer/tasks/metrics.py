@@ -107,14 +107,9 @@ def _given(annotators: tuple[str, ...], rule: Rule) -> tuple[Callable[[str], str
 
 
 def best_of_rows(scores: np.ndarray, count: int = max(CUTOFFS)) -> Iterator[np.ndarray]:
-    """The best candidates of each row.
+    """Per row of the scores (queries, candidates), its best columns, best first; of equal scores the lower first.
 
-    Args:
-        scores: (queries, candidates); may be a memory map, of which one row at a time is read.
-        count: how many, or all where there are fewer.
-
-    Yields:
-        Per query its best columns, best first; of equal scores the lower column first.
+    The scores may be a memory map, of which one row at a time is read.
     """
     for row in scores:
         yield _best(np.asarray(row)[None], count)[0]

@@ -81,14 +81,8 @@ def run(config: PrepareConfig, progress: bool = True) -> dict[str, Any]:
 def annotated(task: type[Task], root: Path, splits: Sequence[str] | None = None) -> dict[str, list[Example]]:
     """The examples in the annotation files, by split, whether or not the images are there.
 
-    Args:
-        task: defines which files.
-        root: data folder.
-        splits: which splits; None for all whose files are there.
-
-    Raises:
-        InputError: when there are none, or a file is missing or broken, holds nothing of a split that it is there for,
-            or has an id twice.
+    Without `splits`, of all whose files are there. Refuses a folder without files, and one that holds nothing of a
+    split that it is there for.
     """
     wanted = [split for split in task.splits if any(path.is_file() for path in task.annotation_files(root, split))]
     if not wanted and splits is None:

@@ -31,13 +31,7 @@ _FIELDS: dict[str, type] = {"filename": str, "imgid": int, "split": str, "senten
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """One image with its captions.
-
-    Attributes:
-        id: official number (`imgid`), unique in its file.
-        path: the image file, whether or not it is there.
-        captions: official number (`sentid`) and text of each caption; five in Flickr30k, five or more in COCO.
-    """
+    """One image with its captions: official number (`imgid`), file, and number (`sentid`) and text of each caption."""
 
     id: int
     path: Path
@@ -46,12 +40,7 @@ class CaptionedImage:
 
 @dataclass(frozen=True, slots=True)
 class Pair(Example):
-    """An image with one of its captions; training adds captions of other images.
-
-    Attributes:
-        image_id: official number of the image.
-        others: captions of other images, from which the own one is to be told apart.
-    """
+    """An image, by its official number, with one of its captions; training adds captions of `others`, other images."""
 
     image_id: int = 0
     others: tuple[str, ...] = ()
@@ -127,14 +116,7 @@ class Retrieval(Task):
     def draw(self, examples: Sequence[Example], index: int, seed: int, epoch: int) -> Example:
         """A pair with 15 different captions of other images: a function of seed, epoch and index alone.
 
-        Args:
-            examples: as read; the captions of an image are neighbours.
-            index: of the pair.
-            seed: of the drawing.
-            epoch: each draws other captions.
-
-        Raises:
-            InputError: when there are fewer captions of other images.
+        The captions of an image are neighbours in `examples`. Refuses fewer captions of other images.
         """
         pair = _pair(examples[index])
         first, end = index, index + 1
@@ -175,12 +157,7 @@ class Retrieval(Task):
         return scores.view(images, -1)
 
     def loss(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """Cross-entropy over the K captions, plus half the matching loss; a scalar averaged over the batch.
-
-        Args:
-            logits: scores (B, K), the own caption's first.
-            batch: as made by `collate`.
-        """
+        """Cross-entropy over scores (B, K), the own caption's first, plus half the matching loss."""
         scores = logits.float()
         matching = (softplus(-scores[:, :1]).mean() + softplus(scores[:, 1:]).mean()) / 2
         return cross_entropy(scores, batch["targets"]) + MATCHING_WEIGHT * matching
@@ -189,11 +166,7 @@ class Retrieval(Task):
     def queries(pairs: Sequence[Example]) -> list[Example]:
         """The queries of `pumer evaluate`: for every image its captions, then for every caption its image.
 
-        Args:
-            pairs: as read.
-
-        Returns:
-            Per query an example whose `answers` are the numbers of the true candidates.
+        Their `answers` are the numbers of the true candidates.
         """
         by_image, by_text = [], []
         for image in images_of(pairs):
@@ -207,9 +180,7 @@ class Retrieval(Task):
     def score(self, example: Example, answer: str) -> float:
         """Recall@1 of a query, or, for a training pair, whether its own caption was chosen.
 
-        Args:
-            example: one of `queries`, or a pair.
-            answer: the numbers of the candidates found, best first, separated by spaces; for a pair a label.
+        A query's answer holds the numbers of the candidates found, best first, separated by spaces.
         """
         return float(answer == OWN) if isinstance(example, Pair) else _found(example, answer, 1)
 
@@ -264,15 +235,9 @@ class Coco(Retrieval):
 
 
 def read_images(path: Path, images: str, split: str) -> list[CaptionedImage]:
-    """The images of one split of a file of Karpathy's, in file order.
+    """The images of one split, or of several joined by "+", in a file of Karpathy's, in file order.
 
-    Args:
-        path: the JSON file; the image folders lie beside it.
-        images: folder of the image files, for entries that do not name their own (`filepath`).
-        split: one of SPLITS, or several of them joined by "+", as in "train+restval".
-
-    Raises:
-        InputError: for a missing or broken file, an unknown split, and an image without captions; the message names it.
+    The image folders lie beside the file; `images` is the folder for entries that do not name their own (`filepath`).
     """
     wanted = split.split("+")
     if unknown := [name for name in wanted if name not in SPLITS]:

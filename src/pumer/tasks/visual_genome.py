@@ -18,24 +18,16 @@ _ANNOTATORS = 10
 
 
 def read_questions(root: Path, answers: Container[str], left_out: Container[int]) -> list[Example]:
-    """The questions whose answer VQAv2 knows, about images that VQAv2 does not evaluate on.
+    """The questions whose answer is among VQAv2's normalised `answers`, but for images with COCO numbers in `left_out`.
 
-    Files under the data folder, as downloaded and unzipped, beside VQAv2's::
+    Other answers would only teach that no answer of the vocabulary is right. Files under the data folder, as downloaded
+    and unzipped, beside VQAv2's::
 
         question_answers.json
         image_data.json
         {VG_100K,VG_100K_2}/<image_id>.jpg
 
-    Args:
-        root: data folder.
-        answers: normalised answers to keep; others would only teach that no answer of the vocabulary is right.
-        left_out: COCO's numbers of images to leave out.
-
-    Returns:
-        Examples with ids such as "vg986768", whose one answer counts as given by all annotators.
-
-    Raises:
-        InputError: for a missing or broken file; the message names it.
+    Ids are such as "vg986768"; the one answer of a question counts as given by all annotators.
     """
     images = read_entries(root / IMAGES, None, {"image_id": int}, _NEEDED, unique="image_id")
     paths = {image["image_id"]: _path(image, root, left_out) for image in images}

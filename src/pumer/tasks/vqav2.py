@@ -58,12 +58,7 @@ class VQAv2(Task):
     result_keys: ClassVar[tuple[str, str]] = ("question_id", "answer")
 
     def __init__(self, labels: Sequence[str], rule: Rule = "official") -> None:
-        """Bind to the answer vocabulary.
-
-        Args:
-            labels: the answers, normalised, one per column of the logits.
-            rule: see `pumer.tasks.metrics.vqa_accuracy`.
-        """
+        """Bind to the normalised answers, one per column; `rule` as of `pumer.tasks.metrics.vqa_accuracy`."""
         super().__init__(labels)
         self.rule = rule
         self._column = {label: column for column, label in enumerate(self.labels)}
@@ -98,14 +93,9 @@ class VQAv2(Task):
 
     @classmethod
     def vocabulary(cls, root: Path, minimum: int = 9) -> tuple[str, ...]:
-        """Normalised `multiple_choice_answer`s of train and val, sorted; 3129 in the official files.
+        """Normalised `multiple_choice_answer`s, sorted, that occur `minimum` times in train and val together.
 
-        Args:
-            root: data folder.
-            minimum: fewest occurrences in train and val together.
-
-        Raises:
-            InputError: when a file is missing or broken, or no answer is frequent enough.
+        The official files have 3129. Refuses missing files, and a minimum that no answer reaches.
         """
         files = [_annotation_file(root, split) for split in ("train", "val")]
         for file in files:

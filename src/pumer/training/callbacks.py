@@ -23,15 +23,10 @@ class SetEpoch(TrainerCallback):
 class ShowProgress(TrainerCallback):
     """A progress bar with loss, accuracy, samples per second and time left, and a line per evaluation, on stderr.
 
-    Where stderr is no terminal, a line every `log_steps` steps takes the place of the bar.
+    Where stderr is no terminal, a line every `log_steps` steps takes the place of the bar, which its maker starts.
     """
 
     def __init__(self, bar: Progress) -> None:
-        """Show nothing before training begins.
-
-        Args:
-            bar: as made by `progress_bar`; whoever made it starts and stops it.
-        """
         self.bar = bar
         self.loss = self.accuracy = ""
 

@@ -55,13 +55,6 @@ class AtomicCheckpoints(TrainerCallback):
     """
 
     def __init__(self, output: Path, keep: int, processor: Any) -> None:
-        """Write nothing yet.
-
-        Args:
-            output: the run's folder.
-            keep: checkpoints to keep beside the best one.
-            processor: the model's, saved with every checkpoint.
-        """
         self.output, self.keep, self.processor = output, keep, processor
         self.began = False
 
@@ -133,9 +126,6 @@ def check_complete(checkpoint: Path, scaled: bool = False, best: bool = False) -
         checkpoint: its folder.
         scaled: whether the loss is scaled, as in float16.
         best: whether the run returns its best model in the end, whose weights must be there too.
-
-    Raises:
-        InputError: for the file that is missing or cannot be read.
     """
     remedy = way_out(checkpoint)
     with refused(checkpoint / STATE_FILE, remedy):
@@ -159,13 +149,7 @@ def check_complete(checkpoint: Path, scaled: bool = False, best: bool = False) -
 
 
 def check_weights(checkpoint: Path, remedy: str, model: nn.Module | None = None) -> None:
-    """Refuse a checkpoint whose weights are missing or broken, and those that do not fit a model or are not finite.
-
-    Args:
-        checkpoint: its folder.
-        remedy: what to do, for the message.
-        model: whose names and shapes weights in safetensors must have; None looks at no values.
-    """
+    """Refuse a checkpoint whose weights are missing or broken, do not fit a `model` or are not finite."""
     files = _existing(checkpoint, _WEIGHTS)
     if not files:
         raise InputError(f"{checkpoint / _WEIGHTS[0]} is missing; {remedy}")

@@ -14,15 +14,7 @@ from pumer.tokens import Tokens
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) over the softmax of the logits, averaged over the batch.
-
-    Args:
-        student: logits (B, A) that learn.
-        teacher: logits (B, A) to imitate; no gradient flows into them.
-        temperature: see `DistillationConfig`.
-
-    Returns:
-        A scalar in float32 and nats; 0 when both give the same distribution.
+    """KL(teacher || student) over the softmax of the logits (B, A), averaged over the batch; only the student learns.
 
     Example:
         >>> import torch
@@ -37,24 +29,14 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
 def distillation_loss(
     task_loss: Tensor, student: Tensor, teacher: Tensor, config: DistillationConfig | None = None
 ) -> Tensor:
-    """`task_weight` x task loss + `weight` x KL(teacher || student), as the paper trains its reduced models.
-
-    Args:
-        task_loss: scalar loss of the student on the labels.
-        student: logits (B, A) of the reduced model.
-        teacher: logits (B, A) of the unreduced model.
-        config: weights and temperature; the paper's (all 1) by default.
-    """
+    """`task_weight` x task loss + `weight` x KL(teacher || student) of logits (B, A), as the paper trains."""
     config = config or DistillationConfig()
     return config.task_weight * task_loss + config.weight * divergence(student, teacher, config.temperature)
 
 
 @contextmanager
 def final_tokens(model: nn.Module) -> Iterator[list[Tokens]]:
-    """Collect the tokens that leave the last cross-modal layer, in the forwards of a `with` block.
-
-    Args:
-        model: patched, not compiled.
+    """Collect the tokens that leave the last cross-modal layer of a patched model, in the forwards of a `with` block.
 
     Yields:
         A list that gets one stream per run of the encoder, text first; a model for pairs of images runs it twice.
@@ -73,18 +55,12 @@ def final_tokens(model: nn.Module) -> Iterator[list[Tokens]]:
 
 
 def hidden_divergence(student: Tokens, teacher: Tokens) -> Tensor:
-    """Mean squared difference between the student's tokens and the teacher's at their places.
+    """Mean squared difference between the student's final tokens (B, N, D) and the teacher's at their places.
 
     A token is compared with the teacher's state of the input token it is; a merged one with the mean over the input
     tokens it is made of, each counted once. Tokens that the student pruned or hides from its attention, and padding,
     are left out. Both sides go through a LayerNorm without weights first, so that neither scale nor offset counts.
-
-    Args:
-        student: final tokens of the reduced model, with states (B, N, D).
-        teacher: final tokens of the unreduced one on the same batch; no gradient flows into them.
-
-    Returns:
-        A scalar in float32: the mean over the tokens of an example, then over the batch.
+    The mean is over the tokens of an example, then over the batch.
     """
     own, others = student.source, teacher.source
     inputs = min(own.shape[1], others.shape[1])  # image buffers differ in length, not in order

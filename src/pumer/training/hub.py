@@ -23,9 +23,6 @@ def create(name: str, private: bool | None = None) -> str:
 
     Returns:
         Its full name.
-
-    Raises:
-        InputError: when the hub refuses or cannot be reached.
     """
     try:
         return str(HfApi().create_repo(name, private=private, exist_ok=True).repo_id)
@@ -37,11 +34,7 @@ def create(name: str, private: bool | None = None) -> str:
 
 
 def upload(name: str, folder: Path) -> None:
-    """Upload a model's folder, but for `LEFT_OUT`.
-
-    Raises:
-        InputError: when that fails; the folder is complete, and the same command uploads it again.
-    """
+    """Upload a model's folder, but for `LEFT_OUT`."""
     message = "Trained with pumer"
     try:
         HfApi().upload_folder(repo_id=name, folder_path=folder, ignore_patterns=LEFT_OUT, commit_message=message)

@@ -20,14 +20,10 @@ _PIPELINES = {"vqav2": "visual-question-answering"}
 
 
 def model_card(config: TrainConfig, record: Mapping[str, Any]) -> str:
-    """The card of a model, from its training and from the result files in its folder.
+    """The card of a model, from its training (`record`: `run.json`) and from the result files in its folder.
 
     Accuracy comes from the training itself and from every file that `pumer evaluate ... output=` wrote into the folder
     since the run began, speed and memory from every one of `pumer benchmark ... output=`.
-
-    Args:
-        config: of the training.
-        record: content of `run.json`.
     """
     results = _results(config.output, record["began"])
     scored = [(config.data.eval, "this training", record)] if "accuracy" in record else []

@@ -17,17 +17,10 @@ def parameter_groups(
     decayed: Collection[str],
     config: OptimizerConfig,
 ) -> list[dict[str, Any]]:
-    """The trained parameters of a model by learning rate and weight decay.
+    """The trained parameters of a model by learning rate and weight decay; parts that learn alike share a group.
 
-    Args:
-        model: what is trained.
-        model_type: key of `BACKBONES`; of another type, nothing counts as an encoder.
-        head: prefixes of the names of the head's parameters.
-        decayed: names of the parameters that weight decay shrinks.
-        config: the rates.
-
-    Returns:
-        Groups for an optimizer; parts that learn alike share one.
+    `head` are prefixes of the head's names, `decayed` the names that weight decay shrinks. Of a `model_type` that is no
+    key of `BACKBONES`, nothing counts as an encoder.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -14,11 +14,7 @@ from pumer.utils.places import writable_folders
 
 
 def validate(config: TrainConfig) -> None:
-    """Check a training's settings against the model, the task and the machine; reads no data and no weights.
-
-    Raises:
-        InputError: for the first setting that does not fit.
-    """
+    """Check a training's settings against the model, the task and the machine; reads no data and no weights."""
     _check_machine(config)
     writable_folders(config.output)
     task = task_class(config.task)
@@ -43,11 +39,7 @@ def session_around(model: PreTrainedModel, config: TrainConfig, task: Task) -> S
 
 
 def meta_model(checkpoint: str, task: type[Task]) -> PreTrainedModel:
-    """The task's model for a checkpoint, on the meta device: layers and config without weights.
-
-    Raises:
-        InputError: when the checkpoint cannot be read, or is no model for the task.
-    """
+    """The task's model for a checkpoint, on the meta device: layers and config without weights."""
     model_class(checkpoint)
     config, classes = AutoConfig.from_pretrained(checkpoint), task.models()
     if config.model_type not in classes:

@@ -161,11 +161,7 @@ def _trainer(config: TrainConfig, data: _Data, bar: Progress) -> DistillingTrain
 
 
 def _former_run(config: TrainConfig) -> tuple[Path | None, Mapping[str, Any]]:
-    """The checkpoint and the record to continue from; without them, a run begins anew, and old checkpoints are removed.
-
-    Raises:
-        InputError: for a model that no training made, a run with other settings, and a checkpoint that is broken.
-    """
+    """The checkpoint and the record to continue from; without them, a run begins anew, and old checkpoints go."""
     output, record = config.output, config.output / TRAINING_RECORD
     found, weights, recorded = last_checkpoint(output), saved_files(output), os.path.lexists(record)
     if not config.resume and (recorded or not weights):

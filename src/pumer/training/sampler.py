@@ -11,18 +11,11 @@ from pumer.tasks.loading import Examples
 class EpochSampler(Sampler[int]):
     """The training examples in a new order in every epoch, filled up to whole steps with the first of them again.
 
-    Neighbours make up a step, however it is cut: into one batch, into accumulated ones, or over several processes. As
-    every step is whole, so is every cut of it, and each of its examples weighs the same.
+    Neighbours make up a step of `per_step` examples, however it is cut: into one batch, into accumulated ones, or over
+    several processes. As every step is whole, so is every cut of it, and each of its examples weighs the same.
     """
 
     def __init__(self, examples: Examples, seed: int, per_step: int) -> None:
-        """Set the order.
-
-        Args:
-            examples: their `epoch` decides which order it is.
-            seed: of the orders.
-            per_step: examples in a step, of all processes and accumulated batches together.
-        """
         self.examples, self.seed, self.per_step = examples, seed, per_step
 
     def __len__(self) -> int:

@@ -78,11 +78,7 @@ class StopOnSignal(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Stop, now that the step is saved.
-
-        Raises:
-            Interrupted: once a signal was received, where there are steps left.
-        """
+        """Stop with `Interrupted`, now that the step is saved, where a signal was received and there are steps left."""
         self.stopping = self.stopping or self._agreed(args)
         if self.stopping and state.global_step < state.max_steps:
             folder = checkpoint_folder(self.output, state.global_step)

@@ -42,31 +42,19 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """The answers of a teacher for a batch.
-
-    Attributes:
-        logits: (B, A).
-        tokens: final tokens of each run of the encoder; None if they are not asked for.
-    """
+    """The answers of a teacher for a batch: logits (B, A), and on request the final tokens of each encoder run."""
 
     logits: Tensor
     tokens: list[Tokens] | None = None
 
 
 class Teacher:
-    """A model that is asked about every batch, in eval mode and without autograd.
+    """A frozen, patched model that is asked about every batch; with `hidden`, it returns final tokens as well.
 
     It is no module of the model that learns, so that nothing saves or shards it.
     """
 
     def __init__(self, model: nn.Module, task: Task, hidden: bool = False) -> None:
-        """Freeze the model.
-
-        Args:
-            model: patched.
-            task: computes its logits.
-            hidden: return final tokens as well.
-        """
         self.model = model.requires_grad_(False).eval()
         self.task, self.hidden = task, hidden
 
@@ -94,19 +82,7 @@ class CachedTeacher:
 
 
 def load_teacher(config: TrainConfig, task: Task, model: PreTrainedModel) -> Teacher | None:
-    """The teacher of a training: on the fast path, without reduction, and with the same answers.
-
-    Args:
-        config: of the training.
-        task: bound to the answers.
-        model: the student.
-
-    Returns:
-        The teacher; None where the config names none.
-
-    Raises:
-        InputError: when it cannot be read, has other answers, or hidden states of another width.
-    """
+    """The teacher of a training: on the fast path, without reduction, and with the same answers; None without one."""
     if config.teacher is None:
         return None
     if config.teacher == SELF:
@@ -141,19 +117,8 @@ def cached_teacher(
 ) -> CachedTeacher:
     """Ask a teacher about every training example once; answers that are in the file already are not computed again.
 
-    Several processes share the work and the file; a call that was interrupted is continued by the next one.
-
-    Args:
-        teacher: the model to ask.
-        config: of the training; decides where the file goes.
-        examples: rows of the table.
-        collate: makes the batches.
-        fingerprint: of the data.
-        device: for the teacher.
-        bar: shows progress; it is started here.
-
-    Raises:
-        InputError: when the disk is too small, the file is broken, or an answer is NaN.
+    Several processes share the work and the file; a call that was interrupted is continued by the next one. The
+    settings and the data's `fingerprint` decide which file it is. The `bar` is started here.
     """
     folder = config.teacher_cache if isinstance(config.teacher_cache, Path) else config.output / "teacher"
     final = folder / f"{_key(teacher, config, examples, collate, fingerprint)}.npy"

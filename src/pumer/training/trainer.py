@@ -47,17 +47,9 @@ class DistillingTrainer(Trainer):
         teacher: Teacher | CachedTeacher | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        """Prepare a training.
+        """Prepare a training of the session's model; `callbacks` are called before those that save and stop.
 
-        Args:
-            config: its settings.
-            session: the model, its processor and its task.
-            arguments: the settings for `Trainer`.
-            examples: to train on.
-            held_out: to evaluate on; None for no evaluation.
-            collate: makes the batches.
-            teacher: the model to imitate, or its cached answers.
-            callbacks: more callbacks, called before those that save and stop.
+        `held_out` is evaluated on; `teacher` is the model to imitate, or its cached answers.
         """
         super().__init__(
             session.model, arguments, collate, train_dataset=examples, eval_dataset=held_out, callbacks=list(callbacks)
@@ -91,12 +83,7 @@ class DistillingTrainer(Trainer):
         return float(self._total_loss_scalar)
 
     def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, see `Trainer`; a run that was over when its checkpoint was written takes no further step.
-
-        Raises:
-            InputError: for a checkpoint that does not fit the model, and for a value that is NaN.
-            Interrupted: after Ctrl-C or SIGTERM, with the current step saved.
-        """
+        """Train, see `Trainer`; a run that was over when its checkpoint was written takes no further step."""
         with self.stop.listening():
             if resume_from_checkpoint is None:
                 return super().train(None, *args, **kwargs)
@@ -181,11 +168,7 @@ class DistillingTrainer(Trainer):
         return samples
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One forward and backward; see `Trainer`.
-
-        Raises:
-            InputError: for a loss or gradients that are NaN or infinite, before they reach the weights.
-        """
+        """One forward and backward; a loss or gradients that are not finite never reach the weights."""
         loss: Tensor = super().training_step(*args, **kwargs)
         step = self.state.global_step + 1
         if not torch.isfinite(loss):
@@ -199,20 +182,12 @@ class DistillingTrainer(Trainer):
         return loss
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Write the model, as the first part of a checkpoint; see `Trainer`.
-
-        Raises:
-            InputError: for weights that are NaN or infinite.
-        """
+        """Write the model, whose weights must be finite, as the first part of a checkpoint; see `Trainer`."""
         self.check_finite()
         super().save_model(*args, **kwargs)
 
     def check_finite(self) -> None:
-        """Refuse weights that the last update made NaN or infinite.
-
-        Raises:
-            InputError: with their names.
-        """
+        """Refuse weights that the last update made NaN or infinite."""
         if broken := not_finite(self.model.named_parameters()):
             raise diverged(f"the weights {some(broken)} are not finite", self.state.global_step, self.config.output)
 

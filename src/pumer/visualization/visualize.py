@@ -98,15 +98,7 @@ def run(config: VisualizeConfig) -> str:
 
 @torch.inference_mode()
 def ask(session: Session, example: Example) -> tuple[str, Image.Image]:
-    """A model's answer to one example, of retrieval its score, and the drawing of what it did with the tokens.
-
-    Args:
-        session: of a patched model.
-        example: its images, which are drawn below each other, and its text.
-
-    Raises:
-        InputError: for another number of images than the task looks at at once.
-    """
+    """A model's answer to one example, of retrieval its score, and the drawing of what it did with the tokens."""
     session.check(example)
     model, task, tokenizer = session.model, session.task, session.inputs.tokenizer
     batch = {name: tensor.to(model.device) for name, tensor in model_inputs([example], session.inputs).items()}
