@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from pumer.utils.config import config, parts
 from pumer.utils.errors import InputError, unknown
 from pumer.utils.limits import check_checkpoint, checkpoint_files
-from pumer.utils.places import file_there, folder_there, new_files, writable_folders
+from pumer.utils.places import check_input, check_new_files, check_new_folder
 from pumer.utils.shipped import located
 
 TASKS = ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")
@@ -81,11 +81,7 @@ def known_reduction(reduction: Any) -> Any:
 
 
 def gallery_sizes(galleries: str) -> tuple[int, int]:
-    """How many candidate sets of how many images "50x20" means.
-
-    Raises:
-        InputError: for another form.
-    """
+    """How many candidate sets of how many images "50x20" means."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", galleries)
     if found is None:
         raise InputError(f"galleries must be of the form 50x20 (50 sets of 20 images), not '{galleries}'")
@@ -93,7 +89,7 @@ def gallery_sizes(galleries: str) -> tuple[int, int]:
 
 
 def check_rule(rule: str | None, task: str | None) -> None:
-    """Refuse a rule for another task than VQAv2; None is passed over."""
+    """Refuse a rule for another task than VQAv2."""
     if rule is not None and task not in (None, "vqav2"):
         raise InputError(f"rule={rule} is for task vqav2, not for task {task}; leave it out")
 
@@ -109,18 +105,13 @@ def _one_of(what: str, names: tuple[str, ...], prefix: str = "") -> AfterValidat
     return AfterValidator(check)
 
 
-def _galleries(galleries: str) -> str:
-    gallery_sizes(galleries)
-    return galleries
-
-
 Task = Annotated[str, _one_of("task", TASKS)]
 Split = Annotated[str, AfterValidator(known_split)]
 Model = Annotated[str, AfterValidator(located)]
 """A folder, a hub name, or a model that ships with the package, such as "small:vilt"."""
 ModelOrPreset = Annotated[Model, _one_of("preset", PRESETS, prefix="preset:")]
 Reduction = Annotated[dict[str, Any] | str, AfterValidator(known_reduction)]
-Galleries = Annotated[str, AfterValidator(_galleries)]
+Galleries = Annotated[str, AfterValidator(lambda galleries: gallery_sizes(galleries) and galleries)]
 File = Annotated[Path, "a file that is read"]
 Folder = Annotated[Path, "a folder that is read"]
 NewFile = Annotated[Path, "a file that is written"]
@@ -159,14 +150,13 @@ class Job:
         return list(_paths(self, get_args(kind)[1], ""))
 
     def check_places(self) -> None:
-        """Refuse files and folders that are not there, or could not be written."""
-        for name, path in self.paths(File):
-            file_there(name, path)
-        for name, path in self.paths(Folder):
-            folder_there(name, path)
-        new = [path for _, path in self.paths(NewFile)]
-        new_files(*new, force=getattr(self, "force", False), inputs=self.read)
-        writable_folders(*(path for _, path in self.paths(NewFolder)))
+        """Refuse files and folders that are missing or not writable."""
+        for kind in (File, Folder):
+            for name, path in self.paths(kind):
+                check_input(name, path, folder=kind is Folder)
+        check_new_files([path for _, path in self.paths(NewFile)], getattr(self, "force", False), self.read)
+        for _, path in self.paths(NewFolder):
+            check_new_folder(path)
 
 
 def _paths(group: Any, mark: str, prefix: str) -> Iterator[tuple[str, Path]]:
@@ -196,7 +186,7 @@ class ModelJob(Job):
         return [*super().read, *checkpoint_files(self.model)]
 
     def check_places(self) -> None:
-        """Refuse files and folders that are not there, or could not be written."""
+        """Refuse files and folders that are missing or not writable."""
         check_checkpoint(self.model, self.image_size)
         super().check_places()
 
@@ -268,5 +258,4 @@ class SplitJob(ModelJob):
     force: bool = False
 
     def __post_init__(self) -> None:
-        """Check the split of a task that is given."""
         known_split(self.split, self.task)

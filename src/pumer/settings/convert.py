@@ -7,7 +7,7 @@ from pumer.settings.common import File, ImageSize, Job, NewFolder
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
 from pumer.utils.limits import is_place
-from pumer.utils.places import file_there
+from pumer.utils.places import check_input
 
 Head = Literal["vqa2", "ve", "nlvr2", "irtr", "mlm"]
 TASKS = get_args(Head)
@@ -37,10 +37,10 @@ class ConvertConfig(Job):
     force: bool = False
 
     def check_places(self) -> None:
-        """Refuse files and folders that are not there, or could not be written."""
+        """Refuse files and folders that are missing or not writable."""
         source = Path(self.source)
         if not source.is_dir() and (is_place(self.source) or source.suffix in _WEIGHTS):
-            file_there("checkpoint", source)
+            check_input("checkpoint", source)
             if source.suffix not in _WEIGHTS or not source.stat().st_size:
                 wrong = "is not a checkpoint" if source.stat().st_size else "is empty"
                 raise InputError(f"{source} {wrong}; give a folder, or a file that ends in {', '.join(_WEIGHTS)}")

@@ -5,30 +5,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pumer.settings.common import (
-    TASKS,
-    Count,
-    Folder,
-    ImageSize,
-    Job,
-    NewFile,
-    NewFolder,
-    Processes,
-    Seed,
-    Split,
-    Task,
-    known_split,
-)
+from pumer.settings import common
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
-from pumer.utils.places import PREPARED, writable_folders
+from pumer.utils.places import PREPARED, check_new_folder
 
 Sentences = Annotated[int, Field(ge=0, le=10**7)]
 QuestionsPerImage = Annotated[int, Field(ge=1, le=1000)]
 
 
 @config
-class DataJob(Job):
+class DataJob(common.Job):
     """A command on a data folder.
 
     Attributes:
@@ -38,15 +25,14 @@ class DataJob(Job):
         workers: processes that read images; 0 reads in this one.
     """
 
-    task: Task
-    root: Folder
-    splits: tuple[Split, ...] | None = None
-    workers: Processes = 0
+    task: common.Task
+    root: common.Folder
+    splits: tuple[common.Split, ...] | None = None
+    workers: common.Processes = 0
 
     def __post_init__(self) -> None:
-        """Check that the task has the splits."""
         for split in self.splits or ():
-            known_split(split, self.task)
+            common.known_split(split, self.task)
 
 
 @config
@@ -63,11 +49,11 @@ class CheckConfig(DataJob):
         force: replace an `output` that is there already.
     """
 
-    limit: Count | None = None
-    output: NewFile | None = None
+    limit: common.Count | None = None
+    output: common.NewFile | None = None
     speed: bool = False
-    edge: ImageSize = 384
-    speed_images: Count = 500
+    edge: common.ImageSize = 384
+    speed_images: common.Count = 500
     force: bool = False
 
 
@@ -83,19 +69,18 @@ class PrepareConfig(DataJob):
         strict: stop at the first file's worth of images in which one is missing or broken.
     """
 
-    out: NewFolder
-    resize: ImageSize | None = None
+    out: common.NewFolder
+    resize: common.ImageSize | None = None
     retry: bool = False
     strict: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the input is not written to."""
         super().__post_init__()
         if self.out.resolve() == self.root.resolve():
             raise InputError(f"the prepared folder needs a place of its own, not {self.out} itself")
 
     def check_places(self) -> None:
-        """Refuse files and folders that are not there, or could not be written."""
+        """Refuse files and folders that are missing or not writable."""
         super().check_places()
         if self.root.resolve() in self.out.resolve().parents and not (self.out / PREPARED).exists():
             raise InputError(f"{self.out} lies in the input folder {self.root}; give a folder outside of it")
@@ -113,7 +98,7 @@ class QuestionsConfig:
         questions_per_image: questions about each image.
     """
 
-    seed: Seed = 0
+    seed: common.Seed = 0
     train: Sentences = 6000
     val: Sentences = 5400
     heldout: Sentences = 1800
@@ -131,7 +116,7 @@ SIZES = {
 
 
 @config
-class WorldConfig(Job):
+class WorldConfig(common.Job):
     """What `pumer data world` writes; sizes are numbers of sentences (questions, statements, captions) per data set.
 
     Attributes:
@@ -146,30 +131,25 @@ class WorldConfig(Job):
         force: replace data sets of the world that are there already.
     """
 
-    seed: Seed = 0
+    seed: common.Seed = 0
     train: Sentences | None = None
     val: Sentences | None = None
     test: Sentences | None = None
     heldout: Sentences = QuestionsConfig.heldout
     questions_per_image: QuestionsPerImage = QuestionsConfig.questions_per_image
-    tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = TASKS
+    tasks: Annotated[tuple[common.Task, ...], Field(min_length=1)] = common.TASKS
     out: Path = Path("data/world")
     force: bool = False
 
     @property
-    def folders(self) -> list[Path]:
-        """The folder of each data set."""
-        return [self.out / name for name in self.tasks]
-
-    @property
     def written(self) -> tuple[Path, ...]:
-        """The folders that it writes."""
-        return tuple(self.folders)
+        """The folder of each data set."""
+        return tuple(self.out / name for name in self.tasks)
 
     def check_places(self) -> None:
         """Refuse folders that could not be written, or hold something."""
-        for folder in self.folders:
-            writable_folders(folder)
+        for folder in self.written:
+            check_new_folder(folder)
             if folder.is_dir() and any(folder.iterdir()) and not self.force:
                 raise InputError(f"{folder} holds files already; give another folder, or --force to replace a world")
 

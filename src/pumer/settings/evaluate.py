@@ -1,34 +1,22 @@
 """Settings of `pumer evaluate`."""
 
-from pumer.settings.common import (
-    Blank,
-    DataRoot,
-    File,
-    NewFile,
-    ReadingJob,
-    Reduction,
-    Rule,
-    Split,
-    SplitJob,
-    check_rule,
-    known_split,
-)
+from pumer.settings import common
 from pumer.utils.config import config
 
 
 @config
-class EvaluationData(DataRoot):
+class EvaluationData(common.DataRoot):
     """Where the examples are.
 
     Attributes:
         train: split from which the best constant answers are computed, where it is there; null for none.
     """
 
-    train: Split | None = "train"
+    train: common.Split | None = "train"
 
 
 @config
-class EvaluateConfig(SplitJob, ReadingJob):
+class EvaluateConfig(common.SplitJob, common.ReadingJob):
     """Settings of `pumer evaluate`. Settings left at null are those of the model's own training.
 
     Attributes:
@@ -44,18 +32,17 @@ class EvaluateConfig(SplitJob, ReadingJob):
     """
 
     data: EvaluationData = EvaluationData()
-    split: Split = "val"
-    reduction: Reduction | None = None
-    blank: Blank | None = None
-    output: NewFile | None = None
-    per_example: NewFile | None = None
-    against: File | None = None
-    submission: NewFile | None = None
-    rule: Rule | None = None
+    split: common.Split = "val"
+    reduction: common.Reduction | None = None
+    blank: common.Blank | None = None
+    output: common.NewFile | None = None
+    per_example: common.NewFile | None = None
+    against: common.File | None = None
+    submission: common.NewFile | None = None
+    rule: common.Rule | None = None
 
     def __post_init__(self) -> None:
-        """Check the settings together."""
         super().__post_init__()
-        check_rule(self.rule, self.task)
+        common.check_rule(self.rule, self.task)
         if self.data.train is not None:
-            known_split(self.data.train, self.task)
+            common.known_split(self.data.train, self.task)

@@ -28,7 +28,6 @@ class PredictConfig(SplitJob):
     compile: bool = False
 
     def __post_init__(self) -> None:
-        """Check the settings together."""
         super().__post_init__()
         of_a_split = {"data.root": self.data.root, "limit": self.limit, "galleries": self.galleries}
         given = [name for name, value in (of_a_split | {"scores": self.scores}).items() if value is not None]

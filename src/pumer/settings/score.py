@@ -5,7 +5,7 @@ from pathlib import Path
 from pumer.settings.common import RETRIEVAL, File, Galleries, Job, NewFile, Rule, Task, check_rule, known_split
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
-from pumer.utils.places import file_there
+from pumer.utils.places import check_input
 
 
 @config
@@ -37,10 +37,8 @@ class ScoreConfig(Job):
     rule: Rule | None = None
 
     def __post_init__(self) -> None:
-        """Check that options fit the task."""
         check_rule(self.rule, self.task)
-        options = {"questions": ("vqav2",), "split": RETRIEVAL, "galleries": RETRIEVAL}
-        for name, tasks in options.items():
+        for name, tasks in {"questions": ("vqav2",), "split": RETRIEVAL, "galleries": RETRIEVAL}.items():
             if getattr(self, name) is not None and self.task not in tasks:
                 raise InputError(f"--{name} is for {' and '.join(tasks)}, not for task {self.task}; leave it out")
         if self.split is not None:
@@ -56,4 +54,4 @@ class ScoreConfig(Job):
         """Refuse files that are not there, or could not be written."""
         super().check_places()
         folder = self.task in RETRIEVAL and self.predictions.is_dir()
-        file_there("predictions", self.predictions / "scores.npy" if folder else self.predictions)
+        check_input("predictions", self.predictions / "scores.npy" if folder else self.predictions)

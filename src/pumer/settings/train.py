@@ -47,7 +47,6 @@ class OptimizerConfig:
     name: Literal["adamw", "sgd"] = "adamw"
 
     def __post_init__(self) -> None:
-        """Check the range of the learning rate."""
         if self.lr <= self.end_lr:
             raise InputError(f"lr must be above end_lr={self.end_lr}, not {self.lr}")
 
@@ -170,7 +169,6 @@ class TrainConfig(common.ReadingJob):
     resume: bool = True
 
     def __post_init__(self) -> None:
-        """Check the settings together."""
         known_split(self.data.train, self.task)
         if self.data.eval is not None:
             known_split(self.data.eval, self.task)
@@ -179,7 +177,7 @@ class TrainConfig(common.ReadingJob):
         self._check_distillation()
 
     def check_places(self) -> None:
-        """Refuse files and folders that are not there, or could not be written."""
+        """Refuse files and folders that are missing or not writable."""
         super().check_places()
         if self.teacher not in (None, "self"):
             check_checkpoint(str(self.teacher))

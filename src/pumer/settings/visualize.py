@@ -26,6 +26,5 @@ class VisualizeConfig(ReadingJob):
     force: bool = False
 
     def __post_init__(self) -> None:
-        """Check the name of the file."""
         if self.out.suffix.lower() != ".png":
             raise InputError(f"{self.out} must end in .png, because a PNG file is written")

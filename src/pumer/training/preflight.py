@@ -10,13 +10,13 @@ from pumer.tasks import Task, task_class
 from pumer.tasks.session import Session
 from pumer.training.teacher import SELF
 from pumer.utils.errors import InputError, unknown
-from pumer.utils.places import writable_folders
+from pumer.utils.places import check_new_folder
 
 
 def validate(config: TrainConfig) -> None:
     """Check a training's settings against the model, the task and the machine; reads no data and no weights."""
     _check_machine(config)
-    writable_folders(config.output)
+    check_new_folder(config.output)
     task = task_class(config.task)
     session_around(meta_model(config.model, task), config, task(task.fixed_labels))
     if config.teacher not in (None, SELF):

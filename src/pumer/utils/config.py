@@ -21,7 +21,7 @@ from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Strict, Validatio
 
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_text
-from pumer.utils.places import file_there
+from pumer.utils.places import check_input
 
 Config = TypeVar("Config")
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
@@ -167,7 +167,7 @@ def load(
 
 
 def _read_yaml(path: Path) -> Any:
-    file_there("recipe", path)
+    check_input("recipe", path)
     text = read_text(path, "give the YAML file of a recipe")
     if not text.strip():
         raise InputError(f"recipe {path} is empty; give a file with 'key: value' lines")

@@ -28,29 +28,16 @@ def out_of_memory(error: RuntimeError) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
-_REFUSALS = {
-    number
-    for name in (
-        *("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG"),
-        *("ENOTDIR", "EISDIR", "ELOOP", "EIO", "ESTALE", "EMFILE"),
-    )
-    if (number := getattr(errno, name, None)) is not None
-}
-_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
-_PROTECTED = {getattr(errno, name, None) for name in ("EACCES", "EPERM", "EROFS")}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PROTECTED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_OTHERS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE}
 _NUMBER = re.compile(r"(?:\[Errno |os error |Os \{ code: )(\d+)", re.IGNORECASE)
 
 
 def refused_by_system(error: Exception, place: str) -> str | None:
-    """One line about a full disk, or about a file that is protected or cannot be read.
+    """One line about a full disk, or about a file that is protected or cannot be read; None for every other error.
 
-    Args:
-        error: an OSError, or one of another library that carries the system's number in its text, as do those that
-            arrive from a data-loading process.
-        place: what was being written, where the error names no file.
-
-    Returns:
-        The line; None for every other error.
+    The error may also be another library's with the system's number in its text, or come from a data-loading process.
     """
     if isinstance(error, OSError) and error.errno is not None:
         number, file = error.errno, error.filename
@@ -59,7 +46,7 @@ def refused_by_system(error: Exception, place: str) -> str | None:
         number = int(found[1]) if found else -1
         named = re.search(r"Errno \d+\] [^'\n]*'([^'\n]+)'", str(error))
         file = named and named[1]
-    if number not in _REFUSALS:
+    if number not in _FULL | _PROTECTED | _OTHERS:
         return None
     remedies = ["make room"] * (number in _FULL) + ["change its permissions"] * (number in _PROTECTED)
     return f"{file or place}: {os.strerror(number)}; {', or '.join([*remedies, 'give another place'])}"

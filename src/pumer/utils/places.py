@@ -1,7 +1,7 @@
 """Checks of files and folders that a user gives, made before anything takes long."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -11,96 +11,48 @@ PREPARED = "prepared.json"
 """The record in a folder that `pumer data prepare` wrote."""
 
 
-def file_there(what: str, path: Path | None) -> None:
-    """Refuse a file that does not exist, or is a folder; None passes, and so does what a prepared folder may hold.
-
-    Raises:
-        InputError: with what it is and its name.
-    """
-    if path is None or path.is_file() or any((up / PREPARED).is_file() for up in path.absolute().parents):
+def check_input(what: str, path: Path, folder: bool = False) -> None:
+    """Refuse a file, or folder, that does not exist or is the other one; what a prepared folder may hold passes."""
+    there, prepared = path.exists(), any((up / PREPARED).is_file() for up in path.absolute().parents)
+    if prepared or (there and path.is_dir() == folder):
         return
-    if path.is_dir():
-        raise InputError(f"{what} {path} is a folder; give a file")
-    if not path.exists():
-        raise InputError(f"{what} {path} does not exist; give a file that does")
+    wanted, other = ("folder", "file") if folder else ("file", "folder")
+    state = f"is a {other}, not a {wanted}" if there else "does not exist"
+    raise InputError(f"{what} {path} {state}; give a {wanted} that is there")
 
 
-def folder_there(what: str, path: Path | None) -> None:
-    """Refuse a folder that does not exist, or is a file; None passes, and so does what a prepared folder may hold.
-
-    Raises:
-        InputError: with what it is and its name.
-    """
-    if path is None or path.is_dir() or any((up / PREPARED).is_file() for up in path.absolute().parents):
-        return
-    state = "is a file, not a folder" if path.exists() else "does not exist"
-    raise InputError(f"{what} {path} {state}; give a folder that is there")
-
-
-def new_files(*files: Path | None, force: bool = False, inputs: Iterable[Path | None] = ()) -> None:
-    """Refuse result files that could not be written, or that would replace something.
-
-    Args:
-        *files: what a command is going to write; None is passed over.
-        force: whether files that are there may be replaced.
-        inputs: what it reads, which is never replaced.
-
-    Raises:
-        InputError: naming the file.
-    """
-    given = [file for file in files if file is not None]
-    read = {file.resolve() for file in inputs if file is not None}
-    for number, file in enumerate(given):
+def check_new_files(files: Sequence[Path], force: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """Refuse result files that could not be written, or would replace an input or, without `force`, anything."""
+    given, read = [file.resolve() for file in files], {file.resolve() for file in inputs}
+    for file in files:
         if file.resolve() in read:
             raise InputError(f"{file} is read, and would be overwritten; give another name to write to")
-        if file.resolve() in {other.resolve() for other in given[:number]}:
+        if given.count(file.resolve()) > 1:
             raise InputError(f"{file} is given for two results; give each a file of its own")
         if file.is_dir():
             raise InputError(f"{file} is a folder; give the name of a file to write")
-        _try_to_write(file, file.absolute().parent)
+        check_new_folder(file.parent, name=file)
         if file.exists() and not force:
             raise InputError(f"{file} exists already; give another name, or --force to replace it")
 
 
-def writable_folders(*folders: Path | None) -> None:
-    """Refuse folders that could not be made or written to; None is passed over.
-
-    Raises:
-        InputError: for a file, and for a folder that lies in a file or in a folder that is protected.
-    """
-    for folder in folders:
-        if folder is not None:
-            _try_to_write(folder, folder.absolute())
+def check_new_folder(folder: Path, name: Path | None = None) -> None:
+    """Refuse a folder that could not be made or written to, for itself or for the file `name` in it."""
+    place = folder.absolute()
+    there = next(up for up in (place, *place.parents) if up.exists())
+    if not there.is_dir():
+        raise InputError(f"{name or folder} cannot be written because {there} is a file; give another name")
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = f"{there} is not writable ({error.strerror})"
+        raise InputError(f"{name or folder} cannot be written because {reason}; give another name") from error
 
 
 def room_for(needed: int, folder: Path, name: str, remedy: str) -> None:
-    """Refuse to make a file that a disk cannot hold: writing to a mapped one would end the process without a word.
-
-    Args:
-        needed: bytes.
-        folder: where the file is going to lie; it exists.
-        name: of what needs them.
-        remedy: what to do.
-
-    Raises:
-        InputError: with both sizes.
-    """
+    """Refuse a file of so many bytes where the disk has no room: filling a mapped one would kill the process."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise InputError(
-            f"{name} needs {needed / 2**30:.1f} GiB in {folder}, which has {free / 2**30:.1f} left; {remedy}"
-        )
-
-
-def _try_to_write(name: Path, place: Path) -> None:
-    """Make a file without a name in a folder, or in the first of its parents that exists."""
-    folder = next(there for there in (place, *place.parents) if there.exists())
-    if not folder.is_dir():
-        raise InputError(f"{name} cannot be written because {folder} is a file; give another name")
-    try:
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{name} cannot be written because {folder} is not writable ({error.strerror}); give another name"
-        ) from error
+        left = f"which has {free / 2**30:.1f} left"
+        raise InputError(f"{name} needs {needed / 2**30:.1f} GiB in {folder}, {left}; {remedy}")
