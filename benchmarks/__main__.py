@@ -7,6 +7,7 @@ import typer
 
 from benchmarks.pretrain_small.settings import PretrainConfig
 from benchmarks.reproduce.settings import ReproduceConfig
+from pumer.settings.train import TrainConfig
 from pumer.utils.commands import application, checked, console, resolve, run_job, with_settings
 from pumer.utils.errors import InputError
 from pumer.utils.processes import own_interrupts
@@ -15,13 +16,13 @@ app = application("Experiments of the repository: the paper's tables, and the sm
 Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)]
 
 
-@app.command(cls=with_settings("benchmarks.pretrain_small.settings", "PretrainConfig"))
+@app.command(cls=with_settings(PretrainConfig))
 def pretrain(settings: Settings = None) -> None:
     """Pre-train the small checkpoint that ships with the package."""
     run_job("benchmarks.pretrain_small.run", resolve(PretrainConfig, settings))
 
 
-@app.command(cls=with_settings("pumer.settings.train", "TrainConfig"))
+@app.command(cls=with_settings(TrainConfig))
 def reproduce(
     settings: Settings = None,
     scale: Annotated[str, typer.Option(help="world: small models, hours on a CPU. full: the official data.")] = "world",

@@ -19,6 +19,7 @@ from benchmarks.__main__ import app as experiments
 from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.tasks import NLVR2
+from pumer.utils.config import described
 from pumer.utils.locks import only_one
 
 ROOT = Path(__file__).parents[1]
@@ -253,7 +254,7 @@ def test_every_command_with_settings_tells_all_of_them_with_their_meaning():
     for command in (command for group in groups for command in group.registered_commands):
         name = command.name or command.callback.__name__
         if "settings" in inspect.signature(command.callback).parameters or name == "visualize":
-            told = command.cls.settings()
+            told = described(command.cls.config_type)
             assert told, name
             assert all(len(meaning.partition("[default")[0]) > 5 for meaning in told.values()), told
 

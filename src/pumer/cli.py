@@ -6,6 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
+from pumer.settings.benchmark import BenchmarkConfig
+from pumer.settings.convert import ConvertConfig
+from pumer.settings.data import CheckConfig, PrepareConfig, WorldConfig
+from pumer.settings.demo import DemoConfig
+from pumer.settings.evaluate import EvaluateConfig
+from pumer.settings.plan import PlanConfig
+from pumer.settings.predict import PredictConfig
+from pumer.settings.score import ScoreConfig
+from pumer.settings.train import TrainConfig
+from pumer.settings.visualize import VisualizeConfig
 from pumer.utils.commands import SETTING, application, console, group, resolve, run_job, say, with_settings
 from pumer.utils.errors import InputError
 from pumer.utils.processes import leave_group
@@ -35,14 +45,12 @@ def _file(help_text: str) -> object:
     return typer.Option(help=help_text, show_default=False)
 
 
-@app.command(cls=with_settings("pumer.settings.train", "TrainConfig"))
+@app.command(cls=with_settings(TrainConfig))
 def train(
     recipe: Annotated[str, typer.Argument(help="Name, such as vilt/vqav2-pumer, or YAML file.")],
     settings: Settings = None,
 ) -> None:
     """Fine-tune a model; the same command continues an interrupted run."""
-    from pumer.settings.train import TrainConfig
-
     config = resolve(TrainConfig, settings, recipe_file(recipe))
     result = run_job("pumer.training.run", config)
     leave_group()
@@ -51,18 +59,16 @@ def train(
     say(f"model and run.json are in {config.output}")
 
 
-@app.command(cls=with_settings("pumer.settings.evaluate", "EvaluateConfig"))
+@app.command(cls=with_settings(EvaluateConfig))
 def evaluate(model: Model, settings: Settings = None, force: Force = False) -> None:
     """Official accuracy of a trained model, with its uncertainty."""
-    from pumer.settings.evaluate import EvaluateConfig
-
     config = resolve(EvaluateConfig, settings, model=model, force=force)
     run_job("pumer.evaluation.evaluate", config, console())
     for path in config.written:
         say(f"wrote {path}")
 
 
-@app.command(cls=with_settings("pumer.settings.predict", "PredictConfig"))
+@app.command(cls=with_settings(PredictConfig))
 def predict(
     model: Model,
     settings: Settings = None,
@@ -72,8 +78,6 @@ def predict(
     force: Force = False,
 ) -> None:
     """Answers of a trained model to a split, as the official server wants them, or to a list of questions."""
-    from pumer.settings.predict import PredictConfig
-
     given: dict[str, Any] = {"model": model, "images": images, "out": out, "questions": questions}
     config = resolve(PredictConfig, settings, **given, force=force)
     say(f"{run_job('pumer.evaluation.predict', config)} answers are in {config.file}")
@@ -93,8 +97,6 @@ def score(
     force: Force = False,
 ) -> None:
     """Grade a result file that anyone made; no model is needed."""
-    from pumer.settings.score import ScoreConfig
-
     options: dict[str, Any] = {"questions": questions, "per_example": per_example, "split": split, "rule": rule}
     options |= {"annotations": annotations, "predictions": predictions, "galleries": galleries, "force": force}
     config = resolve(ScoreConfig, None, task=task, **options)
@@ -105,16 +107,14 @@ def score(
         say(f"wrote {per_example}")
 
 
-@app.command(cls=with_settings("pumer.settings.benchmark", "BenchmarkConfig"))
+@app.command(cls=with_settings(BenchmarkConfig))
 def benchmark(model: ModelOrPreset = None, settings: Settings = None, force: Force = False) -> None:
     """Speed and memory of a model beside its unreduced self."""
-    from pumer.settings.benchmark import BenchmarkConfig
-
     model, settings = _model_or_setting(model, settings)
     run_job("pumer.profiling.benchmark", resolve(BenchmarkConfig, settings, model=model, force=force))
 
 
-@app.command(cls=with_settings("pumer.settings.visualize", "VisualizeConfig"))
+@app.command(cls=with_settings(VisualizeConfig))
 def visualize(
     model: Model,
     image: Annotated[Path, typer.Argument(help="Image file.")],
@@ -123,8 +123,6 @@ def visualize(
     force: Force = False,
 ) -> None:
     """Draw which patches and words a model pruned and merged for one question about an image, or about two."""
-    from pumer.settings.visualize import VisualizeConfig
-
     words = next((at for at, word in enumerate(rest) if at and SETTING.match(word)), len(rest))
     if words > 2 or (words == 2 and not Path(rest[0]).suffix and not Path(rest[0]).exists()):
         raise InputError(f'the question is {words} arguments; put it into quotes: "{" ".join(rest[:words])}"')
@@ -133,11 +131,9 @@ def visualize(
     say(f"{run_job('pumer.visualization.visualize', config)} ({config.out})")
 
 
-@app.command(cls=with_settings("pumer.settings.plan", "PlanConfig"))
+@app.command(cls=with_settings(PlanConfig))
 def plan(model: ModelOrPreset = None, settings: Settings = None) -> None:
     """Tokens per layer, MACs and ideal speed-up of a reduction, before any run."""
-    from pumer.settings.plan import PlanConfig
-
     model, settings = _model_or_setting(model, settings)
     say(run_job("pumer.profiling.planning", resolve(PlanConfig, settings, model=model)))
 
@@ -152,25 +148,21 @@ def convert(
     force: Force = False,
 ) -> None:
     """Turn a released checkpoint into one that pumer and transformers load."""
-    from pumer.settings.convert import ConvertConfig
-
     options: dict[str, Any] = {"answers": answers, "task": task, "image_size": image_size, "force": force}
     config = resolve(ConvertConfig, None, source=source, out=out, **options)
     console().print_json(data=run_job("pumer.conversion.convert", config))
 
 
-@data.command("world", cls=with_settings("pumer.settings.data", "WorldConfig"))
+@data.command("world", cls=with_settings(WorldConfig))
 def data_world(
     out: Annotated[Path, typer.Argument(help="Folder to write.")], settings: Settings = None, force: Force = False
 ) -> None:
     """Write the built-in world in the official formats of the tasks."""
-    from pumer.settings.data import WorldConfig
-
     for folder in run_job("pumer.world.write", resolve(WorldConfig, settings, out=out, force=force)):
         say(f"wrote {folder}")
 
 
-@data.command("prepare", cls=with_settings("pumer.settings.data", "PrepareConfig"))
+@data.command("prepare", cls=with_settings(PrepareConfig))
 def data_prepare(
     task: Task,
     root: Annotated[Path, typer.Argument(help="Folder with the official files.")],
@@ -179,8 +171,6 @@ def data_prepare(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that is missing or broken.")] = False,
 ) -> None:
     """Check a download and put its images into a few Arrow files; the same command continues an interrupted run."""
-    from pumer.settings.data import PrepareConfig
-
     config = resolve(PrepareConfig, settings, task=task, root=root, out=out, strict=strict)
     record = run_job("pumer.tasks.prepare", config)
     from pumer.tasks.prepare import summary
@@ -188,7 +178,7 @@ def data_prepare(
     say(summary(record, config.out))
 
 
-@data.command("check", cls=with_settings("pumer.settings.data", "CheckConfig"))
+@data.command("check", cls=with_settings(CheckConfig))
 def data_check(
     task: Task,
     root: Annotated[Path, typer.Argument(help="Folder with the official files, or a prepared folder.")],
@@ -197,19 +187,15 @@ def data_check(
     force: Force = False,
 ) -> None:
     """Report what is wrong with a data folder before training; exit code 2 if anything is."""
-    from pumer.settings.data import CheckConfig
-
     config = resolve(CheckConfig, settings, task=task, root=root, speed=speed, force=force)
     problems = run_job("pumer.tasks.check", config, console())["problems"]
     if problems:
         raise InputError(f"{len(problems)} images are missing or broken; `pumer data prepare` leaves them out")
 
 
-@app.command(cls=with_settings("pumer.settings.demo", "DemoConfig"))
+@app.command(cls=with_settings(DemoConfig))
 def demo(settings: Settings = None) -> None:
     """Fine-tune, reduce, compare and report on the built-in world; no download."""
-    from pumer.settings.demo import DemoConfig
-
     run_job("pumer.demo.run", resolve(DemoConfig, settings))
 
 

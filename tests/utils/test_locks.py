@@ -29,7 +29,7 @@ def holder(tmp_path):
 def test_a_second_process_is_refused_until_the_first_one_dies(holder, tmp_path):
     with pytest.raises(InputError, match=f"writes {tmp_path}/out;"), only_one(tmp_path / "out"):
         pass
-    with only_one(tmp_path / "other", None):
+    with only_one(tmp_path / "other"):
         pass
     holder.kill()
     holder.wait()

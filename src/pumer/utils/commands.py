@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import version as version_of
 from pathlib import Path
 from textwrap import fill, indent
-from typing import Annotated, Any, Protocol, TypeVar, cast
+from typing import Annotated, Any, cast
 
 import typer
 import yaml
@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pumer.utils.config import described, load, to_dict
 from pumer.utils.errors import InputError, out_of_memory, refused_by_system
+from pumer.utils.places import JobConfig
 from pumer.utils.processes import interrupts_end_at_once, interrupts_raise, is_main_process
 
 INTERRUPTED = 130
@@ -27,18 +28,6 @@ SETTING = re.compile(r"[\w.]+=")
 _UsageError = cast(type[Any], typer.BadParameter.__base__)
 _verbose: ContextVar[bool] = ContextVar("verbose", default=False)
 _written: ContextVar[tuple[Path, ...]] = ContextVar("written", default=())
-
-
-class _Config(Protocol):
-    """What the settings of every command have."""
-
-    @property
-    def written(self) -> tuple[Path, ...]: ...
-
-    def check_places(self) -> None: ...
-
-
-Config = TypeVar("Config", bound=_Config)
 
 
 class Commands(TyperGroup):
@@ -102,22 +91,15 @@ def _usage(error: Any, arguments: list[str]) -> str:
     return f"{said}; settings are key=value, without dashes: {option[2:].replace('-', '_')}={value}"
 
 
-def with_settings(module: str, name: str) -> type[TyperCommand]:
-    """A command whose help lists the settings of a config.
-
-    Args:
-        module: full name of the module with the config.
-        name: of the config.
-    """
+def with_settings(config: type[Any]) -> type[TyperCommand]:
+    """A command whose help lists the settings of a config."""
 
     class WithSettings(TyperCommand):
-        @staticmethod
-        def settings() -> dict[str, str]:
-            return described(getattr(import_module(module), name))
+        config_type = config
 
         def format_help(self, ctx: Any, formatter: Any) -> None:
             super().format_help(ctx, formatter)
-            lines = [f"{key}\n{indent(fill(text, 90), ' ' * 4)}" for key, text in self.settings().items()]
+            lines = [f"{key}\n{indent(fill(text, 90), ' ' * 4)}" for key, text in described(self.config_type).items()]
             typer.echo("\n".join(["Settings, as KEY=VALUE:\n", *lines]))
 
     return WithSettings
@@ -150,13 +132,13 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-def resolve(cls: type[Config], settings: list[str] | None, recipe: Path | None = None, **given: Any) -> Config:
+def resolve(cls: type[JobConfig], settings: list[str] | None, recipe: Path | None = None, **given: Any) -> JobConfig:
     """The config of a job, from arguments (None and false are passed over), a recipe and settings, later ones first."""
     arguments = {name: value for name, value in given.items() if value is not None and value is not False}
     return checked(load(cls, recipe, settings or (), arguments))
 
 
-def checked(config: Config) -> Config:
+def checked(config: JobConfig) -> JobConfig:
     """A config whose files and folders are there; shown on stderr with --verbose."""
     config.check_places()
     _written.set(config.written)

@@ -5,31 +5,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 
 from pumer.utils.errors import InputError
+from pumer.utils.places import JobConfig
 from pumer.utils.processes import is_main_process
 
-
-class _Config(Protocol):
-    @property
-    def written(self) -> tuple[Path, ...]: ...
-
-    def check_places(self) -> None: ...
-
-
-Config = TypeVar("Config", bound=_Config)
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
 
 
-def exclusive(job: Callable[Concatenate[Config, Rest], Result]) -> Callable[Concatenate[Config, Rest], Result]:
+def exclusive(job: Callable[Concatenate[JobConfig, Rest], Result]) -> Callable[Concatenate[JobConfig, Rest], Result]:
     """A job that first checks the files and folders in its config, and that alone writes them; see `only_one`."""
 
     @wraps(job)
-    def run(config: Config, /, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+    def run(config: JobConfig, /, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
         config.check_places()
         with only_one(*config.written):
             return job(config, *args, **kwargs)
@@ -38,24 +30,23 @@ def exclusive(job: Callable[Concatenate[Config, Rest], Result]) -> Callable[Conc
 
 
 @contextmanager
-def only_one(*places: str | Path | None) -> Iterator[None]:
+def only_one(*places: str | Path) -> Iterator[None]:
     """Keep other processes from writing the same folders or files, there or not, for the length of a block.
 
     The operating system frees the lock of a process that dies. Of the processes that `torchrun` starts, the first one
     holds the lock for all.
-
-    Raises:
-        InputError: When another process writes one of them, or it lies where nothing can be written.
     """
     with ExitStack() as held:
-        for place in {Path(place).resolve() for place in places if place is not None} if is_main_process() else ():
+        for place in {Path(place).resolve() for place in places} if is_main_process() else ():
             held.enter_context(_locked(place))
         yield
 
 
 @contextmanager
 def _locked(place: Path) -> Iterator[None]:
-    file = _lock_file(place)
+    # Beside the place, which may be replaced as a whole; inside a folder whose parent is protected, as of a mount.
+    inside = place.is_dir() and not os.access(place.parent, os.W_OK)
+    file = place / ".lock" if inside else place.parent / f".{place.name}.lock"
     lock = FileLock(file, timeout=0)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +61,3 @@ def _locked(place: Path) -> Iterator[None]:
     finally:
         file.unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that it has no name any more
         lock.release()
-
-
-def _lock_file(place: Path) -> Path:
-    """Beside the place, which may be replaced as a whole; inside a folder whose parent is protected, as of a mount."""
-    if place.is_dir() and not os.access(place.parent, os.W_OK):
-        return place / ".lock"
-    return place.parent / f".{place.name}.lock"

@@ -4,11 +4,24 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Protocol, TypeVar
 
 from pumer.utils.errors import InputError
 
 PREPARED = "prepared.json"
 """The record in a folder that `pumer data prepare` wrote."""
+
+
+class _WithPlaces(Protocol):
+    """What the config of every job has; see `pumer.settings.common.Job`."""
+
+    @property
+    def written(self) -> tuple[Path, ...]: ...
+
+    def check_places(self) -> None: ...
+
+
+JobConfig = TypeVar("JobConfig", bound=_WithPlaces)
 
 
 def check_input(what: str, path: Path, folder: bool = False) -> None:
