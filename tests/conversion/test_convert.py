@@ -16,7 +16,7 @@ from transformers import (
 
 import pumer
 from pumer import ReleasedPuMerConfig, checkpoint
-from pumer.conversion import convert, sources
+from pumer.conversion import convert, released, sources
 from pumer.tasks.heads import classifier_from
 from pumer.utils.errors import InputError
 from pumer.utils.files import write_json
@@ -97,14 +97,14 @@ def test_a_model_is_patched_only_if_it_was_trained_reduced(vqa):
 )
 def test_names_of_similarities(name, similarity):
     config = {"reduce_layers": [2], "sim_method": name, "merge_style": "tome", **RATIOS}
-    assert convert.released_reduction(config).similarity == similarity
+    assert released.released_reduction(config).similarity == similarity
 
 
 @pytest.mark.parametrize(("key", "value"), [("sim_method", "random"), ("merge_style", "tip")])
 def test_unpublished_reductions_are_refused_by_name(key, value):
     with pytest.raises(InputError, match=f"{key} '{value}'.*allowed"):
-        convert.released_reduction({"reduce_layers": [2], key: value})
-    assert convert.released_reduction({"reduce_layers": [], key: value}) is None
+        released.released_reduction({"reduce_layers": [2], key: value})
+    assert released.released_reduction({"reduce_layers": [], key: value}) is None
 
 
 @pytest.mark.parametrize(

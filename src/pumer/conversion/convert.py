@@ -11,16 +11,14 @@ from transformers.image_utils import SizeDict
 
 from pumer.checkpoint import REDUCTION_FILE, save
 from pumer.conversion.family import Family
-from pumer.conversion.released import family_of, from_released, released_reduction
+from pumer.conversion.released import family_of, from_released
 from pumer.conversion.sources import read_answers, read_source
 from pumer.patching import reduction
 from pumer.reducers import config_to_dict
 from pumer.settings.convert import TASKS, ConvertConfig
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, replacing
-from pumer.utils.locks import only_one
-
-__all__ = ["ConvertConfig", "from_released", "infer_task", "name_answers", "released_reduction", "run"]
+from pumer.utils.locks import exclusive
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +32,7 @@ _CONVERTED = ("vilt.encoder.", "vilt.embeddings.", "meter.text_model.", "meter.v
 """What tensors are called in transformers, and in no released checkpoint."""
 
 
+@exclusive
 def run(config: ConvertConfig) -> dict[str, Any]:
     """Convert a released checkpoint into a folder that `pumer.load` and plain transformers read.
 
@@ -43,16 +42,7 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     Returns:
         ``task``, ``reduction`` (as in ``reduction.json``, or None), ``tensors`` (number read), ``tokenizer`` (name or
         None).
-
-    Raises:
-        InputError: For a source that cannot be read, a wrong number of answers, and whatever `from_released` refuses.
     """
-    config.check_places()
-    with only_one(*config.written):
-        return _converted(config)
-
-
-def _converted(config: ConvertConfig) -> dict[str, Any]:
     released, weights = read_source(config.source)
     if any(name.startswith(_CONVERTED) for name in weights):
         raise InputError(f"{config.source} is a transformers checkpoint already; pumer loads it as it is")
@@ -80,11 +70,7 @@ def _converted(config: ConvertConfig) -> dict[str, Any]:
 
 
 def infer_task(names: Sequence[str] | Mapping[str, Tensor]) -> str:
-    """The task whose head is among the tensors.
-
-    Raises:
-        InputError: If there is none, or more than one.
-    """
+    """The one task whose head is among the tensors."""
     found = [task for task, heads in _TASK_HEADS.items() if any(name.startswith(heads) for name in names)]
     if len(found) != 1:
         known = ", ".join(head for heads in _TASK_HEADS.values() for head in heads)
@@ -97,16 +83,7 @@ def infer_task(names: Sequence[str] | Mapping[str, Tensor]) -> str:
 
 
 def name_answers(model: PreTrainedModel, answers: Sequence[str], task: str = "vqa2") -> None:
-    """Make a list of answers the meaning of the model's outputs (``config.id2label``).
-
-    Args:
-        model: A question-answering model.
-        answers: One per output, in order.
-        task: Refused unless it is "vqa2": the labels of the others are fixed.
-
-    Raises:
-        InputError: If their number is not that of the model's outputs.
-    """
+    """Make answers the meaning of the outputs, in order, of a question-answering model (``config.id2label``)."""
     if task != "vqa2":
         raise InputError(f"the checkpoint is for {task}, whose labels are fixed; leave out --answers")
     if len(answers) != model.config.num_labels:

@@ -89,22 +89,14 @@ class Family:
 
 
 def shape_of(weights: Mapping[str, Tensor], name: str) -> torch.Size:
-    """Shape of a tensor.
-
-    Raises:
-        InputError: If it is missing.
-    """
+    """Shape of a tensor that must be there."""
     if name not in weights:
         raise InputError(f"tensor '{name}' is missing in the checkpoint")
     return weights[name].shape
 
 
 def labels_of(weights: Mapping[str, Tensor], head: Head) -> dict[str, dict[Any, Any]]:
-    """The labels of a head, as settings of a transformers config.
-
-    Raises:
-        InputError: If the task's labels are fixed but the head has another number of outputs.
-    """
+    """The labels of a head, as settings of a transformers config; one for each of its outputs."""
     last = max((name for name in weights if name.startswith(head.released)), default=f"{head.released}weight")
     outputs = shape_of(weights, last)[0]
     labels = head.labels or tuple(f"LABEL_{index}" for index in range(outputs))

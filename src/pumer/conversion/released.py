@@ -69,15 +69,7 @@ def family_of(names: Iterable[str]) -> Family:
 
 
 def released_reduction(config: Mapping[str, Any]) -> ReleasedPuMerConfig | None:
-    """The reduction that a released ``config.json`` names, or None if it has no ``reduce_layers``.
-
-    Args:
-        config: ``reduce_layers``, ``prune_r``, ``merge_r``, ``merge_text`` (fractions removed), ``sim_method``,
-            ``merge_style``.
-
-    Raises:
-        InputError: For a ``sim_method`` or ``merge_style`` that no published checkpoint has.
-    """
+    """The reduction that a released ``config.json`` names, or None if it has no ``reduce_layers``."""
     layers = config.get("reduce_layers")
     if not layers:
         return None

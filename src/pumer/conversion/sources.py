@@ -25,9 +25,6 @@ def read_source(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Args:
         source: Folder with ``config.json`` and one weight file (safetensors, ``.bin`` or ``.ckpt``); one such file by
             itself, as METER's authors publish (its config is Lightning's, or empty); or a hub name.
-
-    Raises:
-        InputError: If either is missing or cannot be read.
     """
     if Path(source).is_file():
         return _read(Path(source))
@@ -41,7 +38,7 @@ def read_source(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise InputError(f"{source} holds no weights; give a folder with *.safetensors, *.bin or *.ckpt")
         if len(files) > 1 and files[0].name not in WEIGHT_FILES:
             raise InputError(f"{source} holds several weight files: {some([file.name for file in files])}; leave one")
-        return read_json(folder / "config.json"), read_weights(files[0])
+        return read_json(folder / "config.json"), _read(files[0])[1]
     try:
         config = cached_file(source, "config.json")
         found = [cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in WEIGHT_FILES]
@@ -50,16 +47,11 @@ def read_source(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     weights = next((path for path in found if path is not None), None)
     if weights is None:
         raise InputError(f"checkpoint {source} has neither {' nor '.join(WEIGHT_FILES)}")
-    return read_json(config), read_weights(Path(weights))
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file, or of the ``state_dict`` inside it (as Lightning writes it)."""
-    return _read(path)[1]
+    return read_json(config), _read(Path(weights))[1]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Lightning's config, empty if there is none, and the tensors."""
+    """Lightning's config, empty if there is none, and the tensors: of the file, or of the ``state_dict`` inside it."""
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except (OSError, RuntimeError, SafetensorError, EOFError) as error:

@@ -16,7 +16,7 @@ from pumer.compiling.compile import compile as compiled
 from pumer.patching import patch
 from pumer.patching import reduction as reduction_in
 from pumer.reducers import NoReduction, config_to_dict, reduction_from
-from pumer.settings.common import Blank, Resize, Rule
+from pumer.settings.common import Blank, Resize, Rule, check_rule
 from pumer.tasks import TASKS, Example, Inputs, Task, VQAv2, task_class
 from pumer.tasks.loading import make_inputs, text_length_of
 from pumer.utils.errors import InputError
@@ -81,7 +81,7 @@ class Session:
             blank: see `pumer.tasks.loading.make_inputs`.
             image_size: pixels along a side, see `set_image_size`; None for the checkpoint's own.
             reduction: replaces the saved one: a mapping with `method`, or the name of a method.
-            rule: see `bind`.
+            rule: of VQAv2, see `pumer.tasks.metrics.vqa_accuracy`; None for the official one.
             device: by default the accelerator if there is one, else the CPU.
             compile: let `forward` be the model as `pumer.compile` makes it.
 
@@ -125,14 +125,11 @@ class Session:
             model: of the task's class, on any device.
             task: bound to the model's labels.
             text_length: None for as many tokens as the model has positions.
-            resize: see `pumer.tasks.Pixels`.
-            blank: see `pumer.tasks.loading.make_inputs`.
-            image_size: None for the checkpoint's own.
+            resize: as of `open`, like `blank` and `image_size`.
+            blank: as of `open`.
+            image_size: as of `open`.
             reduction: None keeps the one in place, or switches on the fast path alone.
             fixed_length: pad every text to `text_length`, so that a compiled model sees one shape.
-
-        Raises:
-            InputError: for a checkpoint without processor, and settings that do not fit the model.
         """
         processor = load_processor(name)
         set_image_size(image_size, model, processor)
@@ -143,7 +140,7 @@ class Session:
         return cls(name, model, processor, task, inputs, forward=model)
 
     def check(self, example: Example) -> None:
-        """Refuse an example with another number of images than the task's examples have."""
+        """Refuse an example with another number of images than the task has."""
         count = self.task.image_count
         if len(example.images) != count:
             raise InputError(f"task {self.task.name} looks at {count} image(s) at once, not {len(example.images)}")
@@ -155,17 +152,7 @@ class Session:
 
 
 def bind(name: str, model: PreTrainedModel, kind: type[Task], rule: Rule | None = None) -> Task:
-    """The task of a model, bound to the model's labels.
-
-    Args:
-        name: of the model, for messages.
-        model: one of the task's classes.
-        kind: the task's class.
-        rule: of VQAv2, see `pumer.tasks.metrics.vqa_accuracy`; None for the official one.
-
-    Raises:
-        InputError: for a model of another task, labels that are not the task's, and a rule for another task.
-    """
+    """The task of a model, bound to the model's labels and, of VQAv2, to a rule; refuses a model of another task."""
     if not isinstance(model, tuple(kind.models().values())):
         needed = " or ".join(cls.__name__ for cls in kind.models().values())
         others = [other for other, each in TASKS.items() if isinstance(model, tuple(each.models().values()))]
@@ -175,12 +162,9 @@ def bind(name: str, model: PreTrainedModel, kind: type[Task], rule: Rule | None 
 
 
 def with_rule(kind: type[Task], labels: tuple[str, ...], rule: Rule | None) -> Task:
-    """A task bound to labels and, of VQAv2, to a rule; see `bind`."""
-    if rule is None:
-        return kind(labels)
-    if not issubclass(kind, VQAv2):
-        raise InputError(f"rule={rule} is for task vqav2, not for task {kind.name}; leave it out")
-    return kind(labels, rule)
+    """A task bound to labels and, of VQAv2, to a rule: see `pumer.tasks.metrics.vqa_accuracy`."""
+    check_rule(rule, kind.name)
+    return VQAv2(labels, rule) if rule is not None else kind(labels)
 
 
 def labels_of(model: PreTrainedModel) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import pydantic.dataclasses
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Strict, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Strict, ValidationError
 
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_text
@@ -26,8 +26,7 @@ from pumer.utils.places import check_input
 Config = TypeVar("Config")
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 _KINDS = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", Path: "a path"}
-_SETTINGS = ConfigDict(extra="forbid", validate_default=True)
-_LIMITS = ("ge", "gt", "le", "lt")
+_SETTINGS = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 _UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 
 
@@ -67,15 +66,9 @@ def config(cls: type[Config]) -> type[Config]:
 
 
 def from_dict(cls: type[Config], mapping: Mapping[str, Any], where: str = "") -> Config:
-    """Build a (nested) config from plain data.
+    """Build a config from plain data; a nested one of which only some settings are given keeps its other defaults.
 
-    Args:
-        cls: the config; a part of which only some settings are given keeps its other defaults.
-        mapping: plain data, as read from YAML or JSON.
-        where: what the messages call the mapping; by default `TrainConfig` gives "train config".
-
-    Raises:
-        InputError: for an unknown key (with the nearest valid one), a missing key or a wrong value.
+    `where` is what the messages call the mapping; by default `TrainConfig` gives "train config".
     """
     if not isinstance(mapping, Mapping):
         raise InputError(f"the content in {where or cls.__name__} must be a mapping, not {mapping!r}")
@@ -102,11 +95,11 @@ def to_dict(config: Any) -> Any:
 
 
 def described(cls: type[Any], prefix: str = "", of: Any = None) -> dict[str, str]:
-    """What the settings of a config are, from its docstring, with their defaults; `data.root` is one of them.
+    """What the settings of a config are, from its docstring and its bases', with their defaults; see `config`.
 
     Args:
-        cls: the config; its docstring, or a base's, has a section "Attributes:" that names each setting.
-        prefix: of the names.
+        cls: the config.
+        prefix: of the names, such as "data." of "data.root".
         of: a config whose values are the defaults; None for the dataclass's own.
     """
     meanings: dict[str, str] = {}
@@ -115,15 +108,14 @@ def described(cls: type[Any], prefix: str = "", of: Any = None) -> dict[str, str
         meanings |= {name: " ".join(text.split()) for name, text in _ENTRY.findall(section.split("\n\n")[0])}
     found: dict[str, str] = {}
     for field in dataclasses.fields(cls):
-        inner = _nested(field.type)
-        default = _default(field) if of is None else getattr(of, field.name)
-        if inner is not None:
-            part = default if dataclasses.is_dataclass(default) else None
-            found |= described(inner, f"{prefix}{field.name}.", part)
-        else:
-            typed = yaml.safe_dump(to_dict(default), default_flow_style=True, width=1000) if default != MISSING else ""
-            shown = f" [default: {typed.splitlines()[0]}]" if typed else ""
-            found[prefix + field.name] = meanings.get(field.name, "") + shown
+        name, default = prefix + field.name, _default(field) if of is None else getattr(of, field.name)
+        if (inner := _nested(field.type)) is not None:
+            found |= described(inner, f"{name}.", default if dataclasses.is_dataclass(default) else None)
+            continue
+        found[name] = meanings.get(field.name, "")
+        if default != MISSING:
+            typed = yaml.safe_dump(to_dict(default), default_flow_style=True, width=1000)
+            found[name] += f" [default: {typed.splitlines()[0]}]"
     return found
 
 
@@ -134,7 +126,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 def load(
     cls: type[Config], path: str | Path | None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
 ) -> Config:
-    """Read a YAML file, apply `key=value` overrides and build the config.
+    """Build a config from a YAML file and `key=value` settings.
 
     Args:
         cls: the config to build.
@@ -142,9 +134,6 @@ def load(
         overrides: settings such as `epochs=3` or `data.root=/data/vqav2`; values are YAML, later ones win. A mapping
             changes the keys it names; one that names a `method` takes the place of another method's settings.
         given: values of settings that neither file nor overrides name.
-
-    Raises:
-        InputError: for a broken file or override, and whatever `from_dict` refuses.
     """
     merged = OmegaConf.create({}) if path is None else _read_yaml(Path(path))
     for override in overrides:
@@ -191,9 +180,7 @@ def _first_line(error: Exception) -> str:
 def _strict(hint: Any) -> Any:
     """An annotation under which pydantic converts no scalar, and nothing but a list to a tuple."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if hint is float:
-        return Annotated[float, Strict(), AllowInfNan(False)]
-    if hint in (int, str, bool):
+    if hint in (int, float, str, bool):
         return Annotated[hint, Strict()]
     if isinstance(hint, dataclasses.InitVar):
         return dataclasses.InitVar(_strict(hint.type))
@@ -203,14 +190,11 @@ def _strict(hint: Any) -> Any:
         return Union[tuple(map(_strict, arguments))]  # noqa: UP007
     if origin is tuple:
         inner = tuple(kind if kind is Ellipsis else _strict(kind) for kind in arguments)
-        return Annotated[origin[inner], Strict(), BeforeValidator(_listed)]
+        as_tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+        return Annotated[origin[inner], Strict(), as_tuple]
     if origin in (dict, Mapping):
         return origin[tuple(map(_strict, arguments))]
     return hint
-
-
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _message(error: ValidationError, cls: type[Any], where: str = "") -> str:
@@ -292,10 +276,11 @@ def _bounds(metadata: Sequence[Any]) -> str:
     single = [limit for one in metadata for limit in getattr(one, "metadata", [one])]
     if any(getattr(limit, "min_length", 0) for limit in single):
         return " that is not empty"
-    names = ("ge", "gt", "le", "lt")
-    limits = {
-        name: getattr(limit, name) for limit in single for name in names if getattr(limit, name, None) is not None
-    }
+    limits: dict[str, Any] = {}
+    for limit in single:
+        limits |= {
+            name: value for name in ("ge", "gt", "le", "lt") if (value := getattr(limit, name, None)) is not None
+        }
     low = f"[{limits['ge']}" if "ge" in limits else f"({limits.get('gt', '-inf')}"
     high = f"{limits['le']}]" if "le" in limits else f"{limits.get('lt', 'inf')})"
     return f" in {low}, {high}" if limits else ""

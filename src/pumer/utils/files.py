@@ -26,24 +26,18 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: str | Path, remedy: str = "give another file") -> Any:
-    """Content of a JSON file, with or without a byte-order mark.
+    """Content of a JSON file, with or without a byte-order mark; errors name the line where it breaks, and the remedy.
 
-    Args:
-        path: The file.
-        remedy: What to do if it cannot be used, for the message.
-
-    Raises:
-        InputError: If it is missing, too large or not JSON, with the line where it breaks; and for what Python's parser
-            takes beyond the standard: ``NaN``, ``Infinity`` and half of a surrogate pair.
+    ``NaN``, ``Infinity`` and half of a surrogate pair, which Python's parser takes beyond the standard, are refused.
     """
-    with _remedy(remedy):
-        return _parsed(_text(path, MAX_BYTES), str(path))
+    with _reading(path, MAX_BYTES, remedy) as text:
+        return _parsed(text, str(path))
 
 
 def read_config(path: str | Path, remedy: str = "give another file") -> dict[str, Any]:
     """Content of a small JSON file that holds one object, each key once and numbers that a float can hold."""
-    with _remedy(remedy):
-        content = _parsed(_text(path, MAX_CONFIG_BYTES), str(path), "a config")
+    with _reading(path, MAX_CONFIG_BYTES, remedy) as text:
+        content = _parsed(text, str(path), "a config")
         if not isinstance(content, dict):
             raise InputError(f"{path} must hold a JSON object, not a {type(content).__name__}")
         return content
@@ -51,19 +45,15 @@ def read_config(path: str | Path, remedy: str = "give another file") -> dict[str
 
 def read_json_lines(path: str | Path, remedy: str = "give another file") -> list[tuple[int, Any]]:
     """Number and content of every line of a file of JSON lines that is not empty; see `read_json`."""
-    with _remedy(remedy):
-        lines = enumerate(_lines(_text(path, MAX_BYTES)), start=1)
+    with _reading(path, MAX_BYTES, remedy) as text:
+        lines = enumerate(_lines(text), start=1)
         return [(number, _parsed(line, f"{path}: line {number}", "a line")) for number, line in lines if line.strip()]
 
 
 def read_csv(path: str | Path, remedy: str = "give another file") -> list[tuple[int, list[str]]]:
-    """Values of every row of a CSV file that is not empty, with the number of the line it ends in.
-
-    Raises:
-        InputError: If it is missing or not CSV; a quotation mark without its second one swallows no lines.
-    """
-    with _remedy(remedy):
-        reader = csv.reader(io.StringIO(_text(path, MAX_BYTES), newline=""), strict=True)
+    """Number of its last line, and values, of every row of a CSV file that is not empty; all quotes must close."""
+    with _reading(path, MAX_BYTES, remedy) as text:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
             return [(reader.line_num, row) for row in reader if row]
         except csv.Error as error:
@@ -77,29 +67,21 @@ def read_lines(path: str | Path, remedy: str = "give another file") -> list[str]
 
 def read_text(path: str | Path, remedy: str = "give another file") -> str:
     """Text of a file in UTF-8, or in UTF-16 with a byte-order mark; without the mark, its line ends as they are."""
-    with _remedy(remedy):
-        return _text(path, MAX_BYTES)
+    with _reading(path, MAX_BYTES, remedy) as text:
+        return text
 
 
 @contextmanager
-def _remedy(remedy: str) -> Iterator[None]:
+def _reading(path: str | Path, most: int, remedy: str) -> Iterator[str]:
+    """The text of a file; errors about it, here and in the block, end in the remedy."""
     try:
-        yield
+        yield _text(path, most)
     except InputError as error:
         raise InputError(f"{error}; {remedy}") from error.__cause__
 
 
 def _text(path: str | Path, most: int) -> str:
-    data = _content(path, most)
-    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    encoding, name = ("utf-16", "UTF-16") if data.startswith(marks) else ("utf-8-sig", "UTF-8")
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not {name} text: {error.reason} at byte {error.start}") from error
-
-
-def _content(path: str | Path, most: int) -> bytes:
+    encoding, name = "utf-8-sig", "UTF-8"
     try:
         with open(path, "rb") as file:
             about = os.fstat(file.fileno())
@@ -107,14 +89,19 @@ def _content(path: str | Path, most: int) -> bytes:
                 raise InputError(f"{path} is a device, not a file")
             if about.st_size > most:
                 raise InputError(f"{path} is too large ({about.st_size} bytes; at most {most} are read)")
-            return file.read()
+            data = file.read()
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            encoding, name = "utf-16", "UTF-16"
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not {name} text: {error.reason} at byte {error.start}") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path} does not exist") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except InputError:
+        raise
     except ValueError as error:  # a null character in the name
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{str(path)!r} is not a file name: {first_line(error)}") from error
 
 
@@ -125,9 +112,8 @@ def _lines(text: str) -> list[str]:
 def _parsed(text: str, name: str, what: Literal["a file", "a line", "a config"] = "a file") -> Any:
     """Parse JSON; of a config, which is small, every number is checked."""
     try:
-        if what == "a config":
-            return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_without_doubles)
-        content = json.loads(text, parse_constant=_refuse, object_pairs_hook=_without_doubles)
+        floats = _finite if what == "a config" else None
+        content = json.loads(text, parse_constant=_refuse, parse_float=floats, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError as error:
         where = "" if what == "a line" else f" in line {error.lineno}"
         raise InputError(f"{name} is not valid JSON: {error.msg}{where}") from error
@@ -137,7 +123,7 @@ def _parsed(text: str, name: str, what: Literal["a file", "a line", "a config"] 
         raise InputError(f"{name} {error}") from None
     except ValueError as error:  # a number that Python refuses to convert
         raise InputError(f"{name} holds a number of more than {sys.get_int_max_str_digits()} digits") from error
-    if _SURROGATE.search(text):
+    if what != "a config" and _SURROGATE.search(text):
         try:
             json.dumps(content, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -174,11 +160,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file as a whole or not at all.
-
-    Raises:
-        InputError: If it cannot be written, as on a full disk.
-    """
+    """Write a file as a whole or not at all."""
     try:
         with new_file(path) as aside:
             aside.write_bytes(content)
@@ -194,9 +176,6 @@ def new_file(path: str | Path, folder: Path | None = None, sync: bool = False) -
         path: The final file; its folder is made.
         folder: Where the unfinished file lies; by default beside the final one.
         sync: Whether it must be on the disk before it is renamed.
-
-    Yields:
-        The file to write.
     """
     path = Path(path)
     aside = (folder or path.parent) / f".{path.name}.{uuid4().hex[:8]}"
@@ -219,12 +198,6 @@ def replacing(directory: str | Path, whole: bool = False) -> Iterator[Path]:
     Args:
         directory: The final folder; made if it does not exist.
         whole: Whether the new folder takes the place of the old one, instead of only its files.
-
-    Yields:
-        The folder to write into.
-
-    Raises:
-        InputError: If ``directory`` is a file.
     """
     final = Path(directory).resolve()
     if final.exists() and not final.is_dir():
