@@ -5,12 +5,13 @@ the CPU; this one counts it by its shapes, on every device and on the meta devic
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Sequence
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class MacCounter(TorchDispatchMode):
@@ -24,51 +25,31 @@ class MacCounter(TorchDispatchMode):
         self.section = section
         self.macs: Counter[Hashable] = Counter()
 
-    @property
-    def total(self) -> int:
-        """Over all sections."""
-        return sum(self.macs.values())
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        rule = _RULES.get(func.overloadpacket) or (_attention if "_scaled_dot_product" in str(func) else None)
+        packet, kwargs = func.overloadpacket, kwargs or {}
+        rule = _RULES.get(packet) or (_RULES[_ATTENTION] if "_scaled_dot_product" in str(func) else None)
         if rule is None and func._can_decompose():  # composite operators come whole in inference mode
             with self:
-                result = func.decompose(*args, **(kwargs or {}))
+                result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if rule is not None:
-            self.macs[self.section] += rule(*args)
+            self.macs[self.section] += rule(*args, **kwargs, out_val=result) // 2  # a MAC is two operations
         return result
 
 
-def _product(left: Tensor, right: Tensor, *_: Any) -> int:
-    return left.numel() * right.shape[-1]
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def _added_product(_: Tensor, left: Tensor, right: Tensor, *rest: Any) -> int:
-    return _product(left, right)
+def _matrix_vector(matrix: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * prod(matrix)
 
 
-def _convolution(x: Tensor, weight: Tensor, _: Any, stride: Any, padding: Any, dilation: Any, *rest: Any) -> int:
-    reach = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    sizes = zip(x.shape[2:], padding, reach, stride, strict=True)
-    places = [(size + 2 * pad - span) // step + 1 for size, pad, span, step in sizes]
-    return x.shape[0] * weight.numel() * int(torch.Size(places).numel())
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
-    return query.numel() * key.shape[-2] + query.shape[:-1].numel() * value.shape[-2] * value.shape[-1]
-
-
-_RULES: dict[Any, Callable[..., int]] = {
-    torch.ops.aten.mm: _product,
-    torch.ops.aten.bmm: _product,
-    torch.ops.aten.mv: _product,
-    torch.ops.aten.addmm: _added_product,
-    torch.ops.aten.baddbmm: _added_product,
-    torch.ops.aten.convolution: _convolution,
-    torch.ops.aten.scaled_dot_product_attention: _attention,
-}
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention
+_RULES = FlopCounterMode(
+    display=False, custom_mapping={_ATTENTION: _attention, torch.ops.aten.mv: _matrix_vector}
+).flop_registry

@@ -136,7 +136,7 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] | None = None, text
     inputs = inputs_for(meta, size, text_length)
     watch = _watch(meta, inputs)
     with disabled(meta):
-        unreduced = _watch(meta, inputs).counter.total
+        unreduced = _watch(meta, inputs).counter.macs.total()
     macs = watch.counter.macs
     rows = (LayerPlan(*place, *before, *after, macs[place]) for place, (before, after) in watch.seen.items())
     return Plan(size, text_length, tuple(rows), macs[EMBEDDING], macs[HEAD], unreduced)
