@@ -38,13 +38,19 @@ def test_a_second_process_is_refused_until_the_first_one_dies(holder, tmp_path):
 
 
 def test_nothing_is_left_and_nothing_is_made(tmp_path):
-    for place in (tmp_path / "new", tmp_path / "file.json"):
+    for place in (tmp_path / "new", tmp_path / "file.json", tmp_path / "a" / "b" / "new"):
         with only_one(place):
             assert not place.exists()
     (tmp_path / "folder").mkdir()
     with pytest.raises(KeyError), only_one(tmp_path / "folder"):
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_folders_of_a_result_stay(tmp_path):
+    with only_one(tmp_path / "a" / "b" / "file.json"):
+        (tmp_path / "a" / "b" / "file.json").write_text("{}")
+    assert (tmp_path / "a" / "b" / "file.json").is_file()
 
 
 def test_the_same_place_by_another_name_is_the_same_place(tmp_path):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -48,6 +48,7 @@ def _locked(place: Path) -> Iterator[None]:
     inside = place.is_dir() and not os.access(place.parent, os.W_OK)
     file = place / ".lock" if inside else place.parent / f".{place.name}.lock"
     lock = FileLock(file, timeout=0)
+    made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -61,3 +62,6 @@ def _locked(place: Path) -> Iterator[None]:
     finally:
         file.unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that it has no name any more
         lock.release()
+        for folder in made:
+            with suppress(OSError):  # it holds results
+                folder.rmdir()
