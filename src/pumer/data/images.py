@@ -179,11 +179,7 @@ class Pixels:
     """
 
     def __init__(
-        self,
-        image_processor: Any,
-        resize: Resize = "square",
-        blank: bool = False,
-        cache_bytes: int = 256 * 2**20,
+        self, image_processor: Any, resize: Resize = "square", blank: bool = False, cache_bytes: int = 256 * 2**20
     ) -> None:
         """Prepare for one image processor.
 

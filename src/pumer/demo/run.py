@@ -41,16 +41,10 @@ ORIGINAL, REDUCED = "original", "reduced, distilled"
 
 @dataclass(frozen=True)
 class _Model:
-    """One model of the comparison.
+    """One model of the comparison: `key` names its files; `name` and `note`, how it was made, are shown in the report.
 
-    Attributes:
-        key: name of its files.
-        name: in the report.
-        note: how it was made.
-        weights: folder of its weights.
-        training: changes of its fine-tuning to the common recipe; None if it is not fine-tuned here.
-        reduction: replaces the one that its weights were saved with.
-        unseen: also test it on the held-out combinations.
+    `training` are changes of its fine-tuning to the common recipe, None if it is not fine-tuned here. `reduction`
+    replaces the saved one. `unseen`: also test it on the held-out combinations.
     """
 
     key: str

@@ -18,10 +18,9 @@ from pumer.settings.evaluate import EvaluateConfig, EvaluationData
 from pumer.settings.predict import PredictConfig
 from pumer.tasks import Example, Retrieval
 from pumer.tasks.session import Session
-from pumer.utils.errors import InputError
+from pumer.utils.errors import InputError, some
 from pumer.utils.files import read_csv, write_text
 from pumer.utils.locks import exclusive
-from pumer.utils.text import some
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +100,8 @@ class Predictor:
     ) -> list[str]:
         """The answers to many examples, in order; arguments as of `pumer.evaluation.evaluate.predict`."""
         if isinstance(self.task, Retrieval):
-            raise InputError(
-                f"a model for {self.task.name} gives no answers; from Python, Predictor(...).scores(images, texts) "
-                "ranks any images and texts, and `pumer predict MODEL data.root=FOLDER` those of a split"
-            )
+            ways = "Predictor(...).scores ranks images and texts, `pumer predict MODEL data.root=FOLDER` a split"
+            raise InputError(f"a model for {self.task.name} gives no answers; from Python, {ways}")
         _check_batch(batch_size)
         for example in examples:
             self.session.check(example)

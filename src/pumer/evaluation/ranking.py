@@ -100,11 +100,7 @@ class CandidateSets:
 
 @torch.inference_mode()
 def rank(
-    session: Session,
-    sets: CandidateSets,
-    batch_size: int = 64,
-    folder: Path | None = None,
-    progress: bool = False,
+    session: Session, sets: CandidateSets, batch_size: int = 64, folder: Path | None = None, progress: bool = False
 ) -> list[str]:
     """What every query finds, by the scores of all pairs of a set; see `CandidateSets.best`.
 
@@ -160,23 +156,19 @@ def _scorer(model: Any, images: Sequence[ImageLike], inputs: Inputs) -> Score:
         return {name: tensor.to(model.device) for name, tensor in tensors.items()}
 
     pixels, family = on_device(inputs.pixels(images)), backbone_of(model)
-    if family is not None and family.separable:
-        encoded = model.encode_image(pixels["pixel_values"])
-
-        def score_encoded(texts: Sequence[str]) -> Iterator[Tensor]:
-            tokens = on_device(tokenize(texts, inputs))
-            captions = model.encode_text(tokens["input_ids"], tokens["attention_mask"])
-            for row in range(len(images)):
-                index = torch.full((len(texts),), row, device=model.device)
-                yield model(encoded_text=captions, encoded_image=encoded, image_index=index).logits[:, 0]
-
-        return score_encoded
+    apart = family is not None and family.separable
+    encoded = model.encode_image(pixels["pixel_values"]) if apart else None
 
     def score(texts: Sequence[str]) -> Iterator[Tensor]:
-        tokens = on_device(tokenize(texts, inputs))
+        text = on_device(tokenize(texts, inputs))
+        if apart:
+            text = {"encoded_text": model.encode_text(text["input_ids"], text["attention_mask"])}
         for row in range(len(images)):
-            image = {name: x[row : row + 1].expand(len(texts), *x.shape[1:]) for name, x in pixels.items()}
-            yield model(**tokens, **image).logits[:, 0]
+            if apart:
+                image = {"encoded_image": encoded, "image_index": torch.full((len(texts),), row, device=model.device)}
+            else:
+                image = {name: x[row : row + 1].expand(len(texts), *x.shape[1:]) for name, x in pixels.items()}
+            yield model(**text, **image).logits[:, 0]
 
     return score
 
@@ -192,10 +184,7 @@ def _score_file(folder: Path | None, session: Session, sets: CandidateSets) -> I
             scores[:] = np.nan
             yield scores
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be a folder for scores ({error.strerror}); give another name") from error
+    folder.mkdir(parents=True, exist_ok=True)
     path, note, inputs = folder / SCORES, folder / ABOUT, session.inputs
     about: dict[str, Any] = {
         "pairs": sets.digest,

@@ -14,10 +14,9 @@ from pumer.settings.score import ScoreConfig
 from pumer.tasks import Example, Retrieval, Task, task_class
 from pumer.tasks.metrics import CUTOFFS
 from pumer.tasks.session import with_rule
-from pumer.utils.errors import InputError
+from pumer.utils.errors import InputError, some
 from pumer.utils.files import read_json
 from pumer.utils.locks import exclusive
-from pumer.utils.text import some
 
 _REMEDY = "score it with the --split and --galleries it was made with"
 

@@ -108,10 +108,8 @@ class OtherRun:
         if len(self.entries) < len(listed):
             raise InputError(f"{path} has an id more than once; make it again with `pumer evaluate`")
         if self.entries.keys() != {example.id for example in examples}:
-            raise InputError(
-                f"the run in {path} answered {len(listed)} other questions, this one {len(examples)}; "
-                "evaluate both on the same split and limit"
-            )
+            counts = f"{len(listed)} other questions, this one {len(examples)}"
+            raise InputError(f"the run in {path} answered {counts}; evaluate both on the same split and limit")
 
     def compared(self, examples: Sequence[Example], answers: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
         """How this run differs: the other's `model`, `difference` of accuracy and `agreement` of answers.

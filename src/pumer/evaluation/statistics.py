@@ -28,16 +28,14 @@ class Interval:
         return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-def bootstrap(
-    values: Sequence[float], sources: Sequence[Hashable] | None = None, resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def bootstrap(values: Sequence[float], sources: Sequence[Hashable] | None = None, resamples: int = 10_000) -> Interval:
     """Mean of per-question values and its 95% interval; arguments as of `resampled_means`."""
-    low, high = np.quantile(resampled_means(values, sources, resamples, seed), [0.025, 0.975])
+    low, high = np.quantile(resampled_means(values, sources, resamples), [0.025, 0.975])
     return Interval(float(np.asarray(values, dtype=np.float64).mean()), float(low), float(high))
 
 
 def resampled_means(
-    values: Sequence[float], sources: Sequence[Hashable] | None = None, resamples: int = 10_000, seed: int = 0
+    values: Sequence[float], sources: Sequence[Hashable] | None = None, resamples: int = 10_000
 ) -> np.ndarray:
     """Means of per-question values, (resamples,), over resampled sources, such as images.
 
@@ -54,7 +52,7 @@ def resampled_means(
     # Few sources differ in sum and size: a bootstrap sample is a multinomial draw of how often each kind occurs.
     kinds, counts = np.unique(np.stack([sums, sizes], 1), axis=0, return_counts=True)
     total = int(counts.sum())
-    generator, means = np.random.default_rng(seed), np.empty(resamples)
+    generator, means = np.random.default_rng(0), np.empty(resamples)
     at_once = max(1, _CELLS // len(counts))
     for start in range(0, resamples, at_once):
         draws = generator.multinomial(total, counts / total, size=min(at_once, resamples - start))

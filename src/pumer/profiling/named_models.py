@@ -31,18 +31,17 @@ def presets() -> dict[str, Callable[[], PreTrainedModel]]:
     return {name: build for family in BACKBONES.values() for name, build in family.presets.items()}
 
 
-def model_from(name: str, seed: int = 0) -> PreTrainedModel:
+def model_from(name: str) -> PreTrainedModel:
     """A preset with random weights, or a checkpoint, in eval mode.
 
     Args:
         name: A preset ("preset:vilt-b32", "preset:meter-b16", ...), a small model that ships with the package
             ("small:vilt", "small:meter"), a folder, or a hub name.
-        seed: Of a preset's weights; the global generator is left as it was.
     """
     if not name.startswith(PREFIX):
         return load(name)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # of the CPU alone, which is what is put back
+    with torch.random.fork_rng(devices=[]):  # the global generator is left as it was
+        torch.default_generator.manual_seed(0)  # of the CPU alone, which is what is put back
         return _preset(name).eval()
 
 

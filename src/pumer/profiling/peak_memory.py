@@ -29,19 +29,10 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured.
+    """What is measured; None leaves the image size and text length to the model, and the threads to torch.
 
-    Attributes:
-        model: As for `pumer.profiling.named_models.model_from`.
-        reduction: As in ``reduction.json``; None for transformers' own forward.
-        batch: Examples.
-        autograd: Whether the forward keeps what a backward would need.
-        device: "cpu" or "cuda".
-        dtype: Name of a torch dtype.
-        image_size: Pixels each way; None for the model's own.
-        text_length: Words; None for the model's own.
-        threads: CPU threads; None for torch's own choice.
-        slice_size: See `pumer.patch`.
+    `reduction` is as in ``reduction.json``, None for transformers' own forward. With `autograd` the forward keeps what
+    a backward would need.
     """
 
     model: str

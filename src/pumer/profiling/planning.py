@@ -4,8 +4,7 @@ A copy of the model runs on torch's meta device: shapes without memory or arithm
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -188,17 +187,9 @@ class _Watch:
 
 
 def _watch(meta: nn.Module, inputs: dict[str, Tensor]) -> _Watch:
-    """Run a meta model once."""
-    watch = _Watch()
-    with _hooked(meta, watch), torch.no_grad(), watch.counter:
-        meta(**inputs)
-    return watch
-
-
-@contextmanager
-def _hooked(meta: nn.Module, watch: _Watch) -> Iterator[None]:
-    """Report to the watch which part of the model is running."""
-    handles, counter = [], watch.counter
+    """Run a meta model once, whose hooks report which part of it is running."""
+    watch, handles = _Watch(), []
+    counter = watch.counter
     for root, family in roots(meta):
         handles.append(root.register_forward_pre_hook(lambda *_: setattr(counter, "section", EMBEDDING)))
         for stack, layers in family.layers(root).items():
@@ -210,11 +201,12 @@ def _hooked(meta: nn.Module, watch: _Watch) -> Iterator[None]:
             leave = lambda *_, after=after: setattr(counter, "section", after)  # noqa: E731
             handles.append(encoder.register_forward_hook(leave))
     try:
-        with switched(reductions(meta), "recording", watch):
-            yield
+        with switched(reductions(meta), "recording", watch), torch.no_grad(), counter:
+            meta(**inputs)
     finally:
         for handle in handles:
             handle.remove()
+    return watch
 
 
 def run(config: PlanConfig) -> Plan:

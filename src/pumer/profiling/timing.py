@@ -20,6 +20,7 @@ from pumer.reducers.base import Place, Reducer
 from pumer.reducers.cues import Cues
 from pumer.tokens import Decision, Tokens
 from pumer.utils.errors import InputError, out_of_memory
+from pumer.utils.files import first_line
 
 Model = nn.Module | Callable[..., Any]
 MakeInputs = Callable[[int], dict[str, Tensor]]
@@ -128,12 +129,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def reason(error: BaseException) -> str:
+def reason(error: Exception) -> str:
     """Why something failed, in a few words."""
     if isinstance(error, RuntimeError) and out_of_memory(error):
         return "out of memory"
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:160]
+    return f"{type(error).__name__}: {first_line(error)}"[:160]
 
 
 def release_memory() -> None:
@@ -175,14 +175,7 @@ def _no_garbage_collection() -> Iterator[None]:
 def fastest_batch(
     model: nn.Module, make_inputs: MakeInputs, start: int = 8, most: int = 4096, seconds: float = 1.0
 ) -> dict[str, Any]:
-    """Search for the batch of highest throughput, doubling until it no longer pays or no longer fits.
-
-    Args:
-        model: What is measured, in inference mode.
-        make_inputs: As for `compare`.
-        start: First batch size, if it is not larger than the largest.
-        most: Largest batch size tried.
-        seconds: Time per batch size; at least 3 forwards.
+    """Search for the batch of highest throughput, doubling from `start` until it no longer pays or no longer fits.
 
     Returns:
         ``batch`` and ``images_per_second`` of the best, ``tried`` (every batch size with its throughput), and

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pumer.tasks.base import Example, Task
-from pumer.utils.errors import InputError
+from pumer.utils.errors import InputError, some
 
 UNKNOWN = -100
 """Target of an example without a public label, which the loss ignores."""
@@ -22,11 +22,8 @@ class SingleLabel(Task):
         """Bind to a model's labels, one name per column, in order; refuses labels that are not the task's."""
         super().__init__(labels)
         if sorted(labels) != sorted(self.fixed_labels):
-            shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
-            raise InputError(
-                f"the model answers with {len(labels)} labels ({shown}), but task {self.name} has "
-                f"{', '.join(self.fixed_labels)}; give a model that was trained on it"
-            )
+            known, allowed = f"{len(labels)} labels ({some(labels)})", ", ".join(self.fixed_labels)
+            raise InputError(f"the model answers with {known}, but task {self.name} has {allowed}; give one for it")
 
     @classmethod
     def vocabulary(cls, root: Path, minimum: int = 1) -> tuple[str, ...]:

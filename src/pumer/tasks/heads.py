@@ -28,7 +28,7 @@ def classifier_from(checkpoint: str, labels: Sequence[str], models: Models, imag
     where the checkpoint has none for so many images, is initialised at random from torch's global generator. A second
     image that the checkpoint knows nothing of starts with the modality embedding of the first.
     """
-    saved_as, cls, config = _classes(checkpoint, models)
+    saved_as, cls, config = classes_of(checkpoint, models)
     known = [config.id2label[index] for index in range(config.num_labels)] if saved_as is cls else []
     if not known:
         config.num_labels = len(labels)
@@ -48,7 +48,7 @@ def ranking_from(checkpoint: str, models: Models) -> PreTrainedModel:
     It keeps the checkpoint's, or starts as the second row of its `itm_score.fc` (image-text matching, from
     pre-training; in its weights or in HEADS_FILE beside them), or at random from torch's global generator.
     """
-    saved_as, cls, config = _classes(checkpoint, models)
+    saved_as, cls, config = classes_of(checkpoint, models)
     config.num_labels = 1
     model, absent = read_model(cls, checkpoint, head=saved_as is cls, config=config, dtype=torch.float32)
     if poolers := sorted(absent - {_RANKING}):
@@ -59,8 +59,8 @@ def ranking_from(checkpoint: str, models: Models) -> PreTrainedModel:
     return model
 
 
-def _classes(checkpoint: str, models: Models) -> tuple[type[PreTrainedModel], type[PreTrainedModel], Any]:
-    """The class a checkpoint was saved from, the task's class of the same model type, and the config."""
+def classes_of(checkpoint: str, models: Models) -> tuple[type[PreTrainedModel], type[PreTrainedModel], Any]:
+    """The class a checkpoint was saved from, and the class and config for this task: of the same model type."""
     saved_as = model_class(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint)
     if config.model_type not in models:

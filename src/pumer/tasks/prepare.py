@@ -141,10 +141,7 @@ def _start(config: PrepareConfig, splits: Sequence[str], names: Sequence[str]) -
     elif out.is_dir() and any(path != unfinished for path in out.iterdir()):
         raise InputError(f"{out} holds other files; give an empty or new folder")
     shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written to ({error.strerror}); give another folder") from error
+    unfinished.mkdir(parents=True, exist_ok=True)
     _put_record(out, record | {"complete": False})
     return record
 

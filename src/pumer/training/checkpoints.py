@@ -22,9 +22,8 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pumer.checkpoint import write_reduction
-from pumer.utils.errors import InputError, out_of_memory
+from pumer.utils.errors import InputError, out_of_memory, some
 from pumer.utils.tensors import not_finite
-from pumer.utils.text import some
 
 logger = logging.getLogger(__name__)
 
@@ -165,10 +164,8 @@ def check_weights(checkpoint: Path, remedy: str, model: nn.Module | None = None)
             if missing.pop(name, None) != tensor.shape or not_finite([(name, tensor)]):
                 wrong.append(name)
     if wrong := [*wrong, *missing]:
-        raise InputError(
-            f"the model in {checkpoint}: weights are missing, left over, of another shape or not finite: "
-            f"{some(wrong)}; {remedy}"
-        )
+        what = "missing, left over, of another shape or not finite"
+        raise InputError(f"the model in {checkpoint}: weights are {what}: {some(wrong)}; {remedy}")
 
 
 @contextmanager

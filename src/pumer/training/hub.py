@@ -15,22 +15,15 @@ _REASONS = (HTTPError, HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEna
 
 
 def create(name: str, private: bool | None = None) -> str:
-    """Make a repository, unless it is there: a missing login or permission shows before any work.
+    """Make a repository, "user/model" or "model" for one's own, unless it is there; returns its full name.
 
-    Args:
-        name: "user/model", or "model" for one of the user who is logged in.
-        private: whether it is; null for the account's default.
-
-    Returns:
-        Its full name.
+    It comes before any work, so that a missing login or permission shows. `private` None leaves it to the account.
     """
     try:
         return str(HfApi().create_repo(name, private=private, exist_ok=True).repo_id)
     except _REASONS as error:
-        raise InputError(
-            f"push_to_hub: {name} cannot be made on the hub ({first_line(error)}); log in with `hf auth login`, give "
-            "hub_model_id=USER/MODEL, or push_to_hub=false"
-        ) from error
+        remedy = "log in with `hf auth login`, give hub_model_id=USER/MODEL, or push_to_hub=false"
+        raise InputError(f"push_to_hub: {name} cannot be made on the hub ({first_line(error)}); {remedy}") from error
 
 
 def upload(name: str, folder: Path) -> None:
@@ -39,7 +32,5 @@ def upload(name: str, folder: Path) -> None:
     try:
         HfApi().upload_folder(repo_id=name, folder_path=folder, ignore_patterns=LEFT_OUT, commit_message=message)
     except _REASONS as error:
-        raise InputError(
-            f"{folder} is trained but could not be uploaded to {name} ({first_line(error)}); "
-            "the same command tries again"
-        ) from error
+        reason = f"could not be uploaded to {name} ({first_line(error)})"
+        raise InputError(f"{folder} is trained but {reason}; the same command tries again") from error

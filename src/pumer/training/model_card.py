@@ -22,8 +22,8 @@ _PIPELINES = {"vqav2": "visual-question-answering"}
 def model_card(config: TrainConfig, record: Mapping[str, Any]) -> str:
     """The card of a model, from its training (`record`: `run.json`) and from the result files in its folder.
 
-    Accuracy comes from the training itself and from every file that `pumer evaluate ... output=` wrote into the folder
-    since the run began, speed and memory from every one of `pumer benchmark ... output=`.
+    Accuracy comes from the training and from every `pumer evaluate ... output=` into the folder since the run began,
+    speed and memory from every `pumer benchmark ... output=`.
     """
     results = _results(config.output, record["began"])
     scored = [(config.data.eval, "this training", record)] if "accuracy" in record else []

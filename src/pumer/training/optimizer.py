@@ -11,11 +11,7 @@ from pumer.settings.train import OptimizerConfig
 
 
 def parameter_groups(
-    model: nn.Module,
-    model_type: str,
-    head: Sequence[str],
-    decayed: Collection[str],
-    config: OptimizerConfig,
+    model: nn.Module, model_type: str, head: Sequence[str], decayed: Collection[str], config: OptimizerConfig
 ) -> list[dict[str, Any]]:
     """The trained parameters of a model by learning rate and weight decay; parts that learn alike share a group.
 

@@ -1,12 +1,13 @@
 """Validate the config: settings that do not fit the model, the task or the machine."""
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from pumer.checkpoint import model_class, reading
+from pumer.checkpoint import reading
 from pumer.settings.train import TrainConfig
 from pumer.tasks import Task, task_class
+from pumer.tasks.heads import classes_of
 from pumer.tasks.session import Session
 from pumer.training.teacher import SELF
 from pumer.utils.errors import InputError, unknown
@@ -40,16 +41,12 @@ def session_around(model: PreTrainedModel, config: TrainConfig, task: Task) -> S
 
 def meta_model(checkpoint: str, task: type[Task]) -> PreTrainedModel:
     """The task's model for a checkpoint, on the meta device: layers and config without weights."""
-    model_class(checkpoint)
-    config, classes = AutoConfig.from_pretrained(checkpoint), task.models()
-    if config.model_type not in classes:
-        allowed = " or ".join(f"'{name}'" for name in classes)
-        raise InputError(f"checkpoint {checkpoint} is a '{config.model_type}' model; this task needs {allowed}")
+    _, cls, config = classes_of(checkpoint, task.models())
     images = task.image_count
     if images > 1:  # as the task's model will have it, whatever the checkpoint was made for
         config.num_images, config.modality_type_vocab_size = images, max(1 + images, config.modality_type_vocab_size)
     with torch.device("meta"), reading(f"the model of {checkpoint} cannot be built"):
-        return classes[config.model_type](config)
+        return cls(config)
 
 
 def _check_machine(config: TrainConfig) -> None:

@@ -82,10 +82,7 @@ def _run(config: TrainConfig, bar: Progress) -> dict[str, Any]:
     checkpoint, former = _former_run(config)
     data = _read(config)
     if checkpoint is not None and former["data_fingerprint"] != data.fingerprint:
-        raise InputError(
-            f"{config.data.root} is not what the run in {output} began with; "
-            "give another output, or resume=false to start anew"
-        )
+        raise InputError(f"{config.data.root} is not what the run in {output} began with; give a new output, or {ANEW}")
     trainer = _trainer(config, data, bar)
     record = {"model": str(output), "data_fingerprint": data.fingerprint}
     record |= collect(config, _DTYPES[config.precision])
@@ -106,7 +103,8 @@ def _run(config: TrainConfig, bar: Progress) -> dict[str, Any]:
         "seconds": seconds,
         "input_seconds": round(trainer.input_seconds, 4),
         "samples_per_second": round(trained * trainer.examples_per_step / seconds, 3),
-        "loss": trainer.summed_loss / trained if trained else None,
+        # over the steps of this call; transformers' own mean is over other steps in some versions
+        "loss": float(trainer._total_loss_scalar) / trained if trained else None,
         "history": [_without_nan(entry) for entry in trainer.state.log_history],
     }
     if config.data.eval is not None:
@@ -175,7 +173,7 @@ def _former_run(config: TrainConfig) -> tuple[Path | None, Mapping[str, Any]]:
         raise InputError(f"{output} holds a model, but no record of a `pumer train` run; give another output")
     settings = {name: value for name, value in to_dict(config).items() if name not in _FREE_TO_CHANGE}
     if difference := _difference("", {name: former["config"].get(name) for name in settings}, settings):
-        raise InputError(f"{output} holds a run with {difference}; give another output, or resume=false to start anew")
+        raise InputError(f"{output} holds a run with {difference}; give another output, or {ANEW}")
     if found is not None:
         check_complete(found, scaled=config.precision == "fp16", best=config.patience is not None)
         logger.info("continuing from %s", found)

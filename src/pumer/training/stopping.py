@@ -95,9 +95,8 @@ class StopOnSignal(TrainerCallback):
 
 def diverged(what: str, step: int, output: Path) -> InputError:
     """The error for a value that is NaN or infinite, in a run's folder."""
-    return InputError(
-        f"{what} at step {step}; {resume_point(output)}; lower optimizer.lr, or clip with optimizer.max_grad_norm=1"
-    )
+    remedy = "lower optimizer.lr, or clip with optimizer.max_grad_norm=1"
+    return InputError(f"{what} at step {step}; {resume_point(output)}; {remedy}")
 
 
 def resume_point(output: Path) -> str:
@@ -115,10 +114,8 @@ def write_errors_stop(output: Path) -> Iterator[None]:
         reason = _why_not_written(error, output)
         if reason is None:
             raise
-        raise InputError(
-            f"{output} cannot be written: {reason}; {resume_point(output)}; "
-            "fix the cause and run the same command again"
-        ) from error
+        remedy = f"{resume_point(output)}; fix the cause and run the same command again"
+        raise InputError(f"{output} cannot be written: {reason}; {remedy}") from error
 
 
 def _why_not_written(error: Exception, output: Path) -> str | None:

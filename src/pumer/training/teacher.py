@@ -92,17 +92,13 @@ def load_teacher(config: TrainConfig, task: Task, model: PreTrainedModel) -> Tea
         teacher = load(config.teacher)
         known = bind(config.teacher, teacher, type(task)).labels
         if known != task.labels:
-            raise InputError(
-                f"teacher {config.teacher} knows other answers ({len(known)}) than the data in "
-                f"{config.data.root} ({len(task.labels)}); train it on the same data"
-            )
+            other = f"other answers ({len(known)}) than the data in {config.data.root} ({len(task.labels)})"
+            raise InputError(f"teacher {config.teacher} knows {other}; train it on the same data")
     set_image_size(config.image_size or model.config.image_size, teacher)  # it gets the images of the student
-    hidden = config.distillation.hidden_weight > 0
-    if hidden and teacher.config.hidden_size != model.config.hidden_size:
-        raise InputError(
-            f"distillation.hidden_weight needs hidden states of one width; teacher {config.teacher} has "
-            f"{teacher.config.hidden_size}, {config.model} {model.config.hidden_size}"
-        )
+    hidden, widths = config.distillation.hidden_weight > 0, (teacher.config.hidden_size, model.config.hidden_size)
+    if hidden and widths[0] != widths[1]:
+        them = f"teacher {config.teacher} {widths[0]}, {config.model} {widths[1]}"
+        raise InputError(f"distillation.hidden_weight needs hidden states of one width, not of {them}; leave it at 0")
     return Teacher(patch(teacher, NoReduction()), task, hidden)
 
 

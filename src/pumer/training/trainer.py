@@ -24,9 +24,8 @@ from pumer.training.optimizer import parameter_groups
 from pumer.training.sampler import EpochSampler
 from pumer.training.stopping import StopOnSignal, diverged
 from pumer.training.teacher import NOT_FINITE, Batch, CachedTeacher, Teacher
-from pumer.utils.errors import InputError
+from pumer.utils.errors import InputError, some
 from pumer.utils.tensors import not_finite
-from pumer.utils.text import some
 
 
 class DistillingTrainer(Trainer):
@@ -76,11 +75,6 @@ class DistillingTrainer(Trainer):
         self._finished = False
         self._scored_step = -1
         self._teacher_logits: Tensor | None = None
-
-    @property
-    def summed_loss(self) -> float:
-        """Sum over the steps of this call; transformers' own mean is over other steps in some versions."""
-        return float(self._total_loss_scalar)
 
     def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, see `Trainer`; a run that was over when its checkpoint was written takes no further step."""
