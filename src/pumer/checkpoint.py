@@ -7,25 +7,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
-import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ProcessorMixin
+from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
 
 from pumer.backbones import BACKBONES, backbone_of
 from pumer.patching import LEARNED, patch, reduction, unwrapped
-from pumer.reducers import NoReduction, ReductionConfig, config_from_dict, config_to_dict
-from pumer.utils.errors import InputError
+from pumer.reducers import ReductionConfig, config_from_dict, config_to_dict
+from pumer.utils.errors import InputError, some
 from pumer.utils.files import first_line, read_config, read_json, replacing, write_json
 from pumer.utils.limits import check_checkpoint, check_model, is_place
 from pumer.utils.shipped import located
 from pumer.utils.tensors import not_finite
-from pumer.utils.text import some
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +36,8 @@ HEADS_FILE = "pretraining_heads.safetensors"
 """A matching layer that the checkpoint's own model class has no place for."""
 TRAINING_RECORD = "run.json"
 """File in a trained model's folder: provenance, config and results of its training."""
-SAVED_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+_SAVED = re.compile(r"reduction\.(json|safetensors)|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _READ = re.compile(r".*\.(json|safetensors|bin)|(vocab|merges)\.txt")
 
@@ -83,8 +81,7 @@ def save(model: nn.Module, directory: str | Path, weights: dict[str, Tensor] | N
 
 def saved_files(directory: str | Path) -> list[Path]:
     """The files of a folder that `save` keeps weights and reduction in."""
-    names = (REDUCTION_FILE, LEARNED_FILE)
-    return [file for file in Path(directory).glob("*") if file.name in names or SAVED_WEIGHTS.fullmatch(file.name)]
+    return [file for file in Path(directory).glob("*") if _SAVED.fullmatch(file.name)]
 
 
 def write_reduction(model: nn.Module, directory: str | Path) -> None:
@@ -121,17 +118,8 @@ def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
     return model
 
 
-def ensure_patched(model: nn.Module) -> nn.Module:
-    """Switch on the fast path, unless a reduction is in place already; returns the same model."""
-    return model if reduction(model) is not None else patch(model, NoReduction())
-
-
 def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
-    """The class a checkpoint was saved from, of transformers or of `pumer.models`; arguments as of `load`.
-
-    Raises:
-        InputError: If there is no readable ``config.json``, or it names no class of transformers.
-    """
+    """The class a checkpoint was saved from, of transformers or of `pumer.models`; arguments as of `load`."""
     check_checkpoint(name)
     name = located(name)
     if is_place(name):
@@ -149,11 +137,7 @@ def model_class(name: str | Path, **hub: Any) -> type[PreTrainedModel]:
 
 
 def read_reduction(name: str | Path, **hub: Any) -> ReductionConfig | None:
-    """The reduction a checkpoint was saved with, or None; arguments as of `load`.
-
-    Raises:
-        InputError: If ``reduction.json`` is broken, or names an unknown method, version or key.
-    """
+    """The reduction a checkpoint was saved with, or None; arguments as of `load`."""
     path = _file(name, REDUCTION_FILE, **hub)
     if path is None:
         return None
@@ -165,11 +149,7 @@ def read_reduction(name: str | Path, **hub: Any) -> ReductionConfig | None:
 
 
 def load_processor(name: str | Path) -> ProcessorMixin:
-    """Tokenizer and Pillow image processor of a checkpoint, named as for `load`.
-
-    Raises:
-        InputError: If either cannot be read or is not there.
-    """
+    """Tokenizer and Pillow image processor of a checkpoint, named as for `load`."""
     name = located(name)
     if Path(name).is_dir():
         _check_readable(Path(name))
@@ -193,11 +173,7 @@ def has_processor(name: str | Path) -> bool:
 
 
 def trained_with(model: str | Path) -> dict[str, Any]:
-    """The settings that a model was trained with; empty where its folder has no record of it.
-
-    Raises:
-        InputError: If the record is broken.
-    """
+    """The settings that a model was trained with; empty where its folder has no record of it."""
     record = Path(model) / TRAINING_RECORD
     content = read_json(record) if os.path.lexists(record) else {}
     settings: Any = content.get("config", {}) if isinstance(content, dict) else None
@@ -219,15 +195,13 @@ def reading(what: str) -> Iterator[None]:
 
 def _file(name: str | Path, file: str, **hub: Any) -> str | None:
     """Path of a checkpoint's file, in its folder or downloaded; None if the checkpoint has no such file."""
-    try:
+    with reading(f"{file} of {name} cannot be read"):
         path: str | None = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
-    except OSError as error:
-        raise InputError(f"{file} of {name} cannot be read: {first_line(error)}") from error
     return path
 
 
 def _hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
+    return {key: value for key, value in kwargs.items() if key in _HUB_OPTIONS}
 
 
 def _check_readable(folder: Path) -> None:
@@ -273,7 +247,7 @@ def read_model(
     buffers = dict(model.named_buffers())  # derived from the config
     extra = {key for key in report["unexpected_keys"] if key not in buffers and not _is_learned(key)}
     others = {key: part for key in extra if (part := _head_of(key, model)) and part not in of_head.values()}
-    _refuse(
+    refuse_tensors(
         name,
         missing=(key for key in lost if of_head.get(key) not in absent),
         unexpected=extra - others.keys(),
@@ -290,29 +264,18 @@ def read_model(
 
 
 def read_tensors(name: str | Path, file: str, wanted: Callable[[str], bool], **hub: Any) -> dict[str, Tensor]:
-    """The wanted tensors, by name, of one safetensors file of a checkpoint; none where it has no such file.
-
-    Raises:
-        InputError: If the file is there but cannot be read.
-    """
+    """The wanted tensors, by name, of one safetensors file of a checkpoint; none where it has no such file."""
     path = _file(name, file, **hub)
     if path is None:
         return {}
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return {key: tensors.get_tensor(key) for key in tensors.keys() if wanted(key)}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} of {name} cannot be read: {first_line(error)}") from error
+    with reading(f"{file} of {name} cannot be read"), safe_open(path, framework="pt") as tensors:
+        return {key: tensors.get_tensor(key) for key in tensors.keys() if wanted(key)}  # noqa: SIM118
 
 
 def check_tensors(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse the tensors of a checkpoint if they differ from those wanted in names or shapes.
-
-    Raises:
-        InputError: Naming those that are missing, left over, of another shape or not finite.
-    """
+    """Refuse the tensors of a checkpoint if they differ from those wanted in names or shapes, or are not finite."""
     shared = wanted.keys() & found.keys()
-    _refuse(
+    refuse_tensors(
         name,
         missing=wanted.keys() - shared,
         unexpected=found.keys() - shared,
@@ -322,9 +285,9 @@ def check_tensors(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, T
     )
 
 
-def _refuse(name: str | Path, **faults: Iterable[str]) -> None:
-    """Raise an error that names the tensors with a fault, if there is one."""
-    found = {fault.replace("_", " "): sorted(keys) for fault, keys in faults.items()}
+def refuse_tensors(name: str | Path, **faults: Iterable[str]) -> None:
+    """Raise an error that names the tensors of a checkpoint with a fault, if there is one."""
+    found = {fault.replace("_", " "): sorted(set(keys)) for fault, keys in faults.items()}
     named = "; ".join(f"{fault}: {some(keys)}" for fault, keys in found.items() if keys)
     if named:
         raise InputError(f"the tensors of {name} are not those of its model; {named}; give a whole checkpoint")
@@ -342,8 +305,9 @@ def _no_floats(model: PreTrainedModel, name: str | Path, **hub: Any) -> list[str
         return []
     wanted = {key for key, parameter in model.named_parameters() if parameter.is_floating_point()}
     with reading(f"the weights of {name} cannot be loaded"):
-        found = {key: kind for file in _weight_files(name, **hub) for key, kind in _integers(file).items()}
-    return [f"{key} ({kind})" for key, kind in found.items() if key in wanted]
+        files = [load_state_dict(file, map_location="meta") for file in _weight_files(name, **hub)]
+    found = [(key, x.dtype) for tensors in files for key, x in tensors.items() if not x.is_floating_point()]
+    return [f"{key} ({dtype})" for key, dtype in found if key in wanted]
 
 
 def _weight_files(name: str | Path, **hub: Any) -> list[str]:
@@ -357,25 +321,11 @@ def _weight_files(name: str | Path, **hub: Any) -> list[str]:
     return []
 
 
-def _integers(file: str) -> dict[str, str]:
-    """Types, by name, of the tensors of a weight file that are no floating-point numbers; values are not read."""
-    if file.endswith(".safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            kinds = {key: str(tensors.get_slice(key).get_dtype()) for key in tensors.keys()}  # noqa: SIM118
-        return {key: kind for key, kind in kinds.items() if "F" not in kind}
-    content = torch.load(file, map_location="meta", mmap=is_zipfile(file), weights_only=True)
-    return {key: str(x.dtype) for key, x in content.items() if isinstance(x, Tensor) and not x.is_floating_point()}
-
-
 # Weights that a reduction learned
 
 
 def restore_learned(model: nn.Module, name: str | Path) -> set[str]:
-    """Give a patched model what its method learned in a checkpoint, where that was reduced by the same method.
-
-    Args:
-        model: Patched by hand, of the class that was saved or with another head.
-        name: The checkpoint.
+    """Give a patched model, with any head, what its method learned in a checkpoint that has the same method.
 
     Returns:
         Names of the weights that the checkpoint had; none for a method without weights.

@@ -38,9 +38,6 @@ class Buckets:
             model has positions for.
         grid: Patch rows and columns of images that have a ``pixel_mask`` are rounded up to multiples of this.
 
-    Raises:
-        InputError: For sizes that are not ascending integers above 0, and a ``grid`` that is not one.
-
     Example:
         >>> Buckets(batch=(1, 8, 64)).batch_size(5)
         8
@@ -89,55 +86,36 @@ def with_masks(inputs: Mapping[str, Tensor], images: bool) -> dict[str, Tensor]:
 def padded(inputs: Mapping[str, Tensor], sizes: Sizes, pad_id: int) -> dict[str, Tensor]:
     """A batch in larger buffers: masks are 0 in what is added, and the last example is repeated.
 
-    Args:
-        inputs: Some of `TEXT` and `IMAGE`, the former ``(B, T)``.
-        sizes: At least those of the inputs.
-        pad_id: Word id in padding.
-
-    Returns:
-        The same names; tensors that need no padding are not copied.
+    Tensors that need no padding are not copied; ``pad_id`` is the word id in padding.
     """
-    return {name: _repeated(_extended(name, x.detach(), sizes, pad_id), sizes.batch) for name, x in inputs.items()}
-
-
-def _extended(name: str, x: Tensor, sizes: Sizes, pad_id: int) -> Tensor:
-    if name in TEXT:
-        more = [0, sizes.words - x.shape[1]]
-    elif sizes.height is not None and sizes.width is not None:
-        more = [0, sizes.width - x.shape[-1], 0, sizes.height - x.shape[-2]]
-    else:
-        return x
-    return pad(x, more, value=pad_id if name == "input_ids" else 0) if any(more) else x
-
-
-def _repeated(x: Tensor, batch: int) -> Tensor:
-    more = batch - x.shape[0]
-    return torch.cat([x, x[-1:].expand(more, *x.shape[1:])]) if more else x
+    larger = {}
+    for name, x in inputs.items():
+        x, more, examples = x.detach(), [0], sizes.batch - x.shape[0]
+        if name in TEXT:
+            more = [0, sizes.words - x.shape[1]]
+        elif sizes.height is not None and sizes.width is not None:
+            more = [0, sizes.width - x.shape[-1], 0, sizes.height - x.shape[-2]]
+        if any(more):
+            x = pad(x, more, value=pad_id if name == "input_ids" else 0)
+        larger[name] = torch.cat([x, x[-1:].expand(examples, *x.shape[1:])]) if examples else x
+    return larger
 
 
 def cut(output: Any, sizes: Sizes, batch: int, words: int | None) -> Any:
-    """What the model returns for the inputs before padding.
+    """A model's output, of whatever classes, for the inputs before padding.
 
     Args:
-        output: A model's output: tensors, one row for each example, in dataclasses, tuples or lists.
+        output: Holds tensors with one row for each example.
         sizes: What the inputs were padded to.
         batch: ``B`` before padding.
         words: ``T`` before padding, where each tensor has one row for each word ``(B, T, ...)``; else None.
-
-    Returns:
-        The same classes, with other tensors.
-
-    Raises:
-        InputError: If a tensor has not one row for each example.
     """
 
     def own(x: Tensor) -> Tensor:
         if batch < sizes.batch:
             if not x.ndim or x.shape[0] != sizes.batch:
-                raise InputError(
-                    f"the model returns a tensor {tuple(x.shape)} for a batch of {sizes.batch}, not one row for "
-                    "each example; give buckets=pumer.Buckets(batch=())"
-                )
+                returned = f"a tensor {tuple(x.shape)} for a batch of {sizes.batch}, not one row for each example"
+                raise InputError(f"the model returns {returned}; give buckets=pumer.Buckets(batch=())")
             x = x[:batch]
         return x if words is None else x[:, :words]
 

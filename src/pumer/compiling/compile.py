@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from pumer.utils.errors import InputError
 logger = logging.getLogger(__name__)
 
 Backend = Literal["cudagraph", "inductor", "eager"]
-BACKENDS = ("cudagraph", "inductor", "eager")
+BACKENDS = get_args(Backend)
 OPTIONS = ("output_hidden_states", "return_dict", "image_token_type_idx")
 
 
@@ -77,16 +77,12 @@ class CompiledModel(nn.Module):
     def __init__(self, model: PreTrainedModel, backend: Backend | None, buckets: Buckets, max_graphs: int) -> None:
         super().__init__()
         if not isinstance(model, PreTrainedModel):
-            raise InputError(
-                f"{type(model).__name__} is not a transformers model; give the model inside it (of a PEFT model, "
-                "merge_and_unload() gives it)"
-            )
+            inside = "the model inside it (of a PEFT model, merge_and_unload() gives it)"
+            raise InputError(f"{type(model).__name__} is not a transformers model; give {inside}")
         self._watch = Watch(model)
         if not self._watch.reductions():
-            raise InputError(
-                f"{type(model).__name__} is not patched, and transformers' own forward cannot be captured; call "
-                "pumer.patch(model, pumer.NoReduction()) first"
-            )
+            wrong = f"{type(model).__name__} is not patched, and transformers' own forward cannot be captured"
+            raise InputError(f"{wrong}; call pumer.patch(model, pumer.NoReduction()) first")
         if backend is not None and backend not in BACKENDS:
             raise InputError(f"backend {backend!r} is unknown; allowed: {', '.join(BACKENDS)}, or None")
         if isinstance(max_graphs, bool) or not isinstance(max_graphs, int) or max_graphs < 1:
@@ -122,11 +118,7 @@ class CompiledModel(nn.Module):
         raise InputError("a compiled model cannot be copied or pickled; copy or save its .model, then compile that")
 
     def warm_up(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        """Make the graphs of these inputs now, rather than at the first request of their size.
-
-        Args:
-            batches: Keyword arguments of a forward; of their values nothing is kept.
-        """
+        """Make the graphs of these inputs (arguments of a forward) now, not at the first request of their size."""
         with torch.inference_mode():
             for batch in batches:
                 self(**batch)
@@ -144,11 +136,7 @@ class CompiledModel(nn.Module):
             del self._graphs[key]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the model's.
-
-        Raises:
-            InputError: If the model cannot be compiled, and whatever the model raises.
-        """
+        """As the model's."""
         if torch.compiler.is_compiling():  # someone compiles what is around it
             return self.model(*args, **kwargs)
         with self._lock:
@@ -256,10 +244,8 @@ class CompiledModel(nn.Module):
     def _backend(self) -> str:
         device = self.model.device
         if self._chosen == "cudagraph" and device.type != "cuda":
-            raise InputError(
-                f"backend 'cudagraph' is for CUDA, but the model is on {device}; move it with .to('cuda'), or give "
-                "backend='inductor'"
-            )
+            wrong = f"backend 'cudagraph' is for CUDA, but the model is on {device}"
+            raise InputError(f"{wrong}; move it with .to('cuda'), or give backend='inductor'")
         return self._chosen or ("cudagraph" if device.type == "cuda" else "inductor")
 
 

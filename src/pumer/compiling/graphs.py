@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 from pumer.backbones import BACKBONES, Reduction
 from pumer.utils.errors import InputError, out_of_memory
+from pumer.utils.files import first_line
 
 Runner = Callable[[dict[str, Tensor]], Any]
 """From inputs by name, always of the same shapes, to the model's output."""
@@ -57,10 +58,7 @@ class Watch:
 
 
 def inductor(forward: Runner, backend: str = "inductor") -> Runner:
-    """A forward as one graph of ``torch.compile`` with static shapes, made at its first call.
-
-    That call raises InputError if it cannot be compiled.
-    """
+    """A forward as one graph of ``torch.compile`` with static shapes, made at its first call."""
     # Graphs are kept by code object, up to a limit: with one of its own, no other size of the model counts towards it.
     own = FunctionType(forward.__code__.replace(), forward.__globals__, closure=forward.__closure__)
     compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=backend)
@@ -69,10 +67,8 @@ def inductor(forward: Runner, backend: str = "inductor") -> Runner:
         try:
             return compiled({name: _plain(x) for name, x in inputs.items()})
         except TorchDynamoException as error:
-            raise InputError(
-                f"torch.compile failed ({_first_line(error)}); give backend='cudagraph' on a GPU, or call the model "
-                "itself"
-            ) from error
+            remedy = "give backend='cudagraph' on a GPU, or call the model itself"
+            raise InputError(f"torch.compile failed ({first_line(error)}); {remedy}") from error
 
     return run
 
@@ -96,18 +92,7 @@ class CudaGraph:
     def __init__(
         self, forward: Runner, inputs: Mapping[str, Tensor], pool: Pool, constants: list[Tensor], name: str
     ) -> None:
-        """Capture a forward.
-
-        Args:
-            forward: Runs the model; it must not wait for the GPU.
-            inputs: Values of the shapes that are going to be replayed.
-            pool: That of the graphs so far.
-            constants: Must stay alive beside weights and inputs; see `constants_of`.
-            name: Of the model, for messages.
-
-        Raises:
-            InputError: If the forward cannot be captured.
-        """
+        """Capture a forward that does not wait for the GPU; constants, see `constants_of`, must stay alive with it."""
         self._inputs = {name: x.clone() for name, x in inputs.items()}
         self._device, self._pool, self._constants = inputs["input_ids"].device, pool, constants
         self._forward = forward  # what it was compiled to, and that code's constants, must stay alive
@@ -126,10 +111,8 @@ class CudaGraph:
             except RuntimeError as error:
                 if out_of_memory(error):
                     raise
-                raise InputError(
-                    f"{name} cannot be captured in a CUDA graph ({_first_line(_cause(error))}); give "
-                    "backend='inductor', or call the model itself"
-                ) from error
+                why, remedy = first_line(_cause(error)), "give backend='inductor', or call the model itself"
+                raise InputError(f"{name} cannot be captured in a CUDA graph ({why}); {remedy}") from error
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Any:
         """Replay the graph; returns a copy of its output."""
@@ -146,8 +129,7 @@ class CudaGraph:
 def constants_of(forward: Runner, inputs: dict[str, Tensor]) -> list[Tensor]:
     """Tensors that a forward reads, beside its inputs and the weights, once it has been run before.
 
-    A CUDA graph must keep them alive: `pumer.reducers.tables` forgets its tables in the course of time, and their
-    memory would then be used for something else.
+    A graph must keep them alive: `pumer.reducers.tables` forgets its tables in time, and memory is used again.
     """
     with _without_cache(inputs["input_ids"].device.type), _Constants(inputs) as constants:
         forward(inputs)
@@ -189,9 +171,3 @@ def _cause(error: BaseException) -> BaseException:
     while error.__context__ is not None:
         error = error.__context__
     return error
-
-
-def _first_line(error: BaseException) -> str:
-    """Of its message; the second as well, where the first one announces it."""
-    first, *others = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join([first, *others[:1]]) if first.endswith(":") else first

@@ -75,10 +75,8 @@ def infer_task(names: Sequence[str] | Mapping[str, Tensor]) -> str:
     if len(found) != 1:
         known = ", ".join(head for heads in _TASK_HEADS.values() for head in heads)
         seen = "none" if not found else " and ".join(_TASK_HEADS[task][0] for task in found)
-        raise InputError(
-            f"the task of the checkpoint is not clear: it must have one head of {known}; it has {seen}; "
-            f"give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}"
-        )
+        wrong = f"the task of the checkpoint is not clear: it must have one head of {known}; it has {seen}"
+        raise InputError(f"{wrong}; give --task {', '.join(TASKS[:-1])} or {TASKS[-1]}")
     return found[0]
 
 
@@ -87,9 +85,8 @@ def name_answers(model: PreTrainedModel, answers: Sequence[str], task: str = "vq
     if task != "vqa2":
         raise InputError(f"the checkpoint is for {task}, whose labels are fixed; leave out --answers")
     if len(answers) != model.config.num_labels:
-        raise InputError(
-            f"there are {len(answers)} answers but the head has {model.config.num_labels} outputs; give one per output"
-        )
+        counts = f"{len(answers)} answers but the head has {model.config.num_labels} outputs"
+        raise InputError(f"there are {counts}; give one per output")
     model.config.id2label = dict(enumerate(answers))
     model.config.label2id = {answer: index for index, answer in enumerate(answers)}
 

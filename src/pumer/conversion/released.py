@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pumer.checkpoint import refuse_tensors
 from pumer.conversion.family import Family, Head
 from pumer.conversion.meter import METER
 from pumer.conversion.vilt import VILT
@@ -18,7 +19,6 @@ from pumer.patching import patch
 from pumer.reducers import ReleasedPuMerConfig
 from pumer.utils.errors import InputError
 from pumer.utils.tensors import not_finite
-from pumer.utils.text import some
 
 _SIMILARITY = {"mean_head": "mean_head", "mh": "mean_head", "first_head": "first_head", "fh": "first_head"}
 _MERGE_STYLE = "tome"
@@ -91,30 +91,18 @@ def _fill(model: PreTrainedModel, weights: Mapping[str, Tensor], family: Family,
     """Copy every tensor to its place, or name all those that do not fit."""
     ours = model.state_dict()
     places = {name: family.released_name(name, head) for name in ours}
-    filled, wrong = {}, []
-    for name, tensor in ours.items():
-        value = weights.get(places[name])
-        if value is None:
-            continue
+    filled = {name: weights[place] for name, place in places.items() if place in weights}
+    for name, value in filled.items():
         for part, word in enumerate(family.fused):
             if word in name:
-                value = value.chunk(3)[part]
-        if value.shape != tensor.shape:
-            wrong.append(f"'{places[name]}' gives {tuple(value.shape)} but '{name}' is {tuple(tensor.shape)}")
-        filled[name] = value
-    _refuse(
-        type(model).__name__,
+                filled[name] = value.chunk(3)[part]
+    shapes = {name: (tuple(value.shape), tuple(ours[name].shape)) for name, value in filled.items()}
+    refuse_tensors(
+        f"the checkpoint for {type(model).__name__}",
         missing=set(places.values()) - set(weights),
         unexpected=set(weights) - set(places.values()),
-        wrong=wrong,
+        wrong=[f"'{places[name]}' gives {x} but '{name}' is {y}" for name, (x, y) in shapes.items() if x != y],
         not_floating_point=[places[name] for name, x in filled.items() if not x.is_floating_point()],
         not_finite=not_finite((places[name], x) for name, x in filled.items()),
     )
     model.load_state_dict(filled)
-
-
-def _refuse(model: str, **kinds: Iterable[str]) -> None:
-    """Raise if there is a name of any kind."""
-    said = [f"{word.replace('_', ' ')}: {some(sorted(set(names)))}" for word, names in kinds.items() if names]
-    if said:
-        raise InputError(f"the tensors of the checkpoint do not fit {model}; {'; '.join(said)}")

@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from pumer.checkpoint import WEIGHT_FILES
-from pumer.utils.errors import InputError
+from pumer.utils.errors import InputError, some
 from pumer.utils.files import first_line, read_json, read_lines
-from pumer.utils.text import some
 
 _LIGHTNING = ("pytorch_lightning.", "lightning.")  # its checkpoints name the classes of the callbacks
 

@@ -7,9 +7,8 @@ from typing import Literal
 from pumer.settings import common
 from pumer.settings.common import RETRIEVAL, known_split
 from pumer.utils.config import config
-from pumer.utils.errors import InputError
+from pumer.utils.errors import InputError, some
 from pumer.utils.limits import check_checkpoint
-from pumer.utils.text import some
 
 _OWN_FILES = re.compile(r"\..*|checkpoint-\d+.*|runs|teacher|run\.json|config\.json|reduction\.json|.*\.safetensors.*")
 """What a run writes into its folder before its end."""

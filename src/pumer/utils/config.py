@@ -27,6 +27,7 @@ Config = TypeVar("Config")
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 _KINDS = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", Path: "a path"}
 _SETTINGS = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+_LIMITS = ("ge", "gt", "le", "lt")
 _UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 
 
@@ -276,11 +277,7 @@ def _bounds(metadata: Sequence[Any]) -> str:
     single = [limit for one in metadata for limit in getattr(one, "metadata", [one])]
     if any(getattr(limit, "min_length", 0) for limit in single):
         return " that is not empty"
-    limits: dict[str, Any] = {}
-    for limit in single:
-        limits |= {
-            name: value for name in ("ge", "gt", "le", "lt") if (value := getattr(limit, name, None)) is not None
-        }
+    limits = {name: value for limit in single for name in _LIMITS if (value := getattr(limit, name, None)) is not None}
     low = f"[{limits['ge']}" if "ge" in limits else f"({limits.get('gt', '-inf')}"
     high = f"{limits['le']}]" if "le" in limits else f"{limits.get('lt', 'inf')})"
     return f" in {low}, {high}" if limits else ""

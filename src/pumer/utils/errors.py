@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 
 class InputError(ValueError):
@@ -21,6 +21,12 @@ def unknown(what: str, name: object, names: Collection[str]) -> str:
     nearest = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     return f"{what} {name!r} is unknown; {hint}there are: {', '.join(names)}"
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of many names, as text for a message."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def out_of_memory(error: RuntimeError) -> bool:

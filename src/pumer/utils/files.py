@@ -224,6 +224,7 @@ def replacing(directory: str | Path, whole: bool = False) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; the second as well, where the first one announces it."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join([first, *(line.strip() for line in others[:1])]) if first.endswith(":") else first

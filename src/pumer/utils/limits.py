@@ -42,9 +42,8 @@ def check_model(config: Mapping[str, Any], where: str) -> None:
         least, most = _RANGES[key]
         for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
-                raise InputError(
-                    f"config.json of {where}: {key} must be an integer in [{least}, {most}], not {number!r}"
-                )
+                wanted = f"an integer in [{least}, {most}]"
+                raise InputError(f"config.json of {where}: {key} must be {wanted}, not {number!r}")
 
 
 def check_tokens(image_size: int, patch_size: int) -> None:
@@ -65,15 +64,7 @@ def check_reduction(settings: Any) -> None:
 
 
 def check_checkpoint(name: str | Path, image_size: int | None = None) -> None:
-    """Refuse a checkpoint by a look at its files, before torch is there to load it; names on the hub pass.
-
-    Args:
-        name: A folder or a hub name.
-        image_size: Pixels along a side that the model is going to read, if not its own.
-
-    Raises:
-        InputError: When it is not the folder of a checkpoint, or beyond the limits.
-    """
+    """Refuse a checkpoint, read at another image size if given, by its small files alone; names on the hub pass."""
     folder = Path(name)
     if not is_place(name):
         return
@@ -93,11 +84,9 @@ def check_checkpoint(name: str | Path, image_size: int | None = None) -> None:
         check_tokens(size, patch_size)
 
 
-def checkpoint_files(name: str | Path | None) -> list[Path]:
+def checkpoint_files(name: str | Path) -> list[Path]:
     """Files of a checkpoint that loading it reads, and that no result may take the place of; none for a hub name."""
-    if name is None or not is_place(name) or not Path(name).is_dir():
-        return []
-    return [file for file in Path(name).iterdir() if _CHECKPOINT.fullmatch(file.name)]
+    return [file for file in Path(name).glob("*") if _CHECKPOINT.fullmatch(file.name)]
 
 
 def is_place(name: str | Path) -> bool:

@@ -10,11 +10,7 @@ SMALL = {"small:vilt": PACKAGE / "assets/vilt-small", "small:meter": PACKAGE / "
 
 
 def located(model: str | Path) -> str:
-    """The folder of a model that ships with the package, such as "small:vilt"; other names as they are.
-
-    Raises:
-        InputError: for a "small:" name that does not exist.
-    """
+    """The folder of a model that ships with the package, such as "small:vilt"; other names as they are."""
     name = str(model)
     if name.startswith("small:") and name not in SMALL:
         raise InputError(unknown("model", name, SMALL))
@@ -22,11 +18,7 @@ def located(model: str | Path) -> str:
 
 
 def recipe_file(recipe: str | Path) -> Path:
-    """The YAML file of a recipe: a file, or the name of a recipe that ships, such as "vilt/vqav2-pumer".
-
-    Raises:
-        InputError: for a name that does not exist.
-    """
+    """The YAML file of a recipe: a file, or the name of a recipe that ships, such as "vilt/vqav2-pumer"."""
     path, folder = Path(recipe), PACKAGE / "recipes"
     named = folder / f"{recipe}.yaml"
     if path.suffix in (".yaml", ".yml") or path.exists() or path.is_absolute():

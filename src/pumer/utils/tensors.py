@@ -12,27 +12,17 @@ _CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of the tensors that hold a NaN or an infinity.
-
-    Integers hold none; quantised tensors (float8 among them) are not looked at.
-    """
-    return [name for name, x in tensors if _checked(x) and not bool(x.isfinite().all())]
-
-
-def _checked(x: Tensor) -> bool:
-    plain = type(x) in (Tensor, Parameter) or hasattr(x, "to_local")  # which a DTensor of FSDP has
-    return plain and x.dtype in _CHECKED and not x.is_meta
+    """Names of the tensors that hold a NaN or an infinity; quantised ones (float8 among them) are not looked at."""
+    found = []
+    for name, x in tensors:
+        plain = type(x) in (Tensor, Parameter) or hasattr(x, "to_local")  # which a DTensor of FSDP has
+        if plain and x.dtype in _CHECKED and not x.is_meta and not bool(x.isfinite().all()):
+            found.append(name)
+    return found
 
 
 def numbers(answers: Tensor) -> Tensor:
-    """What a model answered, unchanged.
-
-    Args:
-        answers: logits or scores, of any shape.
-
-    Raises:
-        InputError: If one is NaN: the best of them would be a column that was not chosen.
-    """
+    """Logits or scores, unchanged; NaN is refused, because the best of them would be a column that was not chosen."""
     if bool(answers.isnan().any()):
         raise InputError("the model's answers are not numbers (NaN); give a model with smaller weights, or in float32")
     return answers

@@ -1,6 +1,6 @@
 import pytest
 
-from pumer.utils.text import some
+from pumer.utils.errors import some
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, ""), (2, "0, 1"), (3, "0, 1, 2"), (5, "0, 1, 2 and 2 more")])
