@@ -30,7 +30,7 @@ from pumer.tasks.session import Session
 from pumer.training.run import run as train
 from pumer.utils.config import to_dict
 from pumer.utils.files import read_json, write_json
-from pumer.utils.locks import only_one
+from pumer.utils.locks import exclusive
 from pumer.utils.provenance import collect
 from pumer.visualization.visualize import ask
 from pumer.world import write_vqav2
@@ -56,6 +56,7 @@ class _Model:
     unseen: bool = False
 
 
+@exclusive
 def run(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
     """Make the comparison, or the missing part of it, and write `report.html` and `results.json`.
 
@@ -65,20 +66,15 @@ def run(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
 
     Returns:
         The results, see `pumer.demo.report`.
-
-    Raises:
-        InputError: for all user errors.
     """
-    config.check_places()
     console, page = console or Console(), config.output / "report.html"
-    with only_one(*config.written):
-        comparison = _Comparison(config)
-        results = comparison.results(run_stages(comparison.stages(), config.output / "stages", console))
-        write_json(config.output / "results.json", results)
-        report.write(results, page)
-        console.print(report.tables(results), results["summary"], highlight=False)
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
-        return results
+    comparison = _Comparison(config)
+    results = comparison.results(run_stages(comparison.stages(), config.output / "stages", console))
+    write_json(config.output / "results.json", results)
+    report.write(results, page)
+    console.print(report.tables(results), results["summary"], highlight=False)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return results
 
 
 class _Comparison:
@@ -212,10 +208,8 @@ class _Comparison:
 
     def results(self, done: Mapping[str, Any]) -> dict[str, Any]:
         """The steps' results in the report's terms."""
-        plans, cost = (
-            done["timing"]["plan"].values(),
-            dict(zip(("original", "reduced"), done["timing"]["rows"], strict=True)),
-        )
+        plans = done["timing"]["plan"].values()
+        cost = dict(zip(("original", "reduced"), done["timing"]["rows"], strict=True))
         rows = [
             cost.get(model.key, {}) | _row(model.name, model.note, done[f"test-{model.key}"]) for model in self.models
         ]

@@ -19,13 +19,10 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """One step.
+    """One step of a job; its `name` is unique, its `title` is shown, and its `work` makes its result, plain data.
 
     Attributes:
-        name: unique; names the step's record.
-        title: shown in the terminal.
         settings: plain data; a step is done again when it, or a step that it depends on, changes.
-        work: makes the step's result, plain data.
         after: names of earlier steps that this one depends on.
         folder: removed before the step starts anew; an interrupted attempt with the same settings finds it as it was.
         alone: no other step runs beside it, because it measures time.

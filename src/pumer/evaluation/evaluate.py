@@ -36,9 +36,6 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         `model`, `split`, `reduction`, `answered`, `left_out` (examples whose images a prepared folder had to skip),
         the fields of `pumer.evaluation.scoring.summarise`, and the provenance. The same dict is written to
         `config.output`.
-
-    Raises:
-        InputError: for all user errors.
     """
     session = Session.open(
         config.model,
@@ -89,14 +86,9 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
 def predict(
     session: Session, examples: Sequence[Example], batch_size: int = 64, workers: int = 0, progress: bool = False
 ) -> list[str]:
-    """The model's answers, one per example; the model is put into eval mode, and logits that are NaN are refused.
+    """The model's answers, one per example, `batch_size` at a time; `workers` processes read the images.
 
-    Args:
-        session: of a task that answers.
-        examples: what to answer.
-        batch_size: examples per forward pass.
-        workers: processes that read images.
-        progress: show a progress bar on stderr.
+    The model is put into eval mode. Logits that are NaN are refused.
     """
     task, model = session.task, session.model.eval()
     loader = DataLoader(Examples(examples), batch_size, collate_fn=Collator(task, session.inputs), num_workers=workers)

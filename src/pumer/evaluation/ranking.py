@@ -43,7 +43,6 @@ class CandidateSets:
 
     Attributes:
         galleries: "50x20" makes 50 sets of 20 images from the first 1000; None one set of all.
-        sets: the images of each set.
         pairs: the images and captions that are in a set, in file order.
         queries: every image, then every caption, see `Retrieval.queries`.
         shape: of the array that holds all scores: images, captions of the largest set.

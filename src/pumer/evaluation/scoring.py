@@ -27,19 +27,12 @@ def summarise(
 ) -> dict[str, Any]:
     """Official accuracy of one answer per example, with 95% intervals over images.
 
-    Args:
-        task: for its score.
-        examples: with their right answers.
-        answers: one per example.
-        train: examples that the best constant answers are taken from, if they have answers.
-        against: another run on the same examples.
-
     Returns:
         `questions` (how many), `accuracy` (`mean`, `low`, `high`, in [0, 1]); the same by value for every group of the
         task, such as `question_type`; as `figures` the task's further metrics, such as `consistency`, whose `questions`
-        are how many values are averaged; of VQAv2 also `rule`; with `train` also `constant_per_template`, the accuracy
-        of the best constant answer per question type, or of one answer to all where the task has no types; with
-        `against` also `difference`, see `OtherRun.compared`.
+        are how many values are averaged; of VQAv2 also `rule`; with answers in `train` `constant_per_template`, the
+        accuracy of the best constant answer per question type, or of one answer to all where the task has no types;
+        with `against` `difference`, see `OtherRun.compared`.
     """
     scores, sources = task.scores(examples, answers).tolist(), sources_of(examples)
     groups: dict[str, dict[str, list[tuple[float, str]]]] = defaultdict(lambda: defaultdict(list))
@@ -87,12 +80,7 @@ def write_per_example(
 
 
 class OtherRun:
-    """Another run on the same examples, from a file that `write_per_example` wrote.
-
-    Attributes:
-        model: that it was of.
-        entries: answers and scores by the examples' ids.
-    """
+    """Another run, of `model`, on the same examples: its `entries` by id, from a file of `write_per_example`."""
 
     def __init__(self, path: Path, task: Task, examples: Sequence[Example]) -> None:
         content = read_json(path)

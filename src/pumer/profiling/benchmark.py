@@ -46,9 +46,6 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
         ``speed`` (see `pumer.profiling.timing.compare`), ``fastest`` (see `fastest_batch`), ``memory``, ``split`` (see
         `time_split`; seconds at the largest batch size), ``plan`` (MACs and tokens), each by model name; ``rows`` as
         `pumer.demo.report` takes them; ``provenance``.
-
-    Raises:
-        InputError: If there is no such model, or a setting does not fit it.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda' but torch sees no GPU; give device=cpu")

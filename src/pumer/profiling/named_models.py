@@ -34,9 +34,8 @@ def presets() -> dict[str, Callable[[], PreTrainedModel]]:
 def model_from(name: str) -> PreTrainedModel:
     """A preset with random weights, or a checkpoint, in eval mode.
 
-    Args:
-        name: A preset ("preset:vilt-b32", "preset:meter-b16", ...), a small model that ships with the package
-            ("small:vilt", "small:meter"), a folder, or a hub name.
+    The name is that of a preset ("preset:vilt-b32", "preset:meter-b16", ...), of a small model that ships with the
+    package ("small:vilt", "small:meter"), a folder, or a hub name.
     """
     if not name.startswith(PREFIX):
         return load(name)

@@ -31,16 +31,11 @@ EMBEDDING, HEAD = "embedding", "head"
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer of the stack that is reduced; a model that sees two images per example sums over both.
+    """One layer, counted from 0, of the stack that is reduced; of two images per example, the sum over both.
 
-    Attributes:
-        stack: "vision" for a vision encoder, "fusion" for the cross-modal layers.
-        layer: 0-based layer of the stack.
-        text_tokens: Text tokens before it (slots of the buffer).
-        image_tokens: Image tokens before it, [CLS] counted.
-        text_tokens_out: Text tokens after it.
-        image_tokens_out: Image tokens after it.
-        macs: Of the layer and of its reduction.
+    Text tokens (slots of the buffer) and image tokens ([CLS] counted) are those before it and, ``_out``, after it;
+    ``macs`` are those of the layer and of its reduction. The ``stack`` is "vision" or "fusion" (the cross-modal
+    layers).
     """
 
     stack: str

@@ -41,17 +41,17 @@ def compare(
     tick: Callable[[], None] = lambda: None,
     failures: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Time models against the first of them, in one process and in inference mode.
+    """Time models, by name, against the first of them, in one process and in inference mode.
 
     In every round each model runs once, in an order that rotates from round to round, so that a slow moment of the
     machine hits all of them. The speed-up is the median of the ratios within rounds.
 
     Args:
-        models: By name; the first is the baseline.
+        models: The first is the baseline.
         make_inputs: From a batch size to the keyword arguments of a forward; by name, where models take other inputs.
         batch_sizes: Examples per forward; one point each.
-        pairs: Least number of rounds.
-        seconds: Least time per point.
+        pairs: Least number of rounds of a point.
+        seconds: Least time of a point.
         warm_up: Forwards of each model before the first round.
         tick: Called after every round.
         failures: Filled with the reason, by name, why a model failed; the others go on. None: its error is raised.

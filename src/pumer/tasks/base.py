@@ -95,11 +95,10 @@ def tokenize(texts: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
 
 
 def model_inputs(examples: Sequence[Example], inputs: Inputs) -> dict[str, Tensor]:
-    """Texts and images of B examples as keyword arguments of a model.
+    """Texts (see `tokenize`) and images of B examples as keyword arguments of a model.
 
-    Returns:
-        The tensors of `tokenize`, (B, T); `pixel_values` (B, 3, height, width), of examples with two images
-        (B, 2, 3, height, width); and where the model wants it `pixel_mask`, the same without the 3.
+    `pixel_values` are (B, 3, height, width), of examples with two images (B, 2, 3, height, width); `pixel_mask`, where
+    the model wants it, is the same without the 3.
     """
     count = len(examples[0].images)
     pixels = inputs.pixels([path for example in examples for path in example.images], inputs.edit)
@@ -177,10 +176,8 @@ class Task(ABC):
         if storage is None and not path.parent.is_dir():
             raise InputError(f"image folder {path.parent} does not exist; the data folder must hold {cls.files}")
         if storage is None:
-            others = (
-                f"{len(missing)} images of split {split} are missing, `pumer data check {cls.name} {root}` lists them"
-            )
-            raise InputError(f"image {path} does not exist; {others}")
+            gone = f"{len(missing)} images of split {split} are missing"
+            raise InputError(f"image {path} does not exist; {gone}, `pumer data check {cls.name} {root}` lists them")
         kept = [example for example in examples if missing.keys().isdisjoint(example.images)]
         if not kept:
             raise InputError(f"no example of split {split} in {root} has its images; {path} {reason}")
@@ -223,11 +220,7 @@ class Task(ABC):
         return classifier_from(checkpoint, labels, cls.models(), cls.image_count)
 
     def draw(self, examples: Sequence[Example], index: int, seed: int, epoch: int) -> Example:
-        """An example for training; a task may add what it draws at random, from seed, epoch and index alone.
-
-        Raises:
-            InputError: when it has no answer to learn.
-        """
+        """An example for training; a task may add what it draws at random, from seed, epoch and index alone."""
         if not examples[index].answers:
             raise InputError(f"example {examples[index].id} has no public answer to train on; give another split")
         return examples[index]
@@ -289,11 +282,7 @@ class Task(ABC):
 
     @classmethod
     def read_submission(cls, path: Path) -> list[tuple[int | str, str]]:
-        """Ids and answers of a file in the official result format, whoever made it.
-
-        Raises:
-            InputError: when it is missing or in another format.
-        """
+        """Ids and answers of a file in the official result format, whoever made it."""
         id_key, answer_key = cls.result_keys
         entries = read_json(path)
         if not isinstance(entries, list):

@@ -37,9 +37,6 @@ def run(config: CheckConfig, console: Console | None = None, progress: bool = Tr
     Returns:
         `splits`: of each the number of `examples`, `images`, images `missing`, `decoded` and `broken`; `problems`, the
         reason by image; and with `speed` `images_per_second`.
-
-    Raises:
-        InputError: when the annotation files are missing or broken.
     """
     splits: dict[str, dict[str, int]] = {}
     problems: dict[Path, str] = {}

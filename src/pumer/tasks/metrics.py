@@ -80,16 +80,12 @@ def soft_score(matches: int) -> float:
 def vqa_accuracy(answer: str, annotators: Sequence[str], rule: Rule = "official") -> float:
     """VQA accuracy of one answer (visualqa.org/evaluation), in [0, 1].
 
-    An answer counts min(1, matches / 3) against every subset that leaves one annotator out; the mean over
-    these subsets is the accuracy.
+    An answer counts min(1, matches / 3) against every subset that leaves one annotator out; the mean over these subsets
+    is the accuracy.
 
-    Args:
-        answer: the predicted answer, as the model gives it.
-        annotators: the annotators' answers as written (ten in the official files).
-        rule: when answers are normalised before they are compared. "official": as the script of the challenge
-            (VQA's `vqaEval.py`) does it, only if the annotators differ; where all of them wrote the same, that very
-            text must be given, because it may be a text in the image. "published": always, as visualqa.org/evaluation
-            describes it.
+    By the "official" rule answers are normalised before they are compared as the script of the challenge (VQA's
+    `vqaEval.py`) does it: only if the annotators differ; where all of them wrote the same, that very text must be
+    given, because it may be a text in the image. "published": always, as visualqa.org/evaluation describes it.
     """
     form, given = _given(tuple(annotators), rule)
     count, matches = len(annotators), given[form(answer)]

@@ -75,12 +75,9 @@ class Retrieval(Task):
 
     @classmethod
     def examples(cls, root: Path, split: str, limit: int | None = None) -> list[Example]:
-        """All pairs (`Pair`) of an image and one of its captions; see `Task.examples`.
+        """All pairs (`Pair`) of an image and one of its captions; "train+restval" is both splits. See `Task.examples`.
 
-        Args:
-            root: data folder.
-            split: "train", "val", "test", in COCO "restval"; "train+restval" is both.
-            limit: read only so many **images**, spread evenly over the split, each with all its captions.
+        The `limit` counts **images**, each with all its captions.
         """
         return cls.pairs(root / cls.file, split, limit)
 

@@ -121,10 +121,8 @@ def is_finished(checkpoint: Path) -> bool:
 def check_complete(checkpoint: Path, scaled: bool = False, best: bool = False) -> None:
     """Refuse a checkpoint that was copied in part, cut or changed; reads no weights, see `check_weights`.
 
-    Args:
-        checkpoint: its folder.
-        scaled: whether the loss is scaled, as in float16.
-        best: whether the run returns its best model in the end, whose weights must be there too.
+    `scaled`: the loss is scaled, as in float16. `best`: the run returns its best model, whose weights must be there
+    too.
     """
     remedy = way_out(checkpoint)
     with refused(checkpoint / STATE_FILE, remedy):

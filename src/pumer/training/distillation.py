@@ -36,10 +36,9 @@ def distillation_loss(
 
 @contextmanager
 def final_tokens(model: nn.Module) -> Iterator[list[Tokens]]:
-    """Collect the tokens that leave the last cross-modal layer of a patched model, in the forwards of a `with` block.
+    """Collect the tokens that leave the last cross-modal layer of a patched model, in a `with` block.
 
-    Yields:
-        A list that gets one stream per run of the encoder, text first; a model for pairs of images runs it twice.
+    The list gets one stream per run of the encoder, text first; a model for pairs of images runs it twice.
     """
     found: list[Tokens] = []
 

@@ -75,9 +75,6 @@ def run(config: VisualizeConfig) -> str:
 
     Returns:
         The model's answer.
-
-    Raises:
-        InputError: when the checkpoint or an image cannot be read, or the reduction does not fit the model.
     """
     for image in config.images:
         read_image(image)  # the cheap check first
