@@ -21,6 +21,7 @@ from typing import Any
 from pumer.settings.train import TrainConfig
 from pumer.training import run as training
 from pumer.utils.config import load
+from pumer.utils.errors import InputError
 
 REDUCTION = "{method: pumer, layers: [2, 5, 8], prune_ratio: 0.1, merge_ratio: 0.3, text_merge_ratio: 0.2}"
 ANNOTATORS = 10
@@ -37,19 +38,29 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of `pumer train`")
     parser.add_argument("--model", default="dandelin/vilt-b32-mlm", help="checkpoint to start from")
     arguments = parser.parse_intermixed_args()
-    convert(read(arguments.questions), arguments.images, arguments.out / "data")
-    for name, accuracy in train(arguments.model, arguments.out, arguments.settings).items():
-        print(f"{name}: {accuracy:.1%} of the held-out questions, in {arguments.out / name}")
+    try:
+        configs = trainings(arguments.model, arguments.out, arguments.settings)
+        convert(read(arguments.questions), arguments.images, arguments.out / "data")
+        for name, config in configs.items():
+            accuracy = training.run(config)["accuracy"]["mean"]
+            print(f"{name}: {accuracy:.1%} of the held-out questions, in {config.output}")
+    except (InputError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def read(path: Path) -> list[dict[str, str]]:
     """The questions of a CSV or JSON file: mappings with image, question and answer.
 
     Raises:
-        SystemExit: When one of them is missing somewhere.
+        SystemExit: When the file cannot be read, or one of them is missing somewhere.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = json.load(file) if path.suffix == ".json" else list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = json.load(file) if path.suffix == ".json" else list(csv.DictReader(file))
+    except (ValueError, csv.Error) as error:
+        raise SystemExit(f"{path} is neither CSV nor JSON in UTF-8: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise SystemExit(f"{path} must hold a list of objects with image, question and answer")
     for number, row in enumerate(rows, start=1):
         missing = [name for name in ("image", "question", "answer") if not row.get(name)]
         if missing:
@@ -117,19 +128,15 @@ def write_split(out: Path, folder: str, asked: Iterable[Mapping[str, Any]], imag
         (out / name).write_text(json.dumps(content), encoding="utf-8")
 
 
-def train(model: str, out: Path, settings: Sequence[str] = ()) -> dict[str, float]:
-    """Fine-tune the unreduced model, then the reduced one, which learns from the answers and from the first.
+def trainings(model: str, out: Path, settings: Sequence[str] = ()) -> dict[str, TrainConfig]:
+    """The settings of both runs: the unreduced model, then the reduced one, which learns from the answers and from it.
 
-    Returns:
-        Accuracy on the held-out questions of "original" and "reduced".
+    Raises:
+        InputError: When a setting is unknown or its value is not allowed.
     """
     common = [f"model={model}", f"data.root={out / 'data'}", "data.min_answer_count=1", *settings]
     runs = {"original": [], "reduced": [f"reduction={REDUCTION}", f"teacher={out / 'original'}"]}
-    accuracy = {}
-    for name, own in runs.items():
-        config = load(TrainConfig, None, [*common, *own, f"output={out / name}"])
-        accuracy[name] = training.run(config)["accuracy"]["mean"]
-    return accuracy
+    return {name: load(TrainConfig, None, [*common, *own, f"output={out / name}"]) for name, own in runs.items()}
 
 
 if __name__ == "__main__":

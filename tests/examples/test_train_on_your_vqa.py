@@ -87,3 +87,21 @@ def test_unusable_questions_are_refused_by_name(script, spoil, rows, photos, tmp
     named = {"no answer": "question 4 .* answer", "few images": "3 images", "absent image": rows[-1]["image"]}
     with pytest.raises(SystemExit, match=named[spoil]):
         script.convert(script.read(path), photos, tmp_path / "data")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"image": "a.png"}', '["\u00e9"]'.encode("latin-1"), b"[1]"])
+def test_a_file_that_holds_no_questions(script, content, photos, tmp_path):
+    path = tmp_path / "questions.json"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match=r"questions\.json"):
+        script.read(path)
+
+
+@pytest.mark.parametrize("wrong", ["bach_size=4", "batch_size=0", "absent.csv"])
+def test_wrong_arguments_end_in_one_line_before_anything_is_written(script, wrong, questions, photos, tmp_path):
+    given = [str(tmp_path / wrong)] if wrong.endswith("csv") else [str(questions)]
+    settings = [] if wrong.endswith("csv") else [wrong]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match=rf"error: .*{wrong.partition('=')[0]}"):
+        patch.setattr(sys, "argv", ["train_on_your_vqa", *given, str(photos), str(tmp_path / "out"), *settings])
+        script.main()
+    assert not (tmp_path / "out").exists()

@@ -90,7 +90,7 @@ def test_init_vars_are_keys():
         ({"epochs": "ten"}, "key 'epochs' in train config must be an integer, not 'ten'"),
         ({"epochs": 1.5}, "key 'epochs' in train config must be an integer, not 1.5"),
         ({"epochs": True}, "key 'epochs' in train config must be an integer, not True"),
-        ({"epochs": None}, "key 'epochs' in train config must be an integer, not None"),
+        ({"epochs": None}, "key 'epochs' in train config must be an integer, not null"),
         ({"lr": "1e-4x"}, "key 'lr' in train config must be a finite number, not '1e-4x'"),
         ({"fast": 1}, "key 'fast' in train config must be true or false, not 1"),
         ({"mode": "crop"}, "key 'mode' in train config must be 'square' or 'aspect', not 'crop'"),

@@ -106,7 +106,9 @@ class PuMerConfig(ReductionConfig):
         if self.schedule and (layers or given):
             raise InputError("both schedule and layers or ratios are given; put the ratios into the schedule's steps")
         if not self.schedule and not layers:
-            raise InputError("no layer reduces; give layers=[2, 5, 8] with ratios, a schedule, or method 'none'")
+            raise InputError(
+                "layers and schedule are empty; give layers=[2, 5, 8] with ratios, a schedule, or method 'none'"
+            )
         steps = tuple(self.schedule) or tuple(Step(layer=layer, **given) for layer in layers or ())
         check_distinct([(step.stack, step.layer) for step in steps])
         steps = tuple(sorted(steps, key=lambda step: (step.stack != "vision", step.layer)))

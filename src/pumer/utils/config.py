@@ -225,7 +225,8 @@ def _message(error: ValidationError, cls: type[Any], where: str = "") -> str:
     words = allowed(hint)
     if words.startswith("a list") and isinstance(given, str | int):
         words += f", as in {name}=[{given}]"
-    return f"key '{name}' in {where} must be {words}, not {list(given) if isinstance(given, tuple) else given!r}"
+    shown = "null" if given is None else repr(list(given) if isinstance(given, tuple) else given)
+    return f"key '{name}' in {where} must be {words}, not {shown}"
 
 
 def _unknown(key: Any, hints: Mapping[str, Any], where: str, prefix: str) -> str:
