@@ -308,12 +308,7 @@ class Notes:
         if history:
             owner[:, T:] = torch.arange(T, owner.shape[1])
         self.owner.append(owner)
-        words = tokens.Decision.identity(stream.mask[:, :T])
-        joined = [
-            (place, tokens.Decision.join(replace(words, proportional=decision.proportional), decision), None)
-            for place, decision in history
-        ]
-        self.steps.append(joined)
+        self.steps.append([(place, decision.after_text(stream.mask[:, :T]), None) for place, decision in history])
 
     def step(self, place, decision, stream):
         if place[0] == "fusion":

@@ -42,12 +42,20 @@ def decided(index, mask, source, target, valid, tokens):
     code = code.scatter(1, torch.where(mask, index, tokens), slots.expand_as(index))
     into = code.gather(1, torch.where(valid, target, index[:, :1])) + 1
     code = code.scatter(1, torch.where(valid, source, tokens), into)
-    return Decision.of_image(code[:, :tokens], mask.sum(dim=1), index.shape[1])
+    return Decision(code[:, :tokens], torch.stack([0 * mask.sum(dim=1), mask.sum(dim=1)], 1), (0, index.shape[1]))
+
+
+def side_by_side(text, image):
+    """One decision about text and image from one about each, both made as if about an image."""
+    kept = text.slots[1]
+    moved = torch.where(image.code < GONE, image.code + 2 * kept, GONE)
+    lengths = torch.stack([text.lengths[:, 1], image.lengths[:, 1]], dim=1)
+    return Decision(torch.cat([text.code, moved], dim=1), lengths, (kept, image.slots[1]))
 
 
 def averaged(decision, x, weight):
     """States as `Tokens.reduce` averages them."""
-    return decision.apply(x, decision.shares(weight)[0])
+    return decision.apply(x, decision.shares(weight)[0].to(x.dtype))
 
 
 def build(slots, samples, spare):
@@ -96,47 +104,26 @@ def test_decision_against_a_loop(choice, weighted, seed):
             assert int(decision.code[b, i]) == (GONE if expected < 0 else 2 * expected + (home != i))
 
 
-@given(choices(), choices(), st.booleans())
-def test_join_is_the_two_decisions_side_by_side(left, right, proportional):
-    left, right = (left[0], left[1][:1], left[2]), (right[0], right[1][:1], right[2])
-    (first, _), (second, _) = build(*left), build(*right)
-    x, y = torch.randn(1, left[0], 4), torch.randn(1, right[0], 4)
-    a, b = (torch.randint(1, 5, (1, slots)).float() for slots in (left[0], right[0]))
-    joined = Decision.join(replace(first, proportional=proportional), replace(second, proportional=proportional))
-    parts = torch.cat([averaged(first, x, a), averaged(second, y, b)], dim=1)
-    torch.testing.assert_close(averaged(joined, torch.cat([x, y], dim=1), torch.cat([a, b], dim=1)), parts)
-    K = first.index.shape[1]
-    moved = torch.where(second.destination < 0, -1, second.destination + K)
-    assert torch.equal(joined.destination, torch.cat([first.destination, moved], dim=1))
-    assert torch.equal(joined.total(torch.cat([a, b], 1)), torch.cat([first.total(a), second.total(b)], 1))
-    assert joined.slots == (K, second.index.shape[1]) and joined.proportional == proportional
-    assert joined.lengths.tolist() == [[int(first.mask.sum()), int(second.mask.sum())]]
-    shifted = [GONE if code == GONE else code + 2 * K for code in second.code[0].tolist()]
-    assert joined.code[0].tolist() == [*first.code[0].tolist(), *shifted], "odd codes stay odd, what is gone stays gone"
+@given(choices(), st.lists(st.integers(0, 4), min_size=3, max_size=3), st.booleans())
+def test_a_decision_about_the_image_becomes_one_about_both(image, words, proportional):
+    """The text stays in its slots; odd codes stay odd, and what is gone stays gone."""
+    decision, _ = build(*image)
+    text = torch.arange(4) < torch.tensor(words[: len(image[1])])[:, None]
+    both = replace(decision, proportional=proportional).after_text(text)
+    assert both.proportional == proportional and both.slots == (4, decision.slots[1])
+    for b in range(len(text)):
+        assert both.code[b, :4].tolist() == [2 * i if i < words[b] else GONE for i in range(4)]
+        shifted = [GONE if code == GONE else code + 8 for code in decision.code[b].tolist()]
+        assert both.code[b, 4:].tolist() == shifted
+        assert both.lengths[b].tolist() == [words[b], int(decision.mask[b].sum())]
+        assert both.mask[b].tolist() == [*text[b].tolist(), *decision.mask[b].tolist()]
 
 
-def test_join_keeps_weights_and_biases_beside_their_tokens():
-    first, second = (Decision.identity(torch.ones(1, n, dtype=torch.bool)) for n in (2, 3))
-    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0, 5.0]])
-    joined = Decision.join(
-        replace(first, weight=a, bias=-a[:, None, None]), replace(second, weight=b, bias=-b[:, None, None])
-    )
-    assert joined.weight.tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0]]
-    assert joined.bias.tolist() == [[[[-1.0, -2.0, -3.0, -4.0, -5.0]]]]
-
-
-def test_a_text_that_stays_is_joined_as_written_out():
-    second = build(4, [(4, [0, 3], {1: 3})], 0)[0]
-    unwritten = Decision(None, torch.tensor([[0, 2]]), (0, 3))
-    written = Decision.identity(torch.tensor([[True, True, False]]))
-    assert Decision.join(unwritten, second).code.tolist() == Decision.join(written, second).code.tolist()
-    assert Decision.join(unwritten, second).code.tolist() == [[0, 2, GONE, 6, 9, GONE, 8]]
-
-
-def test_text_and_image_are_joined_by_one_rule():
-    decision = Decision.identity(torch.ones(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="must agree on `proportional`"):
-        Decision.join(decision, replace(decision, proportional=False))
+def test_the_text_before_an_image_that_stays_is_written_out():
+    still = replace(Decision(None, torch.tensor([[0, 2]]), (0, 3)), bias=torch.zeros(1, 1, 1, 3))
+    both = still.after_text(torch.tensor([[True, False]]))
+    assert both.code.tolist() == [[0, GONE, 4, 6, GONE]]
+    assert both.bias is None, "which has no entries for the text"
 
 
 def test_codes_of_the_kernels_are_read_like_any_other():
@@ -193,13 +180,6 @@ def test_several_sources_into_one_target_weigh_by_size():
     assert decision.destination.tolist() == [[0, 1, 1, 1]]
 
 
-def test_identity_changes_nothing():
-    mask = torch.tensor([[True, True, False]])
-    decision, x = Decision.identity(mask), torch.randn(1, 3, 2)
-    assert torch.equal(averaged(decision, x, torch.ones(1, 3))[:, :2], x[:, :2])
-    assert decision.destination.tolist() == [[0, 1, -1]]
-
-
 def test_owners_chain_over_two_reductions():
     everything = torch.ones(1, 3, dtype=torch.bool)
     # 4 slots: 3 merges into 1, 0 is pruned; then the new slots 0 1 (old 1 2) become one
@@ -222,7 +202,7 @@ def test_source_follows_the_history(text, image, data):
     second, _ = build(
         len(image[0][1]), [(len(image[0][1]), data.draw(st.permutations(range(len(image[0][1])))), {})], 0
     )
-    both = Decision.join(first, second)
+    both = side_by_side(first, second)
     origin = torch.cat([torch.where(text_real, torch.arange(T), -1), torch.arange(T, T + V)[None]], dim=1)
     history = ((early, T), (both, 0))
     size = torch.ones(1, sum(both.slots))
@@ -261,7 +241,7 @@ def test_reduce_applies_one_decision_to_everything(text, image, weighted, propor
     if two_streams:
         streams, biases = one_hot.split([T, V], dim=1), biases[0].split([T, V], dim=-1)
     tokens = Tokens(streams, mask.float(), biases, T, lambda: source)
-    decision = replace(Decision.join(first, second), proportional=proportional)
+    decision = replace(side_by_side(first, second), proportional=proportional)
     weight = torch.arange(1.0, T + V + 1)[None] if weighted else None
     reduced = tokens.reduce(replace(decision, weight=weight))
     assert reduced.text_length == first.index.shape[1] and len(reduced.streams) == len(streams)

@@ -185,15 +185,14 @@ def evenly_spaced(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
     Args:
         mask: ``(B, N)`` bool, real tokens.
-        most: ``S``, where ``N`` is no less.
+        most: ``S``; ``N`` where that is less.
 
     Returns:
         ``(B, S)`` int64, where they stand; ``(B, S)`` bool, False where a sample has no more tokens.
     """
     real, rank = mask.sum(dim=1, keepdim=True), torch.arange(min(most, mask.shape[1]), device=mask.device)
     taken = real.clamp(max=most)
-    spaced = (rank * real // taken.clamp(min=1)).clamp(max=mask.shape[1] - 1)
-    return ordered(~mask).gather(1, spaced), rank < taken
+    return ordered(~mask).gather(1, rank * real // taken.clamp(min=1)), rank < taken
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Letters: ``B`` batch, ``T`` text slots, ``V`` image slots, ``N`` slots of both, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -55,14 +55,6 @@ class Segments:
         index, real = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
         return cls(segment, protected & mask, index, real, slots, guarded, free_first)
 
-    @classmethod
-    def of_slices(cls, slices: "Sequence[Segments | None]") -> "Segments | None":
-        """Those of a batch from those of its slices."""
-        parts = [part for part in slices if part is not None]
-        names = ("segment", "protected", "index", "mask")
-        rows: Any = {name: torch.cat([getattr(part, name) for part in parts]) for name in names if parts}
-        return replace(parts[0], **rows) if parts else None
-
     @property
     def guard(self) -> Tensor:
         """``(B, T + V)`` bool, which of the tokens at ``index`` are protected."""
@@ -70,8 +62,9 @@ class Segments:
 
     def reduced(self, decision: "Decision") -> "Segments":
         """Those of the tokens that are left."""
-        which = decision.select(self.segment), decision.select(self.protected)
-        return Segments.of(*which, decision.mask, decision.slots, self.guarded, self.free_first)
+        index = decision.index
+        segment, protected = self.segment.gather(1, index), self.protected.gather(1, index)
+        return Segments.of(segment, protected, decision.mask, decision.slots, self.guarded, self.free_first)
 
     def place(self, decision: "Decision") -> "Decision":
         """A decision about the tokens at ``index`` as one about the stream, which keeps its order."""
@@ -117,61 +110,24 @@ class Decision:
     stays: tuple[bool, bool] = (False, False)
     buffer: int | None = None
 
-    @classmethod
-    def of_image(cls, code: Tensor, length: Tensor, slots: int) -> "Decision":
-        """A decision about the image alone.
+    def after_text(self, mask: Tensor) -> "Decision":
+        """This one, about an image, as one about text that stays as it is, and the image after it.
 
         Args:
-            code: ``(B, V)``, with output slots from 0 on.
-            length: ``(B,)`` real tokens afterwards.
-            slots: ``Kv``.
+            mask: ``(B, T)`` bool, the real text tokens, compact.
         """
-        return cls(code, torch.stack([torch.zeros_like(length), length], dim=1), (0, slots))
-
-    @classmethod
-    def identity(cls, mask: Tensor) -> "Decision":
-        """The decision about an image that changes nothing. Args: mask: ``(B, V)`` bool."""
-        slots = 2 * torch.arange(mask.shape[1], device=mask.device)
-        return cls.of_image(torch.where(mask, slots, GONE), mask.sum(dim=1), mask.shape[1])
-
-    @classmethod
-    def join(cls, text: "Decision", image: "Decision") -> "Decision":
-        """One decision about text and image from one about each, both made as if about an image.
-
-        Raises:
-            ValueError: When one counts a merged token by its size and the other does not.
-        """
-        if text.proportional != image.proportional:
-            raise ValueError("the decisions about text and image must agree on `proportional`")
-        kept = text.slots[1]
-        moved = torch.where(image.moves < GONE, image.moves + 2 * kept, GONE)
-        bias = weight = None
-        if text.bias is not None and image.bias is not None:
-            bias = torch.cat([text.bias, image.bias], dim=-1)
-        if text.weight is not None and image.weight is not None:
-            weight = torch.cat([text.weight, image.weight], dim=1)
-        return cls(
-            torch.cat([text.moves, moved], dim=1),
-            torch.stack([text.lengths[:, 1], image.lengths[:, 1]], dim=1),
-            (kept, image.slots[1]),
-            weight,
-            text.proportional,
-            bias,
-        )
+        T = mask.shape[1]
+        text = torch.where(mask, 2 * torch.arange(T, device=mask.device), GONE)
+        image = torch.where(self.moves < GONE, self.moves + 2 * T, GONE)
+        lengths = torch.stack([mask.sum(dim=1), self.lengths[:, 1]], dim=1)
+        code, slots = torch.cat([text, image], dim=1), (T, self.slots[1])
+        return replace(self, code=code, lengths=lengths, slots=slots, weight=None, bias=None)
 
     @classmethod
     def of_slices(cls, slices: Sequence["Decision"]) -> "Decision":
         """One decision about a batch from those about its slices, made by the same reducer."""
-        first = slices[0]
-        if len(slices) == 1:
-            return first
-        return replace(
-            first,
-            code=_rows([part.code for part in slices]),
-            lengths=torch.cat([part.lengths for part in slices]),
-            weight=_rows([part.weight for part in slices]),
-            bias=_rows([part.bias for part in slices]),
-        )
+        whole: Decision = _concatenated(slices)
+        return whole
 
     @property
     def tokens(self) -> int:
@@ -243,10 +199,15 @@ class Decision:
         """
         slots = self.outputs
         slot = (self.moves >> 1).clamp_(max=slots)[:, None]  # what is gone has a row of its own, which is cut off
-        members = _spread(weight, slot, slots)
+
+        def spread(x: Tensor) -> Tensor:
+            rows = x.new_zeros(x.shape[0], slots + 1, x.shape[1])
+            return rows.scatter_(1, slot, x[:, None])[:, :slots]
+
+        members = spread(weight)
         whole = members.sum(dim=-1)
         share = members / whole.clamp(min=torch.finfo(whole.dtype).tiny)[:, :, None]
-        return share, whole if size is None else _spread(size, slot, slots).sum(dim=-1)
+        return share, whole if size is None else spread(size).sum(dim=-1)
 
     def total(self, x: Tensor) -> Tensor:
         """``(B, N)`` to ``(B, K)``: sums over what is merged (sizes); free slots are zero."""
@@ -257,23 +218,17 @@ class Decision:
 
         Args:
             x: ``(B, N, D)``, of one stream.
-            share: ``(B, K, N)``, see `shares`.
+            share: ``(B, K, N)`` of the same dtype, see `shares`.
 
         Returns:
             ``(B, K, D)``; free slots are zero.
         """
-        return torch.bmm(share.to(x.dtype), x)
+        return torch.bmm(share, x)
 
     def trace(self, owner: Tensor) -> Tensor:
         """Carry a source map through: ``owner (B, N0)`` of input slots (-1: gone) to one of output slots."""
         moved = self.destination.gather(1, owner.clamp(min=0))
         return torch.where(owner < 0, -1, moved)
-
-
-def _spread(weight: Tensor, slot: Tensor, slots: int) -> Tensor:
-    """Weights ``(B, N)`` in the rows of the slots ``(B, 1, N)`` they go to: ``(B, K, N)``, without slot K."""
-    rows = weight.new_zeros(weight.shape[0], slots + 1, weight.shape[1])
-    return rows.scatter_(1, slot, weight[:, None])[:, :slots]
 
 
 @dataclass(frozen=True)
@@ -323,22 +278,6 @@ class Tokens:
         return self.text_length, self.size.shape[1] - self.text_length
 
     @property
-    def segment(self) -> Tensor:
-        """``(B, N)`` integers: 0 for text, above 0 for the image."""
-        if self.segments is not None:
-            return self.segments.segment
-        slot = torch.arange(self.size.shape[1], device=self.size.device)
-        return (slot >= self.text_length).long().expand_as(self.size)
-
-    @property
-    def protected(self) -> Tensor:
-        """``(B, N)`` bool, tokens that are neither pruned nor merged."""
-        if self.segments is not None:
-            return self.segments.protected
-        slot = torch.arange(self.size.shape[1], device=self.size.device)
-        return ((slot == 0) | (slot == self.text_length)) & self.mask
-
-    @property
     def blocks(self) -> Tensor:
         """``(B, T + V)`` bool, real text tokens and then real image tokens, each compact."""
         return self.mask if self.segments is None else self.segments.mask
@@ -348,8 +287,7 @@ class Tokens:
         """``(B, 2)`` int64, real text and image tokens."""
         if self.counts is not None:
             return self.counts
-        image = self.segment > 0
-        return torch.stack([(self.mask & block).sum(dim=1) for block in (~image, image)], dim=1)
+        return torch.stack([part.sum(dim=1) for part in self.blocks.split(list(self.slots), dim=1)], dim=1)
 
     @property
     def bias(self) -> Tensor | None:
@@ -389,18 +327,9 @@ class Tokens:
         first = slices[0]
         if len(slices) == 1:
             return first
-        decisions = zip(*(part.history for part in slices), strict=True)
         origins = [part.origin for part in slices]
-        return replace(
-            first,
-            streams=tuple(torch.cat(parts) for parts in zip(*(part.streams for part in slices), strict=True)),
-            size=torch.cat([part.size for part in slices]),
-            biases=tuple(_rows(parts) for parts in zip(*(part.biases for part in slices), strict=True)),
-            origin=lambda: torch.cat([origin() for origin in origins]),
-            history=tuple((Decision.of_slices([d for d, _ in parts]), parts[0][1]) for parts in decisions),
-            counts=_rows([part.counts for part in slices]),
-            segments=Segments.of_slices([part.segments for part in slices]),
-        )
+        whole: Tokens = _concatenated(slices)
+        return replace(whole, origin=lambda: torch.cat([origin() for origin in origins]))
 
     def with_streams(self, *streams: Tensor) -> "Tokens":
         """The same tokens with new states."""
@@ -425,10 +354,9 @@ class Tokens:
         return Tokens(streams, size, biases, decision.slots[0], self.origin, history, decision.lengths, segments)
 
     def _reduce_plain(self, decision: Decision) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor | None, ...]]:
-        if decision.weight is None:
-            share, size = decision.shares(self.size)
-        else:
-            share, size = decision.shares(decision.weight, self.size)
+        weights = (self.size,) if decision.weight is None else (decision.weight, self.size)
+        share, size = decision.shares(*weights)
+        share = share.to(self.streams[0].dtype)
         if len(self.streams) == 1:
             streams: tuple[Tensor, ...] = (decision.apply(self.streams[0], share),)
         else:
@@ -471,10 +399,19 @@ class Tokens:
         return text, image.clone() if image.is_cuda else image
 
 
-def _rows(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """The rows of all parts, or None where there is nothing."""
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None
+def _concatenated(parts: Sequence[Any]) -> Any:
+    """The rows of all parts, which are alike: of tensors, and of those inside tuples and dataclasses."""
+    first: Any = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, tuple):
+        return tuple(_concatenated(each) for each in zip(*parts, strict=True))
+    if is_dataclass(first) and not isinstance(first, type):
+        whole: Any = {x.name: _concatenated([getattr(part, x.name) for part in parts]) for x in fields(first)}
+        return replace(first, **whole)
+    return first
 
 
 def _traced(owner: Tensor, decision: Decision, before: int) -> Tensor:

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from tiny import GRIDS, TINY
 from tiny.toy import TOY, ToyConfig, ToyForQuestionAnswering
 
 import pumer
-from pumer import InputError, NoReduction, PuMerConfig
+from pumer import InputError, NoReduction, PuMerConfig, RandomPruningConfig
 from pumer.backbones import BACKBONES, backbone_of, roots
 from pumer.profiling import named_models
 from pumer.profiling.timing import time_split
@@ -108,3 +109,14 @@ def test_it_learns_the_tasks_it_has_a_head_for(model, inputs):
     model.gradient_checkpointing_enable()
     model(**inputs).logits.sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in names.values())
+
+
+@pytest.mark.parametrize("stack", ["vision", "fusion"])
+def test_a_reducer_sees_which_layer_it_is_in(stack, monkeypatch):
+    seen, decide = [], RandomPruningConfig.decide
+    monkeypatch.setattr(
+        RandomPruningConfig, "decide", lambda self, cues: (seen.append(cues.layer), decide(self, cues))[1]
+    )
+    model = pumer.patch(TINY["meter"].build(), RandomPruningConfig(layers=(0, 2), stack=stack, prune_ratio=0.2))
+    logits(model, TINY["meter"].batch(GRIDS))
+    assert seen == [0, 2]

@@ -177,7 +177,8 @@ def test_random_pruning_differs_between_pictures_layers_and_seeds_only():
     cues = make_cues([(3, 40)] * 12, seed=1)
 
     def chosen(layer=0, seed=0, cues=cues):
-        decision = decide(RandomPruningConfig(layers=(layer,), prune_ratio=0.5, seed=seed), cues)
+        config = RandomPruningConfig(layers=(0,), prune_ratio=0.5, seed=seed)
+        decision = config.decide(replace(cues, layer=layer))
         return [tuple(i for [i] in groups(decision, b, 5)[1]) for b in range(len(cues.image_mask))]
 
     assert all(len(found) == 20 and found[0] == 0 for found in chosen())

@@ -50,6 +50,7 @@ def prompt_cues(prompts, seed, left, spare=2):
     size = torch.randint(1, 4, mask.shape, generator=random).float() * mask
     bias = size.double().log()[:, None, None]
     segments = Segments.of(segment, protected.bool(), mask, tuple(most), tuple(guarded), free_first=left)
+    assert torch.equal(segments.protected, protected.bool() & mask)
     tokens = Tokens(
         (normal(N, 5),),
         size,
@@ -66,13 +67,13 @@ def slots_of(cues, sample, image):
     tokens = cues.tokens
     return [
         i
-        for i, (real, kind) in enumerate(zip(tokens.mask[sample], tokens.segment[sample], strict=True))
+        for i, (real, kind) in enumerate(zip(tokens.mask[sample], tokens.segments.segment[sample], strict=True))
         if real and (kind > 0) == image
     ]
 
 
 def held_by(cues, sample):
-    return set(cues.tokens.protected[sample].nonzero()[:, 0].tolist())
+    return set(cues.tokens.segments.protected[sample].nonzero()[:, 0].tolist())
 
 
 def attention_by_hand(cues, sample, rows):
@@ -123,15 +124,15 @@ def check(cues, decision, sample, pruned, into):
         assert float(reduced.size[sample, k]) == float(tokens.size[sample, group].sum())
         assert int(decision.select(position)[sample, k]) == 100 + slot, "a position is that of the token that stands"
         assert torch.equal(decision.select(turned)[sample, k], turned[sample, slot])
-        assert int(reduced.segment[sample, k]) == int(tokens.segment[sample, slot])
-        assert bool(reduced.protected[sample, k]) == bool(tokens.protected[sample, slot])
+        assert int(reduced.segments.segment[sample, k]) == int(tokens.segments.segment[sample, slot])
+        assert bool(reduced.segments.protected[sample, k]) == bool(tokens.segments.protected[sample, slot])
         for i in group:
             assert torch.equal(back[i], reduced.states[sample, k])
     gone = [i for i in range(N) if expected[i] < 0]
     assert not back[gone].any()
     free = sorted(set(range(decision.outputs)) - set(at.values()))
-    assert not reduced.mask[sample, free].any() and not reduced.protected[sample, free].any()
-    image = int(sum(tokens.segment[sample, slot] > 0 for slot in at))
+    assert not reduced.mask[sample, free].any() and not reduced.segments.protected[sample, free].any()
+    image = int(sum(tokens.segments.segment[sample, slot] > 0 for slot in at))
     assert reduced.lengths[sample].tolist() == [len(stand) - image, image] == decision.lengths[sample].tolist()
     assert held_by(cues, sample) <= set(at), "what is protected stays, alone"
     return reduced
@@ -181,7 +182,7 @@ def test_reductions_chain(first, second, prompts, left, seed):
 def test_l2norm_keeps_keys_of_one_end(ratio, prompts, left, largest, seed):
     cues, sign = prompt_cues(prompts, seed, left), 1 if largest else -1
     config = L2NormConfig(layers=(0,), prune_ratio=ratio, keep="largest" if largest else "smallest")
-    decision = config.reducer(0).decide(replace(cues, query=None))
+    decision = config.decide(replace(cues, query=None))
     for b in range(len(prompts)):
         image = slots_of(cues, b, True)
         score = {i: sign * sum(float(key[i].norm()) for key in cues.key[b]) for i in image}
@@ -198,7 +199,7 @@ def test_attention_received_asks_evenly_spaced_tokens(ratio, prompts, left, rows
 
     Few.rows = rows
     config = Few(layers=(0,), prune_ratio=ratio)
-    decision = config.reducer(0).decide(cues)
+    decision = config.decide(cues)
     for b, prompt in enumerate(prompts):
         n = len(prompt)
         real = cues.tokens.mask[b].nonzero()[:, 0].tolist()
@@ -224,7 +225,7 @@ def test_the_last_row_is_that_of_the_last_real_token(prompts, left, seed):
 @given(st.floats(0.05, 0.95), PROMPTS, st.booleans(), st.integers(0, 2**31))
 def test_evit_fuses_all_that_is_neither_attentive_nor_protected(ratio, prompts, left, seed):
     cues, config = prompt_cues(prompts, seed, left), EViTConfig(layers=(0,), prune_ratio=ratio)
-    decision = config.reducer(0).decide(cues)
+    decision = config.decide(cues)
     for b in range(len(prompts)):
         image, held = slots_of(cues, b, True), held_by(cues, b)
         if not image:
@@ -241,7 +242,7 @@ def test_evit_fuses_all_that_is_neither_attentive_nor_protected(ratio, prompts, 
 @given(st.floats(0.05, 0.95), PROMPTS, st.booleans(), st.integers(0, 2**31))
 def test_pooling_spares_what_is_protected(ratio, prompts, left, seed):
     cues, config = prompt_cues(prompts, seed, left), PoolingConfig(layers=(0,), merge_ratio=ratio)
-    decision = config.reducer(0).decide(cues)
+    decision = config.decide(cues)
     for b in range(len(prompts)):
         image, held = slots_of(cues, b, True), held_by(cues, b)
         count, pairs = config.merges(len(image)), (len(image) - 1) // 2
@@ -259,7 +260,10 @@ def test_the_layout_of_vilt_is_one_of_many(example):
         cues = random_cues(lengths, 0, 3, one_stream=True)
         cues = replace(cues, tokens=replace(cues.tokens, streams=(cues.tokens.states.float(),)))
         tokens = cues.tokens
-        segments = Segments.of(tokens.segment, tokens.protected, tokens.mask, tokens.slots, (1, 1))
+        slot = torch.arange(tokens.size.shape[1])
+        segment, protected = (slot >= tokens.text_length).long(), (slot == 0) | (slot == tokens.text_length)
+        rows = (x.expand_as(tokens.size) for x in (segment, protected))
+        segments = Segments.of(*rows, tokens.mask, tokens.slots, (1, 1))
         said = replace(cues, tokens=replace(tokens, segments=segments))
         assert torch.equal(said.tokens.lengths, tokens.lengths) and torch.equal(said.image_mask, cues.image_mask)
         for reducer in reducers:
@@ -284,7 +288,7 @@ def groups_of_stream(tokens, decision, sample):
     for slot in decision.mask[sample].nonzero()[:, 0].tolist():
         first = int(decision.index[sample, slot])
         group = [first, *(i for i, to in enumerate(goes) if to == slot and i != first)]
-        is_image = bool(tokens.segment[sample, first] > 0)
+        is_image = bool(tokens.segments.segment[sample, first] > 0)
         (image if is_image else text).append([i - tokens.text_length * is_image for i in group])
     return text, image
 
@@ -327,7 +331,7 @@ def test_prompts_compile_as_one_graph():
     for prompts in (kinds, kinds[::-1], [kinds[1], kinds[1] + kinds[0][:3]]):
         cues = prompt_cues(prompts, 5, True, spare=18 - max(map(len, prompts)))
         tokens = cues.tokens
-        inputs = tokens.states, tokens.size, tokens.segment, tokens.protected, cues.key, cues.query
+        inputs = tokens.states, tokens.size, tokens.segments.segment, tokens.segments.protected, cues.key, cues.query
         with torch._dynamo.config.patch(error_on_recompile=True):
             torch.testing.assert_close(compiled(*inputs), run(*inputs))
 

@@ -50,8 +50,10 @@ class LayerCall:
             cls_query: Gives the query ``(B, H, 1, Dh)`` of the image's [CLS] where the image is a stream of its own;
                 without it, an attention over the words alone.
         """
-        needs: frozenset[str] = frozenset() if self.reducer is None else self.reducer.needs
-        if self._tokens is None or not needs & {KEYS, *ROWS}:
+        if self.reducer is None or self._tokens is None:
+            return
+        needs = self.reducer.needs
+        if not needs & {KEYS, *ROWS}:
             return
         with torch.no_grad():
             if len(self._tokens.streams) == 2 and cls_query is None:
@@ -62,7 +64,7 @@ class LayerCall:
             if needs & ROWS:
                 self._cues["query"] = query.detach()
             if CLS_ROW in needs and cls_query is not None:
-                self._cues["cls_query"] = cls_query().detach()
+                self._cues["cls_query"] = cls_query()
 
     def reduce(self, states: Tensor) -> Tensor:
         """Reduce between attention and feed-forward.
@@ -76,11 +78,13 @@ class LayerCall:
         reducer, reduction = self.reducer, self._reduction
         assert reducer is not None and self._place is not None and self._tokens is not None  # for the type checker
         before = dict(vars(reducer)) if self._done and isinstance(reducer, nn.Module) else {}
-        cues, self._cues = self._cues, {}  # a checkpoint would hold them
         with autocast_off(states.device):
             tokens = self._tokens.with_streams(states, *self._tokens.streams[1:])
             bias, probabilities = tokens.biases[-1], reduction.config.attention.probabilities
-            decision = reduction.decide(reducer, Cues(tokens, **cues, bias=bias, probabilities=probabilities))
+            layer = self._place[1]
+            cues = Cues(tokens, **self._cues, bias=bias, probabilities=probabilities, layer=layer)
+            self._cues = {}  # a checkpoint would hold them
+            decision = reduction.decide(reducer, cues)
             tokens = tokens.reduce(decision)
         if not self._done:
             self._after, self._done = tokens, True
@@ -129,7 +133,7 @@ def attend(
     key = key.view(*key.shape[:2], -1, head_size).transpose(1, 2)
     value = value.view(*value.shape[:2], -1, head_size).transpose(1, 2)
     attended = (attention if call is None else call.attention)(query, key, value, bias, dropout)
-    if call is not None and call.reducer is not None:
+    if call is not None:
         call.collect(query, key, cls_query)
     return attended.transpose(1, 2).flatten(2)
 

@@ -1,13 +1,13 @@
 """Pruning by the attention of the image's own [CLS], whatever the text; EViT keeps what it prunes in one token."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pumer.functional import ordered
-from pumer.reducers.base import CLS_ROW, Reducer
+from pumer.reducers.base import CLS_ROW
 from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import counts, keep_all, protected, tables_of, text_stays
 from pumer.reducers.layered import ScoringConfig
@@ -48,24 +48,12 @@ class EViTConfig(ClsPruningConfig):
         """Tokens of ``n`` that are pruned, but the one that holds them."""
         return max(n - super().kept(n) - 1, 0)
 
-    def reducer(self, layer: int) -> Reducer:
-        """The same in every layer."""
-        return EViTReducer(self)
-
-
-@dataclass(frozen=True)
-class EViTReducer:
-    """The pruning and fusing of one layer."""
-
-    config: EViTConfig
-    needs: ClassVar[frozenset[str]] = EViTConfig.needs
-
     def decide(self, cues: Cues) -> Decision:
         """Fuse what is not attentive into the slot of its most attentive token; text stays."""
-        found, mask = tables_of(cues, self.config), cues.image_mask
+        found, mask = tables_of(cues, self), cues.image_mask
         if not found.merges_image:
             return replace(keep_all(cues), proportional=False)
-        saliency, stay = self.config.score(cues), protected(cues, found) & mask
+        saliency, stay = self.score(cues), protected(cues, found) & mask
         _, fused, left, _ = counts(found, cues.tokens.lengths)[:, 1].unbind(dim=1)
         attentive = torch.maximum(left - fused.clamp(max=1), stay.sum(dim=1))
         scores = saliency.masked_fill(~mask, -1).masked_fill(stay, torch.inf)

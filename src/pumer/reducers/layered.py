@@ -1,6 +1,5 @@
-"""Configs of methods that do the same in each of some layers."""
+"""Configs of methods that do the same in each of some layers: each is the reducer of all its layers."""
 
-from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from pumer.utils.errors import InputError
 
 @config
 class LayeredConfig(Rule, ReductionConfig):
-    """Which layers reduce.
+    """Which layers reduce, and what becomes of the tokens there; see `pumer.reducers.base.Reducer`.
 
     Attributes:
         layers: 0-based layers.
@@ -29,10 +28,12 @@ class LayeredConfig(Rule, ReductionConfig):
     layers: tuple[Layer, ...] = ()
     stack: Literal["fusion", "vision"] = "fusion"
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     def __post_init__(self) -> None:
         """Check and sort the layers."""
         if not self.layers:
-            raise InputError("no layer reduces; give layers=[2, 5, 8], or method 'none'")
+            raise InputError("layers is empty, so that no layer reduces; give layers=[2, 5, 8], or method 'none'")
         object.__setattr__(self, "layers", tuple(sorted(self.layers)))
         check_distinct(self.places())
 
@@ -41,12 +42,12 @@ class LayeredConfig(Rule, ReductionConfig):
         return [(self.stack, layer) for layer in self.layers]
 
     def reducers(self) -> dict[Place, Reducer]:
-        """One reducer per layer; none where nothing is removed."""
+        """The config itself in each layer; none where nothing is removed."""
         removes = any(getattr(self, amount) for amount in self.amounts)
-        return {place: self.reducer(place[1]) for place in self.places()} if removes else {}
+        return dict.fromkeys(self.places(), self) if removes else {}
 
-    def reducer(self, layer: int) -> Reducer:
-        """The reducer of one layer."""
+    def decide(self, cues: Cues) -> Decision:
+        """Decide about text and image in one of the layers."""
         raise NotImplementedError
 
 
@@ -72,29 +73,10 @@ class PruningConfig(LayeredConfig):
 class ScoringConfig(PruningConfig):
     """A method that keeps the image tokens with the highest scores, and the text: one function says which."""
 
-    needs: ClassVar[frozenset[str]]
-
     def score(self, cues: Cues) -> Tensor:
         """From what the ``needs`` name to ``(B, V)``, whatever padding gets; ties go to the lower rank."""
         raise NotImplementedError
 
-    def reducer(self, layer: int) -> Reducer:
-        """Prunes by the score."""
-        return ScorePruner(self, layer)
-
-
-@dataclass(frozen=True)
-class ScorePruner:
-    """The pruning of one layer."""
-
-    config: ScoringConfig
-    layer: int
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the score is made from."""
-        return self.config.needs
-
     def decide(self, cues: Cues) -> Decision:
         """Prune image tokens; text stays."""
-        return prune_to(cues, self.config, self.config.score(replace(cues, layer=self.layer)))
+        return prune_to(cues, self, self.score(cues))

@@ -1,12 +1,11 @@
 """Uniform average pooling: neighbouring patches are averaged, whatever they show."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch.nn.functional import pad
 
-from pumer.reducers.base import Ratio, Reducer
+from pumer.reducers.base import Ratio
 from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import counts, keep_all, protected, tables_of, text_stays
 from pumer.reducers.layered import LayeredConfig
@@ -31,21 +30,9 @@ class PoolingConfig(LayeredConfig):
         """Image tokens merged away of ``n``."""
         return max(min(round(self.merge_ratio * n), (n - 1) // 2), 0)
 
-    def reducer(self, layer: int) -> Reducer:
-        """The same in every layer."""
-        return Pooler(self)
-
-
-@dataclass(frozen=True)
-class Pooler:
-    """The pooling of one layer: of the pairs of ranks (1, 2), (3, 4), ... every so many-th; rank 0 stays."""
-
-    config: PoolingConfig
-    needs: ClassVar[frozenset[str]] = frozenset()
-
     def decide(self, cues: Cues) -> Decision:
-        """Merge neighbours; text stays."""
-        found = tables_of(cues, self.config)
+        """Merge every so many-th of the pairs of ranks (1, 2), (3, 4), ...; rank 0 and the text stay."""
+        found = tables_of(cues, self)
         if not found.merges_image:
             return keep_all(cues)
         count = counts(found, cues.tokens.lengths)

@@ -5,7 +5,6 @@ in order of their score, masks of merged words become fractions, the softmax is 
 `PuMerConfig`.
 """
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -82,6 +81,7 @@ class ReleasedPuMerConfig(ReductionConfig):
 
     method: ClassVar[str] = "pumer-released"
     amounts: ClassVar[tuple[str, ...]] = ("prune_ratio", "merge_ratio", "text_merge_ratio")
+    needs: ClassVar[frozenset[str]] = frozenset({KEYS, TEXT_ROWS})
     attention: ClassVar[Attention] = Attention(smoothed_attention, smoothed_probabilities)
 
     def __post_init__(self) -> None:
@@ -89,34 +89,29 @@ class ReleasedPuMerConfig(ReductionConfig):
         check_distinct([("fusion", layer) for layer in self.layers])
 
     def reducers(self) -> dict[Place, Reducer]:
-        """The same reducer in every reducing layer."""
-        return {("fusion", layer): ReleasedPuMerReducer(self) for layer in self.layers}
-
-
-@dataclass(frozen=True)
-class ReleasedPuMerReducer:
-    """The released token reducer; counts include [CLS] and padding, so they are the same for all samples."""
-
-    config: ReleasedPuMerConfig
-    needs: ClassVar[frozenset[str]] = frozenset({KEYS, TEXT_ROWS})
+        """The config itself, which has no other state, in every reducing layer."""
+        return {("fusion", layer): self for layer in self.layers}
 
     def decide(self, cues: Cues) -> Decision:
-        """Prune by score, then merge; the image mask is all ones afterwards, the text mask an average."""
+        """Prune by score, then merge, as many in every sample: [CLS] and padding are counted.
+
+        Afterwards the image mask is all ones, the text mask an average.
+        """
         if cues.tokens.segments is not None:
             raise InputError("method 'pumer-released' is for ViLT and METER alone; give method 'pumer'")
         T, V = map(int, cues.tokens.slots)  # of a traced model, they are tensors
         device, B = cues.tokens.size.device, cues.tokens.size.shape[0]
-        pruned = round(self.config.prune_ratio * V)
+        pruned = round(self.prune_ratio * V)
         if pruned == 0:
             bias = torch.cat([_soft_mask(cues, modality) for modality in (0, 1)], dim=1).log()[:, None, None]
             return Decision(None, integers(device, T, V).expand(B, 2), (T, V), bias=bias)
         kept = max(V - pruned, 1)
-        merges = min(round(self.config.merge_ratio * V), (kept - 1) // 2)
+        merges = min(round(self.merge_ratio * V), (kept - 1) // 2)
         if merges == 0 and not cues.one_stream:  # released METER loses what it pruned when it merges nothing
             kept, order = V, ranks(V, device).expand(B, V)
         else:
             order = ordered(cues.text_rows().sum(dim=(1, 2)), descending=True)[:, :kept]
-        text_merges = min(round(self.config.text_merge_ratio * T), (T - 1) // 2)
+        text_merges = min(round(self.text_merge_ratio * T), (T - 1) // 2)
         left, image_left = T - text_merges, kept - merges
         text, image = self._codes(cues, order, text_merges, merges)
         if kept < V:
@@ -172,7 +167,7 @@ class ReleasedPuMerReducer:
         """``(B, N, Dh)``, of length one."""
         assert cues.key is not None  # for the type checker: it is in `needs`
         key = cues.key if cues.one_stream else torch.cat([cues.text_key, cues.image_key], dim=2)
-        return unit(key.mean(dim=1) if self.config.similarity == "mean_head" else key[:, 0])
+        return unit(key.mean(dim=1) if self.similarity == "mean_head" else key[:, 0])
 
 
 def _soft_mask(cues: Cues, modality: int) -> Tensor:

@@ -5,10 +5,10 @@ all tokens count as image tokens. In two streams, and where they interleave, onl
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
-from pumer.reducers.base import KEYS, Count, Reducer
+from pumer.reducers.base import KEYS, Count
 from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import merge_as_one, prune_and_merge
 from pumer.reducers.layered import LayeredConfig
@@ -32,6 +32,7 @@ class ToMeConfig(LayeredConfig):
 
     method: ClassVar[str] = "tome"
     amounts: ClassVar[tuple[str, ...]] = ("merge_count",)
+    needs: ClassVar[frozenset[str]] = frozenset({KEYS})
 
     def check_tokens(self, tokens: Mapping[str, int]) -> None:
         """Refuse a count that not even the first layer can merge."""
@@ -46,20 +47,8 @@ class ToMeConfig(LayeredConfig):
         """Tokens merged away of ``n``: every other one can be, but not the first."""
         return max(min(self.merge_count, (n - 1) // 2), 0)
 
-    def reducer(self, layer: int) -> Reducer:
-        """The same in every layer."""
-        return ToMeReducer(self)
-
-
-@dataclass(frozen=True)
-class ToMeReducer:
-    """The merging of one layer."""
-
-    config: ToMeConfig
-    needs: ClassVar[frozenset[str]] = frozenset({KEYS})
-
     def decide(self, cues: Cues) -> Decision:
         """Merge the most similar tokens: of the stream if there is one, else of the image."""
         as_one = cues.one_stream and cues.tokens.segments is None
-        decision = (merge_as_one if as_one else prune_and_merge)(cues, self.config)
-        return replace(decision, proportional=self.config.proportional_attention)
+        decision = (merge_as_one if as_one else prune_and_merge)(cues, self)
+        return replace(decision, proportional=self.proportional_attention)

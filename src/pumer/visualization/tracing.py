@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class Trace:
     def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
         """Called by a patched model when a stream enters its first cross-modal layer."""
         mask, T = tokens.source >= 0, tokens.text_length
-        owner, size = tokens.source, tokens.size
+        owner, size, segments = tokens.source, tokens.size, tokens.segments
         if history:  # back to the start: every patch is there, in a slot of its own
             slot = torch.arange(mask.shape[1], device=mask.device)
             mask = torch.cat([mask[:, :T], torch.ones_like(mask[:, T:])], dim=1)
@@ -99,12 +99,11 @@ class Trace:
             pruned_at=blank,
             merged_at=blank.clone(),
             merged_into=blank.clone(),
-            segment=None if tokens.segments is None else _recorded(tokens.segment.gather(1, owner.clamp(min=0))),
+            segment=None if segments is None else _recorded(segments.segment.gather(1, owner.clamp(min=0))),
         )
         self.forwards.append(trace)
         for place, decision in history:
-            words = replace(Decision.identity(tokens.mask[:, :T]), proportional=decision.proportional)
-            self._note(place, Decision.join(words, decision))
+            self._note(place, decision.after_text(tokens.mask[:, :T]))
 
     def step(self, place: Place, decision: Decision, tokens: Tokens) -> None:
         """Called by a patched model after each reduction; `begin` reports those of a vision encoder."""

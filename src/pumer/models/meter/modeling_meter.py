@@ -328,8 +328,9 @@ class MeterModel(MeterPreTrainedModel):
         words = input_ids if inputs_embeds is None else inputs_embeds
         if words is None or (input_ids is not None and inputs_embeds is not None):
             raise InputError("give exactly one of input_ids, inputs_embeds and encoded_text")
-        mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
-        if attention_mask is not None:
+        if attention_mask is None:
+            mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
+        else:
             mask = attention_mask > 0
         bias = attention_bias(mask, self.dtype)  # not that of a linear layer, which may be quantised
         encoded = self.text_model(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=bias)
