@@ -220,7 +220,7 @@ def read_model(
     """A model of a class with the weights of a checkpoint: each of its tensors is read, and none is left over.
 
     Buffers that older versions of transformers saved, and heads of other tasks, may be left over; the log names the
-    latter. Weights that a reduction learned are not read.
+    latter. Weights that a reduction learned are not read. Tensors that do not fit are named in an `InputError`.
 
     Args:
         cls: The class to make.
@@ -230,10 +230,6 @@ def read_model(
 
     Returns:
         The model, and which of its heads the checkpoint lacks (such as "classifier", "pooler").
-
-    Raises:
-        InputError: If weights cannot be read, or tensors are missing, left over, of another shape, no floating-point
-            numbers or not finite; it names them.
     """
     allowed = bool(kwargs.get("ignore_mismatched_sizes"))  # by the caller
     old_names = {old: name for family in BACKBONES.values() for old, name in family.old_names.items()}

@@ -102,13 +102,9 @@ def padded(inputs: Mapping[str, Tensor], sizes: Sizes, pad_id: int) -> dict[str,
 
 
 def cut(output: Any, sizes: Sizes, batch: int, words: int | None) -> Any:
-    """A model's output, of whatever classes, for the inputs before padding.
+    """A model's output, of whatever classes, for the ``batch`` before padding to ``sizes``.
 
-    Args:
-        output: Holds tensors with one row for each example.
-        sizes: What the inputs were padded to.
-        batch: ``B`` before padding.
-        words: ``T`` before padding, where each tensor has one row for each word ``(B, T, ...)``; else None.
+    Tensors have one row for each example; where they have one for each word ``(B, T, ...)``, cut to so many ``words``.
     """
 
     def own(x: Tensor) -> Tensor:

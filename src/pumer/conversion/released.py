@@ -41,10 +41,6 @@ def from_released(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], t
         ViLT's LayerNorms have eps 1e-6, that of the text embedding has 1e-12, which ``config.text_layer_norm_eps``
         keeps and `pumer.load` restores (plain transformers does not: its text embeddings then differ by about 1e-4 of
         their size).
-
-    Raises:
-        InputError: For an unknown task, a reduction this library does not know, and for tensors that are missing,
-            unexpected, of a wrong shape, no floating-point numbers or not finite; it names them.
     """
     family = family_of(state_dict)
     if task not in family.heads:

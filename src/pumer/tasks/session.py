@@ -118,18 +118,10 @@ class Session:
         reduction: Mapping[str, Any] | str | None = None,
         fixed_length: bool = False,
     ) -> "Session":
-        """Set the image size of a model that is at hand, patch it, in place, and make its inputs; see also `open`.
+        """Set the image size of a model that is at hand, patch it, in place, and make its inputs.
 
-        Args:
-            name: the checkpoint that the processor is read from.
-            model: of the task's class, on any device.
-            task: bound to the model's labels.
-            text_length: None for as many tokens as the model has positions.
-            resize: as of `open`, like `blank` and `image_size`.
-            blank: as of `open`.
-            image_size: as of `open`.
-            reduction: None keeps the one in place, or switches on the fast path alone.
-            fixed_length: pad every text to `text_length`, so that a compiled model sees one shape.
+        Settings are those of `open`, and `fixed_length`: pad every text to `text_length`, so that a compiled model sees
+        one shape. Without a reduction the one in place is kept, or the fast path is switched on.
         """
         processor = load_processor(name)
         set_image_size(image_size, model, processor)

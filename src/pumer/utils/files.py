@@ -170,12 +170,9 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 @contextmanager
 def new_file(path: str | Path, folder: Path | None = None, sync: bool = False) -> Iterator[Path]:
-    """Write a file aside, and rename it when the block ends without an error: it exists as a whole or not at all.
+    """Write a file aside, beside the final one or in `folder`, and rename it when the block ends without an error.
 
-    Args:
-        path: The final file; its folder is made.
-        folder: Where the unfinished file lies; by default beside the final one.
-        sync: Whether it must be on the disk before it is renamed.
+    So it exists as a whole or not at all; with `sync` also after a loss of power.
     """
     path = Path(path)
     aside = (folder or path.parent) / f".{path.name}.{uuid4().hex[:8]}"
@@ -195,9 +192,7 @@ def new_file(path: str | Path, folder: Path | None = None, sync: bool = False) -
 def replacing(directory: str | Path, whole: bool = False) -> Iterator[Path]:
     """Fill a folder aside and move its files into place when the block ends without an error.
 
-    Args:
-        directory: The final folder; made if it does not exist.
-        whole: Whether the new folder takes the place of the old one, instead of only its files.
+    If `whole`, the new folder takes the place of the old one; else only its files do.
     """
     final = Path(directory).resolve()
     if final.exists() and not final.is_dir():
