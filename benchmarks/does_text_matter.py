@@ -8,7 +8,6 @@ two questions about one image are. Writes `benchmarks/results/text-matters.json`
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -147,10 +146,10 @@ def compare(measured: Mapping[str, list[list[dict[str, float]]]], layers: Sequen
                 values[method][name] = np.array([image[number][name] for image in images])
         for method, columns in values.items():
             row: dict[str, Any] = {"layer": layer, "method": method, "images": len(columns["named"])}
-            row |= {name: asdict(bootstrap(column.tolist())) for name, column in columns.items()}
+            row |= {name: bootstrap(column.tolist()) for name, column in columns.items()}
             if method in _NEXT:
                 more = columns["named"] - values[_NEXT[method]]["named"]
-                row |= {"against": _NEXT[method], "more": asdict(bootstrap(more.tolist()))}
+                row |= {"against": _NEXT[method], "more": bootstrap(more.tolist())}
             rows.append(row)
     return rows
 

@@ -96,9 +96,9 @@ def _tested(cells: Sequence[Cell], direction: str, done: Mapping[str, Record], s
     differences = [_mean(each) for each in zip(*gained, strict=True)]
     same = [run[number]["answer"] == other[number]["answer"] for run, other in beside for number in ids]
     sources = [ours[0][number]["source"] for number in ids]
-    found = {"seeds": len(ready), "questions": len(ids), "accuracy": asdict(bootstrap(accuracy, sources))}
+    found = {"seeds": len(ready), "questions": len(ids), "accuracy": bootstrap(accuracy, sources)}
     if ready[0] != ready[0].original:
-        found |= {"difference": asdict(bootstrap(differences, sources)), "agreement": _mean(same)}
+        found |= {"difference": bootstrap(differences, sources), "agreement": _mean(same)}
         found["by_seed"] = [_mean(each) for each in gained]
     found["commands"] = [done[test_step(cell)]["result"]["command"] for cell in ready]
     return found

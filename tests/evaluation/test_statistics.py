@@ -10,10 +10,10 @@ from pumer.evaluation.statistics import bootstrap
 @given(st.lists(st.sampled_from([0, 0.3, 0.6, 0.9, 1.0]), min_size=1, max_size=60))
 def test_interval_holds_the_mean_and_stays_among_the_values(values):
     interval = bootstrap(values, resamples=500)
-    assert interval.mean == pytest.approx(np.mean(values))
+    assert interval["mean"] == pytest.approx(np.mean(values))
     slack = 1e-9
-    assert min(values) - slack <= interval.low <= interval.mean + slack
-    assert interval.mean - slack <= interval.high <= max(values) + slack
+    assert min(values) - slack <= interval["low"] <= interval["mean"] + slack
+    assert interval["mean"] - slack <= interval["high"] <= max(values) + slack
 
 
 def test_interval_agrees_with_a_bootstrap_that_draws_questions():
@@ -21,7 +21,7 @@ def test_interval_agrees_with_a_bootstrap_that_draws_questions():
     values = generator.choice([0, 0.3, 1.0], size=400, p=[0.3, 0.2, 0.5])
     means = [generator.choice(values, size=400).mean() for _ in range(4000)]
     interval = bootstrap(values)
-    assert [interval.low, interval.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.005)
+    assert [interval["low"], interval["high"]] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.005)
 
 
 def test_values_of_one_source_are_drawn_together():
@@ -32,10 +32,10 @@ def test_values_of_one_source_are_drawn_together():
     parts = [values[sources == source] for source in range(80)]
     drawn = [np.concatenate([parts[index] for index in generator.integers(0, 80, 80)]).mean() for _ in range(4000)]
     interval = bootstrap(values, sources.tolist())
-    assert interval.mean == pytest.approx(values.mean())
-    assert [interval.low, interval.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
+    assert interval["mean"] == pytest.approx(values.mean())
+    assert [interval["low"], interval["high"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
     alone = bootstrap(values)
-    assert interval.high - interval.low > 1.5 * (alone.high - alone.low)
+    assert interval["high"] - interval["low"] > 1.5 * (alone["high"] - alone["low"])
     assert bootstrap(values, range(len(values))) == alone
 
 
@@ -48,7 +48,7 @@ def test_what_is_held_at_once_changes_nothing(monkeypatch):
 
 def test_interval_of_equal_values_is_a_point():
     interval = bootstrap([0.5] * 7)
-    assert (interval.low, interval.mean, interval.high) == (0.5, 0.5, 0.5)
+    assert (interval["low"], interval["mean"], interval["high"]) == (0.5, 0.5, 0.5)
 
 
 def test_same_values_same_interval():

@@ -2,13 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from pumer.evaluation.statistics import Interval, bootstrap
+from pumer.evaluation.statistics import bootstrap, percent
 from pumer.settings.common import Rule
 from pumer.tasks import Example, Task, VQAv2
 from pumer.utils.errors import InputError
@@ -39,7 +38,7 @@ def summarise(
     for example, score, source in zip(examples, scores, sources, strict=True):
         for name, value in example.groups.items():
             groups[name][value].append((score, source))
-    result = {"questions": len(scores), **rule_of(task), "accuracy": asdict(bootstrap(scores, sources))}
+    result = {"questions": len(scores), **rule_of(task), "accuracy": bootstrap(scores, sources)}
     result |= {name: {value: _mean(by[value]) for value in sorted(by)} for name, by in groups.items()}
     metrics = {name: _mean(values) for name, values in task.metrics(examples, answers).items()}
     result |= {"figures": metrics} if metrics else {}
@@ -54,7 +53,7 @@ def summarise(
 def _mean(scored: Sequence[tuple[float, str]]) -> dict[str, Any]:
     """`questions`, and `mean`, `low`, `high` of scores with their sources."""
     scores, sources = zip(*scored, strict=True)
-    return {"questions": len(scored), **asdict(bootstrap(scores, sources))}
+    return {"questions": len(scored), **bootstrap(scores, sources)}
 
 
 def rule_of(task: Task) -> dict[str, str]:
@@ -108,7 +107,7 @@ class OtherRun:
         differences = [score - entry["score"] for score, entry in zip(scores, theirs, strict=True)]
         sources = [entry.get("source", str(entry["id"])) for entry in theirs]
         same = [answer == entry["answer"] for answer, entry in zip(answers, theirs, strict=True)]
-        difference = asdict(bootstrap(differences, sources))
+        difference = bootstrap(differences, sources)
         return {"model": self.model, "difference": difference, "agreement": sum(same) / len(same)}
 
 
@@ -147,16 +146,16 @@ def table(result: Mapping[str, Any], task: Task, title: str) -> Table:
         shown.add_column(heading, justify="left" if heading == "questions of" else "right")
     for group in task.groups:
         for value, part in result.get(group, {}).items():
-            shown.add_row(f"{group.replace('_', ' ')} {value}", str(part["questions"]), str(Interval.of(part)))
+            shown.add_row(f"{group.replace('_', ' ')} {value}", str(part["questions"]), percent(part))
     shown.add_section()
-    shown.add_row("all", str(result["questions"]), str(Interval.of(result["accuracy"])), style="bold")
+    shown.add_row("all", str(result["questions"]), percent(result["accuracy"]), style="bold")
     for name, part in result.get("figures", {}).items():
-        shown.add_row(name, str(part["questions"]), str(Interval.of(part)))
+        shown.add_row(name, str(part["questions"]), percent(part))
     if "constant_per_template" in result:
         name = "best constant answer" if task.template is None else "best constant per template"
-        shown.add_row(name, "", str(Interval.of(result["constant_per_template"])))
+        shown.add_row(name, "", percent(result["constant_per_template"]))
     if "difference" in result:
         other = result["difference"]
-        shown.add_row(f"difference to {other['model']}", "", str(Interval.of(other["difference"])))
+        shown.add_row(f"difference to {other['model']}", "", percent(other["difference"]))
         shown.add_row(f"agreement with {other['model']}", "", f"{100 * other['agreement']:.1f}")
     return shown

@@ -1,7 +1,6 @@
 """How sure a mean score is: percentile bootstrap intervals, also for the difference of two runs."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,28 +9,18 @@ _CELLS = 5_000_000
 """Counts held at once: 40 MB, however many images differ."""
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, part: Mapping[str, Any]) -> "Interval":
-        """The one that a part of a result file holds beside other values."""
-        return cls(part["mean"], part["low"], part["high"])
-
-    def __str__(self) -> str:
-        """In percent, as tables print it: `81.2 [80.1, 82.3]`."""
-        return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+def percent(interval: Mapping[str, Any]) -> str:
+    """A result of `bootstrap` in percent, as tables print it: `81.2 [80.1, 82.3]`."""
+    mean, low, high = (f"{100 * interval[name]:.1f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
-def bootstrap(values: Sequence[float], sources: Sequence[Hashable] | None = None, resamples: int = 10_000) -> Interval:
-    """Mean of per-question values and its 95% interval; arguments as of `resampled_means`."""
+def bootstrap(
+    values: Sequence[float], sources: Sequence[Hashable] | None = None, resamples: int = 10_000
+) -> dict[str, float]:
+    """`mean` of per-question values, and `low` and `high` of its 95% interval; arguments as of `resampled_means`."""
     low, high = np.quantile(resampled_means(values, sources, resamples), [0.025, 0.975])
-    return Interval(float(np.asarray(values, dtype=np.float64).mean()), float(low), float(high))
+    return {"mean": float(np.asarray(values, dtype=np.float64).mean()), "low": float(low), "high": float(high)}
 
 
 def resampled_means(

@@ -47,19 +47,14 @@ _ARGUMENTS = "training_args.bin"
 
 
 class AtomicCheckpoints(TrainerCallback):
-    """Lets `Trainer` write checkpoints into a folder aside, and moves each to its place when it is complete.
-
-    Attributes:
-        began: whether training began: the checkpoint to resume from was read.
-    """
+    """Lets `Trainer` write checkpoints into a folder aside, and moves each to its place when it is complete."""
 
     def __init__(self, output: Path, keep: int, processor: Any) -> None:
         self.output, self.keep, self.processor = output, keep, processor
-        self.began = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Write aside from now on; find the best checkpoint also in a folder that was moved."""
-        self.began, args.output_dir = True, str(self.output / INCOMPLETE)
+        args.output_dir = str(self.output / INCOMPLETE)
         if args.should_save:
             shutil.rmtree(args.output_dir, ignore_errors=True)  # of a run that was killed
         if state.best_global_step:

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pumer.evaluation.statistics import Interval
+from pumer.evaluation.statistics import percent
 from pumer.reducers import config_to_dict, reduction_from
 from pumer.settings.train import TrainConfig
 from pumer.utils.errors import InputError
@@ -44,7 +44,7 @@ def model_card(config: TrainConfig, record: Mapping[str, Any]) -> str:
         record=record,
         reduction=config_to_dict(reduction_from(config.reduction)),
         scores=[
-            (split, Interval.of(result["accuracy"]), result.get("questions", ""), source)
+            (split, percent(result["accuracy"]), result.get("questions", ""), source)
             for split, source, result in scored
         ],
         speeds={name: result for name, result in results.items() if "rows" in result and "provenance" in result},

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def _run(config: TrainConfig, bar: Progress) -> dict[str, Any]:
     }
     if config.data.eval is not None:
         scores, sources = trainer.final_scores()
-        result |= {"questions": len(scores), "accuracy": asdict(bootstrap(scores, sources))}
+        result |= {"questions": len(scores), "accuracy": bootstrap(scores, sources)}
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # of all processes
     if main:
         save(trainer.model, output, weights)

@@ -87,7 +87,7 @@ class DistillingTrainer(Trainer):
             try:
                 return super().train(resume_from_checkpoint, *args, **kwargs)
             except Exception:
-                if self.checkpoints.began:
+                if self.callback_handler.lr_scheduler is not None:  # all was read: a fault of something else
                     raise
                 with refused(f"optimizer.pt, scheduler.pt or scaler.pt in {checkpoint}", way_out(checkpoint)):
                     raise
