@@ -11,61 +11,35 @@ TYPE_CHECKING = False  # typing's own takes a while to import, and the command l
 if TYPE_CHECKING:
     from typing import Any
 
-    from pumer.checkpoint import load, save
-    from pumer.compiling.buckets import Buckets
-    from pumer.compiling.compile import compile
-    from pumer.evaluation.predict import Predictor
-    from pumer.patching import disabled, patch, patched, reduction, unpatch
-    from pumer.profiling.planning import Plan, plan
-    from pumer.reducers import (
-        AttentionReceivedConfig,
-        ClsPruningConfig,
-        DynamicViTConfig,
-        EViTConfig,
-        L2NormConfig,
-        NoReduction,
-        PoolingConfig,
-        PuMerConfig,
-        RandomPruningConfig,
-        ReleasedPuMerConfig,
-        Step,
-        ToMeConfig,
-    )
-    from pumer.utils.errors import InputError
-    from pumer.visualization.tracing import ForwardTrace, Trace, trace
-    from pumer.visualization.visualize import draw
-
-__all__ = [
-    "AttentionReceivedConfig",
-    "Buckets",
-    "ClsPruningConfig",
-    "DynamicViTConfig",
-    "EViTConfig",
-    "ForwardTrace",
-    "InputError",
-    "L2NormConfig",
-    "NoReduction",
-    "Plan",
-    "PoolingConfig",
-    "Predictor",
-    "PuMerConfig",
-    "RandomPruningConfig",
-    "ReleasedPuMerConfig",
-    "Step",
-    "ToMeConfig",
-    "Trace",
-    "compile",
-    "disabled",
-    "draw",
-    "load",
-    "patch",
-    "patched",
-    "plan",
-    "reduction",
-    "save",
-    "trace",
-    "unpatch",
-]
+    from pumer.checkpoint import load as load
+    from pumer.checkpoint import save as save
+    from pumer.compiling.buckets import Buckets as Buckets
+    from pumer.compiling.compile import compile as compile
+    from pumer.evaluation.predict import Predictor as Predictor
+    from pumer.patching import disabled as disabled
+    from pumer.patching import patch as patch
+    from pumer.patching import patched as patched
+    from pumer.patching import reduction as reduction
+    from pumer.patching import unpatch as unpatch
+    from pumer.profiling.planning import Plan as Plan
+    from pumer.profiling.planning import plan as plan
+    from pumer.reducers import AttentionReceivedConfig as AttentionReceivedConfig
+    from pumer.reducers import ClsPruningConfig as ClsPruningConfig
+    from pumer.reducers import DynamicViTConfig as DynamicViTConfig
+    from pumer.reducers import EViTConfig as EViTConfig
+    from pumer.reducers import L2NormConfig as L2NormConfig
+    from pumer.reducers import NoReduction as NoReduction
+    from pumer.reducers import PoolingConfig as PoolingConfig
+    from pumer.reducers import PuMerConfig as PuMerConfig
+    from pumer.reducers import RandomPruningConfig as RandomPruningConfig
+    from pumer.reducers import ReleasedPuMerConfig as ReleasedPuMerConfig
+    from pumer.reducers import Step as Step
+    from pumer.reducers import ToMeConfig as ToMeConfig
+    from pumer.utils.errors import InputError as InputError
+    from pumer.visualization.tracing import ForwardTrace as ForwardTrace
+    from pumer.visualization.tracing import Trace as Trace
+    from pumer.visualization.tracing import trace as trace
+    from pumer.visualization.visualize import draw as draw
 
 _MODULES = {
     "compiling.buckets": ("Buckets",),
@@ -93,6 +67,7 @@ _MODULES = {
     "visualization.visualize": ("draw",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
