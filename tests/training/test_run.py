@@ -154,7 +154,7 @@ def test_what_a_reduction_learned_is_where_the_next_training_starts(config, tmp_
     evaluate.run(EvaluateConfig(model=str(config.output), reduction=other))
     assert "they are random" not in caplog.text
     evaluate.run(EvaluateConfig(model=str(config.output), reduction=LEARNING | {"layers": [2, 6]}))
-    assert "none for these layers: they are random" in caplog.text
+    assert "for these layers: they are random" in caplog.text
 
 
 def test_finished_run_is_not_trained_again(config):
