@@ -66,9 +66,10 @@ def run(config: TrainConfig, progress: bool = True) -> dict[str, Any]:
         Interrupted: after Ctrl-C or SIGTERM, with the current step saved.
     """
     validate(config)
-    with only_one(config.output), write_errors_stop(config.output):
+    with only_one(config.output):
         try:
-            return _run(config, progress_bar(enabled=progress))
+            with write_errors_stop(config.output):  # inside: it looks whether the disk is still full
+                return _run(config, progress_bar(enabled=progress))
         finally:
             if is_main_process():
                 shutil.rmtree(config.output / INCOMPLETE, ignore_errors=True)
