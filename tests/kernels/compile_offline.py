@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pumer.kernels import average, cues, flash, front, gelu, match, select
+from pumer.kernels import average, compaction, cues, flash, gelu, match, select
 from pumer.kernels.layout import layout
 
 POINTERS = {
@@ -128,11 +128,11 @@ def kernels(name, dtype):
     more = {"TWO": streams == 2, "WEIGHTED": False, "PROPORTIONAL": True}
     yield average.apply_kernel, values | more, warps, 3, states
     yield average.apply_backward_kernel, {"BD": values["BD"], "TWO": streams == 2}, warps, 3, states
-    values, warps = front.constants(T, D)
+    values, warps = compaction.constants(T, D)
     states = {n: NAMES[dtype] for n in ("x_ptr", "y_ptr", "g_ptr", "out_ptr")}
     states |= {"mask_ptr": "*u8", "image_mask_ptr": "*u8", "lengths_ptr": "*i64"}
-    yield front.compact_kernel, values | {"BV": front.PATCHES, "COUNT": True}, warps, 3, states
-    yield front.compact_backward_kernel, values, warps, 3, states
+    yield compaction.compact_kernel, values | {"BV": compaction.PATCHES, "COUNT": True}, warps, 3, states
+    yield compaction.compact_backward_kernel, values, warps, 3, states
     yield gelu.quick_gelu_kernel, {"BLOCK": gelu.BLOCK}, 4, 3, states
 
 

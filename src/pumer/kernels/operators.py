@@ -190,7 +190,7 @@ def _compact(states: Tensor, mask: Tensor, image_mask: Tensor | None) -> tuple[T
     """See `pumer.kernels.compact`."""
     compacted, lengths = _compact_fake(states, mask, image_mask)
     with _current(states):
-        _kernel("front").launch(
+        _kernel("compaction").launch(
             _rows_together(states),
             _rows_together(mask).view(torch.uint8),
             None if image_mask is None else _rows_together(image_mask).view(torch.uint8),
@@ -213,7 +213,7 @@ def _compact_backward(gradient: Tensor, mask: Tensor) -> Tensor:
     """
     out = _compact_backward_fake(gradient, mask)
     with _current(gradient):
-        _kernel("front").launch_backward(_rows_together(gradient), _rows_together(mask).view(torch.uint8), out)
+        _kernel("compaction").launch_backward(_rows_together(gradient), _rows_together(mask).view(torch.uint8), out)
     return out
 
 
