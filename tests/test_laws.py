@@ -135,7 +135,7 @@ def first_configs(layers):
 def slow_alike(configs):
     """Methods that are a score and nothing else have similar graphs: beyond the first backbone they are slow tests."""
     first = next(iter(TINY))
-    alike = [b != first and getattr(type(e.config), "reducer", None) is ScoringConfig.reducer for b, e in configs]
+    alike = [b != first and getattr(type(e.config), "decide", None) is ScoringConfig.decide for b, e in configs]
     return [pytest.param(*case, marks=[pytest.mark.slow] * slow) for case, slow in zip(configs, alike, strict=True)]
 
 

@@ -55,7 +55,7 @@ def side_by_side(text, image):
 
 def averaged(decision, x, weight):
     """States as `Tokens.reduce` averages them."""
-    return decision.apply(x, decision.shares(weight)[0].to(x.dtype))
+    return torch.bmm(decision.shares(weight)[0].to(x.dtype), x)
 
 
 def build(slots, samples, spare):

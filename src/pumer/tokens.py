@@ -62,8 +62,7 @@ class Segments:
 
     def reduced(self, decision: "Decision") -> "Segments":
         """Those of the tokens that are left."""
-        index = decision.index
-        segment, protected = self.segment.gather(1, index), self.protected.gather(1, index)
+        segment, protected = decision.select(self.segment), decision.select(self.protected)
         return Segments.of(segment, protected, decision.mask, decision.slots, self.guarded, self.free_first)
 
     def place(self, decision: "Decision") -> "Decision":
@@ -195,7 +194,8 @@ class Decision:
             size: ``(B, N)`` sizes, where the weights are others.
 
         Returns:
-            ``(B, K, N)``, whose rows sum to one, those of free slots to zero; and the sizes summed, ``(B, K)``.
+            ``(B, K, N)``, whose rows sum to one, those of free slots to zero: by it, merged tokens are averaged, and
+            others copied bit for bit; and the sizes summed, ``(B, K)``.
         """
         slots = self.outputs
         slot = (self.moves >> 1).clamp_(max=slots)[:, None]  # what is gone has a row of its own, which is cut off
@@ -212,18 +212,6 @@ class Decision:
     def total(self, x: Tensor) -> Tensor:
         """``(B, N)`` to ``(B, K)``: sums over what is merged (sizes); free slots are zero."""
         return self.shares(x)[1]
-
-    def apply(self, x: Tensor, share: Tensor) -> Tensor:
-        """Average each merged token; tokens that nothing is merged into are copied bit for bit.
-
-        Args:
-            x: ``(B, N, D)``, of one stream.
-            share: ``(B, K, N)`` of the same dtype, see `shares`.
-
-        Returns:
-            ``(B, K, D)``; free slots are zero.
-        """
-        return torch.bmm(share, x)
 
     def trace(self, owner: Tensor) -> Tensor:
         """Carry a source map through: ``owner (B, N0)`` of input slots (-1: gone) to one of output slots."""
@@ -358,14 +346,14 @@ class Tokens:
         share, size = decision.shares(*weights)
         share = share.to(self.streams[0].dtype)
         if len(self.streams) == 1:
-            streams: tuple[Tensor, ...] = (decision.apply(self.streams[0], share),)
+            streams: tuple[Tensor, ...] = (torch.bmm(share, self.streams[0]),)
         else:
             T, kept = self.text_length, decision.slots[0]
             text, image = self.streams
             if not decision.stays[0]:
-                text = decision.apply(text, share[:, :kept, :T])
+                text = torch.bmm(share[:, :kept, :T], text)
             if not decision.stays[1]:
-                image = decision.apply(image, share[:, kept:, T:])
+                image = torch.bmm(share[:, kept:, T:], image)
             streams = text, image
         bias = decision.bias
         if bias is None:

@@ -41,6 +41,18 @@ def test_decision_against_a_loop(step, lengths, spare, one_stream, seed):
         assert sorted([*pruned, *held]) == list(range(len(destination))), "each token once"
 
 
+@given(STEPS, st.booleans(), st.integers(0, 2**31))
+@example(Step(layer=0, prune_ratio=0.3, merge_ratio=0.3), True, 0)
+def test_a_sample_of_nan_changes_no_other(step, one_stream, seed):
+    cues, reducer = random_cues([(4, 9), (3, 12), (5, 6)], 1, seed, one_stream), PuMerReducer(step)
+    spoiled = replace(cues, key=cues.key.clone(), query=cues.query.clone())
+    spoiled.key[1], spoiled.query[1] = torch.nan, torch.nan
+    expected, found = reducer.decide(cues), reducer.decide(spoiled)
+    assert torch.equal(found.moves[::2], expected.moves[::2]) and torch.equal(found.lengths, expected.lengths)
+    assert (found.destination < found.outputs).all()
+    assert found.index.amax() < found.tokens and found.index.amin() >= 0
+
+
 @given(STEPS, st.integers(1, 200))
 def test_counts_follow_pythons_rounding_and_the_caps(step, n):
     pruned = min(round(step.prune_ratio * n), n - 1)
@@ -111,8 +123,8 @@ def test_constructor_settings_read_back_as_none_rather_than_as_wrong_values():
         ({"layers": (2.0,)}, ["2.0"]),
         ({"layers": ("2",)}, ["'2'"]),
         ({"layers": 5}, ["5", "list"]),
-        ({}, ["no layer", "layers=[2, 5, 8]"]),
-        ({"prune_ratio": 0.1}, ["no layer"]),
+        ({}, ["layers=[2, 5, 8]"]),
+        ({"prune_ratio": 0.1}, ["layers=[2, 5, 8]"]),
         ({"layers": (2,), "schedule": (Step(layer=1),)}, ["both schedule and layers"]),
         ({"merge_ratio": 0.1, "schedule": (Step(layer=1),)}, ["both schedule and layers"]),
         ({"schedule": (Step(layer=1), Step(layer=1))}, ["layer 1", "2 times"]),

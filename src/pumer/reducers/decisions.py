@@ -113,13 +113,7 @@ def assign(cues: Cues, found: Tables, score: Tensor | None = None) -> Decision:
 
 
 def _guarded(found: Tables, count: Tensor, guard: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts, and what `Tables.limits` is beyond, where protected tokens neither merge nor are merged into.
-
-    Args:
-        found: How many of each length.
-        count: ``(B, 2, 4)``, of which what is merged and left is yet without regard to protected tokens.
-        guard: ``(B, T + V)`` bool, by rank.
-    """
+    """Counts, and what `Tables.limits` is beyond, where tokens of the ranks ``guard (B, T + V)`` take no part."""
     W, kept = len(found.rank), count[..., 0]
     held = guard.new_zeros(guard.shape[0], 2 * W).index_copy(1, found.flat, guard).view(-1, 2, W)
     outside = found.rank >= kept[..., None]
@@ -172,11 +166,8 @@ def _features(cues: Cues, found: Tables) -> Tensor:
 def _by_rank(found: Tables, beyond: Tensor, features: Callable[[], Tensor], index: Tensor | None) -> Tensor:
     """The codes ``(B, 2, W)`` of text and image by rank after pruning; both are merged as rows of one batch.
 
-    Args:
-        found: Says which of the blocks merge.
-        beyond: ``(B, 2, 4, W)`` bool, of text and image: which ranks are beyond the counts, see `Tables.limits`.
-        features: Gives what similarity is measured on, as `_features` does.
-        index: ``(B, T + V)``, the token at each rank: words, then the image's; None: each at its own.
+    ``beyond (B, 2, 4, W)`` says which ranks are beyond the counts, see `Tables.limits`; ``index (B, T + V)`` which
+    token has which rank, text first (None: each its own).
     """
     W = len(found.rank)
     outside, gone, _, unable = beyond.unbind(dim=2)
@@ -199,7 +190,7 @@ def _ordered(found: Tables, features: Tensor, index: Tensor | None) -> Tensor:
     if index is None or not found.merges_image:
         return features.index_select(1, found.at)
     if found.text and not found.merges_text:  # there are features of the image alone
-        index = index[:, found.text :] - found.text
+        index = (index[:, found.text :] - found.text).clamp_(min=0)  # below 0 where NaN scores come before the text
     at = index.index_select(1, found.at)
     if at.shape[0] == 1:
         return gather_tokens(features, at)

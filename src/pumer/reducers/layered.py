@@ -7,7 +7,7 @@ from torch import Tensor
 from pumer.reducers.base import Layer, Place, Ratio, Reducer, ReductionConfig, check_distinct
 from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import prune_to
-from pumer.reducers.tables import Rule
+from pumer.reducers.tables import Rule, pruned
 from pumer.tokens import Decision
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
@@ -66,7 +66,7 @@ class PruningConfig(LayeredConfig):
 
     def kept(self, n: int) -> int:
         """Image tokens left of ``n``."""
-        return n - max(min(round(self.prune_ratio * n), n - 1), 0)
+        return n - pruned(self.prune_ratio, n)
 
 
 @config

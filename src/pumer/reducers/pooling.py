@@ -9,6 +9,7 @@ from pumer.reducers.base import Ratio
 from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import counts, keep_all, protected, tables_of, text_stays
 from pumer.reducers.layered import LayeredConfig
+from pumer.reducers.tables import mergeable
 from pumer.tokens import GONE, Decision
 from pumer.utils.config import config
 
@@ -28,7 +29,7 @@ class PoolingConfig(LayeredConfig):
 
     def merges(self, n: int) -> int:
         """Image tokens merged away of ``n``."""
-        return max(min(round(self.merge_ratio * n), (n - 1) // 2), 0)
+        return mergeable(round(self.merge_ratio * n), n)
 
     def decide(self, cues: Cues) -> Decision:
         """Merge every so many-th of the pairs of ranks (1, 2), (3, 4), ...; rank 0 and the text stay."""

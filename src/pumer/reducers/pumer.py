@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pumer.reducers.base import KEYS, TEXT_ROWS, Layer, Place, Ratio, Reducer, ReductionConfig, check_distinct
 from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import prune_and_merge
-from pumer.reducers.tables import Rule
+from pumer.reducers.tables import Rule, mergeable, pruned
 from pumer.tokens import Decision
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
@@ -44,20 +44,15 @@ class Step(Rule):
 
     def kept(self, n: int) -> int:
         """Image tokens left of ``n`` after pruning; [CLS] always is."""
-        return n - max(min(round(self.prune_ratio * n), n - 1), 0)
+        return n - pruned(self.prune_ratio, n)
 
     def merges(self, n: int) -> int:
         """Image tokens merged away of ``n`` that entered (released counts: a fraction of the length before pruning)."""
-        return _capped(round(self.merge_ratio * n), self.kept(n))
+        return mergeable(round(self.merge_ratio * n), self.kept(n))
 
     def text_merges(self, n: int) -> int:
         """Text tokens merged away of ``n``."""
-        return _capped(round(self.text_merge_ratio * n), n)
-
-
-def _capped(wanted: int, tokens: int) -> int:
-    """Merges that are possible among ``tokens``: one for each even rank but 0, which is [CLS]."""
-    return max(min(wanted, (tokens - 1) // 2), 0)
+        return mergeable(round(self.text_merge_ratio * n), n)
 
 
 @config

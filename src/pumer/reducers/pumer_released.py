@@ -131,14 +131,7 @@ class ReleasedPuMerConfig(ReductionConfig):
         )
 
     def _codes(self, cues: Cues, order: Tensor, text_merges: int, merges: int) -> tuple[Tensor, Tensor]:
-        """Codes by rank, ``(B, T)`` and ``(B, K)``: where tokens merge, even ranks that survive come before odd ones.
-
-        Args:
-            cues: With the keys.
-            order: ``(B, K)``, the image tokens that are kept, by falling score.
-            text_merges: Pairs of words.
-            merges: Pairs of image tokens.
-        """
+        """Codes of the text ``(B, T)`` and the image tokens in ``order (B, K)``: even ranks come before odd ones."""
         (B, kept), (T, _), device = order.shape, cues.tokens.slots, order.device
         before, longest = T - text_merges, max(T, kept)
         W = longest + longest % 2

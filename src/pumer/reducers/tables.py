@@ -11,6 +11,16 @@ import torch
 from torch import Tensor
 
 
+def pruned(ratio: float, n: int) -> int:
+    """Tokens to prune of ``n``: never all of them."""
+    return max(min(round(ratio * n), n - 1), 0)
+
+
+def mergeable(wanted: int, n: int) -> int:
+    """Merges among ``n`` tokens: at most one for each even rank but 0, which is [CLS]."""
+    return max(min(wanted, (n - 1) // 2), 0)
+
+
 class Rule:
     """How many tokens stay and how many are merged away, by the real length of a block.
 

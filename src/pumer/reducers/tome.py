@@ -12,6 +12,7 @@ from pumer.reducers.base import KEYS, Count
 from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import merge_as_one, prune_and_merge
 from pumer.reducers.layered import LayeredConfig
+from pumer.reducers.tables import mergeable
 from pumer.tokens import Decision
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
@@ -36,7 +37,7 @@ class ToMeConfig(LayeredConfig):
 
     def check_tokens(self, tokens: Mapping[str, int]) -> None:
         """Refuse a count that not even the first layer can merge."""
-        most = (tokens[self.stack] - 1) // 2
+        most = mergeable(tokens[self.stack], tokens[self.stack])
         if self.merge_count > most:
             raise InputError(
                 f"merge_count is {self.merge_count}, but {self.stack} layers of this model see {tokens[self.stack]} "
@@ -44,8 +45,8 @@ class ToMeConfig(LayeredConfig):
             )
 
     def merges(self, n: int) -> int:
-        """Tokens merged away of ``n``: every other one can be, but not the first."""
-        return max(min(self.merge_count, (n - 1) // 2), 0)
+        """Tokens merged away of ``n``."""
+        return mergeable(self.merge_count, n)
 
     def decide(self, cues: Cues) -> Decision:
         """Merge the most similar tokens: of the stream if there is one, else of the image."""
