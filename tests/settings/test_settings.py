@@ -203,5 +203,7 @@ def test_a_training_does_not_fill_a_folder_of_other_files(tmp_path):
     (tmp_path / "holiday.txt").write_text("")
     with pytest.raises(InputError, match=r"holds other files \(holiday\.txt\)"):
         config.check_places()
-    (tmp_path / "checkpoint-3").mkdir()
-    config.check_places()
+    for own in ("checkpoint-3", "train.log", "lost+found"):
+        (tmp_path / own).mkdir()
+        config.check_places()
+        (tmp_path / own).rmdir()

@@ -10,8 +10,12 @@ from pumer.utils.config import config
 from pumer.utils.errors import InputError, some
 from pumer.utils.limits import check_checkpoint
 
-_OWN_FILES = re.compile(r"\..*|checkpoint-\d+.*|runs|teacher|run\.json|config\.json|reduction\.json|.*\.safetensors.*")
-"""What a run writes into its folder before its end."""
+_OWN_FILES = re.compile(
+    r"\..*|checkpoint-\d+.*|runs|teacher|run\.json|config\.json|reduction\.json|.*\.safetensors.*"
+    r"|.*\.(log|out|err)|lost\+found"
+)
+"""What a run writes into its folder before its end, its log (`pumer train ... > OUTPUT/train.log`), and what a new disk
+holds."""
 
 
 @config
