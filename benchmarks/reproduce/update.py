@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pumer.evaluation.scoring import FORMER_RULE
+from pumer.evaluation.summary import FORMER_RULE
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
 

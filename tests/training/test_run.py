@@ -19,8 +19,8 @@ from pumer.settings.evaluate import EvaluateConfig
 from pumer.settings.train import DistillationConfig, OptimizerConfig
 from pumer.tasks import VQAv2
 from pumer.tasks.session import labels_of
+from pumer.training.arguments import use_one_device
 from pumer.training.checkpoints import last_checkpoint
-from pumer.training.config import use_one_device
 from pumer.training.run import _read, _trainer, run
 from pumer.training.trainer import DistillingTrainer
 from pumer.utils.errors import InputError

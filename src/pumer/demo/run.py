@@ -14,7 +14,7 @@ from rich.console import Console
 from pumer.demo import report
 from pumer.demo.stages import Stage, run_stages
 from pumer.evaluation.evaluate import run as evaluate
-from pumer.evaluation.scoring import OtherRun, constant_per_template, summarise
+from pumer.evaluation.summary import OtherRun, constant_per_template, summarise
 from pumer.profiling.benchmark import run as benchmark
 from pumer.profiling.inputs import inputs_for
 from pumer.profiling.named_models import variant

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from pumer.evaluation import scoring
+from pumer.evaluation import summary
 from pumer.evaluation.ranking import CandidateSets, rank
 from pumer.settings.evaluate import EvaluateConfig
 from pumer.tasks import Example, Retrieval
@@ -34,7 +34,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
 
     Returns:
         `model`, `split`, `reduction`, `answered`, `left_out` (examples whose images a prepared folder had to skip),
-        the fields of `pumer.evaluation.scoring.summarise`, and the provenance. The same dict is written to
+        the fields of `pumer.evaluation.summary.summarise`, and the provenance. The same dict is written to
         `config.output`.
     """
     session = Session.open(
@@ -60,7 +60,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     if not public and (config.submission is None or config.per_example or config.against):
         raise InputError(f"split {config.split} has no public answers; give submission=FILE alone, for the server")
     train = _training_examples(config, session) if public else []
-    against = None if config.against is None else scoring.OtherRun(config.against, task, examples)
+    against = None if config.against is None else summary.OtherRun(config.against, task, examples)
     if sets is None:
         answers = predict(session, examples, config.batch_size, config.workers, progress=True)
     else:
@@ -72,14 +72,14 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     result: dict[str, Any] = {"model": config.model, "split": config.split, "reduction": session.reduction}
     result |= {"answered": len(answers), "left_out": left_out}
     if public:
-        result |= scoring.summarise(task, examples, answers, train, against)
+        result |= summary.summarise(task, examples, answers, train, against)
     if config.per_example is not None:
-        scoring.write_per_example(config.per_example, config.model, config.split, task, examples, answers)
+        summary.write_per_example(config.per_example, config.model, config.split, task, examples, answers)
     result |= collect(config, str(session.model.dtype).removeprefix("torch."))
     if config.output is not None:
         write_json(config.output, result)
     if console is not None and public:
-        console.print(scoring.table(result, task, f"{config.model} on {config.split}, {session.reduction['method']}"))
+        console.print(summary.table(result, task, f"{config.model} on {config.split}, {session.reduction['method']}"))
     return result
 
 

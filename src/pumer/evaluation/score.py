@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from pumer.evaluation.ranking import ABOUT, SCORES, CandidateSets, read_scores
-from pumer.evaluation.scoring import summarise, table, write_per_example
+from pumer.evaluation.summary import summarise, table, write_per_example
 from pumer.settings.common import RETRIEVAL
 from pumer.settings.score import ScoreConfig
 from pumer.tasks import Example, Retrieval, Task, task_class
@@ -30,7 +30,7 @@ def run(config: ScoreConfig, console: Console | None = None) -> dict[str, Any]:
         console: where the table goes; None prints nothing.
 
     Returns:
-        The fields of `pumer.evaluation.scoring.summarise`.
+        The fields of `pumer.evaluation.summary.summarise`.
 
     Raises:
         InputError: for a missing or broken file, an option that the task has no use for, and for predictions that are

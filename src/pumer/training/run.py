@@ -19,9 +19,9 @@ from pumer.tasks import Example, Task, task_class
 from pumer.tasks.fingerprint import data_fingerprint
 from pumer.tasks.loading import Collator, Examples
 from pumer.training import hub
+from pumer.training.arguments import training_arguments
 from pumer.training.callbacks import ShowProgress
 from pumer.training.checkpoints import ANEW, INCOMPLETE, check_complete, checkpoints, last_checkpoint, step_of
-from pumer.training.config import training_arguments
 from pumer.training.model_card import FILE as CARD
 from pumer.training.model_card import model_card
 from pumer.training.preflight import session_around, validate

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from pumer.evaluation.scoring import sources_of
+from pumer.evaluation.summary import sources_of
 from pumer.reducers.learned import take_losses
 from pumer.settings.train import TrainConfig
 from pumer.tasks.loading import Collator, Examples

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from pumer.evaluation.scoring import (
+from pumer.evaluation.summary import (
     OtherRun,
     constant_per_template,
     rule_of,
