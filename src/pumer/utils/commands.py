@@ -81,10 +81,11 @@ def _line(error: Exception, arguments: list[str]) -> str | None:
 def _usage(error: Any, arguments: list[str]) -> str:
     """The line about wrong arguments; of an option that does not exist, as the setting it may have meant."""
     said = " ".join(error.format_message().split()).removesuffix(".")
-    option = getattr(error, "option_name", None)
-    if option is None or not option.startswith("--"):
-        command = error.ctx.command_path if error.ctx else "pumer"
-        return f"{said}; see `{command} --help`"
+    option, near = getattr(error, "option_name", None) or "", getattr(error, "possibilities", True)
+    command = error.ctx.command if error.ctx else None
+    has_settings = command is not None and any("KEY=VALUE" in (each.metavar or "") for each in command.params)
+    if near or not has_settings or not option.startswith("--"):
+        return f"{said}; see `{error.ctx.command_path if error.ctx else 'pumer'} --help`"
     at = next((at for at, argument in enumerate(arguments) if argument.partition("=")[0] == option), -1)
     following = arguments[at].partition("=")[2] or "".join(arguments[at + 1 : at + 2]) if at >= 0 else ""
     value = "VALUE" if not following or following.startswith("-") else following
