@@ -5,7 +5,7 @@ Letters: ``B`` batch, ``T`` text slots, ``V`` image slots, ``N`` slots of both, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -388,7 +388,7 @@ class Tokens:
 
 
 def _concatenated(parts: Sequence[Any]) -> Any:
-    """The rows of all parts, which are alike: of tensors, and of those inside tuples and dataclasses."""
+    """The rows of all parts, which are alike: of tensors, and of those inside tuples and the classes above."""
     first: Any = parts[0]
     if len(parts) == 1:
         return first
@@ -396,7 +396,7 @@ def _concatenated(parts: Sequence[Any]) -> Any:
         return torch.cat(list(parts))
     if isinstance(first, tuple):
         return tuple(_concatenated(each) for each in zip(*parts, strict=True))
-    if is_dataclass(first) and not isinstance(first, type):
+    if isinstance(first, Decision | Segments | Tokens):
         whole: Any = {x.name: _concatenated([getattr(part, x.name) for part in parts]) for x in fields(first)}
         return replace(first, **whole)
     return first

@@ -36,6 +36,18 @@ def test_every_head_answers_the_same(backbone, head):
     torch.testing.assert_close(sliced, whole, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("backbone", TINY)
+@pytest.mark.parametrize("config", [CONFIG, NoReduction()], ids=["pumer", "none"])
+def test_slices_compile_as_one_graph(backbone, config):
+    case = TINY[backbone]
+    model, inputs = case.build(), case.batch(GRIDS, text=12)
+    pumer.patch(model, config if config == NoReduction() else case.fit(config), slice_size=2)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(answer(compiled, inputs), answer(model, inputs), atol=2e-6, rtol=1e-5)
+
+
 def batches_of_the_first_layers(case, model, inputs):
     """Examples that each cross-modal layer saw at once."""
     seen = []

@@ -125,7 +125,7 @@ class Reduction:
         slices = self.slices(batch)
         if whole or len(slices) == 1:
             return enter(None), 0
-        stop = 1 + max(self.active_reducers("fusion"), default=depth - 1)
+        stop = 1 + max(list(self.active_reducers("fusion")) or [depth - 1])  # a compiled graph has no default of max()
         return Tokens.of_slices([run(enter(rows), stop) for rows in slices]), stop
 
     def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]] = ()) -> None:
