@@ -100,7 +100,8 @@ class VQAv2(Task):
         files = [_annotation_file(root, split) for split in ("train", "val")]
         for file in files:
             if root.is_dir() and not file.exists():
-                raise InputError(f"{file} does not exist; whatever split is used, answers are those of train and val")
+                hint = "give it with data.eval=null as well, because answers are those of train and val"
+                raise InputError(f"{file} does not exist; {hint}")
         entries = (entry for file in files for entry in _annotations(file).values())
         counts = Counter(normalise(entry["multiple_choice_answer"]) for entry in entries)
         answers = tuple(sorted(answer for answer, count in counts.items() if count >= minimum and answer))
