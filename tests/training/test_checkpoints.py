@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.integrations import TensorBoardCallback
 
 import pumer
 from pumer.training.checkpoints import check_complete, check_weights, checkpoints, last_checkpoint
@@ -181,6 +183,21 @@ def test_a_tracker_that_fails_does_not_blame_the_checkpoint(config):
     (config.output / "runs").write_text("a file, where TensorBoard makes a folder")
     with pytest.raises(InputError, match=r"cannot be written: .*the last complete checkpoint is .*checkpoint-4;"):
         train(config, report_to=("tensorboard",))
+
+
+def test_a_tracker_finds_the_complete_checkpoint_and_costs_none(config, monkeypatch):
+    found = []
+
+    def upload(self, args, state, control, **kwargs):
+        found.extend(file.name for file in (Path(args.output_dir) / f"checkpoint-{state.global_step}").iterdir())
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(TensorBoardCallback, "on_save", upload)
+    with pytest.raises(ConnectionError):
+        train(config, report_to=("tensorboard",))
+    assert {*READ, "reduction.json", "tokenizer.json"} <= set(found)
+    assert checkpoints(config.output)[-1].name == "checkpoint-6"
+    check_complete(checkpoints(config.output)[-1])
 
 
 def test_states_of_several_processes(config, caplog):

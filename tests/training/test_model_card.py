@@ -74,6 +74,7 @@ def test_what_is_pushed_loads_and_says_what_was_measured(config, hub):
     for expected in (result["command"], result["data_fingerprint"], "distilled from `self`", "prune_ratio: 0.1"):
         assert expected in card.text
     assert result["versions"]["torch"] in card.text
+    assert (there / "README.md").read_text().endswith("```\n")
 
 
 def test_later_measurements_enter_the_card_when_the_command_runs_again(config, hub):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import TINY
+from transformers import Trainer
 
 import pumer
 from pumer.checkpoint import saved_files
@@ -344,6 +345,18 @@ def test_loss_is_the_tasks_plus_the_divergence(trainer):
     assert all(parameter.grad is None for parameter in trainer.teacher.model.parameters())
     trainer.model.eval()
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(alone.item())
+
+
+def test_deepspeed_is_asked_for_the_norm_of_its_gradients(trainer, monkeypatch):
+    trainer, _ = trainer()
+    trainer.is_deepspeed_enabled = True
+    monkeypatch.setattr(Trainer, "training_step", lambda *args: torch.tensor(1.0))
+    for norm in (None, 2.0, torch.tensor(2.0)):
+        monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_", lambda *args, norm=norm: norm)
+        assert trainer.training_step(trainer.model, {}) == 1
+    monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_", lambda *args: torch.tensor(float("nan")))
+    with pytest.raises(InputError, match="norm of the gradients is nan at step 1"):
+        trainer.training_step(trainer.model, {})
 
 
 def test_hidden_states_are_distilled(trainer):

@@ -53,17 +53,23 @@ class AtomicCheckpoints(TrainerCallback):
         self.output, self.keep, self.processor = output, keep, processor
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Write aside from now on; find the best checkpoint also in a folder that was moved."""
-        args.output_dir = str(self.output / INCOMPLETE)
+        """Remove what a run that was killed left; find the best checkpoint also in a folder that was moved."""
         if args.should_save:
-            shutil.rmtree(args.output_dir, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(self.output / INCOMPLETE, ignore_errors=True)
         if state.best_global_step:
             state.best_model_checkpoint = str(checkpoint_folder(self.output, state.best_global_step))
+
+    def on_step_end(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
+        """Let `Trainer`, which saves after a step or an epoch, write aside."""
+        args.output_dir = str(self.output / INCOMPLETE)
+
+    on_epoch_end = on_step_end
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Add `reduction.json` and the processor to what `Trainer` wrote, move it to its place, and remove old ones."""
         processes, final = PartialState(), checkpoint_folder(self.output, state.global_step)
         processes.wait_for_everyone()
+        args.output_dir = str(self.output)  # for the trackers, which may upload the checkpoint
         if state.best_global_step == state.global_step:
             state.best_model_checkpoint = str(final)
         if args.should_save:

@@ -34,7 +34,9 @@ def model_card(config: TrainConfig, record: Mapping[str, Any]) -> str:
         tags=[*_TAGS, config.task],
         base_model=None if Path(config.model).exists() else config.model,
     )
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     environment.loader = FileSystemLoader(Path(__file__).parent)
     environment.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
     environment.filters["cell"] = lambda value: str(value).replace("|", r"\|")

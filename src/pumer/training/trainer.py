@@ -63,7 +63,8 @@ class DistillingTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # losses are batch means; accumulated ones are averaged
         self.checkpoints = AtomicCheckpoints(config.output, config.keep, session.processor)
         self.stop = StopOnSignal(config.output)
-        for callback in (SetEpoch(examples), self.checkpoints, self.stop):  # a signal stops after the step was saved
+        self.callback_handler.callbacks.insert(0, self.checkpoints)  # a tracker that fails costs no checkpoint
+        for callback in (SetEpoch(examples), self.stop):  # a signal stops after the step was saved
             self.add_callback(callback)
         self.remove_callback(PrinterCallback)
         self.examples_per_step = (
@@ -170,7 +171,10 @@ class DistillingTrainer(Trainer):
                 raise InputError(NOT_FINITE)
             raise diverged(f"the loss is {loss.item()}", step, self.config.output)
         if self.accelerator.sync_gradients and not self.args.fp16:  # in float16, the scaler skips such updates
-            norm = _gradient_norm(self.model)
+            if self.is_deepspeed_enabled:  # the parameters hold none; DeepSpeed may not know the norm yet
+                norm = float(self.accelerator.clip_grad_norm_([], float("inf")) or 0)
+            else:
+                norm = _gradient_norm(self.model)
             if not np.isfinite(norm):
                 raise diverged(f"the norm of the gradients is {norm}", step, self.config.output)
         return loss
@@ -232,7 +236,7 @@ def layer_classes(model: nn.Module) -> list[str]:
 
 
 def _gradient_norm(model: nn.Module) -> float:
-    """Norm of the gradients; 0 where the parameters hold none, as with DeepSpeed."""
+    """Norm of the gradients that the parameters hold."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
