@@ -10,11 +10,12 @@ import torch
 from pumer import NoReduction, PuMerConfig, patch, reduction
 from pumer.profiling.named_models import skeleton
 from pumer.reducers import reduction_from
+from pumer.settings.evaluate import EvaluateConfig
 from pumer.settings.train import TrainConfig
 from pumer.tasks import TASKS
 from pumer.utils.config import load, to_dict
 from pumer.utils.errors import InputError
-from pumer.utils.shipped import PACKAGE, SMALL, located, recipe_file
+from pumer.utils.shipped import PACKAGE, SMALL, located, name_of, recipe_file
 
 ROOT = PACKAGE / "recipes"
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("**/*.yaml"))
@@ -101,3 +102,9 @@ def test_recipes_and_models_are_found_by_name(tmp_path, monkeypatch):
     assert located("a/b") == "a/b"
     with pytest.raises(InputError, match=r"'small:vit' is unknown; did you mean 'small:vilt'.*small:meter"):
         located("small:vit")
+
+
+@pytest.mark.parametrize("name", ["small:vilt", "small:meter", "dandelin/vilt-b32-finetuned-vqa", "/elsewhere/model"])
+def test_a_record_names_a_shipped_model_and_not_its_folder(name):
+    config = EvaluateConfig(model=name)
+    assert to_dict(config)["model"] == name_of(config.model) == name

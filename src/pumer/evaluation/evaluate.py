@@ -19,6 +19,7 @@ from pumer.utils.files import write_json
 from pumer.utils.locks import exclusive
 from pumer.utils.progress import progress_bar
 from pumer.utils.provenance import collect
+from pumer.utils.shipped import name_of
 from pumer.utils.tensors import numbers
 
 logger = logging.getLogger(__name__)
@@ -69,17 +70,18 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         task.write_submission(config.submission, examples, answers)
         if left_out:
             logger.warning("%s lacks %d examples, whose images are missing or broken", config.submission, left_out)
-    result: dict[str, Any] = {"model": config.model, "split": config.split, "reduction": session.reduction}
+    name = name_of(config.model)
+    result: dict[str, Any] = {"model": name, "split": config.split, "reduction": session.reduction}
     result |= {"answered": len(answers), "left_out": left_out}
     if public:
         result |= summary.summarise(task, examples, answers, train, against)
     if config.per_example is not None:
-        summary.write_per_example(config.per_example, config.model, config.split, task, examples, answers)
+        summary.write_per_example(config.per_example, name, config.split, task, examples, answers)
     result |= collect(config, str(session.model.dtype).removeprefix("torch."))
     if config.output is not None:
         write_json(config.output, result)
     if console is not None and public:
-        console.print(summary.table(result, task, f"{config.model} on {config.split}, {session.reduction['method']}"))
+        console.print(summary.table(result, task, f"{name} on {config.split}, {session.reduction['method']}"))
     return result
 
 

@@ -29,6 +29,7 @@ from pumer.utils.files import write_json
 from pumer.utils.locks import exclusive
 from pumer.utils.progress import progress_bar
 from pumer.utils.provenance import collect, device_name
+from pumer.utils.shipped import name_of
 from pumer.utils.tensors import best_device
 
 UNREDUCED, REDUCED, TRANSFORMERS = "unreduced", "reduced", "transformers"
@@ -61,8 +62,9 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     makers = {row.size: partial(inputs_for, base, row.size, length) for row in rows.values()}
     make_inputs = {name: makers[row.size] for name, row in rows.items()}
     plans = {name: plan(model, rows[name].size, length) for name, model in models.items()}
+    name = name_of(config.model)
     result: dict[str, Any] = {
-        "what": f"{config.model}, {size} pixels, {length} words, {config.dtype}{', compiled' * config.compile}",
+        "what": f"{name}, {size} pixels, {length} words, {config.dtype}{', compiled' * config.compile}",
         "plan": {
             name: {
                 "macs": planned.macs,

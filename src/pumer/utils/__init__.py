@@ -1,1 +1,1 @@
-"""What every part uses: files."""
+"""What every room uses: configs, errors, files, locks, processes, places, provenance."""

@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, ConfigDict, Strict, ValidationError
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_text
 from pumer.utils.places import check_input
+from pumer.utils.shipped import name_of
 
 Config = TypeVar("Config")
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
@@ -85,14 +86,14 @@ def from_dict(cls: type[Config], mapping: Mapping[str, Any], where: str = "") ->
 
 
 def to_dict(config: Any) -> Any:
-    """A config as plain data for YAML and JSON: dataclass to dict, tuple to list, `Path` to text."""
+    """A config as plain data for YAML and JSON: dataclass to dict, tuple to list, path to text."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, Mapping):
         return {key: to_dict(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return [to_dict(value) for value in config]
-    return str(config) if isinstance(config, Path) else config
+    return name_of(config) if isinstance(config, str | Path) else config
 
 
 def described(cls: type[Any], prefix: str = "", of: Any = None) -> dict[str, str]:

@@ -17,6 +17,11 @@ def located(model: str | Path) -> str:
     return str(SMALL.get(name, name))
 
 
+def name_of(model: str | Path) -> str:
+    """The name of a model that ships, by its folder, which differs from machine to machine; other names as they are."""
+    return next((name for name, folder in SMALL.items() if str(folder) == str(model)), str(model))
+
+
 def recipe_file(recipe: str | Path) -> Path:
     """The YAML file of a recipe: a file, or the name of a recipe that ships, such as "vilt/vqav2-pumer"."""
     path, folder = Path(recipe), PACKAGE / "recipes"
