@@ -12,31 +12,13 @@ import torch
 import yaml
 
 import pumer
+from benchmarks.kill_and_resume import CHILD
 from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
 from pumer.training.checkpoints import checkpoints, last_checkpoint
 from pumer.training.run import run
 from pumer.training.trainer import DistillingTrainer
 from pumer.utils.config import to_dict
 from pumer.utils.errors import InputError
-
-CHILD = """
-import sys
-from pumer.training.trainer import DistillingTrainer
-from pumer.cli import main
-
-method, step = sys.argv.pop(1), int(sys.argv.pop(1))
-original = getattr(DistillingTrainer, method)
-
-def reached(self, *args, **kwargs):
-    if self.state.global_step == step:
-        print("reached", flush=True)
-        sys.stdin.read()
-    return original(self, *args, **kwargs)
-
-setattr(DistillingTrainer, method, reached)
-main()
-"""
-"""`pumer` with two more arguments: a method of the trainer, and the step at which it stops there to be killed."""
 
 PUMER = {"method": "pumer", "prune_ratio": 0.1, "merge_ratio": 0.3, "text_merge_ratio": 0.2}
 

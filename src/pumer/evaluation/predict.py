@@ -13,7 +13,7 @@ import numpy as np
 from pumer.data.images import ImageLike, read_image
 from pumer.evaluation import evaluate
 from pumer.evaluation.ranking import score_all
-from pumer.settings.common import Resize
+from pumer.settings.common import LARGEST_BATCH, Resize
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
 from pumer.settings.predict import PredictConfig
 from pumer.tasks import Example, Retrieval
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _TEXTS = ("question", "text", "sentence")
 _ANSWER = "answer"
-_LARGEST_BATCH = 65_536
 
 
 class Predictor:
@@ -132,8 +131,8 @@ class Predictor:
 
 
 def _check_batch(batch_size: int) -> None:
-    if not 1 <= batch_size <= _LARGEST_BATCH:
-        raise InputError(f"batch_size must lie in [1, {_LARGEST_BATCH}], not {batch_size}")
+    if not 1 <= batch_size <= LARGEST_BATCH:
+        raise InputError(f"batch_size must lie in [1, {LARGEST_BATCH}], not {batch_size}")
 
 
 def _shown(images: ImageLike | Sequence[ImageLike]) -> tuple[ImageLike, ...]:

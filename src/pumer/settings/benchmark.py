@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pumer.settings.common import BatchSize, MeasuringJob, NewFile, Pairs, Seconds, Threads
+from pumer.settings.common import LARGEST_BATCH, BatchSize, MeasuringJob, NewFile, Pairs, Seconds, Threads
 from pumer.utils.config import config
 
 
@@ -40,7 +40,7 @@ class BenchmarkConfig(MeasuringJob):
     seconds: Seconds = 0.0
     search: bool = False
     search_seconds: Seconds = 1.0
-    memory_batch: Annotated[int, Field(ge=0, le=65_536)] = 8
+    memory_batch: Annotated[int, Field(ge=0, le=LARGEST_BATCH)] = 8
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Threads | None = None

@@ -46,7 +46,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy takes; torch takes more."""
 Processes = Annotated[int, Field(ge=0, le=1024)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
-BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+LARGEST_BATCH = 65_536
+BatchSize = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
 ImageSize = Annotated[int, Field(ge=1, le=16_384)]
 TextLength = Annotated[int, Field(ge=2, le=65_536)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
