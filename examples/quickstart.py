@@ -9,6 +9,7 @@ little, but the drawing shows what is pruned and merged.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import pumer
@@ -40,4 +41,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except pumer.InputError as error:  # an image or a model that cannot be read: one line says which, and what to do
+        sys.exit(f"error: {error}")

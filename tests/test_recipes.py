@@ -98,6 +98,8 @@ def test_recipes_and_models_are_found_by_name(tmp_path, monkeypatch):
         InputError, match=r"'vilt/vqa2-pumer' is unknown; did you mean 'vilt/vqav2-pumer'.*meter/coco-pumer"
     ):
         recipe_file("vilt/vqa2-pumer")
+    with pytest.raises(InputError, match=r"'epochs=3' is a setting.*vilt/vqav2-pumer"):
+        recipe_file("epochs=3")
     assert (Path(located("small:meter")) / "config.json").is_file()
     assert located("a/b") == "a/b"
     with pytest.raises(InputError, match=r"'small:vit' is unknown; did you mean 'small:vilt'.*small:meter"):

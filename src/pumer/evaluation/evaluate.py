@@ -49,9 +49,9 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         reduction=config.reduction,
         rule=config.rule,
     )
-    task, root = session.task, session.root
+    name, task, root = name_of(config.model), session.task, session.root
     if root is None:
-        raise InputError(f"{config.model} has no record of the data it was trained on; give data.root=FOLDER")
+        raise InputError(f"{name} has no record of the data it was trained on; give data.root=FOLDER")
     if not isinstance(task, Retrieval) and (config.galleries or config.scores):
         raise InputError(f"galleries and scores are for retrieval, not for task {task.name}; leave them out")
     examples, left_out = task.read_and_count(root, config.split, config.limit)
@@ -70,7 +70,6 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         task.write_submission(config.submission, examples, answers)
         if left_out:
             logger.warning("%s lacks %d examples, whose images are missing or broken", config.submission, left_out)
-    name = name_of(config.model)
     result: dict[str, Any] = {"model": name, "split": config.split, "reduction": session.reduction}
     result |= {"answered": len(answers), "left_out": left_out}
     if public:

@@ -24,6 +24,8 @@ def name_of(model: str | Path) -> str:
 
 def recipe_file(recipe: str | Path) -> Path:
     """The YAML file of a recipe: a file, or the name of a recipe that ships, such as "vilt/vqav2-pumer"."""
+    if "=" in str(recipe) and not Path(recipe).exists():
+        raise InputError(f"'{recipe}' is a setting, and a recipe comes first: give one such as vilt/vqav2-pumer before")
     path, folder = Path(recipe), PACKAGE / "recipes"
     named = folder / f"{recipe}.yaml"
     if path.suffix in (".yaml", ".yml") or path.exists() or path.is_absolute():
