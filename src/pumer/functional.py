@@ -34,8 +34,8 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
 
     Args:
         query: ``(B, H, Q, Dh)``; only the rows that are wanted (Q much smaller than N).
-        key: ``(B, H, N, Dh)``.
-        bias: ``(B, 1, 1, N)`` or None.
+        key: ``(B, H, N, Dh)``, or fewer heads, each for as many heads of the queries that follow one another.
+        bias: ``(B, 1, 1 or Q, N)`` or None.
 
     Returns:
         ``(B, H, Q, N)``, at least float32; each row sums to one.
@@ -43,7 +43,9 @@ def attention_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> 
     if query.dtype in HALF:
         query, key = query.float(), key.float()
     # One batch of matrices before transposing: the other way round, the keys would be copied transposed, and slowly.
-    logits = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).view(*query.shape[:-1], key.shape[2])
+    shared = query.shape[2] * (query.shape[1] // key.shape[1])
+    rows = query.reshape(query.shape[0] * key.shape[1], shared, query.shape[3])
+    logits = torch.bmm(rows, key.flatten(0, 1).transpose(1, 2)).view(*query.shape[:-1], key.shape[2])
     scale = query.shape[-1] ** -0.5
     logits = logits * scale if bias is None else torch.add(bias.to(logits.dtype), logits, alpha=scale)
     return logits.softmax(dim=-1)

@@ -6,7 +6,7 @@ Letters: ``B`` batch, ``T`` text slots, ``V`` image slots, ``N`` slots of both, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,18 @@ from pumer.functional import compact, gather_tokens
 from pumer.kernels import GONE
 
 __all__ = ["GONE", "Decision", "Segments", "Tokens", "attention_bias"]
+
+
+class Counted(Protocol):
+    """What a rule leaves of each length; see `pumer.reducers.tables.Tables`."""
+
+    @property
+    def left(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tokens left of each length of the text, and of the image."""
+
+    @property
+    def merged(self) -> int:
+        """The most tokens that are merged away."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,8 @@ class Segments:
         slots: ``T`` and ``V``, the most text and image tokens that a sample has (static).
         guarded: The most protected ones among either (static).
         free_first: Whether free slots come before the tokens, so that the last slot stays the last token.
+        lengths: Real text and image tokens of each sample, where they are known without asking the device; buffers
+            are then no longer than they must be.
     """
 
     segment: Tensor
@@ -39,6 +53,7 @@ class Segments:
     slots: tuple[int, int]
     guarded: tuple[int, int]
     free_first: bool = False
+    lengths: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
     def of(
@@ -49,11 +64,12 @@ class Segments:
         slots: tuple[int, int],
         guarded: tuple[int, int],
         free_first: bool = False,
+        lengths: tuple[tuple[int, int], ...] | None = None,
     ) -> "Segments":
         """The segments of a stream whose real tokens are those of ``mask (B, N)``, without gaps between them."""
         found = [compact(mask & block, most) for block, most in zip((segment <= 0, segment > 0), slots, strict=True)]
         index, real = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-        return cls(segment, protected & mask, index, real, slots, guarded, free_first)
+        return cls(segment, protected & mask, index, real, slots, guarded, free_first, lengths)
 
     @property
     def guard(self) -> Tensor:
@@ -63,21 +79,32 @@ class Segments:
     def reduced(self, decision: "Decision") -> "Segments":
         """Those of the tokens that are left."""
         segment, protected = decision.select(self.segment), decision.select(self.protected)
-        return Segments.of(segment, protected, decision.mask, decision.slots, self.guarded, self.free_first)
+        rest = self.guarded, self.free_first, decision.known
+        return Segments.of(segment, protected, decision.mask, decision.slots, *rest)
 
-    def place(self, decision: "Decision") -> "Decision":
-        """A decision about the tokens at ``index`` as one about the stream, which keeps its order."""
+    def place(self, decision: "Decision", found: "Counted | None" = None) -> "Decision":
+        """A decision about the tokens at ``index`` as one about the stream, which keeps its order.
+
+        Args:
+            decision: By the ranks of text and image.
+            found: How many are left of each length, where that is not for the samples to say.
+        """
         N, bound = self.segment.shape[1], sum(decision.slots)
         at = torch.where(self.mask, self.index, N)
         code = at.new_full((at.shape[0], N + 1), GONE).scatter_(1, at, decision.moves)[:, :N]
-        there, slots = code < GONE, min(N, bound)
+        there, slots, known, merged = code < GONE, min(N, bound), None, None
+        if found is not None:
+            merged = found.merged
+            if self.lengths is not None and self.guarded == (0, 0):
+                known = tuple((found.left[0][text], found.left[1][image]) for text, image in self.lengths)
+                slots = max(map(sum, known))
         stands = there & (code % 2 == 0)
         slot = stands.cumsum(dim=1) - 1
         if self.free_first:
             slot = slot + slots - stands.sum(dim=1, keepdim=True)
         home = slot.new_zeros(slot.shape[0], bound + 1).scatter_(1, torch.where(stands, code >> 1, bound), slot)
         code = torch.where(there, 2 * home.gather(1, (code >> 1).clamp(max=bound)) + code % 2, GONE)
-        return replace(decision, code=code, buffer=slots, stays=(False, False))
+        return replace(decision, code=code, buffer=slots, stays=(False, False), known=known, merged=merged)
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,8 @@ class Decision:
         bias: ``(B, 1, 1, K)`` attention bias of the output tokens, or None for the one that follows from their sizes.
         stays: Whether each token of the text, and of the image, stays in its slot, whatever the lengths.
         buffer: ``K`` where text and image interleave; None for ``Kt + Kv``.
+        known: ``lengths`` where they are known without asking the device, as those of `Segments` are.
+        merged: The most tokens that are merged away in a sample (static), or None if nobody knows.
     """
 
     code: Tensor | None
@@ -108,6 +137,8 @@ class Decision:
     bias: Tensor | None = None
     stays: tuple[bool, bool] = (False, False)
     buffer: int | None = None
+    known: tuple[tuple[int, int], ...] | None = None
+    merged: int | None = None
 
     def after_text(self, mask: Tensor) -> "Decision":
         """This one, about an image, as one about text that stays as it is, and the image after it.
@@ -334,7 +365,9 @@ class Tokens:
             biases = self.biases if decision.bias is None else self._split(decision.bias, decision.slots[0])
             return replace(self, biases=biases, history=history)
         segments = self.segments
-        if segments is None and kernels.usable(self.streams[0]):
+        if segments is not None and decision.merged is not None:
+            streams, size, biases = self._reduce_interleaved(decision, decision.merged)
+        elif segments is None and kernels.usable(self.streams[0]):
             streams, size, biases = self._reduce_fused(decision, decision.code)
         else:
             streams, size, biases = self._reduce_plain(decision)
@@ -359,6 +392,28 @@ class Tokens:
         if bias is None:
             bias = size.log()[:, None, None] if decision.proportional else attention_bias(size > 0)
         return streams, size, self._split(bias.to(self._bias_dtype), decision.slots[0])
+
+    def _reduce_interleaved(
+        self, decision: Decision, most: int
+    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor | None, ...]]:
+        """The same for a long prompt, of which few tokens merge: no matrix has a column for each token."""
+        states, slots, moves = self.streams[0], decision.outputs, decision.moves
+        slot, weight = (moves >> 1).clamp(max=slots), self.size if decision.weight is None else decision.weight
+        blank = weight.new_zeros(weight.shape[0], slots + 1)
+        whole = blank.scatter_add(1, slot, weight)
+        share = weight / whole.gather(1, slot).clamp(min=torch.finfo(whole.dtype).tiny)
+        part = torch.where(decision.mask, share.gather(1, decision.index), 0)
+        stream = gather_tokens(states, decision.index) * part[:, :, None].to(states.dtype)
+        if most:
+            at, there = compact((moves < GONE) & (moves % 2 == 1), most)
+            into = slot.gather(1, at)[:, None], (share.gather(1, at) * there)[:, None]
+            parts = share.new_zeros(share.shape[0], slots + 1, at.shape[1]).scatter_(1, *into)[:, :slots]
+            stream = stream + torch.bmm(parts.to(states.dtype), gather_tokens(states, at))
+        size = blank.scatter_add(1, slot, self.size)[:, :slots]
+        bias = decision.bias
+        if bias is None:
+            bias = size.log()[:, None, None] if decision.proportional else attention_bias(size > 0)
+        return (stream,), size, (bias.to(self._bias_dtype),)
 
     def _reduce_fused(
         self, decision: Decision, code: Tensor

@@ -13,7 +13,7 @@ from pumer.utils.config import config
 from pumer.utils.errors import InputError
 
 Place = tuple[str, int]
-"""A stack of layers ("fusion" or "vision") and a 0-based layer of it."""
+"""A stack of layers ("fusion", "vision" or "decoder") and a 0-based layer of it."""
 
 Layer = Annotated[int, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]

@@ -10,6 +10,9 @@ from torch.nn.functional import pad
 from pumer.functional import attention_probabilities, evenly_spaced, gather_tokens
 from pumer.tokens import Tokens
 
+ASKING = 64
+"""In a decoder the last text tokens ask, at most so many: those before an image cannot see it, and rows are long."""
+
 
 @dataclass(frozen=True)
 class Cues:
@@ -21,6 +24,8 @@ class Cues:
             streams. None if the reducer needs none.
         query: ``(B, H, Q, Dh)`` queries of the layer: of the whole stream, or of the text alone, or None.
         bias: ``(B, 1, 1, M)`` attention bias of the keys, or None.
+        causal: Whether a token attends only to those before it, as in a decoder; of ``H`` heads several may then share
+            a key.
         probabilities: From queries, keys and bias to attention probabilities; see `functional.attention_probabilities`.
         own_key: ``(B, H, T, Dh)`` keys of the text where it is a stream of its own, or None.
         cls_query: ``(B, H, 1, Dh)`` query of the image's [CLS] where the image is a stream of its own, or None.
@@ -35,6 +40,7 @@ class Cues:
     own_key: Tensor | None = None
     cls_query: Tensor | None = None
     layer: int = 0
+    causal: bool = False
 
     @property
     def one_stream(self) -> bool:
@@ -73,11 +79,26 @@ class Cues:
 
     def text_attention(self) -> Tensor:
         """``(B, H, T, M)`` attention probabilities of the text tokens, to all that they attend to here."""
-        return self._attention(self.text_query)
+        at = self.tokens.segments
+        return self._attention(self.text_query, None if at is None else at.index[:, : self.tokens.slots[0]])
 
     def text_rows(self) -> Tensor:
         """``(B, H, T, V)`` text-to-image attention probabilities."""
         return self.columns(self.text_attention())
+
+    def asking_rows(self) -> tuple[Tensor, Tensor]:
+        """Text-to-image attention probabilities of the text that asks: all of it, in a decoder the last tokens.
+
+        Returns:
+            ``(B, H, R, V)``, with R at most `ASKING` in a decoder, and ``(B, R)`` bool, which rows there are.
+        """
+        mask, segments = self.text_mask, self.tokens.segments
+        if not self.causal or segments is None:
+            return self.text_rows(), mask
+        rows = min(ASKING, mask.shape[1])
+        rank = mask.sum(dim=1, keepdim=True) - rows + torch.arange(rows, device=mask.device)
+        at = segments.index[:, : mask.shape[1]].gather(1, rank.clamp(min=0))
+        return self._rows(at), rank >= 0
 
     def cls_row(self) -> Tensor:
         """``(B, H, V)`` attention probabilities of the image's first token, [CLS]."""
@@ -122,11 +143,18 @@ class Cues:
 
     def _rows(self, at: Tensor) -> Tensor:
         assert self.query is not None
-        return self.columns(self._attention(gather_tokens(self.query, at)))
+        return self.columns(self._attention(gather_tokens(self.query, at), at))
 
-    def _attention(self, query: Tensor) -> Tensor:
+    def _attention(self, query: Tensor, at: Tensor | None = None) -> Tensor:
+        """Of queries ``(B, H, Q, Dh)``, which stand at ``at (B, Q)``."""
         assert self.key is not None
-        return self.probabilities(query, self.key, self.bias)
+        if not self.causal or at is None:
+            return self.probabilities(query, self.key, self.bias)
+        slot = torch.arange(self.key.shape[2], device=at.device)
+        hidden = ~self.tokens.mask[:, None] | (slot > at[:, :, None])
+        # the lowest number, not minus infinity: a row that sees nothing is looked at by nobody, but must not be NaN
+        bias = torch.zeros(hidden.shape, device=at.device).masked_fill_(hidden, torch.finfo(torch.float32).min)
+        return self.probabilities(query, self.key, bias[:, None])
 
     def _text(self, x: Tensor | None) -> Tensor:
         """Of ``(..., N or T, D)`` the text tokens."""

@@ -91,8 +91,10 @@ def assign(cues: Cues, found: Tables, score: Tensor | None = None) -> Decision:
         count = torch.maximum(count, integers(count.device, 1, 0, 0, 1) * torch.stack(held, dim=1)[:, :, None])
     if found.prunes:
         if score is None:
-            rows = cues.text_attention() if segments is None else cues.text_rows()
-            asking = tokens.size[:, : found.text].sign() if segments is None else cues.text_mask
+            if segments is None:
+                rows, asking = cues.text_attention(), tokens.size[:, : found.text].sign()
+            else:
+                rows, asking = cues.asking_rows()
             score = asked_for(rows, asking.to(rows.dtype))
         if guard is not None:
             score = pad(score.masked_fill(~cues.image_mask, -torch.inf), (found.text, 0))
@@ -109,7 +111,7 @@ def assign(cues: Cues, found: Tables, score: Tensor | None = None) -> Decision:
     stays = not found.merges_text, not (found.prunes or found.merges_image)
     slots = found.text_left, found.image_left
     decision = Decision(_by_token(found, code, index), count[:, :, 2], slots, stays=stays)
-    return decision if segments is None else segments.place(decision)
+    return decision if segments is None else segments.place(decision, found)
 
 
 def _guarded(found: Tables, count: Tensor, guard: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +126,7 @@ def _guarded(found: Tables, count: Tensor, guard: Tensor) -> tuple[Tensor, Tenso
     return torch.stack([kept, merged, kept - merged, kept], dim=2), torch.stack(beyond, dim=2)
 
 
-def text_stays(cues: Cues, found: Tables, code: Tensor, left: Tensor) -> Decision:
+def text_stays(cues: Cues, found: Tables, code: Tensor, left: Tensor, counted: bool = True) -> Decision:
     """A decision about the image, beside text that stays as it is.
 
     Args:
@@ -132,12 +134,13 @@ def text_stays(cues: Cues, found: Tables, code: Tensor, left: Tensor) -> Decisio
         found: How many.
         code: ``(B, V)``, see `Decision`.
         left: ``(B,)`` image tokens afterwards.
+        counted: Whether each sample's counts are those of ``found``, which otherwise has only the most of them.
     """
     tokens, length = cues.tokens, cues.tokens.lengths[:, 0]
     text = torch.where(found.rank[: found.text] < length[:, None], found.code[0, : found.text], GONE)
     lengths, slots = torch.stack([length, left], dim=1), (found.text_left, found.image_left)
     decision = Decision(torch.cat([text, code], dim=1), lengths, slots, stays=(True, False))
-    return decision if tokens.segments is None else tokens.segments.place(decision)
+    return decision if tokens.segments is None else tokens.segments.place(decision, found if counted else None)
 
 
 def protected(cues: Cues, found: Tables) -> Tensor:

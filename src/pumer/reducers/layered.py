@@ -19,14 +19,15 @@ class LayeredConfig(Rule, ReductionConfig):
 
     Attributes:
         layers: 0-based layers.
-        stack: "fusion" for the cross-modal layers, "vision" for those of a vision encoder.
+        stack: "fusion" for the cross-modal layers, "vision" for those of a vision encoder, "decoder" for those of a
+            generative model.
 
     Raises:
         InputError: For a layer that is repeated or negative, and for none at all.
     """
 
     layers: tuple[Layer, ...] = ()
-    stack: Literal["fusion", "vision"] = "fusion"
+    stack: Literal["fusion", "vision", "decoder"] = "fusion"
 
     needs: ClassVar[frozenset[str]] = frozenset()
 

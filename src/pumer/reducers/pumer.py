@@ -19,7 +19,8 @@ class Step(Rule):
     The fractions are of the real tokens that enter the reducer, [CLS] counted, rounded half to even.
 
     Attributes:
-        stack: "fusion" for the cross-modal layers, "vision" for the layers of a vision encoder.
+        stack: "fusion" for the cross-modal layers, "vision" for the layers of a vision encoder, "decoder" for those of a
+            generative model.
         layer: 0-based layer of that stack.
         prune_ratio: Fraction of the image tokens to prune, in [0, 1).
         merge_ratio: Fraction of the image tokens to merge away, in [0, 1); at most half of what pruning leaves.
@@ -30,7 +31,7 @@ class Step(Rule):
     """
 
     layer: Layer
-    stack: Literal["fusion", "vision"] = "fusion"
+    stack: Literal["fusion", "vision", "decoder"] = "fusion"
     prune_ratio: Ratio = 0.0
     merge_ratio: Ratio = 0.0
     text_merge_ratio: Ratio = 0.0

@@ -57,6 +57,8 @@ class Tables(NamedTuple):
         image: ``V``.
         text_left: Output slots of the text: the largest length in its table, for rules are not monotone for all ratios.
         image_left: Output slots of the image.
+        left: Tokens left of each length of the text, and of the image.
+        merged: The most tokens that are merged away.
         prunes: Whether image tokens are pruned at some length.
         merges_text: Whether text tokens are merged at some length.
         merges_image: Whether image tokens are merged at some length.
@@ -81,6 +83,8 @@ class Tables(NamedTuple):
     image: int
     text_left: int
     image_left: int
+    left: tuple[tuple[int, ...], tuple[int, ...]]
+    merged: int
     prunes: bool
     merges_text: bool
     merges_image: bool
@@ -162,6 +166,8 @@ def _make(rule: Rule, text: int, image: int, device: torch.device, guarded: tupl
         image=image,
         text_left=text_left,
         image_left=image_left,
+        left=(tuple(n for _, _, n in texts), tuple(n for _, _, n in images)),
+        merged=sum(max(n for _, n, _ in rows) for rows in (texts, images)),
         prunes=any(kept < n for n, (kept, _, _) in enumerate(images)),
         merges_text=merges_text,
         merges_image=merges_image,
