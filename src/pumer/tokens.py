@@ -409,7 +409,7 @@ class Tokens:
             into = slot.gather(1, at)[:, None], (share.gather(1, at) * there)[:, None]
             parts = share.new_zeros(share.shape[0], slots + 1, at.shape[1]).scatter_(1, *into)[:, :slots]
             stream = stream + torch.bmm(parts.to(states.dtype), gather_tokens(states, at))
-        size = blank.scatter_add(1, slot, self.size)[:, :slots]
+        size = blank.to(self.size.dtype).scatter_add(1, slot, self.size)[:, :slots]
         bias = decision.bias
         if bias is None:
             bias = size.log()[:, None, None] if decision.proportional else attention_bias(size > 0)

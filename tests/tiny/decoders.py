@@ -1,6 +1,6 @@
 """Tiny random generative models of every decoder family, and prompts with images for them.
 
-Every model has a text decoder of 6 layers, width 32, 4 heads with 2 of keys and values, and 200 ids. Ids from `WORDS` are
+Every model has a text decoder of 6 layers, width 32, 4 heads (2 of keys and values) and 200 ids. Those in `WORDS` are
 words; the others are padding, end and what stands around images. No model ever says one of those: greedy generation
 always runs to its last token.
 """
@@ -24,7 +24,7 @@ PAD, BEGIN, END = 0, 1, 2
 IMAGE, VIDEO, IMAGE_START, IMAGE_END, ROW_END = 150, 151, 152, 153, 154
 
 PATCH, SIDE = 8, 32
-"""Pixels along a patch and along a tile; Qwen's and Mistral's patches are half as wide and become one token in fours."""
+"""Pixels along a patch and along a tile. Qwen's and Mistral's patches are half as wide; four become one token."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,11 @@ class TinyDecoder:
     def batch(
         self, samples: Sequence[Sample], padding: str = "left", dtype: torch.dtype = torch.float64
     ) -> dict[str, Tensor]:
-        """Keyword arguments of ``model()`` and ``model.generate()``."""
+        """Keyword arguments of ``model()`` and ``model.generate()``.
+
+        Padded left, ``model()`` counts padding as positions (Qwen-VL and ``generate()`` do not): logits then differ from
+        those of a prompt alone by what the rotary angles round, 1e-6.
+        """
         T = max(len(sample.ids) for sample in samples)
         ids, mask = torch.full((len(samples), T), PAD), torch.zeros(len(samples), T, dtype=torch.int64)
         for row, row_mask, sample in zip(ids, mask, samples, strict=True):
@@ -261,7 +265,10 @@ def _gridded(samples: Sequence[Sample], ids: Tensor) -> dict[str, Tensor]:
 def _per_prompt(samples: Sequence[Sample], ids: Tensor) -> dict[str, Tensor]:
     none = torch.zeros(0, 3, SIDE, SIDE)
     tiles = [torch.cat([none, *(image.pixels for image in sample.images)]) for sample in samples]
-    return {"pixel_values": _padded(tiles), "pixel_attention_mask": _padded([torch.ones_like(x[:, 0]) for x in tiles]).long()}
+    return {
+        "pixel_values": _padded(tiles),
+        "pixel_attention_mask": _padded([torch.ones_like(x[:, 0]) for x in tiles]).long(),
+    }
 
 
 # ---------------------------------------------------------------- families
@@ -335,3 +342,29 @@ DECODERS: dict[str, TinyDecoder] = {
     ),
 }
 """Every decoder family, by transformers' model type; InternVL 3.5 has another text model than InternVL 3."""
+
+
+REFUSED: dict[str, Callable[[], nn.Module]] = {
+    "paligemma": _builder(
+        "PaliGemma", {"model_type": "gemma"}, _VISION | {"model_type": "siglip_vision_model"}, projection_dim=32
+    ),
+    "gemma3": _builder("Gemma3", {}, _VISION, mm_tokens_per_image=4),
+    "qwen3_5": _builder(
+        "Qwen3_5",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+        _GRID_VISION | {"out_hidden_size": 32, "intermediate_size": 64, "num_position_embeddings": 64},
+    ),
+    "llama4": _builder(
+        "Llama4",
+        {"intermediate_size_mlp": 64, "num_local_experts": 2},
+        _VISION | {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+    ),
+    "glm4v": _builder("Glm4v", {}, _GRID_VISION | {"out_hidden_size": 32, "intermediate_size": 64}),
+}
+"""Models of families with other text decoders, without inputs."""
