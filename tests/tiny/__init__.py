@@ -1,8 +1,9 @@
 """Tiny models of every backbone, random batches for them, and example configs of every method: the grid of tests.
 
-`examples.py` has configs of every method, `vilt.py` and `meter.py` build models, `base.py` builds batches; what lies on
-disk is in `tests/fixtures`. A new entry of METHODS, BACKBONES or TASKS is tested once it has an entry in EXAMPLES, TINY
-or FOLDERS; tests fail as long as it has none.
+`examples.py` has configs of every method, `vilt.py` and `meter.py` build models, `base.py` builds batches,
+`decoders.py` builds generative models and prompts for them; what lies on disk is in `tests/fixtures`. A new entry of
+METHODS, BACKBONES or TASKS is tested once it has an entry in EXAMPLES, TINY or FOLDERS; tests fail as long as it has
+none.
 """
 
 from collections.abc import Sequence

@@ -87,8 +87,8 @@ class TinyDecoder:
     ) -> dict[str, Tensor]:
         """Keyword arguments of ``model()`` and ``model.generate()``.
 
-        Padded left, ``model()`` counts padding as positions (Qwen-VL and ``generate()`` do not): logits then differ from
-        those of a prompt alone by what the rotary angles round, 1e-6.
+        Padded left, ``model()`` counts padding as positions, except Qwen-VL: its logits are those of a prompt alone
+        only to the rounding of rotary angles, 1e-5. ``generate()`` counts from the first real token.
         """
         T = max(len(sample.ids) for sample in samples)
         ids, mask = torch.full((len(samples), T), PAD), torch.zeros(len(samples), T, dtype=torch.int64)
