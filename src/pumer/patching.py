@@ -1,14 +1,13 @@
 """Switch reduction on and off in a model that is already there: patch, unpatch, patched, disabled, reduction."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pumer.backbones import BACKBONES, Backbone, Reduction
-from pumer.backbones import roots as roots_in
+from pumer.backbones import BACKBONES, DECODERS, REFUSED, Backbone, Family, Reduction, families_in
 from pumer.backbones.state import switched
 from pumer.reducers import ReductionConfig
 from pumer.utils.errors import InputError
@@ -54,10 +53,13 @@ def patch(
     before = [_learned(root, config.method) for root, _ in roots]
     unpatch(model)
     for (root, backbone), weights in zip(roots, before, strict=True):
-        holders = [module for module in unwrapped(model).modules() if any(part is root for part in module.children())]
-        pooled = bool(holders) and all(type(head) in backbone.heads.values() for head in holders)
-        size = slice_size if slice_bytes is None else max(1, slice_bytes // backbone.example_bytes(root))
-        _install(root, backbone, Reduction(config, backbone.widths(root), slice_size=size, expands=not pooled))
+        holders = _holders(model, root)
+        size, pooled = slice_size, False
+        if isinstance(backbone, Backbone):
+            pooled = bool(holders) and all(type(head) in backbone.heads.values() for head in holders)
+            size = slice_size if slice_bytes is None else max(1, slice_bytes // backbone.example_bytes(root))
+        state = Reduction(config, backbone.widths(root), slice_size=size, expands=not pooled)
+        _install(root, backbone, state, holders)
         if LEARNED in root._modules:
             adopt(root.get_submodule(LEARNED), weights)
     return model
@@ -75,11 +77,11 @@ def unpatch(model: Model) -> Model:
     Raises:
         InputError: If another library replaced a patched module's ``forward``, or its class, in the meantime.
     """
-    roots = [(root, backbone) for root, backbone in roots_in(unwrapped(model)) if backbone.is_patched(root)]
+    roots = [(root, backbone) for root, backbone in families_in(unwrapped(model)) if backbone.is_patched(root)]
     for root, backbone in roots:
         _check_untouched(root, backbone, "remove its hooks before unpatching")
     for root, backbone in roots:
-        for module in root.modules():
+        for module in (*_holders(model, root), *root.modules()):
             if (original := backbone.original_class(type(module))) is not None:
                 _swap(module, original)
         root.__dict__.pop("pumer_reduction", None)
@@ -109,7 +111,7 @@ def patched(model: Model, config: ReductionConfig) -> Iterator[Model]:
         unpatch(model)
         for root, backbone, state in before:
             if state is not None:  # the very state, so that an enclosing `disabled` or trace stays in force
-                _install(root, backbone, state)
+                _install(root, backbone, state, _holders(model, root))
 
 
 @contextmanager
@@ -159,13 +161,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return original if isinstance(original, nn.Module) else model
 
 
-def _roots(model: nn.Module) -> list[tuple[nn.Module, Backbone]]:
+def _roots(model: nn.Module) -> list[tuple[nn.Module, Family]]:
     """Of a model that can be patched."""
-    found = roots_in(unwrapped(model))
+    found = families_in(unwrapped(model))
     if not found:
-        supported = ", ".join(backbone.root.__name__ for backbone in BACKBONES.values())
+        for module in model.modules():
+            kind = getattr(getattr(module, "config", None), "model_type", None)
+            if kind in REFUSED:
+                raise InputError(f"{type(model).__name__} ('{kind}') cannot be patched: {REFUSED[kind]}")
+        supported = ", ".join(family.root.__name__ for family in (*BACKBONES.values(), *DECODERS.values()))
         raise InputError(f"{type(model).__name__} cannot be patched; it must be or contain one of: {supported}")
     return found
+
+
+def _holders(model: nn.Module, root: nn.Module) -> list[nn.Module]:
+    """The modules that a root is a part of, itself."""
+    return [module for module in unwrapped(model).modules() if any(part is root for part in module.children())]
 
 
 def _check_slices(size: object, size_bytes: object) -> None:
@@ -176,9 +187,9 @@ def _check_slices(size: object, size_bytes: object) -> None:
         raise InputError("both slice_size and slice_bytes are given; give one of them")
 
 
-def _install(root: nn.Module, backbone: Backbone, state: Reduction) -> None:
-    """Patch a root."""
-    for module in root.modules():
+def _install(root: nn.Module, backbone: Family, state: Reduction, holders: Sequence[nn.Module]) -> None:
+    """Patch a root, and what holds it."""
+    for module in (*holders, *backbone.touched(root, list(state.reducers))):
         if (patched := backbone.patched_class(type(module))) is not None:
             _swap(module, patched)
     root.pumer_reduction = state  # type: ignore[assignment]
@@ -208,9 +219,13 @@ def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
     module.__class__ = cls
 
 
-def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) -> None:
+def _check_layers(config: ReductionConfig, backbone: Family, root: nn.Module) -> None:
     layers = {stack: len(modules) for stack, modules in backbone.layers(root).items()}
     for stack, layer in config.places():
+        if stack not in config.stacks:
+            raise InputError(
+                f"method '{config.method}' cannot reduce in {stack} layers; it can in {', '.join(config.stacks)}"
+            )
         if stack not in layers:
             raise InputError(f"{backbone.name} has no {stack} layers to reduce in; it has {', '.join(layers)}")
         if layer >= layers[stack]:
@@ -218,11 +233,11 @@ def _check_layers(config: ReductionConfig, backbone: Backbone, root: nn.Module) 
                 f"{stack} layer {layer} does not exist; {backbone.name} has {layers[stack]} of them, 0 to "
                 f"{layers[stack] - 1}"
             )
-        if reason := backbone.unsupported_reason(stack, layer):
+        if reason := backbone.unsupported_reason(root, stack, layer):
             raise InputError(f"{stack} layer {layer} of {backbone.name} cannot reduce: {reason}")
 
 
-def _check_untouched(root: nn.Module, backbone: Backbone, remedy: str) -> None:
+def _check_untouched(root: nn.Module, backbone: Family, remedy: str) -> None:
     """Refuse modules that another library changed: whose ``forward`` was replaced on the instance, or whose class."""
     for name, module in root.named_modules():
         known = backbone.original_class(type(module)), backbone.patched_class(type(module))

@@ -325,7 +325,7 @@ def _start(text_mask: Tensor, patch_slots: int, reduced: bool) -> Tensor:
     return slots_at_start(text_mask, real, reduced)
 
 
-def _unsupported_reason(stack: str, layer: int) -> str | None:
+def _unsupported_reason(root: Any, stack: str, layer: int) -> str | None:
     """The odd cross-modal layers are those of the image."""
     if stack == "vision" or layer % 2 == 0:
         return None

@@ -68,14 +68,19 @@ class ReductionConfig:
         max_image_tokens: Patch slots of the image buffer, [CLS] not counted; None for the padded grid. 228 holds
             whatever transformers' ViLT processor yields at 384 px. An image with more patches is refused; looking
             for one is all that a forward waits for on a GPU.
+        image_tokens: In a decoder, the image tokens of every prompt, where all have as many; only a graph of the prompt
+            (``torch.export``, a compiled prompt) needs it, which cannot count them.
     """
 
     max_image_tokens: Annotated[int, Field(ge=1)] | None = None
+    image_tokens: Annotated[int, Field(ge=1)] | None = None
 
     method: ClassVar[str]
     version: ClassVar[int] = 1
     amounts: ClassVar[tuple[str, ...]] = ()
     """The settings that say how much each of its ``layers`` removes."""
+    stacks: ClassVar[tuple[str, ...]] = ("fusion", "vision", "decoder")
+    """The stacks in which it can reduce."""
     attention: ClassVar[Attention] = Attention()
     """That of every layer of a model patched with this method."""
 

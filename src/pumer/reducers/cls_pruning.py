@@ -23,6 +23,7 @@ class ClsPruningConfig(ScoringConfig):
     """
 
     method: ClassVar[str] = "cls"
+    stacks: ClassVar[tuple[str, ...]] = ("fusion", "vision")
     needs: ClassVar[frozenset[str]] = frozenset({CLS_ROW})
 
     def score(self, cues: Cues) -> Tensor:

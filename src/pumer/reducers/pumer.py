@@ -37,10 +37,15 @@ class Step(Rule):
     text_merge_ratio: Ratio = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what needs text in a vision encoder."""
+        """Refuse what needs text in a vision encoder, and what changes it in a decoder."""
         if self.stack == "vision" and (self.prune_ratio or self.text_merge_ratio):
             raise InputError(
                 f"vision layer {self.layer} sees no text and can only merge; leave out prune_ratio and text_merge_ratio"
+            )
+        if self.stack == "decoder" and self.text_merge_ratio:
+            raise InputError(
+                f"decoder layer {self.layer} keeps the text as it is, which what is generated continues; leave out "
+                f"text_merge_ratio={self.text_merge_ratio}"
             )
 
     def kept(self, n: int) -> int:

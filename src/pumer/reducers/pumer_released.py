@@ -80,6 +80,7 @@ class ReleasedPuMerConfig(ReductionConfig):
     similarity: Literal["mean_head", "first_head"] = "mean_head"
 
     method: ClassVar[str] = "pumer-released"
+    stacks: ClassVar[tuple[str, ...]] = ("fusion", "vision")
     amounts: ClassVar[tuple[str, ...]] = ("prune_ratio", "merge_ratio", "text_merge_ratio")
     needs: ClassVar[frozenset[str]] = frozenset({KEYS, TEXT_ROWS})
     attention: ClassVar[Attention] = Attention(smoothed_attention, smoothed_probabilities)

@@ -36,7 +36,9 @@ class ToMeConfig(LayeredConfig):
     needs: ClassVar[frozenset[str]] = frozenset({KEYS})
 
     def check_tokens(self, tokens: Mapping[str, int]) -> None:
-        """Refuse a count that not even the first layer can merge."""
+        """Refuse a count that not even the first layer can merge; prompts of a decoder are of any length."""
+        if self.stack not in tokens:
+            return
         most = mergeable(tokens[self.stack], tokens[self.stack])
         if self.merge_count > most:
             raise InputError(

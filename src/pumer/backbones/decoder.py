@@ -1,0 +1,593 @@
+"""Reduction inside the decoder of a generative model: the layers after a reduction see a shorter prompt.
+
+transformers' own loop runs the layers; nothing of a model is written anew. A patched layer takes the mask, the rotary
+embedding and the positions of the tokens that are left in place of those that the loop hands to all layers, and
+reduces after it has run. What is left stands at the right end of a buffer, so that the last token stays last. The first
+layer always sees the whole prompt: the length of its cache is the one that `generate` counts by.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from pumer.backbones.state import Reduction
+from pumer.functional import gather_tokens
+from pumer.reducers.base import KEYS, ROWS, Reducer
+from pumer.reducers.cues import Cues
+from pumer.tokens import Decision, Segments, Tokens
+from pumer.utils.errors import InputError
+
+OBSERVED = "pumer"
+"""Name of the attention function that hands out queries and keys and then calls the model's own one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """What a shortened layer has of a prompt in its cache; what follows are the tokens that came later.
+
+    Attributes:
+        mask: ``(B, L)`` bool, real tokens among the first L columns; None: all of them.
+        length: ``L``.
+        shift: How many columns fewer they are than in the first layer.
+    """
+
+    mask: Tensor | None
+    length: int
+    shift: int
+
+    def columns(self, later: Tensor | None, total: int) -> Tensor | None:
+        """``(B, total)`` bool, all columns that layer has; None: all are real.
+
+        Args:
+            later: ``(B, M)`` bool, the columns of the first layer, or None: all are real.
+            total: Columns.
+        """
+        if self.mask is None and later is None:
+            return None
+        batch, device = (self.mask if self.mask is not None else later).shape[0], _device(self.mask, later)  # type: ignore[union-attr]
+        mask = torch.ones(batch, self.length, dtype=torch.bool, device=device) if self.mask is None else self.mask
+        rest = total - self.length
+        if later is None:
+            after = mask.new_ones(batch, rest)
+        else:
+            after = later.to(device)[:, self.length + self.shift :][:, :rest]
+            after = torch.cat([after, after.new_zeros(batch, rest - after.shape[1])], dim=1)
+        return torch.cat([mask, after], dim=1)
+
+
+@dataclass(eq=False)
+class Stretch:
+    """The layers between two reductions, which see the same tokens.
+
+    Attributes:
+        first: Its first layer.
+        tokens: Those that enter it, without their states.
+        mask: ``(B, N)`` bool, which are real; None: all.
+        rope: Cosine and sine of their positions, or None: as the loop hands them over.
+        prefix: What its layers have in the cache afterwards.
+    """
+
+    first: int
+    tokens: Tokens
+    mask: Tensor | None
+    rope: tuple[Tensor, ...] | None = None
+    prefix: Prefix | None = None
+
+
+class Observed:
+    """What the attention of a reducing layer leaves for the reducer; a checkpoint may run the layer twice.
+
+    Attributes:
+        query: ``(B, H, N, Dh)``, so that its product with the keys needs the usual scale; None if nobody asks.
+        key: ``(B, Hkv, M, Dh)``, with whatever the cache holds beside.
+    """
+
+    def __init__(self, needs: frozenset[str]) -> None:
+        """Prepare for what a reducer needs."""
+        self.query: Tensor | None = None
+        self.key: Tensor | None = None
+        self._needs = needs
+
+    def see(self, query: Tensor, key: Tensor, scaling: float | None) -> None:
+        """Keep what is needed, without gradients."""
+        if self._needs & {KEYS, *ROWS}:
+            self.key = key.detach()
+        if self._needs & ROWS:
+            usual = query.shape[-1] ** -0.5
+            self.query = query.detach() if scaling in (None, usual) else query.detach() * (scaling / usual)  # type: ignore[operator]
+
+
+class Prompt:
+    """One forward of a patched decoder, and what its layers see in it.
+
+    No dataclass, like `pumer.backbones.layers.LayerCall`.
+
+    Attributes:
+        reduction: The state of the model.
+    """
+
+    def __init__(
+        self, reduction: Reduction, image: Callable[[], Tensor | None], cells: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Prepare one forward.
+
+        Args:
+            reduction: The state of the model.
+            image: Gives ``(B, N)`` bool, which tokens are those of images; None: there are none.
+            cells: From that to ``(B, N, 2)``, row and column of each image token.
+        """
+        self.reduction = reduction
+        self._image, self._cells = image, cells
+        self._config: Any = None
+        self._later: Tensor | None = None
+        self._stretches: list[Stretch] = []
+        self._reducers: Mapping[int, Reducer] = {}
+        self._decisions: dict[int, tuple[Tokens, Decision]] = {}
+        self._masks: dict[int, Any] = {}
+        self._past = self._length = 0
+
+    def open(self, config: Any, states: Tensor, attention_mask: Any, cache: Any) -> bool:
+        """Begin the forward; False if no layer needs anything else than the loop hands over.
+
+        Args:
+            config: Of the text model.
+            states: ``(B, N)`` or ``(B, N, D)``, the tokens that enter.
+            attention_mask: As the text model gets it: ``(B, M)``, or what generate has made of it, or None.
+            cache: The cache, or None.
+        """
+        self._config, self._length = config, states.shape[1]
+        prefixes = prefixes_of(cache)
+        reducers = self.reduction.active_reducers("decoder") if states.shape[1] > 1 else {}
+        image = self._image() if reducers else None
+        if image is None and not prefixes:
+            return False
+        self._later = real_columns(attention_mask)
+        if image is not None:
+            self._past = _past(cache, self._later, states.shape[1], bool(prefixes))
+            if self._past == 0 and prefixes:  # a cache that was used before
+                prefixes.clear()
+            self._begin(image, reducers, states)
+        return bool(self._stretches or prefixes)
+
+    def _begin(self, image: Tensor, reducers: Mapping[int, Reducer], states: Tensor) -> None:
+        B, N = states.shape[:2]
+        image, real = image.to(states.device), None
+        if self._later is not None:
+            real = self._later[:, self._past : self._past + N].to(states.device)
+            image = image & real
+        lengths = self._lengths(image, real)
+        slots = max(text for text, _ in lengths), max(images for _, images in lengths)
+        if slots[1] == 0:
+            return
+        kind = (image & ~torch.cat([torch.zeros_like(image[:, :1]), image[:, :-1]], dim=1)).cumsum(dim=1)
+        mask = torch.ones_like(image) if real is None else real
+        segments = Segments.of(
+            torch.where(image, kind, 0), torch.zeros_like(image), mask, slots, (0, 0), True, lengths
+        )  # fmt: skip
+        origin = partial(_slots, mask)
+        tokens = Tokens((), mask.float(), (None,), 0, origin, segments=segments)
+        self._reducers = reducers
+        self._stretches.append(Stretch(0, tokens, real))
+        if self.reduction.recorder is not None:
+            self.reduction.begin(tokens, self._cells(image))
+
+    def _lengths(self, image: Tensor, real: Tensor | None) -> tuple[tuple[int, int], ...]:
+        """Text and image tokens of each sample, or in a graph the most that they can be: its only look at data."""
+        (B, N), given = image.shape, self.reduction.config.image_tokens
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+            if given is None:
+                raise RuntimeError(
+                    "a compiled prompt needs image_tokens, how many image tokens each prompt has, in the reduction "
+                    "config; or compile only decoding, as generate does with a static cache"
+                )
+            return ((N - given, given),) * B
+        found = image.sum(dim=1) if real is None else torch.stack([image.sum(dim=1), real.sum(dim=1)])
+        images, reals = (found.tolist(), [N] * B) if real is None else found.tolist()
+        if given is not None and any(n != given for n in images):
+            raise InputError(f"image_tokens is {given}, but the prompts have {sorted(set(images))} image tokens each")
+        return tuple((n - v, v) for n, v in zip(reals, images, strict=True))
+
+    def stretch(self, layer: int) -> Stretch | None:
+        """The stretch that a layer is in, if this forward has any."""
+        return next((stretch for stretch in reversed(self._stretches) if stretch.first <= layer), None)
+
+    def inputs(self, layer: int, states: Tensor, given: dict[str, Any]) -> dict[str, Any]:
+        """What a layer sees, from what the loop hands to it by name."""
+        cache, stretch = given.get("past_key_values"), self.stretch(layer)
+        if stretch is not None and stretch.rope is not None:  # in a prompt, after a reduction
+            rope = tuple(part.to(states.device) for part in stretch.rope)
+            mask = self._prompt_mask(stretch, layer, states, cache)
+            # without positions: FlashAttention would take their gaps for the borders of packed sequences
+            return {**given, "attention_mask": mask, "position_embeddings": rope, "position_ids": None}
+        prefix = prefixes_of(cache).get(layer)
+        if prefix is None:
+            return given
+        if stretch is not None:  # an earlier prompt was reduced before this layer, this one is not yet
+            self._extend(stretch, layer, cache)
+        if prefix.mask is None and given.get("attention_mask") is None:
+            return given
+        return {**given, "attention_mask": self._mask(prefix, layer, states, cache)}
+
+    def _mask(self, prefix: Prefix, layer: int, states: Tensor, cache: Any) -> Any:
+        """For tokens that come after a shortened prompt; made once for layers that have the same one."""
+        key = prefix.length
+        if key not in self._masks:
+            total, _ = cache.get_mask_sizes(states.shape[1], layer)
+            self._masks[key] = self._causal(prefix.columns(self._later, total), layer, states, cache)
+        return self._masks[key]
+
+    def _prompt_mask(self, stretch: Stretch, layer: int, states: Tensor, cache: Any) -> Any:
+        """For a shortened prompt; made once for a stretch."""
+        self._extend(stretch, layer, cache)
+        key = -1 - stretch.first
+        if key not in self._masks:
+            columns = stretch.mask if stretch.prefix is None else stretch.prefix.mask
+            self._masks[key] = self._causal(columns, layer, states, cache)
+        return self._masks[key]
+
+    def _causal(self, columns: Tensor | None, layer: int, states: Tensor, cache: Any) -> Any:
+        return create_causal_mask(
+            config=self._config,
+            inputs_embeds=states,
+            attention_mask=None if columns is None else columns.to(states.device),
+            past_key_values=cache,
+            layer_idx=layer,
+        )
+
+    def _extend(self, stretch: Stretch, layer: int, cache: Any) -> None:
+        """Note in the cache what a layer has of the prompt."""
+        if cache is None:
+            return
+        prefixes = prefixes_of(cache)
+        if stretch.prefix is None:
+            stretch.prefix = self._prefix(stretch, prefixes.get(layer))
+        cache.pumer_prefixes = {**prefixes, layer: stretch.prefix}
+
+    def _prefix(self, stretch: Stretch, before: Prefix | None) -> Prefix:
+        K, N = stretch.tokens.size.shape[1], self._length
+        mask, length = stretch.mask, K
+        if self._past:
+            before = before or Prefix(None, 0, 0)
+            length = self._past - before.shift
+            old = before.columns(self._later, length)
+            length += K
+            if old is not None or mask is not None:
+                size = stretch.tokens.size
+                mask = torch.ones_like(size, dtype=torch.bool) if mask is None else mask
+                old = mask.new_ones(len(mask), length - K) if old is None else old.to(mask.device)
+                mask = torch.cat([old, mask], dim=1)
+        return Prefix(mask, length, self._past + N - length)
+
+    def observe(self, layer: int) -> Observed | None:
+        """What the attention of a layer is to leave, if the layer reduces."""
+        reducer = self._reducers.get(layer)
+        return None if reducer is None else Observed(reducer.needs)
+
+    def reduce(self, layer: int, states: Tensor, seen: Observed, given: Mapping[str, Any]) -> Tensor:
+        """Reduce after a layer.
+
+        Args:
+            layer: The layer.
+            states: ``(B, N, D)`` that leave it.
+            seen: What its attention left.
+            given: What it was called with by name.
+
+        Returns:
+            ``(B, K, D)``.
+        """
+        if layer in self._decisions:  # a checkpoint runs the layer again in the backward pass
+            return self._carried(states, layer)
+        stretch = self.stretch(layer)
+        assert stretch is not None  # for the type checker: a layer that reduces has tokens
+        reducer, tokens = self._reducers[layer], stretch.tokens.with_streams(states)
+        key = seen.key if seen.key is None else _newest(seen.key, states.shape[1], layer, given.get("past_key_values"))
+        decision = self.reduction.decide(reducer, Cues(tokens, key, seen.query, layer=layer, causal=True))
+        after = tokens.reduce(decision)
+        self._decisions[layer] = stretch.tokens, decision
+        mask: Tensor | None = after.mask
+        if decision.known is not None and (stretch.mask is None or not _graph()):
+            mask = None if all(sum(known) == decision.outputs for known in decision.known) else mask
+        rope = tuple(_picked(part, decision.index) for part in given["position_embeddings"])
+        self._stretches.append(Stretch(layer + 1, after.with_streams(), mask, rope))
+        self.reduction.record(("decoder", layer), decision, after)
+        return after.streams[0]
+
+    def _carried(self, states: Tensor, layer: int) -> Tensor:
+        tokens, decision = self._decisions[layer]
+        return tokens.with_streams(states).reduce(decision).streams[0]
+
+    def carried(self, dense: Tensor, layer: int) -> Tensor:
+        """Features of all tokens ``(B, N, D)`` as those of the tokens that leave a layer."""
+        for before in sorted(self._decisions):
+            if before <= layer:
+                dense = self._carried(dense, before)
+        return dense
+
+    def close(self, output: Any) -> Any:
+        """Give the states in a text model's output the length of the input back."""
+        if len(self._stretches) < 2:
+            return output
+        if isinstance(output, tuple):
+            return (self._expanded(output[0], sys.maxsize), *output[1:])
+        output.last_hidden_state = self._expanded(output.last_hidden_state, sys.maxsize)
+        if output.hidden_states is not None:
+            *inner, _ = output.hidden_states
+            entering = [self._expanded(states, layer) for layer, states in enumerate(inner)]
+            output.hidden_states = (*entering, output.last_hidden_state)
+        return output
+
+    def _expanded(self, states: Tensor, layer: int) -> Tensor:
+        stretch = self.stretch(layer)
+        return states if stretch is None or stretch.rope is None else stretch.tokens.expand(states)
+
+
+def prefixes_of(cache: Any) -> dict[int, Prefix]:
+    """What the shortened layers have of the prompts so far, by layer."""
+    found: dict[int, Prefix] = getattr(cache, "pumer_prefixes", None) or {}
+    return found
+
+
+def real_columns(mask: Any) -> Tensor | None:
+    """``(B, M)`` bool, which columns of the first layer are real, of an attention mask in any form; None: all."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention")
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.ndim == 4:  # made by generate, for a static cache: the last token sees all that are real
+        mask = mask[:, 0, -1]
+        return mask if mask.dtype == torch.bool else mask >= 0
+    return mask > 0 if mask.dtype != torch.bool else mask
+
+
+def _past(cache: Any, columns: Tensor | None, length: int, continued: bool) -> int:
+    """How many tokens the first layer has seen before this forward."""
+    if cache is None:
+        return 0
+    if not getattr(cache, "is_compileable", False):
+        return int(cache.get_seq_length())
+    if _graph():
+        if continued:
+            raise RuntimeError("only the first prompt can be compiled with a static cache; run later ones eagerly")
+        return 0
+    return int(cache.get_seq_length())
+
+
+def _newest(key: Tensor, length: int, layer: int, cache: Any) -> Tensor:
+    """Of the keys that an attention sees ``(B, Hkv, M, Dh)`` those of the tokens of this forward."""
+    if key.shape[2] == length:
+        return key
+    if not getattr(cache, "is_compileable", False):
+        return key[:, :, -length:]
+    at = cache.get_seq_length(layer) - length + torch.arange(length, device=key.device)  # the buffer goes on after them
+    return key.index_select(2, at)
+
+
+def _picked(rope: Tensor, index: Tensor) -> Tensor:
+    """Of cosines or sines ``(..., B or 1, N, Dh)`` those of the tokens that are left."""
+    rope = rope.expand(*rope.shape[:-3], len(index), *rope.shape[-2:])
+    if rope.ndim == 3:
+        return gather_tokens(rope, index)
+    return torch.stack([gather_tokens(part, index) for part in rope.unbind(dim=0)])
+
+
+def _slots(mask: Tensor) -> Tensor:
+    """``(B, N)`` int64, every real token in its own slot."""
+    return torch.where(mask, torch.arange(mask.shape[1], device=mask.device), -1)
+
+
+def _graph() -> bool:
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def _device(*tensors: Tensor | None) -> torch.device:
+    return next(tensor.device for tensor in tensors if tensor is not None)
+
+
+def stock(cls: type[Any]) -> type[Any]:
+    """The transformers class that a patched class, or a user's subclass of one, computes as."""
+    return next(base for base in cls.__mro__ if base.__module__.startswith("transformers."))
+
+
+def _without_prompt(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that drops the prompt of a forward, with the signature that it has: generate asks for that."""
+
+    @wraps(encode)
+    def encoded(*args: Any, pumer: Prompt | None = None, **kwargs: Any) -> Any:
+        return encode(*args, **kwargs)
+
+    return encoded
+
+
+# ---------------------------------------------------------------- what modules of a patched model do
+
+
+class VisionLanguage:
+    """The model of images and text: knows which tokens are those of images."""
+
+    pumer_reduction: Reduction
+    config: Any
+
+    def forward(self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        if any(place == "decoder" for place, _ in self.pumer_reduction.reducers):
+            image = partial(self._image, input_ids, kwargs.get("inputs_embeds"))
+            kwargs["pumer"] = Prompt(self.pumer_reduction, image, partial(self._cells, dict(kwargs)))
+        return super().forward(input_ids, *args, **kwargs)  # type: ignore[misc]
+
+    def __init_subclass__(cls) -> None:
+        """Some families hand what their forward is called with on to the vision encoder, where it does not belong."""
+        super().__init_subclass__()
+        for name in ("get_image_features", "get_video_features"):
+            if (encode := getattr(stock(cls), name, None)) is not None:
+                setattr(cls, name, _without_prompt(encode))
+
+    def _image(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
+        names = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
+        ids = {getattr(self.config, name, None) for name in names} - {None}
+        if input_ids is not None:
+            return torch.stack([input_ids == token for token in sorted(ids)]).any(dim=0)
+        if embeds is None:
+            return None
+        placeholders = self.get_input_embeddings()(torch.tensor(sorted(ids), device=embeds.device))  # type: ignore[attr-defined]
+        return torch.stack([(embeds == row).all(dim=-1) for row in placeholders]).any(dim=0)
+
+    def _cells(self, inputs: dict[str, Any], image: Tensor) -> Tensor:
+        return torch.full((*image.shape, 2), -1, device=image.device)
+
+
+class TextModel:
+    """The stack of decoder layers."""
+
+    config: Any
+
+    def forward(  # noqa: D102
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        *args: Any,
+        pumer: Prompt | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        named = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+        }
+        states = input_ids if inputs_embeds is None else inputs_embeds
+        if pumer is None or states is None or not pumer.open(self.config, states, attention_mask, past_key_values):
+            return super().forward(input_ids, *args, **named, **kwargs)  # type: ignore[misc]
+        if kwargs.get("deepstack_visual_embeds") is not None:
+            features = enumerate(kwargs["deepstack_visual_embeds"])
+            kwargs["deepstack_visual_embeds"] = [Deep(each, layer, pumer) for layer, each in features]
+        return pumer.close(super().forward(input_ids, *args, **named, pumer=pumer, **kwargs))  # type: ignore[misc]
+
+
+@dataclass(frozen=True, eq=False)
+class Deep:
+    """Image features ``(image tokens, D)`` that are added after a layer."""
+
+    features: Tensor
+    layer: int
+    prompt: Prompt
+
+
+class DeepTextModel(TextModel):
+    """A stack of layers, after the first of which image features are added (DeepStack)."""
+
+    def _deepstack_process(self, states: Tensor, image: Tensor, features: Any) -> Tensor:
+        if not isinstance(features, Deep):
+            return super()._deepstack_process(states, image, features)  # type: ignore[misc, no-any-return]
+        dense = torch.zeros(*image.shape, states.shape[2], dtype=states.dtype, device=states.device)
+        dense = dense.masked_scatter(image.to(states.device)[:, :, None], features.features.to(dense))
+        return states + features.prompt.carried(dense, features.layer)
+
+
+class DecoderLayer:
+    """A layer of the decoder."""
+
+    self_attn: Any
+
+    def forward(self, states: Tensor, *args: Any, pumer: Prompt | None = None, **kwargs: Any) -> Any:  # noqa: D102
+        if pumer is None:
+            return super().forward(states, *args, **kwargs)  # type: ignore[misc]
+        layer = self.self_attn.layer_idx
+        kwargs, seen = pumer.inputs(layer, states, kwargs), pumer.observe(layer)
+        if seen is None:
+            return super().forward(states, *args, **kwargs)  # type: ignore[misc]
+        output = super().forward(states, *args, pumer=seen, **kwargs)  # type: ignore[misc]
+        return pumer.reduce(layer, output, seen, kwargs)
+
+
+class Attention:
+    """The attention of a layer that reduces: it names `OBSERVED` as the function that it attends by."""
+
+    @property
+    def config(self) -> Any:
+        """The config, but for the name of the attention function."""
+        return ObservedConfig(self.__dict__["config"])
+
+    @config.setter
+    def config(self, config: Any) -> None:
+        self.__dict__["config"] = config
+
+
+class ObservedConfig:
+    """A text config whose attention function is `OBSERVED`."""
+
+    _attn_implementation = OBSERVED
+
+    def __init__(self, config: Any) -> None:
+        """Keep the config."""
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        """All other settings."""
+        return getattr(self._config, name)
+
+
+def observed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, *args: Any, pumer: Observed | None = None, **kwargs: Any
+) -> Any:
+    """The model's own attention, which leaves queries and keys for the reducer."""
+    if pumer is not None:
+        pumer.see(query, key, kwargs.get("scaling"))
+    name = module.__dict__["config"]._attn_implementation
+    if name == "eager":
+        family = sys.modules[stock(type(module)).__module__]
+        return family.eager_attention_forward(module, query, key, *args, **kwargs)
+    return ALL_ATTENTION_FUNCTIONS[name](module, query, key, *args, **kwargs)
+
+
+ALL_ATTENTION_FUNCTIONS.register(OBSERVED, observed_attention)
+
+
+class Generator:
+    """A model that generates: refuses what would ask anew about the image with every token."""
+
+    generation_config: Any
+    model: Any
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        if self.model.pumer_reduction.reduces("decoder"):
+            _check_generation(self.generation_config, kwargs)
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        if self.model.pumer_reduction.reduces("decoder"):
+            raise InputError(
+                "generate_batch shares one paged cache among prompts, which a reduction inside the decoder shortens "
+                "differently; call generate, or shorten the prompts before the decoder"
+            )
+        return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
+
+
+def _check_generation(default: Any, given: Mapping[str, Any]) -> None:
+    config = given.get("generation_config") or default
+    settings = {name: given.get(name, getattr(config, name, None)) for name in _ONE_PROMPT}
+    for name, value in settings.items():
+        if value is not None and value is not _ONE_PROMPT[name]:
+            raise InputError(
+                f"{name}={value if isinstance(value, bool | int | float | str) else type(value).__name__} does not "
+                "go with a reduction inside the decoder: tokens are chosen once, from the whole prompt; leave it out"
+            )
+
+
+_ONE_PROMPT: dict[str, Any] = {
+    "use_cache": True,
+    "assistant_model": None,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+    "prefill_chunk_size": None,
+    "use_mtp": False,
+}
+"""Settings of generate to the value that keeps the rule, beside None, that a prompt is looked at once."""

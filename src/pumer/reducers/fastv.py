@@ -1,0 +1,43 @@
+"""FastV: one cut, early in a decoder, by what the end of the prompt attends to."""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from pumer.reducers.base import LAST_ROW
+from pumer.reducers.cues import Cues
+from pumer.reducers.layered import ScoringConfig
+from pumer.utils.config import config
+from pumer.utils.errors import InputError
+
+
+@config
+class FastVConfig(ScoringConfig):
+    """After one layer, keep the image tokens that the last token of the prompt attends to most.
+
+    Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", ECCV 2024, section 4. The paper's K counts layers
+    that see the whole image: its K = 2, R = 50% is layers=[1], prune_ratio=0.5.
+
+    Attributes:
+        layers: One 0-based layer: the last that sees the whole image.
+
+    Raises:
+        InputError: For more than one layer.
+    """
+
+    stack: Literal["decoder"] = "decoder"
+
+    method: ClassVar[str] = "fastv"
+    needs: ClassVar[frozenset[str]] = frozenset({LAST_ROW})
+
+    def __post_init__(self) -> None:
+        """Refuse a second layer."""
+        super().__post_init__()
+        if len(self.layers) > 1:
+            raise InputError(
+                f"layers is {list(self.layers)}, but FastV prunes once; give one layer, or method 'pyramiddrop'"
+            )
+
+    def score(self, cues: Cues) -> Tensor:
+        """Attention of the last token, averaged over heads."""
+        return cues.last_row().mean(dim=1)
