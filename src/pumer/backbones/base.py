@@ -46,9 +46,9 @@ class Family:
         for parent, patched in self.classes.items():
             patched.__name__ = parent.__name__
 
-    def touched(self, root: Any, places: Sequence[Place]) -> Iterable[nn.Module]:
+    def touched(self, root: nn.Module, places: Sequence[Place]) -> Iterable[nn.Module]:
         """The modules of a root that are patched for a config that names these places, if their class is."""
-        return root.modules()  # type: ignore[no-any-return]
+        return root.modules()
 
     def patched_class(self, cls: type[nn.Module]) -> type[nn.Module] | None:
         """The class that takes a class's place, or None if it stays; a user's subclass gets one of its own.

@@ -8,8 +8,8 @@ layer always sees the whole prompt: the length of its cache is the one that `gen
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial, wraps
+from dataclasses import dataclass, field
+from functools import partial, reduce, wraps
 from typing import Any
 
 import torch
@@ -71,14 +71,14 @@ class Stretch:
         tokens: Those that enter it, without their states.
         mask: ``(B, N)`` bool, which are real; None: all.
         rope: Cosine and sine of their positions, or None: as the loop hands them over.
-        prefix: What its layers have in the cache afterwards.
+        prefixes: What layers have in the cache afterwards, by what they had before.
     """
 
     first: int
     tokens: Tokens
     mask: Tensor | None
     rope: tuple[Tensor, ...] | None = None
-    prefix: Prefix | None = None
+    prefixes: dict["Prefix | None", Prefix] = field(default_factory=dict)
 
 
 class Observed:
@@ -101,7 +101,7 @@ class Observed:
             self.key = key.detach()
         if self._needs & ROWS:
             usual = query.shape[-1] ** -0.5
-            self.query = query.detach() if scaling in (None, usual) else query.detach() * (scaling / usual)  # type: ignore[operator]
+            self.query = query.detach() * ((scaling or usual) / usual)
 
 
 class Prompt:
@@ -130,7 +130,7 @@ class Prompt:
         self._stretches: list[Stretch] = []
         self._reducers: Mapping[int, Reducer] = {}
         self._decisions: dict[int, tuple[Tokens, Decision]] = {}
-        self._masks: dict[int, Any] = {}
+        self._masks: dict[Prefix | Stretch, Any] = {}
         self._past = self._length = 0
 
     def open(self, config: Any, states: Tensor, attention_mask: Any, cache: Any) -> bool:
@@ -143,22 +143,21 @@ class Prompt:
             cache: The cache, or None.
         """
         self._config, self._length = config, states.shape[1]
-        prefixes = prefixes_of(cache)
-        reducers = self.reduction.active_reducers("decoder") if states.shape[1] > 1 else {}
+        prompt = states.shape[1] > 1
+        if prompt and prefixes_of(cache) and not _graph() and int(cache.get_seq_length()) == 0:
+            cache.pumer_prefixes = {}  # it was used before, and is empty again
+        reducers = self.reduction.active_reducers("decoder") if prompt else {}
         image = self._image() if reducers else None
-        if image is None and not prefixes:
+        if image is None and not prefixes_of(cache):
             return False
         self._later = real_columns(attention_mask)
         if image is not None:
-            self._past = _past(cache, self._later, states.shape[1], bool(prefixes))
-            if self._past == 0 and prefixes:  # a cache that was used before
-                prefixes.clear()
+            self._past = _past(cache)
             self._begin(image, reducers, states)
-        return bool(self._stretches or prefixes)
+        return bool(self._stretches or prefixes_of(cache))
 
     def _begin(self, image: Tensor, reducers: Mapping[int, Reducer], states: Tensor) -> None:
-        B, N = states.shape[:2]
-        image, real = image.to(states.device), None
+        N, image, real = states.shape[1], image.to(states.device), None
         if self._later is not None:
             real = self._later[:, self._past : self._past + N].to(states.device)
             image = image & real
@@ -200,37 +199,34 @@ class Prompt:
 
     def inputs(self, layer: int, states: Tensor, given: dict[str, Any]) -> dict[str, Any]:
         """What a layer sees, from what the loop hands to it by name."""
-        cache, stretch = given.get("past_key_values"), self.stretch(layer)
+        cache: Any = given.get("past_key_values")
+        stretch = self.stretch(layer)
         if stretch is not None and stretch.rope is not None:  # in a prompt, after a reduction
             rope = tuple(part.to(states.device) for part in stretch.rope)
             mask = self._prompt_mask(stretch, layer, states, cache)
             # without positions: FlashAttention would take their gaps for the borders of packed sequences
             return {**given, "attention_mask": mask, "position_embeddings": rope, "position_ids": None}
         prefix = prefixes_of(cache).get(layer)
-        if prefix is None:
+        if prefix is None or (prefix.mask is None and given.get("attention_mask") is None):
             return given
-        if stretch is not None:  # an earlier prompt was reduced before this layer, this one is not yet
-            self._extend(stretch, layer, cache)
-        if prefix.mask is None and given.get("attention_mask") is None:
-            return given
-        return {**given, "attention_mask": self._mask(prefix, layer, states, cache)}
-
-    def _mask(self, prefix: Prefix, layer: int, states: Tensor, cache: Any) -> Any:
-        """For tokens that come after a shortened prompt; made once for layers that have the same one."""
-        key = prefix.length
-        if key not in self._masks:
+        if prefix not in self._masks:  # one for all layers that have the same
             total, _ = cache.get_mask_sizes(states.shape[1], layer)
-            self._masks[key] = self._causal(prefix.columns(self._later, total), layer, states, cache)
-        return self._masks[key]
+            self._masks[prefix] = self._causal(prefix.columns(self._later, total), layer, states, cache)
+        return {**given, "attention_mask": self._masks[prefix]}
 
     def _prompt_mask(self, stretch: Stretch, layer: int, states: Tensor, cache: Any) -> Any:
-        """For a shortened prompt; made once for a stretch."""
-        self._extend(stretch, layer, cache)
-        key = -1 - stretch.first
-        if key not in self._masks:
-            columns = stretch.mask if stretch.prefix is None else stretch.prefix.mask
-            self._masks[key] = self._causal(columns, layer, states, cache)
-        return self._masks[key]
+        """For a shortened prompt; what the layer then has of it is noted in the cache."""
+        after: Prefix | None = None
+        if cache is not None:
+            prefixes = prefixes_of(cache)
+            before = prefixes.get(layer)
+            if before not in stretch.prefixes:
+                stretch.prefixes[before] = self._extended(before, stretch)
+            after = stretch.prefixes[before]
+            cache.pumer_prefixes = {**prefixes, layer: after}
+        if (seen := after or stretch) not in self._masks:
+            self._masks[seen] = self._causal(seen.mask, layer, states, cache)
+        return self._masks[seen]
 
     def _causal(self, columns: Tensor | None, layer: int, states: Tensor, cache: Any) -> Any:
         return create_causal_mask(
@@ -241,29 +237,19 @@ class Prompt:
             layer_idx=layer,
         )
 
-    def _extend(self, stretch: Stretch, layer: int, cache: Any) -> None:
-        """Note in the cache what a layer has of the prompt."""
-        if cache is None:
-            return
-        prefixes = prefixes_of(cache)
-        if stretch.prefix is None:
-            stretch.prefix = self._prefix(stretch, prefixes.get(layer))
-        cache.pumer_prefixes = {**prefixes, layer: stretch.prefix}
-
-    def _prefix(self, stretch: Stretch, before: Prefix | None) -> Prefix:
-        K, N = stretch.tokens.size.shape[1], self._length
-        mask, length = stretch.mask, K
+    def _extended(self, before: Prefix | None, stretch: Stretch) -> Prefix:
+        """What a layer has of this prompt and of those before it."""
+        size, mask = stretch.tokens.size, stretch.mask
+        length = size.shape[1]
         if self._past:
             before = before or Prefix(None, 0, 0)
-            length = self._past - before.shift
-            old = before.columns(self._later, length)
-            length += K
+            old = before.columns(self._later, self._past - before.shift)
+            length += self._past - before.shift
             if old is not None or mask is not None:
-                size = stretch.tokens.size
                 mask = torch.ones_like(size, dtype=torch.bool) if mask is None else mask
-                old = mask.new_ones(len(mask), length - K) if old is None else old.to(mask.device)
+                old = mask.new_ones(len(mask), length - mask.shape[1]) if old is None else old.to(mask.device)
                 mask = torch.cat([old, mask], dim=1)
-        return Prefix(mask, length, self._past + N - length)
+        return Prefix(mask, length, self._past + self._length - length)
 
     def observe(self, layer: int) -> Observed | None:
         """What the attention of a layer is to leave, if the layer reduces."""
@@ -346,17 +332,13 @@ def real_columns(mask: Any) -> Tensor | None:
     return mask > 0 if mask.dtype != torch.bool else mask
 
 
-def _past(cache: Any, columns: Tensor | None, length: int, continued: bool) -> int:
+def _past(cache: Any) -> int:
     """How many tokens the first layer has seen before this forward."""
-    if cache is None:
-        return 0
-    if not getattr(cache, "is_compileable", False):
-        return int(cache.get_seq_length())
-    if _graph():
-        if continued:
+    if cache is not None and _graph() and getattr(cache, "is_compileable", False):  # which counts on the device
+        if prefixes_of(cache):
             raise RuntimeError("only the first prompt can be compiled with a static cache; run later ones eagerly")
         return 0
-    return int(cache.get_seq_length())
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def _newest(key: Tensor, length: int, layer: int, cache: Any) -> Tensor:
@@ -429,13 +411,15 @@ class VisionLanguage:
 
     def _image(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
         names = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
-        ids = {getattr(self.config, name, None) for name in names} - {None}
+        ids = sorted({getattr(self.config, name) for name in names if getattr(self.config, name, None) is not None})
         if input_ids is not None:
-            return torch.stack([input_ids == token for token in sorted(ids)]).any(dim=0)
-        if embeds is None:
+            found = [input_ids == token for token in ids]
+        elif embeds is not None:
+            rows = self.get_input_embeddings()(torch.tensor(ids, device=embeds.device))  # type: ignore[attr-defined]
+            found = [(embeds == row).all(dim=-1) for row in rows]
+        else:
             return None
-        placeholders = self.get_input_embeddings()(torch.tensor(sorted(ids), device=embeds.device))  # type: ignore[attr-defined]
-        return torch.stack([(embeds == row).all(dim=-1) for row in placeholders]).any(dim=0)
+        return reduce(torch.logical_or, found)
 
     def _cells(self, inputs: dict[str, Any], image: Tensor) -> Tensor:
         return torch.full((*image.shape, 2), -1, device=image.device)
@@ -486,7 +470,7 @@ class DeepTextModel(TextModel):
 
     def _deepstack_process(self, states: Tensor, image: Tensor, features: Any) -> Tensor:
         if not isinstance(features, Deep):
-            return super()._deepstack_process(states, image, features)  # type: ignore[misc, no-any-return]
+            return super()._deepstack_process(states, image, features)  # type: ignore[misc]
         dense = torch.zeros(*image.shape, states.shape[2], dtype=states.dtype, device=states.device)
         dense = dense.masked_scatter(image.to(states.device)[:, :, None], features.features.to(dense))
         return states + features.prompt.carried(dense, features.layer)

@@ -1,7 +1,9 @@
 """The generative families whose decoder can reduce: a few lines each, and why others cannot.
 
-A family is a model of images and text, the class that generates with it, and any of the decoders in `DECODERS_OF`.
+A family is a model of images and text, the class that generates with it, and a decoder. Each transformers class has
+a subclass here, at module level, so that patched models can be pickled.
 """
+# ruff: noqa: D101
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -200,10 +202,10 @@ class DecoderFamily(Family):
 
     decoder: str = "language_model"
 
-    def touched(self, root: Any, places: Sequence[Place]) -> Iterable[nn.Module]:
+    def touched(self, root: nn.Module, places: Sequence[Place]) -> Iterable[nn.Module]:
         """All that reads the prompt, but attention only where a layer reduces: others cost nothing more."""
         reducing = {layer for stack, layer in places if stack == "decoder"}
-        text = getattr(root, self.decoder)
+        text: Any = getattr(root, self.decoder)
         yield root
         if reducing:
             yield text
@@ -231,8 +233,9 @@ def _unsupported_reason(text: Any, parts: tuple[type[Any], ...]) -> str | None:
     """Why the layers of a text model cannot reduce; None: they can."""
     if not isinstance(text, tuple(stock(cls) for cls in parts)):
         return f"its decoder is a {type(text).__name__}, which is not among those that are supported"
-    kinds = {kind for kind in getattr(text.config, "layer_types", None) or () if kind != "full_attention"}
-    if getattr(text.config, "sliding_window", None) is not None:
+    config: Any = text.__dict__["config"]
+    kinds = {kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"}
+    if getattr(config, "sliding_window", None) is not None:
         kinds.add("sliding_attention")
     return f"its decoder has layers of {', '.join(sorted(kinds))}, which look at positions" if kinds else None
 

@@ -19,7 +19,7 @@ class Step(Rule):
     The fractions are of the real tokens that enter the reducer, [CLS] counted, rounded half to even.
 
     Attributes:
-        stack: "fusion" for the cross-modal layers, "vision" for the layers of a vision encoder, "decoder" for those of a
+        stack: "fusion" for the cross-modal layers, "vision" for those of a vision encoder, "decoder" for those of a
             generative model.
         layer: 0-based layer of that stack.
         prune_ratio: Fraction of the image tokens to prune, in [0, 1).
