@@ -183,14 +183,20 @@ def opened(chat, folder, **settings):
     return model
 
 
-def alone(folder, document, **settings):
-    """The oracle: the answer of plain transformers to one prompt, spelled out."""
+def alone(folder, document, config=None, **settings):
+    """The oracle: the answer of transformers' model, patched or not, to one prompt that is spelled out."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float64)
+    if config is not None:
+        pumer.patch(model, config)
     prompt = f"user {'<image> ' * len(document['images'])}{document['question']} assistant"
     inputs = processor(text=[prompt], images=document["images"] or None, return_tensors="pt").to("cpu", torch.float64)
     ids = model.generate(**inputs, do_sample=False, **settings)[0, inputs["input_ids"].shape[1] :]
     return " ".join(word(i) for i in ids.tolist())
+
+
+SCHEDULE = ({"stack": "decoder", "layer": 2, "prune_ratio": 0.2, "merge_ratio": 0.3},)
+REDUCTION = PuMerConfig(schedule=SCHEDULE)
 
 
 # ---------------------------------------------------------------- answers
@@ -203,6 +209,15 @@ def test_answers_are_those_of_generate_on_each_prompt_alone(chat, folder, batch_
     assert [answer.text for answer in answers] == expected
     assert len(set(expected)) == 4
     assert [answer.token_counts.output_tokens for answer in answers] == [12] * 4
+
+
+def test_answers_of_a_reduced_model_are_those_of_the_patched_model(chat, folder):
+    reduced = opened(chat, folder, batch_size=4, reduction="pumer", schedule=json.dumps(SCHEDULE))
+    answers = [answer.text for answer in reduced.generate_until(requests_for(chat, *[GREEDY] * 4))]
+    assert answers == [alone(folder, document, REDUCTION, max_new_tokens=12) for document in DOCUMENTS]
+    stock = [alone(folder, document, max_new_tokens=12) for document in DOCUMENTS]
+    assert [a != b for a, b in zip(answers, stock, strict=True)].count(True) >= 2
+    assert answers[3] == stock[3]  # no image, nothing to reduce
 
 
 def test_requests_with_other_settings_stand_in_other_batches_and_keep_their_order(chat, folder, monkeypatch):
@@ -302,10 +317,6 @@ def patches(chat, monkeypatch):
     given = []
     monkeypatch.setattr(chat, "patch", lambda model, config: given.append(config) or model)
     return given
-
-
-SCHEDULE = ({"stack": "decoder", "layer": 2, "prune_ratio": 0.2, "merge_ratio": 0.3},)
-REDUCTION = PuMerConfig(schedule=SCHEDULE)
 
 
 def test_the_reduction_is_a_method_with_its_settings(chat, folder, patches):

@@ -2,8 +2,8 @@ r"""A model of lmms-eval (the extra ``[lmms-eval]``): generative models, reduced
 
 Once both are installed, lmms-eval knows the model by the name "pumer":
 
-    lmms_eval --model pumer --tasks mme --batch_size 8 \
-        --model_args 'pretrained=llava-hf/llava-1.5-7b-hf,reduction=pumer,layers=[2,6],prune_ratio=0.2,merge_ratio=0.3'
+    lmms_eval --model pumer --tasks mme --batch_size 8 --model_args \
+        'pretrained=llava-hf/llava-1.5-7b-hf,reduction=pumer,schedule=[{stack: decoder,layer: 2,prune_ratio: 0.2}]'
 
 ``reduction=none`` measures the same model unreduced. See `pumer.evaluation.lmms_eval.chat.ChatModel` for all settings.
 """

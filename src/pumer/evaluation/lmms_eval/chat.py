@@ -60,8 +60,8 @@ class ChatModel(lmms):
             device: Of a single process; by default the accelerator if there is one, else the CPU.
             dtype: As for ``from_pretrained``; "auto" for the checkpoint's own.
             attn_implementation: As for ``from_pretrained``.
-            **settings: Of the reduction's method, as YAML where they are text: ``layers=[2,6]``; they replace those
-                of a file.
+            **settings: Of the reduction's method, as YAML where they are text:
+                ``schedule=[{stack: decoder,layer: 2,prune_ratio: 0.2}]``; they replace those of a file.
 
         Raises:
             InputError: For a model or processor that cannot be loaded, a reduction that is unknown or does not fit,
