@@ -143,7 +143,8 @@ def test_wrong_settings_are_refused(settings, words):
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        ({"layer": 0, "stack": "decoder"}, "'decoder'"),
+        ({"layer": 0, "stack": "language"}, "'language'"),
+        ({"layer": 5, "stack": "decoder", "text_merge_ratio": 0.1}, "decoder layer 5"),
         ({"layer": 0, "stack": "vision", "prune_ratio": 0.1}, "vision layer 0"),
         ({"layer": 0, "stack": "vision", "text_merge_ratio": 0.1}, "vision layer 0"),
         ({"layer": -3}, "-3"),

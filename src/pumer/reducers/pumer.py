@@ -65,12 +65,12 @@ class Step(Rule):
 class PuMerConfig(ReductionConfig):
     """PuMer as this library does it: the paper's method, with per-sample counts and [CLS] protected.
 
-    Give either a ``schedule``, or ``layers`` with one ratio each for all of them.
+    Give either a ``schedule``, or ``layers`` of a ``stack`` with one ratio each for all of them.
 
     Attributes:
         schedule: The steps, each in a layer of its own.
         proportional_attention: Add ``log(size)`` to attention logits, so that a merged token counts as often as it
-            has parts.
+            has parts; not in a decoder, whose attention kernels take no such bias.
 
     Differs from the paper: counts are rounded from the length before pruning (they give Table 7), only real text
     tokens ask, [CLS] stays, kept tokens keep their order, sizes are carried.
@@ -87,6 +87,7 @@ class PuMerConfig(ReductionConfig):
     proportional_attention: bool = True
     # Only ways to write a schedule: read back, they are None.
     layers: InitVar[tuple[Layer, ...] | None] = None
+    stack: InitVar[Literal["fusion", "vision", "decoder"] | None] = None
     prune_ratio: InitVar[Ratio | None] = None
     merge_ratio: InitVar[Ratio | None] = None
     text_merge_ratio: InitVar[Ratio | None] = None
@@ -97,15 +98,17 @@ class PuMerConfig(ReductionConfig):
     def __post_init__(
         self,
         layers: tuple[int, ...] | None,
+        stack: str | None,
         prune_ratio: float | None,
         merge_ratio: float | None,
         text_merge_ratio: float | None,
     ) -> None:
         """Turn ``layers`` into steps and check them."""
         ratios = {"prune_ratio": prune_ratio, "merge_ratio": merge_ratio, "text_merge_ratio": text_merge_ratio}
-        given: dict[str, Any] = {name: value for name, value in ratios.items() if value is not None}
+        every = {"stack": stack, **ratios}
+        given: dict[str, Any] = {name: value for name, value in every.items() if value is not None}
         if self.schedule and (layers or given):
-            raise InputError("both schedule and layers or ratios are given; put the ratios into the schedule's steps")
+            raise InputError("both schedule and layers or ratios are given; put all of them into the schedule's steps")
         if not self.schedule and not layers:
             raise InputError(
                 "layers and schedule are empty; give layers=[2, 5, 8] with ratios, a schedule, or method 'none'"

@@ -25,7 +25,8 @@ class ToMeConfig(LayeredConfig):
     Attributes:
         merge_count: Tokens merged away in each of ``layers`` (the paper's ``r``); where that is more than half of those
             that are left, half of them.
-        proportional_attention: Add ``log(size)`` to attention logits, as the paper does.
+        proportional_attention: Add ``log(size)`` to attention logits, as the paper does; not in a decoder, whose
+            attention kernels take no such bias.
     """
 
     merge_count: Count = 0
