@@ -170,7 +170,7 @@ class Prompt:
         segments = Segments.of(
             torch.where(image, kind, 0), torch.zeros_like(image), mask, slots, (0, 0), True, lengths
         )  # fmt: skip
-        origin = partial(_slots, mask)
+        origin = partial(slots_of, mask)
         tokens = Tokens((), mask.float(), (None,), 0, origin, segments=segments)
         self._reducers = reducers
         self._stretches.append(Stretch(0, tokens, real))
@@ -304,14 +304,14 @@ class Prompt:
             return (self._expanded(output[0], sys.maxsize), *output[1:])
         output.last_hidden_state = self._expanded(output.last_hidden_state, sys.maxsize)
         if output.hidden_states is not None:
-            *inner, _ = output.hidden_states
+            *inner, last = output.hidden_states
             entering = [self._expanded(states, layer) for layer, states in enumerate(inner)]
-            output.hidden_states = (*entering, output.last_hidden_state)
+            output.hidden_states = (*entering, None if last is None else output.last_hidden_state)
         return output
 
-    def _expanded(self, states: Tensor, layer: int) -> Tensor:
+    def _expanded(self, states: Any, layer: int) -> Any:
         stretch = self.stretch(layer)
-        return states if stretch is None or stretch.rope is None else stretch.tokens.expand(states)
+        return states if states is None or stretch is None or stretch.rope is None else stretch.tokens.expand(states)
 
 
 def prefixes_of(cache: Any) -> dict[int, Prefix]:
@@ -359,7 +359,7 @@ def _picked(rope: Tensor, index: Tensor) -> Tensor:
     return torch.stack([gather_tokens(part, index) for part in rope.unbind(dim=0)])
 
 
-def _slots(mask: Tensor) -> Tensor:
+def slots_of(mask: Tensor) -> Tensor:
     """``(B, N)`` int64, every real token in its own slot."""
     return torch.where(mask, torch.arange(mask.shape[1], device=mask.device), -1)
 
@@ -541,10 +541,10 @@ class Generator:
     generation_config: Any
     model: Any
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         if self.model.pumer_reduction.reduces("decoder"):
-            _check_generation(self.generation_config, kwargs)
-        return super().generate(*args, **kwargs)  # type: ignore[misc]
+            _check_generation(generation_config or self.generation_config, kwargs)
+        return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         if self.model.pumer_reduction.reduces("decoder"):
@@ -556,8 +556,7 @@ class Generator:
 
 
 def _check_generation(default: Any, given: Mapping[str, Any]) -> None:
-    config = given.get("generation_config") or default
-    settings = {name: given.get(name, getattr(config, name, None)) for name in _ONE_PROMPT}
+    settings = {name: given.get(name, getattr(default, name, None)) for name in _ONE_PROMPT}
     for name, value in settings.items():
         if value is not None and value is not _ONE_PROMPT[name]:
             raise InputError(
