@@ -84,7 +84,8 @@ def unpatch(model: Model) -> Model:
         for module in (*_holders(model, root), *root.modules()):
             if (original := backbone.original_class(type(module))) is not None:
                 _swap(module, original)
-        root.__dict__.pop("pumer_reduction", None)
+        for module in backbone.carriers(root):
+            module.__dict__.pop("pumer_reduction", None)
         root._modules.pop(LEARNED, None)
     return model
 
@@ -152,7 +153,8 @@ def reductions(model: nn.Module) -> list[Reduction]:
 
 
 def _states(model: nn.Module) -> list[Reduction]:
-    return [x for x in (m.__dict__.get("pumer_reduction") for m in unwrapped(model).modules()) if x is not None]
+    found = [x for x in (m.__dict__.get("pumer_reduction") for m in unwrapped(model).modules()) if x is not None]
+    return list({id(state): state for state in found}.values())  # some are carried by several modules
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -192,7 +194,8 @@ def _install(root: nn.Module, backbone: Family, state: Reduction, holders: Seque
     for module in (*holders, *backbone.touched(root, list(state.reducers))):
         if (patched := backbone.patched_class(type(module))) is not None:
             _swap(module, patched)
-    root.pumer_reduction = state  # type: ignore[assignment]
+    for module in backbone.carriers(root):
+        module.pumer_reduction = state  # type: ignore[assignment]
     if (learned := state.modules()) is not None:
         weights = list(root.parameters())
         dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
@@ -226,6 +229,8 @@ def _check_layers(config: ReductionConfig, backbone: Family, root: nn.Module) ->
             raise InputError(
                 f"method '{config.method}' cannot reduce in {stack} layers; it can in {', '.join(config.stacks)}"
             )
+        if stack not in layers and (reason := backbone.unsupported_reason(root, stack, layer)):
+            raise InputError(f"{stack} layers of {backbone.name} cannot reduce: {reason}")
         if stack not in layers:
             raise InputError(f"{backbone.name} has no {stack} layers to reduce in; it has {', '.join(layers)}")
         if layer >= layers[stack]:

@@ -45,6 +45,11 @@ class Family:
         """Give each subclass its parent's ``__name__``: ``save_pretrained`` writes that into the config."""
         for parent, patched in self.classes.items():
             patched.__name__ = parent.__name__
+            subclasses.capture_outputs(patched)
+
+    def carriers(self, root: nn.Module) -> list[nn.Module]:
+        """The modules of a root that look the reduction up; the first one is the root."""
+        return [root]
 
     def touched(self, root: nn.Module, places: Sequence[Place]) -> Iterable[nn.Module]:
         """The modules of a root that are patched for a config that names these places, if their class is."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers.models.clip import modeling_clip as clip
 from transformers.models.glm4v import modeling_glm4v as glm4v
 from transformers.models.idefics3 import modeling_idefics3 as idefics3
 from transformers.models.internvl import modeling_internvl as internvl
@@ -24,6 +25,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
+from transformers.models.siglip import modeling_siglip as siglip
 from transformers.models.smolvlm import modeling_smolvlm as smolvlm
 
 from pumer.backbones.base import Family
@@ -36,6 +38,7 @@ from pumer.backbones.decoder import (
     VisionLanguage,
     stock,
 )
+from pumer.backbones.vision import Encoder, VisionModel
 from pumer.reducers.base import Place
 
 # ---------------------------------------------------------------- decoders
@@ -113,6 +116,27 @@ class Glm4vLayer(DecoderLayer, glm4v.Glm4vTextDecoderLayer): ...
 class Glm4vAttention(Attention, glm4v.Glm4vTextAttention): ...
 
 
+# ---------------------------------------------------------------- vision encoders
+
+
+class ClipVision(VisionModel, clip.CLIPVisionModel): ...
+
+
+class ClipEncoder(Encoder, clip.CLIPEncoder): ...
+
+
+class SiglipVision(VisionModel, siglip.SiglipVisionModel): ...
+
+
+class SiglipEncoder(Encoder, siglip.SiglipEncoder): ...
+
+
+class Idefics3Encoder(Encoder, idefics3.Idefics3Encoder): ...
+
+
+class SmolVLMEncoder(Encoder, smolvlm.SmolVLMEncoder): ...
+
+
 # ---------------------------------------------------------------- families
 
 
@@ -184,12 +208,15 @@ class Glm4vGenerator(Generator, glm4v.Glm4vForConditionalGeneration): ...
 
 # ---------------------------------------------------------------- tables
 
-_LLAMA = (Llama, LlamaLayer, LlamaAttention)
-_MISTRAL = (Mistral, MistralLayer, MistralAttention)
-_QWEN2 = (Qwen2, Qwen2Layer, Qwen2Attention)
-_QWEN3 = (Qwen3, Qwen3Layer, Qwen3Attention)
-_ANY = (*_LLAMA, *_MISTRAL, *_QWEN2, *_QWEN3)
-"""Families whose config names the decoder take any of these."""
+_ANY = (
+    *(Llama, LlamaLayer, LlamaAttention),
+    *(Mistral, MistralLayer, MistralAttention),
+    *(Qwen2, Qwen2Layer, Qwen2Attention),
+    *(Qwen3, Qwen3Layer, Qwen3Attention),
+)
+"""Decoders of the families whose config names one."""
+_TOWER = (ClipVision, ClipEncoder, SiglipVision, SiglipEncoder)
+"""Vision encoders of the families whose config names one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,38 +225,82 @@ class DecoderFamily(Family):
 
     Attributes:
         decoder: Name of the text model in a root.
+        vision: Name of the vision encoder in a root.
+        vision_classes: Patched classes of the vision encoders that can reduce.
     """
 
-    decoder: str = "language_model"
+    decoder: str
+    vision: str
+    vision_classes: tuple[type[Any], ...]
+
+    def encoder(self, root: nn.Module) -> Any:
+        """The loop over the layers of the vision encoder, if it is one that can reduce."""
+        kinds = tuple(stock(cls) for cls in self.vision_classes if issubclass(cls, Encoder))
+        return next((part for part in getattr(root, self.vision).modules() if isinstance(part, kinds)), None)
+
+    def carriers(self, root: nn.Module) -> list[nn.Module]:
+        """The root, and the vision encoder."""
+        encoder = self.encoder(root)
+        return [root] if encoder is None else [root, encoder]
 
     def touched(self, root: nn.Module, places: Sequence[Place]) -> Iterable[nn.Module]:
         """All that reads the prompt, but attention only where a layer reduces: others cost nothing more."""
-        reducing = {layer for stack, layer in places if stack == "decoder"}
-        text: Any = getattr(root, self.decoder)
+        reducing = {
+            stack: sorted(layer for place, layer in places if place == stack) for stack in ("vision", "decoder")
+        }
         yield root
-        if reducing:
+        if reducing["decoder"]:
+            text: Any = getattr(root, self.decoder)
             yield text
             yield from text.layers
-            yield from (text.layers[layer].self_attn for layer in sorted(reducing))
+            yield from (text.layers[layer].self_attn for layer in reducing["decoder"])
+        if reducing["vision"]:
+            yield self.encoder(root)
+            models = tuple(stock(cls) for cls in self.vision_classes if issubclass(cls, VisionModel))
+            yield from (part for part in getattr(root, self.vision).modules() if isinstance(part, models))
 
 
 def _family(
-    name: str, root: type[Any], generator: type[Any], parts: tuple[type[Any], ...], decoder: str
+    name: str,
+    root: type[Any],
+    generator: type[Any],
+    text: tuple[type[Any], ...] = _ANY,
+    decoder: str = "language_model",
+    vision: str = "vision_tower",
+    vision_classes: tuple[type[Any], ...] = (),
 ) -> DecoderFamily:
-    classes = {stock(cls): cls for cls in (root, generator, *parts)}
-    return DecoderFamily(
+    def layers(model: Any) -> dict[str, Sequence[nn.Module]]:
+        encoder = family.encoder(model)
+        stacks = {} if encoder is None else {"vision": encoder.layers}
+        return {**stacks, "decoder": getattr(model, decoder).layers}
+
+    def unsupported_reason(model: Any, stack: str, layer: int) -> str | None:
+        if stack == "vision" and family.encoder(model) is None:
+            kind = type(getattr(model, vision)).__name__
+            return f"a {kind} packs images of all sizes into one sequence, or hands nothing on to its attention"
+        return _unsupported_reason(getattr(model, decoder), text) if stack == "decoder" else None
+
+    family = DecoderFamily(
         name=name,
         root=stock(root),
-        classes=classes,
+        classes={stock(cls): cls for cls in (root, generator, *text, *vision_classes)},
         decoder=decoder,
-        layers=lambda model: {"decoder": getattr(model, decoder).layers},
-        widths=lambda model: {"decoder": getattr(model, decoder).config.hidden_size},
+        vision=vision,
+        vision_classes=vision_classes,
+        layers=layers,
+        widths=lambda model: {stack: _width(parts[0]) for stack, parts in layers(model).items()},
         tokens=lambda model: {},
-        unsupported_reason=lambda model, stack, layer: _unsupported_reason(getattr(model, decoder), parts),
+        unsupported_reason=unsupported_reason,
     )
+    return family
 
 
-def _unsupported_reason(text: Any, parts: tuple[type[Any], ...]) -> str | None:
+def _width(layer: Any) -> int:
+    """``D`` of a layer."""
+    return int(layer.self_attn.q_proj.in_features)
+
+
+def _unsupported_reason(text: nn.Module, parts: tuple[type[Any], ...]) -> str | None:
     """Why the layers of a text model cannot reduce; None: they can."""
     if not isinstance(text, tuple(stock(cls) for cls in parts)):
         return f"its decoder is a {type(text).__name__}, which is not among those that are supported"
@@ -240,24 +311,33 @@ def _unsupported_reason(text: Any, parts: tuple[type[Any], ...]) -> str | None:
     return f"its decoder has layers of {', '.join(sorted(kinds))}, which look at positions" if kinds else None
 
 
-_TEXT = "language_model"
+_QWEN2_VL = (Qwen2VLText, Qwen2VLLayer, Qwen2VLAttention)
+_QWEN2_5_VL = (Qwen25VLText, Qwen25VLLayer, Qwen25VLAttention)
+_QWEN3_VL = (Qwen3VLText, Qwen3VLLayer, Qwen3VLAttention)
+_GLM4V = (Glm4vText, Glm4vLayer, Glm4vAttention)
+
 DECODERS: dict[str, DecoderFamily] = {
-    name: _family(name, *rest)
-    for name, rest in {
-        "llava": (Llava, LlavaGenerator, _ANY, _TEXT),
-        "llava_next": (LlavaNext, LlavaNextGenerator, _ANY, _TEXT),
-        "llava_onevision": (LlavaOnevision, LlavaOnevisionGenerator, _ANY, _TEXT),
-        "qwen2_vl": (Qwen2VL, Qwen2VLGenerator, (Qwen2VLText, Qwen2VLLayer, Qwen2VLAttention), _TEXT),
-        "qwen2_5_vl": (Qwen25VL, Qwen25VLGenerator, (Qwen25VLText, Qwen25VLLayer, Qwen25VLAttention), _TEXT),
-        "qwen3_vl": (Qwen3VL, Qwen3VLGenerator, (Qwen3VLText, Qwen3VLLayer, Qwen3VLAttention), _TEXT),
-        "smolvlm": (SmolVLM, SmolVLMGenerator, _ANY, "text_model"),
-        "idefics3": (Idefics3, Idefics3Generator, _ANY, "text_model"),
-        "internvl": (InternVL, InternVLGenerator, _ANY, _TEXT),
-        "mistral3": (Mistral3, Mistral3Generator, _ANY, _TEXT),
-        "glm4v": (Glm4v, Glm4vGenerator, (Glm4vText, Glm4vLayer, Glm4vAttention), _TEXT),
-    }.items()
+    "llava": _family("llava", Llava, LlavaGenerator, vision_classes=_TOWER),
+    "llava_next": _family("llava_next", LlavaNext, LlavaNextGenerator, vision_classes=_TOWER),
+    "llava_onevision": _family("llava_onevision", LlavaOnevision, LlavaOnevisionGenerator, vision_classes=_TOWER),
+    "qwen2_vl": _family("qwen2_vl", Qwen2VL, Qwen2VLGenerator, _QWEN2_VL, vision="visual"),
+    "qwen2_5_vl": _family("qwen2_5_vl", Qwen25VL, Qwen25VLGenerator, _QWEN2_5_VL, vision="visual"),
+    "qwen3_vl": _family("qwen3_vl", Qwen3VL, Qwen3VLGenerator, _QWEN3_VL, vision="visual"),
+    "smolvlm": _family("smolvlm", SmolVLM, SmolVLMGenerator, _ANY, "text_model", "vision_model", (SmolVLMEncoder,)),
+    "idefics3": _family(
+        "idefics3",
+        Idefics3,
+        Idefics3Generator,
+        _ANY,
+        "text_model",
+        "vision_model",
+        (Idefics3Encoder,),
+    ),
+    "internvl": _family("internvl", InternVL, InternVLGenerator),
+    "mistral3": _family("mistral3", Mistral3, Mistral3Generator),
+    "glm4v": _family("glm4v", Glm4v, Glm4vGenerator, _GLM4V, vision="visual"),
 }
-"""By transformers' ``model_type``."""
+"""By transformers' ``model_type``. Vision encoders that are not named cannot reduce."""
 
 REFUSED: dict[str, str] = {
     "paligemma": "image and question attend both ways, by a mask that is made outside of the decoder",

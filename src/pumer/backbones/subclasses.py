@@ -5,6 +5,8 @@ from types import FunctionType, new_class
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from pumer.utils.errors import InputError
 
@@ -26,8 +28,16 @@ def combined(patched: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
         _check_overrides(patched, own)
         names = {name: getattr(own, name) for name in ("__module__", "__qualname__", "__doc__")}
         names |= {_ORIGINAL: own, "__reduce_ex__": _reduce}
-        _MADE[patched, own] = new_class(own.__name__, (patched, own), exec_body=lambda body: body.update(names))
+        made = new_class(own.__name__, (patched, own), exec_body=lambda body: body.update(names))
+        capture_outputs(made)
+        _MADE[patched, own] = made
     return _MADE[patched, own]
+
+
+def capture_outputs(cls: type[Any]) -> None:
+    """Let a patched model return hidden states where asked: transformers looks up by class how, once one is built."""
+    if issubclass(cls, PreTrainedModel):
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), cls._can_record_outputs)
 
 
 def original(cls: type) -> type[nn.Module] | None:
