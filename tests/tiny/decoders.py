@@ -152,7 +152,7 @@ def _builder(name: str, text: dict[str, Any], vision: dict[str, Any], **settings
 
 
 def _grid_builder(name: str, sections: list[int], **vision: Any) -> Callable[[], nn.Module]:
-    """Builds a Qwen-VL model; ``sections`` are the frequencies that stand for frame, row and column."""
+    """Builds a Qwen-VL or GLM model; ``sections`` are the frequencies that stand for frame, row and column."""
     return _builder(
         name,
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}},
@@ -209,7 +209,7 @@ def _anyres_alone(random: torch.Generator, alone: bool) -> Image:
 
 
 def _grid(random: torch.Generator, alone: bool) -> Image:
-    """As Qwen2-VL: patches in any grid; four patches become one token."""
+    """As Qwen2-VL and GLM-4V: patches in any grid; four patches become one token."""
     rows, columns = _draw(random, 4, 6, 8), _draw(random, 4, 6, 10)
     pixels = torch.randn(rows * columns, 3 * 2 * (PATCH // 2) ** 2, generator=random)
     return Image([IMAGE_START, *[IMAGE] * (rows * columns // 4), IMAGE_END], pixels, (1, rows, columns))
@@ -340,6 +340,9 @@ DECODERS: dict[str, TinyDecoder] = {
         _rows,
         _sized,
     ),
+    "glm4v": TinyDecoder(
+        _grid_builder("Glm4v", [1, 1, 2], out_hidden_size=32, intermediate_size=64, image_size=SIDE), _grid, _gridded
+    ),
 }
 """Every decoder family, by transformers' model type; InternVL 3.5 has another text model than InternVL 3."""
 
@@ -365,6 +368,5 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
         {"intermediate_size_mlp": 64, "num_local_experts": 2},
         _VISION | {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
     ),
-    "glm4v": _builder("Glm4v", {}, _GRID_VISION | {"out_hidden_size": 32, "intermediate_size": 64}),
 }
 """Models of families with other text decoders, without inputs."""
