@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial, reduce, wraps
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from pumer.backbones.grids import Grids, Kind, grids_of, note
 from pumer.backbones.state import Reduction
 from pumer.functional import gather_tokens
 from pumer.reducers.base import KEYS, ROWS, Reducer
@@ -114,14 +116,14 @@ class Prompt:
     """
 
     def __init__(
-        self, reduction: Reduction, image: Callable[[], Tensor | None], cells: Callable[[Tensor], Tensor]
+        self, reduction: Reduction, image: Callable[[], Tensor | None], cells: Callable[[Tensor], Grids]
     ) -> None:
         """Prepare one forward.
 
         Args:
             reduction: The state of the model.
             image: Gives ``(B, N)`` bool, which tokens are those of images; None: there are none.
-            cells: From that to ``(B, N, 2)``, row and column of each image token.
+            cells: From that to where the image tokens stand.
         """
         self.reduction = reduction
         self._image, self._cells = image, cells
@@ -377,12 +379,16 @@ def stock(cls: type[Any]) -> type[Any]:
     return next(base for base in cls.__mro__ if base.__module__.startswith("transformers."))
 
 
-def _without_prompt(encode: Callable[..., Any]) -> Callable[..., Any]:
+def _without_prompt(encode: Callable[..., Any], kind: Kind) -> Callable[..., Any]:
     """A method that drops the prompt of a forward, with the signature that it has: generate asks for that."""
+    named = signature(encode)
 
     @wraps(encode)
-    def encoded(*args: Any, pumer: Prompt | None = None, **kwargs: Any) -> Any:
-        return encode(*args, **kwargs)
+    def encoded(self: Any, *args: Any, pumer: Prompt | None = None, **kwargs: Any) -> Any:
+        output = encode(self, *args, **kwargs)
+        if self.pumer_reduction.recorder is not None:
+            note(self, kind, output, named.bind(self, *args, **kwargs).arguments)
+        return output
 
     return encoded
 
@@ -399,15 +405,17 @@ class VisionLanguage:
     def forward(self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         if any(place == "decoder" for place, _ in self.pumer_reduction.reducers):
             image = partial(self._image, input_ids, kwargs.get("inputs_embeds"))
-            kwargs["pumer"] = Prompt(self.pumer_reduction, image, partial(self._cells, dict(kwargs)))
+            cells = partial(self._cells, {**kwargs, "input_ids": input_ids})
+            kwargs["pumer"] = Prompt(self.pumer_reduction, image, cells)
         return super().forward(input_ids, *args, **kwargs)  # type: ignore[misc]
 
     def __init_subclass__(cls) -> None:
         """Some families hand what their forward is called with on to the vision encoder, where it does not belong."""
         super().__init_subclass__()
-        for name in ("get_image_features", "get_video_features"):
-            if (encode := getattr(stock(cls), name, None)) is not None:
-                setattr(cls, name, _without_prompt(encode))
+        kinds: tuple[Kind, ...] = "image", "video"
+        for kind in kinds:
+            if (encode := getattr(stock(cls), f"get_{kind}_features", None)) is not None:
+                setattr(cls, f"get_{kind}_features", _without_prompt(encode, kind))
 
     def _image(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
         names = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
@@ -421,8 +429,8 @@ class VisionLanguage:
             return None
         return reduce(torch.logical_or, found)
 
-    def _cells(self, inputs: dict[str, Any], image: Tensor) -> Tensor:
-        return torch.full((*image.shape, 2), -1, device=image.device)
+    def _cells(self, inputs: dict[str, Any], image: Tensor) -> Grids:
+        return grids_of(self, image, inputs)
 
 
 class TextModel:

@@ -7,6 +7,8 @@ tokens do not add up, nothing is claimed.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, pairwise
 from math import ceil
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ from transformers.utils import ModelOutput
 
 NOTE = "pumer_images"
 """The attribute of an encoder's output that holds the layout of what it encoded."""
+Kind = Literal["image", "video"]
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
@@ -68,7 +71,7 @@ class Grids:
     images: tuple[tuple[Tiles, ...], ...] | None
 
 
-def note(model: Any, kind: Literal["image", "video"], output: Any, given: Mapping[str, Any]) -> None:
+def note(model: Any, kind: Kind, output: Any, given: Mapping[str, Any]) -> None:
     """Leave the layout of what was encoded on an encoder's output, for the forward that gets it.
 
     Args:
@@ -89,19 +92,187 @@ def grids_of(model: Any, image: Tensor, inputs: Mapping[str, Any]) -> Grids:
         image: ``(B, N)`` bool, which tokens are those of images or videos.
         inputs: What the forward was called with, by name.
     """
-    image, ids = image.cpu(), inputs.get("input_ids")
-    found = {kind: getattr(output, NOTE, None) for kind, output in (inputs.get("mm_encoder_outputs") or {}).items()}
-    found |= {kind: _layout(model, kind, inputs) for kind, name in _PIXELS.items() if inputs.get(name) is not None}
-    dealt = [_dealt(tiles, mask) for tiles, mask in zip(found.values(), _masks(model, list(found), image, ids))]
-    cells, images = torch.full((*image.shape, 4), -1), []
-    if len(dealt) != len(found) or None in dealt or not dealt:
+    ids = inputs.get("input_ids")
+    image, ids = image.cpu(), None if ids is None else ids.cpu()
+    cells = torch.full((*image.shape, 4), -1)
+    prompts = _prompts(model, image, ids, inputs)
+    if prompts is None:
         return Grids(cells, None)
-    for sample, parts in enumerate(zip(*dealt, strict=True)):
-        own = _joined(model, sorted(part for of_kind in parts for part in of_kind), None if ids is None else ids[sample])
-        if own is None:
-            return Grids(torch.full_like(cells, -1), None)
-        for number, (places, tiles) in enumerate(own):
+    for row, prompt in zip(cells, prompts, strict=True):
+        for number, (places, tiles) in enumerate(prompt):
             values = [(number, rank, *cell) for rank, tile in enumerate(tiles) for cell in tile.cells()]
-            cells[sample, places] = torch.tensor(values)
-        images.append(tuple(tiles for _, tiles in own))
-    return Grids(cells, tuple(images))
+            row[places] = torch.tensor(values)
+    return Grids(cells, tuple(tuple(tiles for _, tiles in prompt) for prompt in prompts))
+
+
+_Placed = tuple[list[int], Tiles]
+"""The places of an image's tokens in the prompt, and its tiles."""
+
+
+def _prompts(model: Any, image: Tensor, ids: Tensor | None, inputs: Mapping[str, Any]) -> list[list[_Placed]] | None:
+    """The images of each prompt, in order."""
+    encoded = inputs.get("mm_encoder_outputs") or {}
+    found: dict[str, Any] = {kind: getattr(output, NOTE, None) for kind, output in encoded.items()}
+    found |= {kind: _layout(model, kind, inputs) for kind, name in _PIXELS.items() if inputs.get(name) is not None}
+    masks = {kind: image for kind in found}
+    if len(found) > 1:
+        if ids is None:
+            return None
+        video = ids == model.config.video_token_id
+        masks = {"image": image & ~video, "video": image & video}
+    dealt = [_dealt(tiles, masks[kind]) for kind, tiles in found.items()]
+    prompts: list[list[_Placed]] = []
+    for sample, parts in enumerate(zip(*dealt, strict=True) if dealt and None not in dealt else ()):
+        placed = sorted(part for of_kind in parts for part in of_kind)
+        joined = _joined(model.config.model_type, placed, None if ids is None else ids[sample].tolist())
+        if joined is None:
+            return None
+        prompts.append(joined)
+    return prompts or None
+
+
+def _dealt(images: Sequence[Tiles] | None, mask: Tensor) -> list[list[_Placed]] | None:
+    """Deal the places of a mask ``(B, N)`` out to images; None where they do not fit."""
+    counts, wanted = int(mask.sum()), sum(tile.tokens for tiles in images or () for tile in tiles)
+    copies = counts // wanted if wanted else 0  # each prompt stands there once for each beam
+    if images is None or copies == 0 or counts != copies * wanted or len(mask) % copies:
+        return None
+    if not torch.equal(mask, mask[::copies].repeat_interleave(copies, dim=0)):
+        return None
+    rest, prompts = list(images), []
+    for row in mask[::copies]:
+        places, prompt = row.nonzero()[:, 0].tolist(), []
+        while places:
+            size = sum(tile.tokens for tile in rest[0])
+            if size > len(places):
+                return None  # an image goes on in the next prompt
+            prompt.append((places[:size], rest.pop(0)))
+            places = places[size:]
+        prompts += [prompt] * copies
+    return prompts
+
+
+def _joined(kind: str, placed: list[_Placed], ids: Sequence[int] | None) -> list[_Placed] | None:
+    """Join the tiles of one image, where an encoder gets nothing but tiles; the last of several shows all of it."""
+    if kind not in ("internvl", "idefics3", "smolvlm") or not placed:
+        return placed
+    if kind == "internvl":  # an image is one run of placeholders
+        last = [places[-1] + 1 != following[0] for (places, _), (following, _) in pairwise(placed)]
+    elif ids is None:
+        return None
+    else:  # an id before each tile names its row and column, or that it shows all, which the last one does
+        marks = [ids[places[0] - 1] for places, _ in placed]
+        last = [mark == marks[-1] for mark in marks[:-1]]
+    joined: list[list[_Placed]] = [[]]
+    for part, end in zip(placed, [*last, True], strict=True):
+        joined[-1].append(part)
+        if end:
+            joined.append([])
+    return [_one(parts) for parts in joined[:-1]]
+
+
+def _one(parts: Sequence[_Placed]) -> _Placed:
+    """Tiles as one image: the last one shows all of it, those before show parts."""
+    *tiles, whole = chain.from_iterable(tiles for _, tiles in parts)
+    places = list(chain.from_iterable(places for places, _ in parts))
+    return places, (*(replace(tile, shows="part") for tile in tiles), whole)
+
+
+# What an encoder makes of its arguments
+
+
+def _layout(model: Any, kind: str, given: Mapping[str, Any]) -> tuple[Tiles, ...] | None:
+    """The images, or videos, that an encoder is called with, in the order of their tokens; None if nobody knows.
+
+    Of a model whose encoder gets nothing but tiles, each is one.
+    """
+    layout = _LAYOUTS.get(model.config.model_type, {}).get(kind)
+    return None if layout is None else layout(model, {name: x for name, x in given.items() if x is not None})
+
+
+def _patches(model: Any) -> tuple[int, int]:
+    """Height and width of a patch in pixels."""
+    size = model.config.vision_config.patch_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _thw(kind: str, model: Any, given: Mapping[str, Any]) -> tuple[Tiles, ...]:
+    """Qwen-VL and GLM-V: frames, rows and columns of patches, some of which are one token."""
+    merge = model.config.vision_config.spatial_merge_size
+    shows: Any = {"image": "image", "video": "frame"}[kind]
+    grids = given[f"{kind}_grid_thw"].tolist()
+    return tuple((Tile(rows // merge, columns // merge, shows),) * frames for frames, rows, columns in grids)
+
+
+def _sized(model: Any, given: Mapping[str, Any]) -> tuple[Tiles, ...]:
+    """Mistral 3, and LLaVA with Pixtral's encoder: images of any size; patches may be merged."""
+    merge = getattr(model.config, "spatial_merge_size", 1)
+    height, width = _patches(model)
+    sizes = torch.as_tensor(given["image_sizes"]).tolist()
+    return tuple((Tile(rows // (height * merge), columns // (width * merge)),) for rows, columns in sizes)
+
+
+def _equal(model: Any, given: Mapping[str, Any]) -> tuple[Tiles, ...]:
+    """LLaVA, and tiles of InternVL, Idefics3 and SmolVLM: all of one size; patches may be shuffled into channels."""
+    if "image_sizes" in given:
+        return _sized(model, given)
+    pixels, config = given["pixel_values"], model.config
+    if pixels.ndim == 5:  # those of a prompt with fewer tiles are filled up with zeros
+        pixels = pixels.flatten(0, 1)
+        pixels = pixels[(pixels != 0).flatten(1).any(dim=1)]
+    if config.model_type == "internvl":
+        shrink = round(1 / config.downsample_ratio)
+    else:
+        shrink = getattr(config, "scale_factor", 1)
+    (height, width), (rows, columns) = _patches(model), pixels.shape[-2:]
+    return ((Tile(rows // height // shrink, columns // width // shrink),),) * len(pixels)
+
+
+def _anyres(model: Any, given: Mapping[str, Any]) -> tuple[Tiles, ...]:
+    """LLaVA-NeXT and LLaVA-OneVision: the image as one tile, and larger, from tiles, without their padding."""
+    config = model.config
+    side, rule = config.vision_config.image_size // config.vision_config.patch_size, {}
+    if config.model_type == "llava_next":
+        rule["vision_feature_select_strategy"] = "default"
+    else:
+        rule["vision_aspect_ratio"] = given.get("vision_aspect_ratio", config.vision_aspect_ratio)
+    sizes, counts = torch.as_tensor(given["image_sizes"]).cpu(), given.get("batch_num_images")
+    alone = [True] * len(sizes) if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]
+    images: list[Tiles] = []
+    for size, whole in zip(sizes, alone, strict=True):
+        tiles = image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        blank = torch.zeros(tiles if whole else 1, side**2, 1)
+        (packed,), _ = model.pack_image_features([blank], size[None], image_newline=torch.ones(1), **rule)
+        rows, larger = int(packed.sum()), len(packed) - side**2
+        if not whole:
+            images.append((Tile(side, side, ends=1),))
+        else:
+            images.append((Tile(side, side), Tile(rows, larger // rows - 1, row_ends=True)))
+    return tuple(images)
+
+
+def _pooled(model: Any, given: Mapping[str, Any]) -> tuple[Tiles, ...]:
+    """Videos of LLaVA-OneVision: four neighbouring patches of a frame are one token, and one token ends the video."""
+    config = model.config.vision_config
+    side = ceil(config.image_size // config.patch_size / 2)
+    videos, frames = given["pixel_values_videos"].shape[:2]
+    frame = Tile(side, side, "frame")
+    return ((*(frame,) * (frames - 1), replace(frame, ends=1)),) * videos
+
+
+_Layout = Callable[[Any, Mapping[str, Any]], tuple[Tiles, ...]]
+_GRID: dict[str, _Layout] = {"image": partial(_thw, "image"), "video": partial(_thw, "video")}
+_LAYOUTS: dict[str, dict[str, _Layout]] = {
+    "llava": {"image": _equal},
+    "llava_next": {"image": _anyres},
+    "llava_onevision": {"image": _anyres, "video": _pooled},
+    "qwen2_vl": _GRID,
+    "qwen2_5_vl": _GRID,
+    "qwen3_vl": _GRID,
+    "glm4v": _GRID,
+    "smolvlm": {"image": _equal},
+    "idefics3": {"image": _equal},
+    "internvl": {"image": _equal},
+    "mistral3": {"image": _sized},
+}
+"""By transformers' model type and what is encoded."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from pumer.backbones.grids import Grids
 from pumer.reducers.base import Place, Reducer, ReductionConfig
 from pumer.reducers.cues import Cues
 from pumer.tokens import Decision, Tokens
@@ -18,12 +19,13 @@ from pumer.tokens import Decision, Tokens
 class Recorder(Protocol):
     """Records a forward; see `pumer.visualization.tracing`."""
 
-    def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
+    def begin(self, tokens: Tokens, cell: Tensor | Grids, history: Sequence[tuple[Place, Decision]]) -> None:
         """A stream enters the first cross-modal layer; two streams count as one, the text first.
 
         Args:
             tokens: The stream; its source map starts at the model's inputs.
-            cell: ``(B, image inputs, 2)``, row and column of each patch, -1 for [CLS] and free slots.
+            cell: ``(B, image inputs, 2)``, row and column of each patch, -1 for [CLS] and free slots; of a decoder's
+                prompts their grids.
             history: The decisions of a vision encoder about these images, whenever it ran.
         """
 
@@ -128,7 +130,7 @@ class Reduction:
         stop = 1 + max(list(self.active_reducers("fusion")) or [depth - 1])  # a compiled graph has no default of max()
         return Tokens.of_slices([run(enter(rows), stop) for rows in slices]), stop
 
-    def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]] = ()) -> None:
+    def begin(self, tokens: Tokens, cell: Tensor | Grids, history: Sequence[tuple[Place, Decision]] = ()) -> None:
         """Report to the recorder, if there is one, that a forward begins."""
         if (recorder := self.recorder) is not None:
             recorder.begin(tokens, cell, history)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from pumer.backbones.grids import Grids, Tiles
 from pumer.backbones.state import switched
 from pumer.patching import reductions, unwrapped
 from pumer.reducers.base import Place
@@ -19,14 +20,16 @@ class ForwardTrace:
     """The fate of the tokens in one run of the encoder. All tensors are on the CPU.
 
     Input tokens are counted as they entered: text positions ``0 .. T-1``, then the image buffer, whose first token is
-    [CLS]. ``N0`` is their number, ``K`` the slots that are left. A place is a stack ("vision" or "fusion") and a layer
-    of it that reduced; tensors name it by its index in ``places``.
+    [CLS]. In the prompt of a decoder, where text and images interleave, they are counted by position, and T is 0.
+    ``N0`` is their number, ``K`` the slots that are left. A place is a stack ("vision", "fusion" or "decoder") and a
+    layer of it that reduced; tensors name it by its index in ``places``.
 
     Attributes:
         text_tokens: ``T``.
         mask: ``(B, N0)`` bool, real input tokens.
-        grid: ``(B, 2)`` patch rows and columns of each image.
-        patch_cell: ``(B, N0 - T)`` raster cell (row x columns + column) of each image token, -1 for [CLS] and padding.
+        grid: ``(B, 2)`` patch rows and columns of each image; of a prompt zeros, see ``images``.
+        patch_cell: ``(B, N0 - T)`` raster cell (row x columns + column) of each image token, -1 for [CLS] and padding;
+            in a prompt the cell in its tile, and -1 for text and tokens that end rows of an image as well.
         places: The places, in order.
         tokens_per_place: Per place, real text and image tokens after it: ``(B,)`` and ``(B,)``.
         pruned_at: ``(B, N0)`` place where the token (or the one it had been merged into) was pruned, or -1.
@@ -34,7 +37,12 @@ class ForwardTrace:
         merged_into: ``(B, N0)`` the input token that stood where it was merged to then, or -1.
         owner: ``(B, N0)`` final slot that holds the token, or -1 if it was pruned or is padding.
         size: ``(B, K)`` input tokens held by each final slot.
-        segment: ``(B, N0)`` 0 for text and above 0 for the image, where the two interleave in the input; else None.
+        segment: ``(B, N0)`` 0 for text and above 0 for the image, where the two interleave in the input; else None, as
+            the following.
+        image: ``(B, N0)`` number of the image, in its prompt, that each token belongs to; -1 for text.
+        tile: ``(B, N0)`` number of the tile, in its image; -1 for text.
+        images: Of each prompt the images, of each image the tiles, which know their rows and columns; None as well if
+            the layout is not known, as of images that were encoded outside of the trace; the numbers are then all -1.
     """
 
     text_tokens: int
@@ -49,6 +57,9 @@ class ForwardTrace:
     places: tuple[Place, ...] = ()
     tokens_per_place: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     segment: Tensor | None = None
+    image: Tensor | None = None
+    tile: Tensor | None = None
+    images: tuple[tuple[Tiles, ...], ...] | None = None
 
     def describe(self, sample: int, token: int) -> str:
         """One line about one input token of one example, such as "kept" or "merged into token 7 at layer 2"."""
@@ -77,8 +88,8 @@ class Trace:
 
     forwards: list[ForwardTrace] = field(default_factory=list)
 
-    def begin(self, tokens: Tokens, cell: Tensor, history: Sequence[tuple[Place, Decision]]) -> None:
-        """Called by a patched model when a stream enters its first cross-modal layer."""
+    def begin(self, tokens: Tokens, cell: Tensor | Grids, history: Sequence[tuple[Place, Decision]]) -> None:
+        """Called by a patched model when a stream enters its first cross-modal layer, or a prompt its decoder."""
         mask, T = tokens.source >= 0, tokens.text_length
         owner, size, segments = tokens.source, tokens.size, tokens.segments
         if history:  # back to the start: every patch is there, in a slot of its own
@@ -87,19 +98,22 @@ class Trace:
             owner = torch.cat([owner[:, :T], slot[T:].expand(len(mask), -1)], dim=1)
             size = torch.cat([size[:, :T], mask[:, T:].to(size.dtype)], dim=1)
         blank = torch.full(mask.shape, -1, dtype=torch.int64)
-        row, column = _recorded(cell).unbind(dim=-1)
-        columns = column.amax(dim=1, keepdim=True) + 1
+        grids = cell if isinstance(cell, Grids) else None
+        grid, patch_cell = _rasters(_recorded(cell)) if isinstance(cell, Tensor) else _tiles(cell)
         trace = ForwardTrace(
             text_tokens=tokens.text_length,
             mask=_recorded(mask),
-            grid=torch.stack([row.amax(dim=1) + 1, columns[:, 0]], dim=1),
-            patch_cell=torch.where(row < 0, -1, row * columns + column),
+            grid=grid,
+            patch_cell=patch_cell,
             owner=_recorded(owner),
             size=_recorded(size),
             pruned_at=blank,
             merged_at=blank.clone(),
             merged_into=blank.clone(),
             segment=None if segments is None else _recorded(segments.segment.gather(1, owner.clamp(min=0))),
+            image=None if grids is None else grids.cells[:, :, 0],
+            tile=None if grids is None else grids.cells[:, :, 1],
+            images=None if grids is None else grids.images,
         )
         self.forwards.append(trace)
         for place, decision in history:
@@ -154,6 +168,25 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     record = Trace()
     with switched(reductions(model), "recording", record):
         yield record
+
+
+def _rasters(cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of each image ``(B, 2)`` and raster cells ``(B, V)``, from rows and columns ``(B, V, 2)``."""
+    row, column = cell.unbind(dim=-1)
+    columns = column.amax(dim=1, keepdim=True) + 1
+    grid = torch.stack([row.amax(dim=1) + 1, columns[:, 0]], dim=1)
+    return grid, torch.where(row < 0, -1, row * columns + column)
+
+
+def _tiles(grids: Grids) -> tuple[Tensor, Tensor]:
+    """The same for prompts, whose tokens have cells of their own tile."""
+    image, tile, row, column = grids.cells.unbind(dim=-1)
+    columns = torch.zeros_like(row)
+    for sample, images in enumerate(grids.images or ()):
+        for number, tiles in enumerate(images):
+            for rank, each in enumerate(tiles):
+                columns[sample, (image[sample] == number) & (tile[sample] == rank)] = each.columns
+    return image.new_zeros(len(image), 2), torch.where(row < 0, -1, row * columns + column)
 
 
 def _recorded(tensor: Tensor) -> Tensor:
