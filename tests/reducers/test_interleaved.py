@@ -29,7 +29,10 @@ from pumer import (
 )
 from pumer.reducers import METHODS
 from pumer.reducers.cues import Cues
+from pumer.reducers.dart import DARTConfig
+from pumer.reducers.fastv import FastVConfig
 from pumer.reducers.pumer import PuMerReducer
+from pumer.reducers.sparsevlm import SparseVLMConfig
 from pumer.tokens import Segments, Tokens
 from pumer.visualization.tracing import Trace
 
@@ -213,14 +216,21 @@ def test_a_learned_method_hides_image_tokens_of_a_prompt_while_it_trains():
     assert hidden[:, [2, 4, 5]].any(dim=0).all() and not hidden[:, [2, 4, 5]].all(dim=0).any()
 
 
-def test_prompts_compile_as_one_graph():
+ALL_KINDS = PuMerReducer(Step(layer=0, prune_ratio=0.3, merge_ratio=0.3, text_merge_ratio=0.2))
+OF_DECODERS = [cls(layers=(0,), prune_ratio=0.4) for cls in (FastVConfig, DARTConfig, SparseVLMConfig)]
+
+
+@pytest.mark.parametrize("reducer", [ALL_KINDS, *OF_DECODERS], ids=lambda reducer: type(reducer).__name__)
+def test_prompts_compile_as_one_graph(reducer):
     """Which token is image is data: other prompts in the same shapes need no other graph."""
-    reducer = PuMerReducer(Step(layer=0, prune_ratio=0.3, merge_ratio=0.3, text_merge_ratio=0.2))
+    causal = reducer in OF_DECODERS
+    torch._dynamo.reset()
 
     def run(states, size, segment, protected, key, query):
         segments = Segments.of(segment, protected, size > 0, (8, 14), (4, 4), free_first=True)
         tokens = Tokens((states,), size, (None,), 8, lambda: segment, segments=segments)
-        return tokens.reduce(reducer.decide(Cues(tokens, key, query, size.log()[:, None, None]))).states
+        cues = Cues(tokens, key, query, size.log()[:, None, None], causal=causal)
+        return tokens.reduce(reducer.decide(cues)).states
 
     compiled = torch.compile(run, fullgraph=True, backend="eager", dynamic=False)
     kinds = [
@@ -228,7 +238,7 @@ def test_prompts_compile_as_one_graph():
         [*[(1, True)] * 3, (0, False), *[(2, False)] * 8, (0, True)],
     ]
     for prompts in (kinds, kinds[::-1], [kinds[1], kinds[1] + kinds[0][:3]]):
-        cues = prompt_cues(prompts, 5, True, spare=18 - max(map(len, prompts)))
+        cues = prompt_cues(prompts, 5, True, spare=18 - max(map(len, prompts)), heads=4 if causal else 2)
         tokens = cues.tokens
         inputs = tokens.states, tokens.size, tokens.segments.segment, tokens.segments.protected, cues.key, cues.query
         with torch._dynamo.config.patch(error_on_recompile=True):
