@@ -3,10 +3,12 @@
 import copy
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
+from reducers.prompts import prompt_cues
 from tiny import GRIDS, TINY, answer
 
 import pumer
@@ -162,6 +164,19 @@ def test_about_as_many_tokens_stay_as_the_scores_say():
     decision = predictor.decide(image_alone(mask))
     stays = (decision.bias[:, 0, 0, 1:] > -1).double().mean().item()
     assert stays == pytest.approx(1 / (1 + math.exp(-1.0)), abs=0.03)  # 4,000 draws: four standard deviations
+
+
+def test_a_prompt_without_an_image_owes_nothing():
+    (predictor,) = DynamicViTConfig(layers=(0,), prune_ratio=0.25).learned({"fusion": 5}).values()
+    images, words = [(0, False), (1, False), (1, False), (1, False)], [(0, False)] * 4
+    owed = []
+    for prompts in ([words], [images], [images, words]):
+        cues = prompt_cues(prompts, 0, True, causal=True)
+        tokens = cues.tokens.with_streams(cues.tokens.states.float())
+        torch.manual_seed(0)
+        predictor.train().decide(replace(cues, tokens=tokens))
+        owed.append(take_losses(predictor).item())
+    assert owed[0] == 0 and owed[1] > 0 and all(map(math.isfinite, owed))
 
 
 def test_a_model_is_copied_and_pickled_between_forward_and_backward():

@@ -113,7 +113,7 @@ class TokenPredictor(LearnedReducer):
         soft = ((logits + noise) / self.config.temperature).sigmoid()
         stays = (soft > 0.5).to(soft.dtype) - soft.detach() + soft
         stays = torch.where(protected(cues, tables_of(cues, self.config)), torch.ones_like(stays), stays)
-        share = (stays * here).sum(dim=1) / here.sum(dim=1)
-        wanted = 1 - self.config.prune_ratio
+        n, wanted = here.sum(dim=1), 1 - self.config.prune_ratio
+        share = torch.where(n > 0, (stays * here).sum(dim=1) / n.clamp(min=1), wanted)  # a prompt may have no image
         self.owe(self.config.ratio_weight * ((share - wanted) ** 2).mean())
         return replace(keep_all(cues), bias=before + cues.spread((stays + _FAINT).log(), 0)[:, None, None])
