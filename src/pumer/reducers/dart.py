@@ -24,7 +24,7 @@ class DARTConfig(ScoringConfig):
     similar first; a token's best rank counts. No attention is looked at.
 
     Source: Wen et al., "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More",
-    EMNLP 2025, section 4; its experiments prune after the second layer: layers=[1].
+    EMNLP 2025; its experiments prune after the second layer: layers=[1].
 
     Differs from the paper: pivots choose at the same time, not one after the other, so that as many tokens are left
     as the ratio says; the states are not normalised by the model's last layer norm first.
@@ -33,6 +33,7 @@ class DARTConfig(ScoringConfig):
     stack: Literal["decoder"] = "decoder"
 
     method: ClassVar[str] = "dart"
+    stacks: ClassVar[tuple[str, ...]] = ("decoder",)
     needs: ClassVar[frozenset[str]] = frozenset({KEYS, STATES})
 
     def score(self, cues: Cues) -> Tensor:

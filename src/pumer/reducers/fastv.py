@@ -18,6 +18,9 @@ class FastVConfig(ScoringConfig):
     Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", ECCV 2024, section 4. The paper's K counts layers
     that see the whole image: its K = 2, R = 50% is layers=[1], prune_ratio=0.5.
 
+    Differs from the paper: its text averages the attention from all tokens; its released code looks at the last one's,
+    and so does this. `pumer.AttentionReceivedConfig` is the other one.
+
     Attributes:
         layers: One 0-based layer: the last that sees the whole image.
 
@@ -28,6 +31,7 @@ class FastVConfig(ScoringConfig):
     stack: Literal["decoder"] = "decoder"
 
     method: ClassVar[str] = "fastv"
+    stacks: ClassVar[tuple[str, ...]] = ("decoder",)
     needs: ClassVar[frozenset[str]] = frozenset({LAST_ROW})
 
     def __post_init__(self) -> None:

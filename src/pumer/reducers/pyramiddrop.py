@@ -29,6 +29,7 @@ class PyramidDropConfig(ScoringConfig):
     stack: Literal["decoder"] = "decoder"
 
     method: ClassVar[str] = "pyramiddrop"
+    stacks: ClassVar[tuple[str, ...]] = ("decoder",)
     needs: ClassVar[frozenset[str]] = frozenset({LAST_ROW})
 
     def score(self, cues: Cues) -> Tensor:

@@ -43,6 +43,7 @@ class SparseVLMConfig(PruningConfig):
     recycle_ratio: Ratio = 0.3
 
     method: ClassVar[str] = "sparsevlm"
+    stacks: ClassVar[tuple[str, ...]] = ("decoder",)
     needs: ClassVar[frozenset[str]] = frozenset({TEXT_ROWS, STATES})
 
     def kept(self, n: int) -> int:
