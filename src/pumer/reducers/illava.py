@@ -19,13 +19,15 @@ from pumer.utils.config import config
 class ILLaVAConfig(AttentionReceivedConfig):
     """Keep the image tokens that receive most attention, and merge each other one into the kept one most like it.
 
+    Similarity is the cosine of keys averaged over heads; a token becomes the mean of its parts, each weighted by how
+    many it has itself.
+
     Source: Hu et al., "iLLaVA: An Image is Worth Fewer Than 1/3 Input Tokens in Large Multimodal Models", ICLR 2026
-    (arXiv 2412.06263), which merges 92 tokens in each of the encoder's layers 5 to 8, and 30% after the decoder's
-    layer 8, in its image experiments.
+    (arXiv 2412.06263). The authors' settings for images merge 92 of 729 tokens in each of layers 5 to 8 of the encoder,
+    and 30% of the tokens in layer 8 of the decoder.
 
     Differs from the paper: the attention is that of a sample of evenly spaced rows, see `AttentionReceivedConfig`;
-    amounts are fractions in the encoder too; similarity is the cosine of keys averaged over heads; a token becomes the
-    mean of its parts, each as often as it has parts itself.
+    amounts are fractions in the encoder too.
 
     Attributes:
         prune_ratio: Fraction of the real image tokens that enter the reducer to merge away, in [0, 1); two stay.
