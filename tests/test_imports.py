@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"backbones"},
     {"patching"},
     {"checkpoint", "compiling"},
-    {"conversion", "profiling", "tasks"},
+    {"conversion", "generative", "profiling", "tasks"},
     {"evaluation"},
     {"training", "visualization"},
     {"demo"},

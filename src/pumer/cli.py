@@ -118,14 +118,16 @@ def benchmark(model: ModelOrPreset = None, settings: Settings = None, force: For
 def visualize(
     model: Model,
     image: Annotated[Path, typer.Argument(help="Image file.")],
-    rest: Annotated[list[str], typer.Argument(metavar="[IMAGE] QUESTION [KEY=VALUE]...", show_default=False)],
+    rest: Annotated[list[str], typer.Argument(metavar="[IMAGE]... QUESTION [KEY=VALUE]...", show_default=False)],
     out: Annotated[Path | None, _file("PNG file to write; tokens.png by default.")] = None,
     force: Force = False,
 ) -> None:
-    """Draw which patches and words a model pruned and merged for one question about an image, or about two."""
+    """Draw which patches and words a model pruned and merged for one question about an image, or about several."""
     words = next((at for at, word in enumerate(rest) if at and SETTING.match(word)), len(rest))
-    if words > 2 or (words == 2 and not Path(rest[0]).suffix and not Path(rest[0]).exists()):
-        raise InputError(f'the question is {words} arguments; put it into quotes: "{" ".join(rest[:words])}"')
+    files = next((at for at, word in enumerate(rest) if not Path(word).suffix and not Path(word).exists()), words)
+    if words - files > 1:
+        asked = " ".join(rest[files:words])
+        raise InputError(f'the question is {words - files} arguments; put it into quotes: "{asked}"')
     images, question = [image, *rest[: words - 1]], rest[words - 1]
     config = resolve(VisualizeConfig, rest[words:], model=model, images=images, question=question, out=out, force=force)
     say(f"{run_job('pumer.visualization.visualize', config)} ({config.out})")

@@ -1,15 +1,20 @@
-"""Generative models of images and text: which checkpoints are some, and loading one with its processor."""
+"""Generative models of images and text: loading one with its processor, and having it answer."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from pumer.checkpoint import has_processor, load, model_class, reading
 from pumer.utils.errors import InputError
 from pumer.utils.tensors import best_device
+
+MAX_NEW_TOKENS = 64
 
 
 def is_generative(source: str | Path) -> bool:
@@ -53,3 +58,21 @@ def load_generative(
         tokenizer.pad_token = tokenizer.eos_token
     model: Any = load(source, **({} if dtype is None else {"dtype": dtype}))
     return model.to(device or best_device()), processor
+
+
+def prompt(processor: Any, images: Sequence[Image.Image], question: str) -> Any:
+    """Model inputs of one question about images, which stand before it, by the processor's chat template."""
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    conversation = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    return processor.apply_chat_template(
+        conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+
+
+def generated(model: Any, processor: Any, inputs: Mapping[str, Tensor]) -> str:
+    """A model's answer to a prompt: the likeliest token each time, at most `MAX_NEW_TOKENS`."""
+    unused = dict.fromkeys(("temperature", "top_p", "top_k"))  # that a checkpoint gives for sampling
+    pad = processor.tokenizer.pad_token_id
+    ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=pad, **unused)
+    answer: str = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+    return answer.strip()

@@ -12,7 +12,7 @@ class VisualizeConfig(ReadingJob):
     """Settings of `pumer visualize`. Settings left at null are those of the model's own training.
 
     Attributes:
-        images: image files: one, or two for a model for pairs.
+        images: image files: one, two for a model for pairs, or several for a model that generates.
         question: the text.
         out: the PNG file to write.
         reduction: replaces the model's own: a mapping with `method`, or the name of a method.

@@ -156,6 +156,31 @@ def bracket(pen: ImageDraw.ImageDraw, joined: Sequence[Chip], rank: int) -> None
         pen.line((min(centres) - 1, below, max(centres) + 1, below), group_colour(rank), 3)
 
 
+def title(lines: Sequence[str], width: int) -> Image.Image:
+    """Lines of text above each other, the first one larger; long ones are broken at spaces."""
+    sizes = [24, *[19] * len(lines)]
+    rows = [(row, size) for line, size in zip(lines, sizes, strict=False) for row in _broken(line, width, size)]
+    page = Image.new("RGB", (width, max(1, 32 * len(rows))), PAPER)
+    pen = ImageDraw.Draw(page)
+    for row, (text, size) in enumerate(rows):
+        pen.text((0, 16 + 32 * row), text, INK, font(size), anchor="lm")
+    return page
+
+
+def _broken(text: str, width: int, size: int) -> list[str]:
+    rows = []
+    for line in text.splitlines():
+        row = ""
+        for word in line.split():
+            longer = f"{row} {word}".strip()
+            if row and font(size).getlength(longer) > width:
+                rows.append(row)
+                longer = word
+            row = longer
+        rows.append(row)
+    return rows
+
+
 def beside(parts: Sequence[Image.Image]) -> Image.Image:
     """Images side by side, tops aligned."""
     width = sum(part.width for part in parts) + MARGIN * (len(parts) - 1)

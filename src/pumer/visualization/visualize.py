@@ -3,13 +3,17 @@
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
+from pumer import patching
 from pumer.data.images import ImageLike, read_image
+from pumer.generative import generated, is_generative, load_generative, prompt
+from pumer.reducers import reduction_from
 from pumer.settings.visualize import VisualizeConfig
 from pumer.tasks import Example, Retrieval
 from pumer.tasks.base import model_inputs
@@ -20,7 +24,7 @@ from pumer.utils.locks import exclusive
 from pumer.utils.tensors import numbers
 from pumer.visualization import drawing, tracing
 from pumer.visualization.tracing import ForwardTrace, Trace
-from pumer.visualization.tracing import name as place_name
+from pumer.visualization.views import Fate, View
 
 IMAGE_EDGE = 396  # pixels along the longer side of the image in a panel
 PRUNED = (222, 222, 226)  # where the panel of merged patches shows pruned ones
@@ -28,7 +32,7 @@ PRUNED = (222, 222, 226)  # where the panel of merged patches shows pruned ones
 
 def draw(
     trace: Trace,
-    image: ImageLike,
+    image: ImageLike | Sequence[ImageLike],
     question: str | Sequence[str] | None = None,
     answer: str | None = None,
     sample: int = 0,
@@ -40,10 +44,15 @@ def draw(
     (one colour and outline per final token; a patch that was not merged stays as it is). Below them, words that were
     merged share a colour and a bracket.
 
+    The prompt of a generative model has such a row of panels for each of its images, on the image's own grid. Of an
+    image that the processor cut into tiles, the tiles are put together, and the view of the whole image has a row of
+    its own. The question and the answer stand above, and no words.
+
     Args:
         trace: the recording of a forward pass, see `pumer.trace`.
         image: a file name, a PIL image or an array, see `pumer.data.images.read_image`; it is resized to the sample's
-            patch grid, as the processor did.
+            patch grid, as the processor did (one that cuts off borders, as LLaVA's does, needs the image without them).
+            A list of them for a prompt with several images.
         question: the text, or its tokens as the tokenizer names them (`[CLS]` and `[SEP]` included). A text is split at
             spaces and punctuation; where that does not give one word per token, tokens are shown by their position.
         answer: written below the question, such as the model's answer.
@@ -54,19 +63,27 @@ def draw(
         An RGB image about 1270 pixels wide for a square image.
 
     Raises:
-        InputError: when `sample` or `forward` is not in the trace, and for an image that cannot be read.
+        InputError: when `sample` or `forward` is not in the trace, for an image that cannot be read, and for images
+            that are not those of the prompt.
 
     Example:
         >>> with pumer.trace(model) as trace:  # doctest: +SKIP
         ...     model(**inputs)
         >>> pumer.draw(trace, image, "what is it?").save("tokens.png")  # doctest: +SKIP
     """
-    fate = _Fate(_forward(trace, forward), sample)
-    cell = max(4, IMAGE_EDGE // max(fate.rows, fate.cols))
-    shown = read_image(image).resize((fate.cols * cell, fate.rows * cell), Image.Resampling.BICUBIC)
-    as_read = drawing.panel(shown, "input", [(None, f"{fate.rows} x {fate.cols} patches")])
-    panels = drawing.beside((as_read, _pruned_panel(shown, fate, cell), _merged_panel(shown, fate, cell)))
-    return drawing.stacked((panels, _text_line(fate, question, answer, panels.width), _counts_line(fate, panels.width)))
+    given: Any = image if isinstance(image, list | tuple) else [image]
+    images = [read_image(each) for each in given]
+    recorded = _forward(trace, forward)
+    fate = Fate(recorded, sample, images)
+    panels = [_panels(view, fate) for view in fate.views]
+    width = max(row.width for row in panels)
+    answers = [] if answer is None else [f"answer: {answer}"]
+    if recorded.segment is not None:
+        asked = [question if isinstance(question, str) else " ".join(question)] if question else []
+        return drawing.stacked((drawing.title([*asked, *answers], width), *panels, _counts_line(fate, width)))
+    words = _words(question, len(fate.text))
+    lines = [question] if isinstance(question, str) and words is None else []
+    return drawing.stacked((*panels, _text_line(fate, words, [*lines, *answers], width), _counts_line(fate, width)))
 
 
 @exclusive
@@ -76,8 +93,18 @@ def run(config: VisualizeConfig) -> str:
     Returns:
         The model's answer.
     """
-    for image in config.images:
-        read_image(image)  # the cheap check first
+    images = [read_image(image) for image in config.images]  # the cheap check first
+    if is_generative(config.model):
+        answer, drawn = _generated(config, images)
+    else:
+        answer, drawn = _classified(config)
+    file = io.BytesIO()
+    drawn.save(file, format="PNG")
+    write_bytes(config.out, file.getvalue())
+    return answer
+
+
+def _classified(config: VisualizeConfig) -> tuple[str, Image.Image]:
     session = Session.open(
         config.model,
         config.task,
@@ -86,11 +113,58 @@ def run(config: VisualizeConfig) -> str:
         image_size=config.image_size,
         reduction=config.reduction,
     )
-    answer, drawn = ask(session, Example(0, config.images, config.question))
-    file = io.BytesIO()
-    drawn.save(file, format="PNG")
-    write_bytes(config.out, file.getvalue())
-    return answer
+    return ask(session, Example(0, config.images, config.question))
+
+
+def _generated(config: VisualizeConfig, images: Sequence[Image.Image]) -> tuple[str, Image.Image]:
+    given = {name: getattr(config, name) for name in ("task", "text_length", "resize", "image_size")}
+    if others := [f"{name}={value}" for name, value in given.items() if value is not None]:
+        raise InputError(f"{config.model} generates its answers and takes no {', '.join(others)}; leave it out")
+    model, processor = load_generative(config.model)
+    if config.reduction is not None:
+        patching.patch(model, reduction_from(config.reduction))
+    if patching.reduction(model) is None:
+        raise InputError(f"{config.model} was saved without a reduction; give one, as in reduction.method=pumer")
+    return ask_generative(model, processor, images, config.question)
+
+
+@torch.inference_mode()
+def ask_generative(model: Any, processor: Any, images: Sequence[ImageLike], question: str) -> tuple[str, Image.Image]:
+    """A patched generative model's answer to a question about images, and the drawing of what it did with the tokens.
+
+    Args:
+        model: The model, see `pumer.generative.load_generative`.
+        processor: Its processor.
+        images: In the order of the prompt, before the question.
+        question: The text.
+
+    Raises:
+        InputError: If the model has no reduction in its decoder, and for images that cannot be read.
+    """
+    pictures = [read_image(image) for image in images]
+    inputs = prompt(processor, pictures, question).to(model.device, model.dtype)
+    with tracing.trace(model) as recorded:
+        answer = generated(model, processor, inputs)
+    if not recorded.forwards:
+        raise InputError("the reduction does nothing in the model's decoder; give one with steps of stack decoder")
+    with patching.disabled(model):
+        whole = generated(model, processor, inputs)
+    answers = f"{answer}\nwithout reduction: {whole}"
+    return answer, draw(recorded, _as_seen(processor, inputs, pictures), question, answers)
+
+
+def _as_seen(processor: Any, inputs: Mapping[str, Tensor], images: list[Image.Image]) -> list[Image.Image]:
+    """Images without the borders that a processor cuts off, or with those that it adds, where each is one tile."""
+    pixels, settings = inputs["pixel_values"], processor.image_processor
+    if pixels.ndim == 5 and pixels.shape[1] == 1:
+        pixels = pixels[:, 0]
+    elif "image_sizes" in inputs:  # of several sizes, filled up to the largest
+        return images
+    if pixels.ndim != 4 or len(pixels) != len(images):
+        return images
+    mean, std = (torch.tensor(values)[:, None, None] for values in (settings.image_mean, settings.image_std))
+    colours = ((pixels.float().cpu() * std + mean).clamp(0, 1) * 255).round().byte()
+    return [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in colours]
 
 
 @torch.inference_mode()
@@ -111,37 +185,6 @@ def ask(session: Session, example: Example) -> tuple[str, Image.Image]:
     return answer, drawing.stacked(drawings) if last else drawings[0]
 
 
-class _Part(NamedTuple):
-    """One sample's patches, in raster order, or its real text tokens."""
-
-    pruned_at: list[int]  # index of the place, or -1
-    owner: list[int]
-    counts: list[int]  # real tokens that entered, then after each place; [CLS] counted
-
-
-class _Fate:
-    """One sample's part of a trace: its image of `rows` x `cols` patches, its text, and the names of the `places`."""
-
-    def __init__(self, forward: ForwardTrace, sample: int) -> None:
-        batch, length = forward.mask.shape[0], forward.text_tokens
-        if not -batch <= sample < batch:
-            raise InputError(f"sample {sample} is not in the trace; it holds samples 0 to {batch - 1}")
-        self.rows, self.cols = forward.grid[sample].tolist()
-        self.places = tuple(map(place_name, forward.places))
-        mask, cells = forward.mask[sample].tolist(), forward.patch_cell[sample].tolist()
-        pruned_at, owner = forward.pruned_at[sample].tolist(), forward.owner[sample].tolist()
-        token_of = {patch: token for token, patch in enumerate(cells, start=length)}
-        left = [[int(count[sample]) for count in counts] for counts in forward.tokens_per_place]
-
-        def part(tokens: Sequence[int | None], entered: int, kind: int) -> _Part:
-            pruned, owned = ([-1 if token is None else x[token] for token in tokens] for x in (pruned_at, owner))
-            return _Part(pruned, owned, [entered, *(counts[kind] for counts in left)])
-
-        words = [token for token in range(length) if mask[token]]
-        self.text = part(words, len(words), 0)
-        self.image = part([token_of.get(patch) for patch in range(self.rows * self.cols)], sum(mask[length:]), 1)
-
-
 def _forward(trace: Trace, forward: int) -> ForwardTrace:
     if not trace.forwards:
         raise InputError("the trace is empty; run the model inside `with pumer.trace(model) as trace:`")
@@ -151,61 +194,65 @@ def _forward(trace: Trace, forward: int) -> ForwardTrace:
     return trace.forwards[forward]
 
 
-def _pruned_panel(image: Image.Image, fate: _Fate, cell: int) -> Image.Image:
-    counts = Counter(place for place in fate.image.pruned_at if place >= 0)
+def _panels(view: View, fate: Fate) -> Image.Image:
+    """A view as the model saw it, with what was pruned, and with what was merged, side by side."""
+    cell = max(4, IMAGE_EDGE // max(view.rows, view.cols))
+    shown = view.image.resize((view.cols * cell, view.rows * cell), Image.Resampling.BICUBIC)
+    as_read = drawing.panel(shown, view.title, [(None, f"{view.rows} x {view.cols} {fate.unit}")])
+    return drawing.beside((as_read, _pruned_panel(shown, view, fate, cell), _merged_panel(shown, view, fate, cell)))
+
+
+def _pruned_panel(image: Image.Image, view: View, fate: Fate, cell: int) -> Image.Image:
+    pruned_at = [-1 if token is None else fate.pruned_at[token] for token in view.tokens]
+    counts = Counter(place for place in pruned_at if place >= 0)
     # most methods only merge in a vision encoder: no legend for what did not happen there
     pruning = [rank for rank, place in enumerate(fate.places) if counts[rank] or not place.startswith("vision")]
     colours = {place: drawing.layer_colour(rank, len(pruning)) for rank, place in enumerate(pruning)}
     legend = [(colour, f"{fate.places[place]}: {counts[place]}") for place, colour in colours.items()]
     shown = image.copy()
-    for patch, place in enumerate(fate.image.pruned_at):
+    for patch, place in enumerate(pruned_at):
         if place >= 0:
-            drawing.tint(shown, drawing.patch_box(patch, fate.cols, cell), colours[place], 0.75)
-    return drawing.panel(shown, f"pruned: {counts.total()} of {fate.rows * fate.cols} patches", legend)
+            drawing.tint(shown, drawing.patch_box(patch, view.cols, cell), colours[place], 0.75)
+    return drawing.panel(shown, f"pruned: {counts.total()} of {view.rows * view.cols} {fate.unit}", legend)
 
 
-def _merged_panel(image: Image.Image, fate: _Fate, cell: int) -> Image.Image:
-    groups, shown = _groups(fate.image.owner), image.copy()
-    for patch, place in enumerate(fate.image.pruned_at):
-        if place >= 0:  # pale, so that what is left stands out
-            drawing.tint(shown, drawing.patch_box(patch, fate.cols, cell), PRUNED, 0.9)
-    for rank, patches in enumerate(groups):
+def _merged_panel(image: Image.Image, view: View, fate: Fate, cell: int) -> Image.Image:
+    groups, shown = defaultdict(set), image.copy()
+    for patch, token in enumerate(view.tokens):
+        if token in fate.image_groups:
+            groups[fate.image_groups[token]].add(patch)
+        elif token is not None and fate.pruned_at[token] >= 0:  # pale, so that what is left stands out
+            drawing.tint(shown, drawing.patch_box(patch, view.cols, cell), PRUNED, 0.9)
+    for rank, patches in groups.items():
         colour = drawing.group_colour(rank)
         for patch in patches:
-            drawing.tint(shown, drawing.patch_box(patch, fate.cols, cell), colour, 0.42)
-        drawing.outline(shown, set(patches), fate.cols, cell, colour)
-    merged = sum(map(len, groups))
-    alone = sum(owner >= 0 for owner in fate.image.owner) - merged
+            drawing.tint(shown, drawing.patch_box(patch, view.cols, cell), colour, 0.42)
+        drawing.outline(shown, patches, view.cols, cell, colour)
+    merged = sum(map(len, groups.values()))
+    alone = sum(token is not None and fate.owner[token] >= 0 for token in view.tokens) - merged
     legend = [(None, "one colour = one token"), (None, f"alone: {alone}"), (PRUNED, "pruned")]
-    return drawing.panel(shown, f"merged: {merged} patches into {len(groups)} tokens", legend)
+    return drawing.panel(shown, f"merged: {merged} {fate.unit} into {len(groups)} tokens", legend)
 
 
-def _groups(owners: list[int]) -> list[list[int]]:
-    """Sets of two or more members with the same owner, the largest first."""
-    members: dict[int, list[int]] = defaultdict(list)
-    for member, owner in enumerate(owners):
-        members[owner].append(member)
-    shared = (group for owner, group in members.items() if owner >= 0 and len(group) > 1)
-    return sorted(shared, key=lambda group: (-len(group), group))
-
-
-def _text_line(fate: _Fate, question: str | Sequence[str] | None, answer: str | None, width: int) -> Image.Image:
-    """The words in boxes, merged ones coloured and bracketed, pruned ones struck out; then the answer."""
-    words, groups = _words(question, len(fate.text.owner)), _groups(fate.text.owner)
-    caption = [question] if isinstance(question, str) and words is None else []
-    caption += [f"answer: {answer}"] if answer is not None else []
-    labels = [str(position) for position in range(len(fate.text.owner))] if words is None else words
-    chips = drawing.chips(labels, width, brackets=len(groups))
-    colours = {word: drawing.group_colour(rank) for rank, group in enumerate(groups) for word in group}
-    bottom = chips[-1].bottom + drawing.bracket_room(len(groups)) if chips else 0
-    line = Image.new("RGB", (width, max(1, bottom + 30 * len(caption))), drawing.PAPER)
+def _text_line(fate: Fate, words: Sequence[str] | None, lines: Sequence[str], width: int) -> Image.Image:
+    """The words in boxes, merged ones coloured and bracketed, pruned ones struck out; then lines of text."""
+    labels = [str(position) for position in range(len(fate.text))] if words is None else words
+    count = len(set(fate.text_groups.values()))
+    chips = dict(zip(fate.text, drawing.chips(labels, width, brackets=count), strict=True))
+    bottom = max((chip.bottom for chip in chips.values()), default=0)
+    bottom += drawing.bracket_room(count) if chips else 0
+    line = Image.new("RGB", (width, max(1, bottom + 30 * len(lines))), drawing.PAPER)
     pen = ImageDraw.Draw(line)
-    for word, (chip, pruned_at) in enumerate(zip(chips, fate.text.pruned_at, strict=True)):
-        colour = drawing.mixed(drawing.PAPER, colours[word], 0.55) if word in colours else drawing.BOX
-        chip.draw(pen, colour, gone=pruned_at >= 0)
-    for rank, group in enumerate(groups):
-        drawing.bracket(pen, [chips[word] for word in group], rank)
-    for row, text in enumerate(caption):
+    joined = defaultdict(list)
+    for token, chip in chips.items():
+        colour = drawing.BOX
+        if token in fate.text_groups:
+            colour = drawing.mixed(drawing.PAPER, drawing.group_colour(fate.text_groups[token]), 0.55)
+            joined[fate.text_groups[token]].append(chip)
+        chip.draw(pen, colour, gone=fate.pruned_at[token] >= 0)
+    for rank, members in joined.items():
+        drawing.bracket(pen, members, rank)
+    for row, text in enumerate(lines):
         pen.text((0, bottom + 15 + 30 * row), text, drawing.INK, drawing.font(19), anchor="lm")
     return line
 
@@ -219,12 +266,12 @@ def _words(question: str | Sequence[str] | None, count: int) -> list[str] | None
     return words if len(words) == count else None
 
 
-def _counts_line(fate: _Fate, width: int) -> Image.Image:
+def _counts_line(fate: Fate, width: int) -> Image.Image:
     """How many tokens of each kind were left after each reduction."""
     parts = []
-    counted = [("image tokens", fate.image.counts), ("text tokens", fate.text.counts)]
-    if 0 in fate.text.counts[1:]:  # words and patches were merged alike: there is no telling them apart
-        counted = [("tokens of image and text", [sum(both) for both in zip(*(c for _, c in counted), strict=True)])]
+    counted = [(f"{kind} tokens", counts) for kind, counts in fate.counts.items()]
+    if 0 in fate.counts["text"][1:]:  # words and patches were merged alike: there is no telling them apart
+        counted = [("tokens of image and text", [sum(both) for both in zip(*fate.counts.values(), strict=True)])]
     for name, (entered, *left) in counted:
         counts = zip(fate.places, left, strict=True)
         seen = [(place, count) for place, count in counts if "image" in name or not place.startswith("vision")]

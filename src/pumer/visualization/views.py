@@ -1,0 +1,141 @@
+"""One sample's part of a trace, as it is drawn: grids of image tokens on their images, and its text."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from pumer.backbones.grids import Tiles
+from pumer.utils.errors import InputError
+from pumer.visualization.tracing import ForwardTrace
+from pumer.visualization.tracing import name as place_name
+
+
+@dataclass(frozen=True)
+class View:
+    """A grid of image tokens.
+
+    Attributes:
+        title: What is seen.
+        image: It.
+        rows: Of tokens.
+        cols: Of tokens.
+        tokens: The input token at each cell, row by row; None where it is hidden.
+    """
+
+    title: str
+    image: Image.Image
+    rows: int
+    cols: int
+    tokens: list[int | None]
+
+
+class Fate:
+    """What became of one sample's tokens.
+
+    Attributes:
+        views: Its images.
+        unit: What a token of an image is called.
+        text: Its text tokens.
+        places: Names of the places that reduced.
+        pruned_at: Of each input token the index of its place, or -1.
+        owner: Of each input token its final slot, or -1.
+        image_groups: Of each image token that shares its slot the number of its group; those of large groups are low.
+        text_groups: The same for text.
+        counts: By kind ("image", "text") how many real tokens entered, then how many were left after each place.
+    """
+
+    def __init__(self, forward: ForwardTrace, sample: int, images: Sequence[Image.Image]) -> None:
+        """Read a sample's part of a trace.
+
+        Raises:
+            InputError: For a sample that is not there, other images than it has, and images of unknown layout.
+        """
+        batch, length = forward.mask.shape[0], forward.text_tokens
+        if not -batch <= sample < batch:
+            raise InputError(f"sample {sample} is not in the trace; it holds samples 0 to {batch - 1}")
+        self.places = tuple(map(place_name, forward.places))
+        self.pruned_at: list[int] = forward.pruned_at[sample].tolist()
+        self.owner: list[int] = forward.owner[sample].tolist()
+        mask = forward.mask[sample].tolist()
+        real = [token for token, there in enumerate(mask) if there]
+        if forward.segment is None:
+            self.unit, self.views = "patches", [_whole(forward, sample, images)]
+            self.text = [token for token in real if token < length]
+        else:
+            self.unit, self.views = "tokens", _of_prompt(forward, sample, images)
+            self.text = [token for token in real if forward.segment[sample, token] == 0]
+        left = [[int(count[sample]) for count in counts] for counts in forward.tokens_per_place]
+        entered = {"image": len(real) - len(self.text), "text": len(self.text)}
+        self.counts = {kind: [entered[kind], *(n[at] for n in left)] for at, kind in ((1, "image"), (0, "text"))}
+
+        self.image_groups = self._groups([token for view in self.views for token in view.tokens if token is not None])
+        self.text_groups = self._groups(self.text)
+
+    def _groups(self, tokens: Sequence[int]) -> dict[int, int]:
+        members: dict[int, list[int]] = defaultdict(list)
+        for token in tokens:
+            if self.owner[token] >= 0:
+                members[self.owner[token]].append(token)
+        shared = sorted((group for group in members.values() if len(group) > 1), key=lambda group: (-len(group), group))
+        return {token: rank for rank, group in enumerate(shared) for token in group}
+
+
+def _whole(forward: ForwardTrace, sample: int, images: Sequence[Image.Image]) -> View:
+    if len(images) != 1:
+        raise InputError(f"{len(images)} images are given, and a forward of this model sees one")
+    rows, cols = forward.grid[sample].tolist()
+    cells = enumerate(forward.patch_cell[sample].tolist(), start=forward.text_tokens)
+    token_at = {cell: token for token, cell in cells}
+    return View("input", images[0], rows, cols, [token_at.get(cell) for cell in range(rows * cols)])
+
+
+def _of_prompt(forward: ForwardTrace, sample: int, images: Sequence[Image.Image]) -> list[View]:
+    if forward.images is None or forward.image is None or forward.tile is None:
+        raise InputError("the trace does not know where the image tokens stand; encode the images inside of the trace")
+    layouts = forward.images[sample]
+    if len(images) != len(layouts):
+        raise InputError(f"{len(images)} images are given, and sample {sample} has {len(layouts)}")
+    if any(tile.shows == "frame" for tiles in layouts for tile in tiles):
+        raise InputError(f"sample {sample} has a video; only images are drawn")
+    numbers = zip(*(x[sample].tolist() for x in (forward.image, forward.tile, forward.patch_cell)), strict=True)
+    token_at = {each: token for token, each in enumerate(numbers) if each[2] >= 0}
+    views = []
+    for number, (image, tiles) in enumerate(zip(images, layouts, strict=True)):
+        title = "image" if len(images) == 1 else f"image {number + 1}"
+        parts = sum(tile.shows == "part" for tile in tiles)
+        if parts:
+            across = columns_of(parts, image.width / image.height)
+            cells = _stitched(tiles[:parts], across)
+            tokens = [token_at.get((number, *cell)) for row in cells for cell in row]
+            views.append(View(f"{title}, {parts // across} x {across} tiles", image, len(cells), len(cells[0]), tokens))
+        for rank, tile in list(enumerate(tiles))[parts:]:
+            what = "" if len(tiles) == 1 else ", tiles" if tile.row_ends else ", overview"
+            tokens = [token_at.get((number, rank, cell)) for cell in range(tile.rows * tile.columns)]
+            views.append(View(title + what, image, tile.rows, tile.columns, tokens))
+    return views
+
+
+def columns_of(parts: int, aspect: float) -> int:
+    """How many of an image's equal parts stand side by side, in the grid whose shape is nearest to the image's.
+
+    Processors that cut images choose their grid so, among several numbers of parts.
+
+    Args:
+        parts: Their number.
+        aspect: Width of the image over its height.
+    """
+    return min((n for n in range(1, parts + 1) if parts % n == 0), key=lambda n: abs(aspect - n * n / parts))
+
+
+def _stitched(tiles: Tiles, across: int) -> list[list[tuple[int, int]]]:
+    """Number of the tile and raster cell in it, at each cell of equal tiles put together."""
+    rows, columns = tiles[0].rows, tiles[0].columns
+    return [
+        [
+            (row // rows * across + column // columns, row % rows * columns + column % columns)
+            for column in range(across * columns)
+        ]
+        for row in range(len(tiles) // across * rows)
+    ]
