@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import TypeVar
 
 import torch
@@ -12,6 +13,8 @@ from pumer.backbones.state import switched
 from pumer.reducers import ReductionConfig
 from pumer.utils.errors import InputError
 
+_HOOKED = "_old_forward"
+"""Where accelerate keeps the ``forward`` of a module that it has put a hook on."""
 LEARNED = "reducer"
 """Where a patched module keeps the reducers that learn."""
 
@@ -217,8 +220,11 @@ def adopt(module: nn.Module, weights: Mapping[str, Tensor]) -> set[str]:
 
 
 def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Change a module's class, and drop the copy of its own ``forward`` that removed hooks leave on the instance."""
-    module.__dict__.pop("forward", None)
+    """Change a module's class, and what libraries keep of its ``forward`` on the instance."""
+    if _HOOKED in module.__dict__:  # accelerate's hook calls this one
+        module.__dict__[_HOOKED] = MethodType(cls.forward, module)
+    else:
+        module.__dict__.pop("forward", None)  # a copy of its own, which removed hooks leave
     module.__class__ = cls
 
 
@@ -255,7 +261,8 @@ def _check_untouched(root: nn.Module, backbone: Family, remedy: str) -> None:
             )
         if "forward" not in module.__dict__:
             continue
-        if getattr(module.__dict__["forward"], "__func__", None) is not type(module).forward:
+        called = module.__dict__.get(_HOOKED if backbone.spreads else "forward", module.__dict__["forward"])
+        if getattr(called, "__func__", None) is not type(module).forward:
             raise InputError(
                 f"the forward of '{name or type(module).__name__}' was replaced by another library (accelerate's "
                 f"device_map does this); {remedy}"

@@ -213,6 +213,13 @@ class Decision:
         """
         return gather_tokens(x, self.index)
 
+    def to(self, device: torch.device) -> "Decision":
+        """The same decision on a device."""
+        if self.lengths.device == device:
+            return self
+        moved: Decision = _moved(self, device)
+        return moved
+
     def carry_out(self, tokens: "Tokens") -> "Tokens":
         """The tokens after this decision; what `Tokens.reduce` calls, and what a decision of another kind replaces."""
         return tokens.reduced(self)
@@ -350,6 +357,14 @@ class Tokens:
         whole: Tokens = _concatenated(slices)
         return replace(whole, origin=lambda: torch.cat([origin() for origin in origins]))
 
+    def to(self, device: torch.device) -> "Tokens":
+        """The same tokens on a device, where the layers of a model are on several."""
+        if self.size.device == device:
+            return self
+        origin = self.origin
+        moved: Tokens = _moved(self, device)
+        return replace(moved, origin=lambda: origin().to(device))
+
     def with_streams(self, *streams: Tensor) -> "Tokens":
         """The same tokens with new states."""
         return replace(self, streams=streams)
@@ -455,6 +470,18 @@ def _concatenated(parts: Sequence[Any]) -> Any:
         whole: Any = {x.name: _concatenated([getattr(part, x.name) for part in parts]) for x in fields(first)}
         return replace(first, **whole)
     return first
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    """A tensor, or those inside tuples and the classes above, on a device."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if isinstance(part, tuple):
+        return tuple(_moved(each, device) for each in part)
+    if isinstance(part, Decision | Segments | Tokens):
+        moved: Any = {x.name: _moved(getattr(part, x.name), device) for x in fields(part)}
+        return replace(part, **moved)
+    return part
 
 
 def _traced(owner: Tensor, decision: Decision, before: int) -> Tensor:

@@ -30,6 +30,7 @@ class Family:
             from: those of the longest text, where it is in the same stream, and of an image of the model's size; of
             stacks that see prompts of any length, none.
         unsupported_reason: From a root module, a stack and a layer of it to the reason why it cannot reduce, or None.
+        spreads: Whether its layers may be on several devices, by accelerate's hooks (``device_map``).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Family:
     widths: Callable[[Any], dict[str, int]]
     tokens: Callable[[Any], dict[str, int]]
     unsupported_reason: Callable[[Any, str, int], str | None] = lambda root, stack, layer: None
+    spreads: bool = False
 
     def __post_init__(self) -> None:
         """Give each subclass its parent's ``__name__``: ``save_pretrained`` writes that into the config."""

@@ -274,11 +274,12 @@ class Prompt:
             return self._carried(states, layer)
         stretch = self.stretch(layer)
         assert stretch is not None  # for the type checker: a layer that reduces has tokens
-        reducer, tokens = self._reducers[layer], stretch.tokens.with_streams(states)
+        before = stretch.tokens.to(states.device)
+        reducer, tokens = self._reducers[layer], before.with_streams(states)
         key = seen.key if seen.key is None else _newest(seen.key, states.shape[1], layer, given.get("past_key_values"))
         decision = self.reduction.decide(reducer, Cues(tokens, key, seen.query, layer=layer, causal=True))
         after = tokens.reduce(decision)
-        self._decisions[layer] = stretch.tokens, decision
+        self._decisions[layer] = before, decision
         mask: Tensor | None = after.mask
         if decision.known is not None and (stretch.mask is None or not _graph()):
             mask = None if all(sum(known) == decision.outputs for known in decision.known) else mask
@@ -289,7 +290,8 @@ class Prompt:
 
     def _carried(self, states: Tensor, layer: int) -> Tensor:
         tokens, decision = self._decisions[layer]
-        return tokens.with_streams(states).reduce(decision).streams[0]
+        device = states.device
+        return tokens.to(device).with_streams(states).reduce(decision.to(device)).streams[0]
 
     def carried(self, dense: Tensor, layer: int) -> Tensor:
         """Features of all tokens ``(B, N, D)`` as those of the tokens that leave a layer."""
@@ -313,7 +315,11 @@ class Prompt:
 
     def _expanded(self, states: Any, layer: int) -> Any:
         stretch = self.stretch(layer)
-        return states if states is None or stretch is None or stretch.rope is None else stretch.tokens.expand(states)
+        return (
+            states
+            if states is None or stretch is None or stretch.rope is None
+            else stretch.tokens.to(states.device).expand(states)
+        )
 
 
 def prefixes_of(cache: Any) -> dict[int, Prefix]:

@@ -291,6 +291,7 @@ def _family(
         widths=lambda model: {stack: _width(parts[0]) for stack, parts in layers(model).items()},
         tokens=lambda model: {},
         unsupported_reason=unsupported_reason,
+        spreads=True,
     )
     return family
 
