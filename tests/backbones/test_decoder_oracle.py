@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from reducers.prompts import kept_by_hand, merged_by_hand
-from tiny.decoders import DECODERS, IMAGE, Sample, text
+from tiny.decoders import DECODERS, IMAGE, VOCABULARY, Sample, text
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -94,7 +94,7 @@ SEEN: list[tuple[Tensor, Tensor]] = []
 
 def plain_attention(module, query, key, value, mask, scaling, **_):
     """Softmax of all rows over all columns; notes queries and keys."""
-    SEEN.append((query[0], key[0]))
+    SEEN.append((query[0].detach(), key[0].detach()))
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     rows = (query @ key.transpose(2, 3) * scaling).masked_fill(~mask, -torch.inf).softmax(dim=-1)
     return (rows @ value).transpose(1, 2), rows
@@ -273,6 +273,22 @@ def test_what_is_only_pruned_or_only_merged(family):
 )
 def test_whichever_prompts_have_images(images):
     assert difference("mistral3", BOTH, conversations("mistral3", images)) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_gradients_are_those_of_the_loop(family):
+    model, prompt = DECODERS[family].model().double(), DECODERS[family].sample(1)
+    found = by_hand(family, model, Conversation((prompt,), ([],)), BOTH)
+    weight = torch.randn(len(prompt.ids), VOCABULARY, dtype=torch.float64)
+    sum((weight[token] * logits).sum() for token, logits in found.logits.items()).backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    logits = pumer.patch(model, BOTH)(**DECODERS[family].batch([prompt])).logits[0]
+    (weight * logits)[list(found.logits)].sum().backward()
+    for name, parameter in model.named_parameters():
+        if expected[name] is not None:
+            torch.testing.assert_close(parameter.grad, expected[name], atol=1e-4, rtol=1e-5)
+    assert sum(bool(gradient.any()) for gradient in expected.values() if gradient is not None) > 60
 
 
 def test_the_loop_without_reductions_is_the_stock_model():
