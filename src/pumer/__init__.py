@@ -23,18 +23,27 @@ if TYPE_CHECKING:
     from pumer.patching import unpatch as unpatch
     from pumer.profiling.planning import Plan as Plan
     from pumer.profiling.planning import plan as plan
+    from pumer.profiling.prompt_planning import PromptPlan as PromptPlan
+    from pumer.profiling.prompt_planning import plan_prompt as plan_prompt
     from pumer.reducers import AttentionReceivedConfig as AttentionReceivedConfig
     from pumer.reducers import ClsPruningConfig as ClsPruningConfig
+    from pumer.reducers import DARTConfig as DARTConfig
     from pumer.reducers import DynamicViTConfig as DynamicViTConfig
     from pumer.reducers import EViTConfig as EViTConfig
+    from pumer.reducers import FastVConfig as FastVConfig
+    from pumer.reducers import ILLaVAConfig as ILLaVAConfig
+    from pumer.reducers import InteractionConfig as InteractionConfig
     from pumer.reducers import L2NormConfig as L2NormConfig
     from pumer.reducers import NoReduction as NoReduction
     from pumer.reducers import PoolingConfig as PoolingConfig
     from pumer.reducers import PuMerConfig as PuMerConfig
+    from pumer.reducers import PyramidDropConfig as PyramidDropConfig
     from pumer.reducers import RandomPruningConfig as RandomPruningConfig
     from pumer.reducers import ReleasedPuMerConfig as ReleasedPuMerConfig
+    from pumer.reducers import SparseVLMConfig as SparseVLMConfig
     from pumer.reducers import Step as Step
     from pumer.reducers import ToMeConfig as ToMeConfig
+    from pumer.reducers import VictorConfig as VictorConfig
     from pumer.utils.errors import InputError as InputError
     from pumer.visualization.tracing import ForwardTrace as ForwardTrace
     from pumer.visualization.tracing import Trace as Trace
@@ -49,19 +58,27 @@ _MODULES = {
     "utils.errors": ("InputError",),
     "patching": ("disabled", "patch", "patched", "reduction", "unpatch"),
     "profiling.planning": ("Plan", "plan"),
+    "profiling.prompt_planning": ("PromptPlan", "plan_prompt"),
     "reducers": (
         "AttentionReceivedConfig",
         "ClsPruningConfig",
+        "DARTConfig",
         "DynamicViTConfig",
         "EViTConfig",
+        "FastVConfig",
+        "ILLaVAConfig",
+        "InteractionConfig",
         "L2NormConfig",
         "NoReduction",
         "PoolingConfig",
         "PuMerConfig",
+        "PyramidDropConfig",
         "RandomPruningConfig",
         "ReleasedPuMerConfig",
+        "SparseVLMConfig",
         "Step",
         "ToMeConfig",
+        "VictorConfig",
     ),
     "visualization.tracing": ("ForwardTrace", "Trace", "trace"),
     "visualization.visualize": ("draw",),

@@ -13,6 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+GIGA = 1e9
+
 
 class MacCounter(TorchDispatchMode):
     """Counts, by section, the MACs of every matrix product, convolution and attention that runs inside it.

@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from pumer.backbones import BACKBONES, backbone_of
+from pumer.backbones import BACKBONES, DECODERS, backbone_of
 from pumer.checkpoint import (
     has_processor,
     load,
@@ -18,6 +19,7 @@ from pumer.checkpoint import (
     trained_with,
 )
 from pumer.patching import patch, unpatch
+from pumer.profiling.generative_presets import CONFIGS, generative_presets
 from pumer.reducers import ReductionConfig
 from pumer.utils.errors import InputError
 from pumer.utils.shipped import located
@@ -28,13 +30,22 @@ PAPER_TEXT_LENGTH = 32
 
 def presets() -> dict[str, Callable[[], PreTrainedModel]]:
     """Full-size models with random weights; speed, memory and MACs do not depend on the weights."""
-    return {name: build for family in BACKBONES.values() for name, build in family.presets.items()}
+    answering = {name: build for family in BACKBONES.values() for name, build in family.presets.items()}
+    return answering | generative_presets()
+
+
+def generates(name: str) -> bool:
+    """Whether the model of a name is of a family that generates; of a checkpoint only ``config.json`` is read."""
+    if name.startswith(PREFIX):
+        return name.removeprefix(PREFIX) in CONFIGS
+    config: Any = model_class(name).config_class
+    return config.model_type in DECODERS
 
 
 def model_from(name: str) -> PreTrainedModel:
     """A preset with random weights, or a checkpoint, in eval mode.
 
-    The name is that of a preset ("preset:vilt-b32", "preset:meter-b16", ...), of a small model that ships with the
+    The name is that of a preset ("preset:vilt-b32", "preset:llava-1.5-7b", ...), of a small model that ships with the
     package ("small:vilt", "small:meter"), a folder, or a hub name.
     """
     if not name.startswith(PREFIX):

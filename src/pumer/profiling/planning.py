@@ -3,7 +3,6 @@
 A copy of the model runs on torch's meta device: shapes without memory or arithmetic.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,18 +13,20 @@ from torch import Tensor, nn
 from pumer.backbones import roots
 from pumer.backbones.image_size import set_image_size
 from pumer.backbones.state import switched
-from pumer.patching import disabled, patch, reduction, reductions, unwrapped
+from pumer.patching import disabled, patch, reductions, unwrapped
 from pumer.profiling import named_models
 from pumer.profiling.inputs import inputs_for
-from pumer.profiling.macs import MacCounter
-from pumer.reducers import NoReduction, reduction_from
+from pumer.profiling.macs import GIGA, MacCounter
+from pumer.profiling.meta import on_meta
+from pumer.profiling.prompt_planning import PromptPlan, plan_prompt
+from pumer.profiling.prompts import is_generative
+from pumer.reducers import reduction_from
 from pumer.reducers.base import Place
 from pumer.settings.plan import PlanConfig
 from pumer.tokens import Decision, Tokens
 from pumer.utils.errors import InputError
 from pumer.utils.limits import check_tokens
 
-GIGA = 1e9
 EMBEDDING, HEAD = "embedding", "head"
 
 
@@ -106,7 +107,7 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] | None = None, text
     """Count tokens and MACs of one example, without running the model and without touching it.
 
     The image fills its buffer and the text has no padding. A model that is not patched counts as if patched with
-    `pumer.NoReduction`, whose MACs are those of transformers' own forward.
+    `pumer.NoReduction`, whose MACs are those of transformers' own forward. For models that generate: `plan_prompt`.
 
     Args:
         model: A transformers model of a supported family, on any device.
@@ -114,11 +115,13 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] | None = None, text
         text_length: Words of the text, special tokens counted.
 
     Raises:
-        InputError: If the model cannot be patched, or does not take such an input.
+        InputError: If the model cannot be patched, generates, or does not take such an input.
 
     Example:
         ``print(pumer.plan(model, image_size=384, text_length=32))``
     """
+    if is_generative(unwrapped(model)):
+        raise InputError(f"{type(model).__name__} generates; call pumer.plan_prompt(model, text_tokens, image_tokens)")
     meta: Any = on_meta(model)
     own = int(meta.config.image_size) if image_size is None else image_size
     size = (own, own) if isinstance(own, int) else own
@@ -134,19 +137,6 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] | None = None, text
     macs = watch.counter.macs
     rows = (LayerPlan(*place, *before, *after, macs[place]) for place, (before, after) in watch.seen.items())
     return Plan(size, text_length, tuple(rows), macs[EMBEDDING], macs[HEAD], unreduced)
-
-
-def on_meta(model: nn.Module) -> nn.Module:
-    """A patched copy of a model on the meta device, in eval mode; no memory for weights is taken."""
-    original = unwrapped(model)
-    memo: dict[int, Any] = {id(tensor): _meta(tensor) for tensor in [*original.parameters(), *original.buffers()]}
-    twin = copy.deepcopy(original, memo).eval()
-    return twin if reduction(twin) is not None else patch(twin, NoReduction())
-
-
-def _meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _accept_whole_image(meta: Any, size: tuple[int, int]) -> None:
@@ -204,12 +194,18 @@ def _watch(meta: nn.Module, inputs: dict[str, Tensor]) -> _Watch:
     return watch
 
 
-def run(config: PlanConfig) -> Plan:
+def run(config: PlanConfig) -> Plan | PromptPlan:
     """Plan a checkpoint or a preset."""
+    generative = named_models.generates(config.model)
+    config.check_kind(generative)
     with torch.device("meta"):
         model = named_models.skeleton(config.model)
     set_image_size(config.image_size, model)
     if config.reduction is not None:
         patch(model, reduction_from(config.reduction))
+    if generative:
+        return plan_prompt(model, *config.prompt, config.dtype)
+    if config.dtype is not None:
+        raise InputError(f"dtype={config.dtype} is not for a model that does not generate; leave it out")
     size = config.image_size or named_models.default_image_size(config.model, model)
     return plan(model, size, config.text_length or named_models.default_text_length(config.model, model))

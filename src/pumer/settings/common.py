@@ -30,9 +30,12 @@ BACKBONES = ("vilt", "meter")
 METHODS = (
     *("none", "pumer", "pumer-released", "tome", "dynamicvit", "evit", "cls"),
     *("attention-received", "l2norm", "random", "pooling"),
+    *("fastv", "pyramiddrop", "sparsevlm", "dart", "illava", "interaction", "victor"),
 )
 """The names in `pumer.reducers.METHODS`."""
-PRESETS = ("vilt-b32", "vilt-b32-nlvr2", "meter-b16", "meter-b16-nlvr2")
+GENERATIVE_PRESETS = ("llava-0.1b", "llava-1.5-7b", "qwen2.5-vl-3b", "smolvlm-2.2b")
+"""The names in `pumer.profiling.generative_presets`."""
+PRESETS = ("vilt-b32", "vilt-b32-nlvr2", "meter-b16", "meter-b16-nlvr2", *GENERATIVE_PRESETS)
 """The names in `pumer.profiling.named_models.presets`."""
 LARGEST_MAGNITUDE = 30
 """Magnitudes of RandAugment are fractions of this."""
@@ -50,6 +53,8 @@ LARGEST_BATCH = 65_536
 BatchSize = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
 ImageSize = Annotated[int, Field(ge=1, le=16_384)]
 TextLength = Annotated[int, Field(ge=2, le=65_536)]
+DType = Literal["float32", "bfloat16", "float16"]
+PromptTokens = Annotated[int, Field(ge=1, le=2**20)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Pairs = Annotated[int, Field(ge=1, le=10**6)]
 Seconds = Annotated[float, Field(ge=0, le=10**6)]
@@ -200,10 +205,28 @@ class MeasuringJob(ModelJob):
         model: folder, hub name, small:vilt, small:meter, or preset:vilt-b32 (full size, random weights, no download).
         text_length: words, special tokens counted; null for as many as the checkpoint was trained with, else 32 (or its
             positions, if fewer).
+        text_tokens: of a model that generates, text tokens of a prompt; null for 64.
+        image_tokens: of a model that generates, image tokens of a prompt; null for 576.
     """
 
     model: ModelOrPreset = "preset:vilt-b32"
     text_length: TextLength | None = None
+    text_tokens: PromptTokens | None = None
+    image_tokens: PromptTokens | None = None
+
+    @property
+    def prompt(self) -> tuple[int, int]:
+        """Text and image tokens of a prompt; as many as LLaVA-1.5 has of an image, unless others are given."""
+        return self.text_tokens or 64, self.image_tokens or 576
+
+    def check_kind(self, generative: bool) -> None:
+        """Refuse settings for models of another kind."""
+        prompt, whole = ("text_tokens", "image_tokens"), ("text_length", "image_size")
+        kind = "generates" if generative else "does not generate"
+        for name in whole if generative else prompt:
+            if (value := getattr(self, name)) is not None:
+                others = " and ".join(prompt if generative else whole)
+                raise InputError(f"{name}={value} is not for a model that {kind}; give {others}, or leave it out")
 
 
 @config

@@ -1,6 +1,6 @@
 """Settings of `pumer plan`."""
 
-from pumer.settings.common import MeasuringJob, Reduction
+from pumer.settings.common import DType, MeasuringJob, Reduction
 from pumer.utils.config import config
 
 
@@ -10,6 +10,8 @@ class PlanConfig(MeasuringJob):
 
     Attributes:
         reduction: method and settings; null for what the checkpoint was saved with.
+        dtype: of a model that generates, number format of the cache; null for that of the config.
     """
 
     reduction: Reduction | None = None
+    dtype: DType | None = None
