@@ -5,13 +5,13 @@ from collections import defaultdict
 
 import pytest
 import torch
-from tiny import EXAMPLES, FOLDERS, TINY
+from tiny import EXAMPLES, FOLDERS, TINY, WITH_HEADS
 
 import pumer
 from pumer.checkpoint import load_processor
 from pumer.evaluation import evaluate
 from pumer.profiling.planning import run as run_plan
-from pumer.reducers import METHODS, config_to_dict
+from pumer.reducers import config_to_dict
 from pumer.reducers.learned import LearnedReducer
 from pumer.settings.evaluate import EvaluateConfig
 from pumer.settings.plan import PlanConfig
@@ -60,7 +60,7 @@ def test_every_method_learns_every_task(name, backbone, request):
 
 
 @backbones
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WITH_HEADS)
 def test_every_method_is_planned_trained_saved_and_evaluated(method, backbone, training, request):
     example, *_ = EXAMPLES[method]
     config = TINY[backbone].fit(example.config)

@@ -215,4 +215,4 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     if batch == 1:
         return torch.embedding(x[0], index)
     offset = torch.arange(batch, device=x.device)[:, None] * tokens
-    return x.flatten(0, 1).index_select(0, (index + offset).flatten()).view(batch, index.shape[1], -1)
+    return x.flatten(0, 1).index_select(0, (index + offset).flatten()).view(batch, index.shape[1], x.shape[2])

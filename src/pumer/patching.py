@@ -239,6 +239,11 @@ def _check_layers(config: ReductionConfig, backbone: Family, root: nn.Module) ->
             raise InputError(f"{stack} layers of {backbone.name} cannot reduce: {reason}")
         if stack not in layers:
             raise InputError(f"{backbone.name} has no {stack} layers to reduce in; it has {', '.join(layers)}")
+        if stack in backbone.whole and config.prunes:
+            raise InputError(
+                f"method '{config.method}' prunes, but all tokens leave the {stack} layers of {backbone.name}; give a "
+                "method that merges there: pumer, tome, pooling or illava"
+            )
         if layer >= layers[stack]:
             raise InputError(
                 f"{stack} layer {layer} does not exist; {backbone.name} has {layers[stack]} of them, 0 to "

@@ -31,9 +31,6 @@ def test_in_a_prompt(ratio, prompts, left, causal, seed):
     cues = prompt_cues(prompts, seed, left, causal=causal, heads=4 if causal else 2)
     config = ILLaVAConfig(layers=(8,), prune_ratio=ratio)
     decision = config.decide(handed_out(cues, config.needs))
-    if not any(config.merges(n) for n in range(cues.tokens.slots[1] + 1)):
-        assert torch.equal(decision.destination >= 0, cues.tokens.mask) and torch.equal(decision.mask, cues.tokens.mask)
-        return
     for b in range(len(prompts)):
         real = cues.tokens.mask[b].nonzero()[:, 0].tolist()
         most = min(len(real), 32)

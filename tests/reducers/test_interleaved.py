@@ -17,7 +17,7 @@ from reducers.prompts import (
     prompt_cues,
     slots_of,
 )
-from tiny import EXAMPLES
+from tiny import EXAMPLES, WITH_HEADS
 
 from pumer import (
     AttentionReceivedConfig,
@@ -27,7 +27,6 @@ from pumer import (
     PoolingConfig,
     Step,
 )
-from pumer.reducers import METHODS
 from pumer.reducers.cues import Cues
 from pumer.reducers.dart import DARTConfig
 from pumer.reducers.fastv import FastVConfig
@@ -198,7 +197,7 @@ def groups_of_stream(tokens, decision, sample):
 def test_every_method_takes_prompts():
     cues = prompt_cues([[(0, True), (1, False), (1, False), (2, False), (1, False), (0, True)]] * 2, 0, True)
     cues = replace(cues, tokens=replace(cues.tokens, streams=(cues.tokens.states.float(),)))
-    for method in METHODS:
+    for method in WITH_HEADS:
         config = EXAMPLES[method][0].config
         for reducer in [*config.reducers().values(), *config.learned({"fusion": 5, "vision": 5}).values()]:
             if method != "pumer-released":

@@ -4,16 +4,19 @@ import json
 
 import pytest
 import tiny
+from tiny import WITH_HEADS
+from tiny.decoder_examples import DECODER_EXAMPLES
 
 from pumer import InputError
 from pumer.reducers import METHODS, config_from_dict, config_to_dict
 from pumer.reducers.base import KEYS, ROWS, STATES
 
 CONFIGS = [example.config for examples in tiny.EXAMPLES.values() for example in examples]
+CONFIGS += [config for configs in DECODER_EXAMPLES.values() for config in configs]
 
 
 def test_every_method_has_examples():
-    assert set(tiny.EXAMPLES) == set(METHODS), "add an example config to tests/tiny.py"
+    assert set(tiny.EXAMPLES) == set(WITH_HEADS), "add an example config to tests/tiny.py"
     for method, examples in tiny.EXAMPLES.items():
         assert all(type(example.config) is METHODS[method] for example in examples)
 
@@ -26,7 +29,7 @@ def test_round_trip_through_json(config):
     assert again == config and type(again) is type(config) and hash(again) == hash(config)
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.amounts])
 def test_layers_without_an_amount_are_refused(method):
     with pytest.raises(InputError, match=f"'{method}' names layers but not how much they remove; give .*(ratio|count)"):
         config_from_dict({"method": method, "layers": [1]})
@@ -74,5 +77,5 @@ def test_wrong_mapping_is_named_in_one_line(mapping, words):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method)
 def test_places_cover_the_reducers(config):
     assert set(config.reducers()) <= set(config.places())
-    for reducer in [*config.reducers().values(), *config.learned({"fusion": 8, "vision": 8}).values()]:
+    for reducer in [*config.reducers().values(), *config.learned({"fusion": 8, "vision": 8, "decoder": 8}).values()]:
         assert reducer.needs <= {KEYS, STATES, *ROWS}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiny.base import GRIDS, PATCH, WORDS, Sample, Tiny
-from tiny.examples import EXAMPLES, Example, in_vision, label, moved
+from tiny.examples import EXAMPLES, WITH_HEADS, Example, in_vision, label, moved
 from tiny.meter import METER
 from tiny.vilt import VILT
 

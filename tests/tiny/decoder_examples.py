@@ -2,7 +2,6 @@
 
 from pumer import (
     AttentionReceivedConfig,
-    DynamicViTConfig,
     L2NormConfig,
     NoReduction,
     PoolingConfig,
@@ -17,6 +16,7 @@ from pumer.reducers.fastv import FastVConfig
 from pumer.reducers.illava import ILLaVAConfig
 from pumer.reducers.interaction import InteractionConfig
 from pumer.reducers.pyramiddrop import PyramidDropConfig
+from pumer.reducers.sparsevlm import SparseVLMConfig
 from pumer.reducers.victor import VictorConfig
 
 DECODER_EXAMPLES: dict[str, tuple[ReductionConfig, ...]] = {
@@ -32,13 +32,16 @@ DECODER_EXAMPLES: dict[str, tuple[ReductionConfig, ...]] = {
         PuMerConfig(layers=(1, 3), stack="decoder", prune_ratio=0.9),
     ),
     "tome": (ToMeConfig(layers=(0, 2), stack="decoder", merge_count=3),),
-    "dynamicvit": (DynamicViTConfig(layers=(1, 3), stack="decoder", prune_ratio=0.4),),
     "attention-received": (AttentionReceivedConfig(layers=(1, 3), stack="decoder", prune_ratio=0.4),),
     "l2norm": (L2NormConfig(layers=(1, 3), stack="decoder", prune_ratio=0.4),),
     "random": (RandomPruningConfig(layers=(1, 3), stack="decoder", prune_ratio=0.4),),
     "pooling": (PoolingConfig(layers=(0, 2), stack="decoder", merge_ratio=0.3),),
     "fastv": (FastVConfig(layers=(1,), prune_ratio=0.5),),
     "pyramiddrop": (PyramidDropConfig(layers=(1, 3), prune_ratio=0.5),),
+    "sparsevlm": (
+        SparseVLMConfig(layers=(1, 3), prune_ratio=0.5),
+        SparseVLMConfig(layers=(1,), prune_ratio=0.8, recycle_ratio=0.9),
+    ),
     "dart": (DARTConfig(layers=(1,), prune_ratio=0.5),),
     "illava": (ILLaVAConfig(layers=(2,), prune_ratio=0.3),),
     "interaction": (InteractionConfig(layers=(0, 2), prune_ratio=0.5, midpoint=1),),

@@ -17,7 +17,7 @@ from pumer import (
     Step,
     ToMeConfig,
 )
-from pumer.reducers import ReductionConfig
+from pumer.reducers import METHODS, ReductionConfig
 from pumer.reducers.layered import LayeredConfig
 
 
@@ -161,3 +161,7 @@ def label(value: object) -> str | None:
     steps = getattr(value.config, "schedule", None) or [value.config]
     ratios = {name: r for step in steps for name, r in vars(step).items() if name.endswith("_ratio") and r}
     return "-".join([value.config.method, *(f"{name.removesuffix('_ratio')}{r}" for name, r in ratios.items())])
+
+
+WITH_HEADS = tuple(name for name, method in METHODS.items() if "fusion" in method.stacks)
+"""The methods for models that answer by a head; the others, in `tiny.decoder_examples`, are for generative ones."""

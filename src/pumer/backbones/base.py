@@ -30,6 +30,7 @@ class Family:
             from: those of the longest text, where it is in the same stream, and of an image of the model's size; of
             stacks that see prompts of any length, none.
         unsupported_reason: From a root module, a stack and a layer of it to the reason why it cannot reduce, or None.
+        whole: Stacks whose output has a state for every token that entered, so that none may be pruned there.
         spreads: Whether its layers may be on several devices, by accelerate's hooks (``device_map``).
     """
 
@@ -41,6 +42,7 @@ class Family:
     widths: Callable[[Any], dict[str, int]]
     tokens: Callable[[Any], dict[str, int]]
     unsupported_reason: Callable[[Any, str, int], str | None] = lambda root, stack, layer: None
+    whole: frozenset[str] = frozenset()
     spreads: bool = False
 
     def __post_init__(self) -> None:

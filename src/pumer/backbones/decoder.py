@@ -23,6 +23,7 @@ from pumer.backbones.state import Reduction
 from pumer.functional import gather_tokens
 from pumer.reducers.base import KEYS, ROWS, Reducer
 from pumer.reducers.cues import Cues
+from pumer.reducers.learned import LearnedReducer
 from pumer.tokens import Decision, Segments, Tokens
 from pumer.utils.errors import InputError
 
@@ -194,6 +195,17 @@ class Prompt:
         if given is not None and any(n != given for n in images):
             raise InputError(f"image_tokens is {given}, but the prompts have {sorted(set(images))} image tokens each")
         return tuple((n - v, v) for n, v in zip(reals, images, strict=True))
+
+    def enter(self, embeds: Tensor) -> Tensor:
+        """What enters the first layer ``(B, N, D)``, as the reducers that learn change it."""
+        if self._stretches and self._reducers:
+            tokens = self._stretches[0].tokens
+            assert tokens.segments is not None  # for the type checker: those of a prompt have them
+            image = tokens.mask & (tokens.segments.segment > 0)
+            for reducer in self._reducers.values():
+                if isinstance(reducer, LearnedReducer):
+                    embeds = reducer.enter(embeds, image)
+        return embeds
 
     def stretch(self, layer: int) -> Stretch | None:
         """The stretch that a layer is in, if this forward has any."""
@@ -464,6 +476,8 @@ class TextModel:
         states = input_ids if inputs_embeds is None else inputs_embeds
         if pumer is None or states is None or not pumer.open(self.config, states, attention_mask, past_key_values):
             return super().forward(input_ids, *args, **named, **kwargs)  # type: ignore[misc]
+        if inputs_embeds is not None:
+            named["inputs_embeds"] = pumer.enter(inputs_embeds)
         if kwargs.get("deepstack_visual_embeds") is not None:
             features = enumerate(kwargs["deepstack_visual_embeds"])
             kwargs["deepstack_visual_embeds"] = [Deep(each, layer, pumer) for layer, each in features]

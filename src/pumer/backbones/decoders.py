@@ -274,6 +274,10 @@ def _family(
         stacks = {} if encoder is None else {"vision": encoder.layers}
         return {**stacks, "decoder": getattr(model, decoder).layers}
 
+    def widths(model: Any) -> dict[str, int]:
+        holders = {"vision": family.encoder(model), "decoder": getattr(model, decoder)}
+        return {stack: holder.config.hidden_size for stack, holder in holders.items() if holder is not None}
+
     def unsupported_reason(model: Any, stack: str, layer: int) -> str | None:
         if stack == "vision" and family.encoder(model) is None:
             kind = type(getattr(model, vision)).__name__
@@ -288,17 +292,13 @@ def _family(
         vision=vision,
         vision_classes=vision_classes,
         layers=layers,
-        widths=lambda model: {stack: _width(parts[0]) for stack, parts in layers(model).items()},
+        widths=widths,
         tokens=lambda model: {},
         unsupported_reason=unsupported_reason,
+        whole=frozenset({"vision"}),
         spreads=True,
     )
     return family
-
-
-def _width(layer: Any) -> int:
-    """``D`` of a layer."""
-    return int(layer.self_attn.q_proj.in_features)
 
 
 def _unsupported_reason(text: nn.Module, parts: tuple[type[Any], ...]) -> str | None:

@@ -33,6 +33,7 @@ class Tile:
         shows: The whole image, one of several equal parts of it (row by row), or a frame of a video.
         row_ends: Whether a token that is no part of the image follows each row.
         ends: How many such tokens follow the last row.
+        across: Of a part, how many of them stand side by side; None if the prompt does not show it.
     """
 
     rows: int
@@ -40,6 +41,7 @@ class Tile:
     shows: Literal["image", "part", "frame"] = "image"
     row_ends: bool = False
     ends: int = 0
+    across: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -160,7 +162,7 @@ def _joined(kind: str, placed: list[_Placed], ids: Sequence[int] | None) -> list
         last = [places[-1] + 1 != following[0] for (places, _), (following, _) in pairwise(placed)]
     elif ids is None:
         return None
-    else:  # an id before each tile names its row and column, or that it shows all, which the last one does
+    else:  # the id before a tile names its row and column, or that it shows all, which the last one does
         marks = [ids[places[0] - 1] for places, _ in placed]
         last = [mark == marks[-1] for mark in marks[:-1]]
     joined: list[list[_Placed]] = [[]]
@@ -168,14 +170,22 @@ def _joined(kind: str, placed: list[_Placed], ids: Sequence[int] | None) -> list
         joined[-1].append(part)
         if end:
             joined.append([])
-    return [_one(parts) for parts in joined[:-1]]
+    return [_one(parts, None if kind == "internvl" else _across(parts[:-1])) for parts in joined[:-1]]
 
 
-def _one(parts: Sequence[_Placed]) -> _Placed:
+def _across(parts: Sequence[_Placed]) -> int | None:
+    """How many parts are in a row of an image: two ids stand between neighbours, and more between rows."""
+    ends = [following[0] - places[-1] > 3 for (places, _), (following, _) in pairwise(parts)]
+    across = [*ends, True].index(True) + 1
+    regular = len(parts) % across == 0 and all(end == (at % across == 0) for at, end in enumerate(ends, start=1))
+    return across if regular else None
+
+
+def _one(parts: Sequence[_Placed], across: int | None) -> _Placed:
     """Tiles as one image: the last one shows all of it, those before show parts."""
     *tiles, whole = chain.from_iterable(tiles for _, tiles in parts)
     places = list(chain.from_iterable(places for places, _ in parts))
-    return places, (*(replace(tile, shows="part") for tile in tiles), whole)
+    return places, (*(replace(tile, shows="part", across=across) for tile in tiles), whole)
 
 
 # What an encoder makes of its arguments

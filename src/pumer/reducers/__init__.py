@@ -6,13 +6,20 @@ from typing import Any
 from pumer.reducers.attention_received import AttentionReceivedConfig
 from pumer.reducers.base import NoReduction, Reducer, ReductionConfig
 from pumer.reducers.cls_pruning import ClsPruningConfig, EViTConfig
+from pumer.reducers.dart import DARTConfig
 from pumer.reducers.dynamicvit import DynamicViTConfig
+from pumer.reducers.fastv import FastVConfig
+from pumer.reducers.illava import ILLaVAConfig
+from pumer.reducers.interaction import InteractionConfig
 from pumer.reducers.l2norm import L2NormConfig
 from pumer.reducers.pooling import PoolingConfig
 from pumer.reducers.pumer import PuMerConfig, Step
 from pumer.reducers.pumer_released import ReleasedPuMerConfig
+from pumer.reducers.pyramiddrop import PyramidDropConfig
 from pumer.reducers.random_pruning import RandomPruningConfig
+from pumer.reducers.sparsevlm import SparseVLMConfig
 from pumer.reducers.tome import ToMeConfig
+from pumer.reducers.victor import VictorConfig
 from pumer.utils.config import from_dict, to_dict
 from pumer.utils.errors import InputError
 from pumer.utils.limits import check_reduction
@@ -29,6 +36,13 @@ METHODS: dict[str, type[ReductionConfig]] = {
     "l2norm": L2NormConfig,
     "random": RandomPruningConfig,
     "pooling": PoolingConfig,
+    "fastv": FastVConfig,
+    "pyramiddrop": PyramidDropConfig,
+    "sparsevlm": SparseVLMConfig,
+    "dart": DARTConfig,
+    "illava": ILLaVAConfig,
+    "interaction": InteractionConfig,
+    "victor": VictorConfig,
 }
 
 
@@ -57,7 +71,7 @@ def config_from_dict(mapping: Mapping[str, Any]) -> ReductionConfig:
         )
     config = from_dict(cls, values, where=f"reduction '{method}'")
     steps = values.get("schedule") or ([values] if values.get("layers") else [])
-    if steps and not any(set(cls.amounts) & set(step) for step in steps):
+    if cls.amounts and steps and not any(set(cls.amounts) & set(step) for step in steps):
         amounts = ", ".join(cls.amounts)
         raise InputError(f"reduction '{method}' names layers but not how much they remove; give {amounts}")
     return config
@@ -92,4 +106,11 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "reduction_from",
+    "DARTConfig",
+    "FastVConfig",
+    "ILLaVAConfig",
+    "InteractionConfig",
+    "PyramidDropConfig",
+    "SparseVLMConfig",
+    "VictorConfig",
 ]

@@ -81,6 +81,8 @@ class ReductionConfig:
     """The settings that say how much each of its ``layers`` removes."""
     stacks: ClassVar[tuple[str, ...]] = ("fusion", "vision", "decoder")
     """The stacks in which it can reduce."""
+    prunes: ClassVar[bool] = False
+    """Whether nothing is left of some tokens, wherever it reduces."""
     attention: ClassVar[Attention] = Attention()
     """That of every layer of a model patched with this method."""
 

@@ -40,6 +40,7 @@ class EViTConfig(ClsPruningConfig):
     """
 
     method: ClassVar[str] = "evit"
+    prunes: ClassVar[bool] = False
 
     def kept(self, n: int) -> int:
         """All of ``n``: none is gone, some are in another one's slot."""

@@ -18,11 +18,12 @@ from pumer.tokens import GONE, Decision
 
 def keep_all(cues: Cues) -> Decision:
     """The decision that changes nothing."""
-    tokens = cues.tokens
-    if tokens.segments is None:
+    tokens, segments = cues.tokens, cues.tokens.segments
+    if segments is None:
         return Decision(None, tokens.lengths, tokens.slots)
-    slots = ranks(tokens.size.shape[1], tokens.size.device)
-    return Decision(torch.where(tokens.mask, 2 * slots, GONE), tokens.lengths, tokens.slots, buffer=len(slots))
+    found = tables(Rule(), *tokens.slots, tokens.size.device)
+    rank = ranks(sum(tokens.slots), tokens.size.device)
+    return segments.place(Decision(torch.where(segments.mask, 2 * rank, GONE), tokens.lengths, tokens.slots), found)
 
 
 def prune_and_merge(cues: Cues, rule: Rule) -> Decision:

@@ -45,6 +45,7 @@ class DynamicViTConfig(PruningConfig):
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
     method: ClassVar[str] = "dynamicvit"
+    stacks: ClassVar[tuple[str, ...]] = ("fusion", "vision")
 
     def reducers(self) -> dict[Place, Reducer]:
         """None without weights."""

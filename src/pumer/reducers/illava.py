@@ -33,9 +33,11 @@ class ILLaVAConfig(AttentionReceivedConfig):
         prune_ratio: Fraction of the real image tokens that enter the reducer to merge away, in [0, 1); two stay.
     """
 
-    stack: Literal["fusion", "vision", "decoder"] = "decoder"
+    stack: Literal["vision", "decoder"] = "decoder"
 
     method: ClassVar[str] = "illava"
+    stacks: ClassVar[tuple[str, ...]] = ("vision", "decoder")
+    prunes: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({SAMPLED_ROWS, KEYS})
 
     def kept(self, n: int) -> int:

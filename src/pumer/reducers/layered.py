@@ -64,6 +64,7 @@ class PruningConfig(LayeredConfig):
     prune_ratio: Ratio = 0.0
 
     amounts: ClassVar[tuple[str, ...]] = ("prune_ratio",)
+    prunes: ClassVar[bool] = True
 
     def kept(self, n: int) -> int:
         """Image tokens left of ``n``."""

@@ -21,6 +21,18 @@ class LearnedReducer(nn.Module):
         """Copies and pickles leave out what the last forward owes."""
         return {**self.__dict__, "losses": ()}
 
+    def enter(self, states: Tensor, image: Tensor) -> Tensor:
+        """What it changes before the first layer of a decoder.
+
+        Args:
+            states: ``(B, N, D)``, the prompt.
+            image: ``(B, N)`` bool, which tokens are those of images.
+
+        Returns:
+            ``(B, N, D)``.
+        """
+        return states
+
     def owe(self, loss: Tensor) -> None:
         """Add a loss, a scalar, to those of this forward."""
         self.losses = (*self.losses, loss)[-_RUNS:]

@@ -40,7 +40,6 @@ class VictorConfig(LayeredConfig):
     registers: Annotated[int, Field(ge=1)] = 8
 
     method: ClassVar[str] = "victor"
-    amounts: ClassVar[tuple[str, ...]] = ("registers",)
     stacks: ClassVar[tuple[str, ...]] = ("decoder",)
 
     def __post_init__(self) -> None:
