@@ -7,7 +7,7 @@ from functools import cache, partial
 
 import pytest
 import torch
-from tiny.decoders import DECODERS, IMAGE, IMAGE_END, IMAGE_START, PATCH, SIDE, VIDEO, Sample, text
+from tiny.decoders import DECODERS, IMAGE, IMAGE_END, IMAGE_START, PATCH, ROW_END, SIDE, VIDEO, Image, Sample, text
 from torch import nn
 from transformers.image_processing_utils import select_best_resolution
 
@@ -52,7 +52,7 @@ def traced(call, model, **inputs):
 
 
 def generated(model, inputs, **settings):
-    return traced(model.generate, model, **inputs, max_new_tokens=3, do_sample=False, **settings)
+    return traced(model.generate, model, **inputs, max_new_tokens=2, do_sample=False, **settings)
 
 
 def embedded(model, inputs):
@@ -151,7 +151,7 @@ def test_a_token_stands_where_its_pixels_are(family):
     inputs = DECODERS[family].batch(samples)
     told, before = generated(model, inputs), embedded(model, inputs)
     for prompt, number, image, index_of in images_in(family, samples):
-        for index, expected in list(blocks(family, image))[:: 1 + len(image.ids) // 24]:
+        for index, expected in list(blocks(family, image))[:: 1 + len(image.ids) // 12]:
             pixels = inputs["pixel_values"].clone()
             pixels[index_of(index)] += 1
             felt = (embedded(model, inputs | {"pixel_values": pixels}) != before).any(dim=-1)
@@ -211,6 +211,30 @@ def test_neighbouring_images(family):
     told = generated(model_of(family), DECODERS[family].batch([sample]))
     numbers = [number for number in told.image[0].tolist() if number >= 0]
     assert numbers == [number for number, image in enumerate(images) for i in image.ids if i == IMAGE]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 3), (3, 1), (2, 3), (1, 1)])
+@pytest.mark.parametrize("breaks", [1, 2])
+def test_rows_of_parts_are_seen_from_what_stands_between_them(rows, columns, breaks):
+    ids = []
+    for row in range(rows):
+        for column in range(columns):
+            ids += [IMAGE_START, 160 + 6 * row + column, *[IMAGE] * 4]
+        ids += [ROW_END] * breaks
+    ids += [ROW_END, IMAGE_START, 159, *[IMAGE] * 4, IMAGE_START]
+    pixels = torch.randn(rows * columns + 1, 3, SIDE, SIDE)
+    image = Image(ids, pixels, (SIDE, SIDE))
+    told = generated(model_of("idefics3"), DECODERS["idefics3"].batch([Sample([3, *ids, 4, *ids, 5], (image, image))]))
+    assert told.images == (((*(Tile(2, 2, "part", across=columns),) * (rows * columns), Tile(2, 2)),) * 2,)
+
+
+def test_nothing_is_claimed_of_parts_in_uneven_rows():
+    part = [IMAGE_START, 160, *[IMAGE] * 4]
+    ids = [3, *part, *part, ROW_END, *part, ROW_END, IMAGE_START, 159, *[IMAGE] * 4, IMAGE_START, 5]
+    for at, place in enumerate([i for i, token in enumerate(ids) if token == 160]):
+        ids[place] += at
+    image = Image([], torch.randn(4, 3, SIDE, SIDE), (SIDE, SIDE))
+    assert generated(model_of("idefics3"), DECODERS["idefics3"].batch([Sample(ids, (image,))])).images is None
 
 
 def test_parts_of_an_image_are_told_from_the_whole():

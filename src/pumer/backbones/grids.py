@@ -170,7 +170,10 @@ def _joined(kind: str, placed: list[_Placed], ids: Sequence[int] | None) -> list
         joined[-1].append(part)
         if end:
             joined.append([])
-    return [_one(parts, None if kind == "internvl" else _across(parts[:-1])) for parts in joined[:-1]]
+    across = [None if kind == "internvl" else _across(parts[:-1]) for parts in joined[:-1]]
+    if kind != "internvl" and None in across:
+        return None
+    return [_one(parts, columns) for parts, columns in zip(joined, across, strict=False)]
 
 
 def _across(parts: Sequence[_Placed]) -> int | None:

@@ -106,7 +106,7 @@ def _of_prompt(forward: ForwardTrace, sample: int, images: Sequence[Image.Image]
         title = "image" if len(images) == 1 else f"image {number + 1}"
         parts = sum(tile.shows == "part" for tile in tiles)
         if parts:
-            across = columns_of(parts, image.width / image.height)
+            across = tiles[0].across or columns_of(parts, image.width / image.height)
             cells = _stitched(tiles[:parts], across)
             tokens = [token_at.get((number, *cell)) for row in cells for cell in row]
             views.append(View(f"{title}, {parts // across} x {across} tiles", image, len(cells), len(cells[0]), tokens))
@@ -120,7 +120,7 @@ def _of_prompt(forward: ForwardTrace, sample: int, images: Sequence[Image.Image]
 def columns_of(parts: int, aspect: float) -> int:
     """How many of an image's equal parts stand side by side, in the grid whose shape is nearest to the image's.
 
-    Processors that cut images choose their grid so, among several numbers of parts.
+    InternVL's processor chooses its grid so, among those of several numbers of parts.
 
     Args:
         parts: Their number.
