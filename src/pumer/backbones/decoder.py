@@ -192,7 +192,7 @@ class Prompt:
             return ((N - given, given),) * B
         found = image.sum(dim=1) if real is None else torch.stack([image.sum(dim=1), real.sum(dim=1)])
         images, reals = (found.tolist(), [N] * B) if real is None else found.tolist()
-        if given is not None and any(n != given for n in images):
+        if given is not None and any(images) and any(n != given for n in images):  # a later prompt may have none
             raise InputError(f"image_tokens is {given}, but the prompts have {sorted(set(images))} image tokens each")
         return tuple((n - v, v) for n, v in zip(reals, images, strict=True))
 
