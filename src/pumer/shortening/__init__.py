@@ -1,0 +1,1 @@
+"""Fewer image tokens in a prompt, before the language model sees it: one file per method."""

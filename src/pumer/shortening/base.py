@@ -1,0 +1,94 @@
+"""What every method that shortens a prompt provides: a choice among the tokens of one image."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pumer.reducers.base import Place, Ratio, Reducer, ReductionConfig
+from pumer.reducers.tables import pruned
+from pumer.utils.config import config
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The tokens of one image, of several tiles or of a video, in the order of their placeholders, and the words.
+
+    Attributes:
+        features: ``(n, D)``, as they would enter the language model.
+        text: ``(t, D)``, embeddings of the words of the same prompt, special tokens left out.
+        cell: ``(n, 3)`` int64: tile or frame, row and column of each token; -1 for tokens that stand nowhere, such as
+            ends of rows.
+        states: Gives ``(n, Dv)``, what the vision encoder shows at the same places, averaged where several patches
+            became one token.
+        key: Gives ``(n, Dk)``, keys of the vision encoder's second to last layer, averaged over heads and patches.
+        attention: Gives ``(n,)``, how much attention a token gets there: from [CLS] where the encoder has one, else
+            from evenly spaced patches.
+    """
+
+    features: Tensor
+    text: Tensor
+    cell: Tensor
+    states: Callable[[], Tensor]
+    key: Callable[[], Tensor]
+    attention: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stays of an image.
+
+    Attributes:
+        index: ``(k,)`` int64, ascending: the tokens whose places and positions stay.
+        features: ``(k, D)`` for them, where others were merged into them; None: their own.
+        group: ``(n,)`` int64, the token that holds each token (itself if it stays), -1 if it is gone.
+    """
+
+    index: Tensor
+    group: Tensor
+    features: Tensor | None = None
+
+    @classmethod
+    def of(cls, kept: Tensor, n: int) -> "Choice":
+        """The choice that keeps some tokens of ``n`` as they are, and drops the others.
+
+        Args:
+            kept: ``(k,)`` int64, in any order.
+            n: Tokens.
+        """
+        index = kept.sort()[0]
+        group = torch.full((n,), -1, device=kept.device)
+        return cls(index, group.index_copy(0, index, index))
+
+
+@config
+class ShorteningConfig(ReductionConfig):
+    """A method that shortens prompts before the decoder; see `pumer.shorten`.
+
+    Attributes:
+        prune_ratio: Fraction of the tokens of each image to remove, in [0, 1).
+    """
+
+    prune_ratio: Ratio = 0.0
+
+    stacks: ClassVar[tuple[str, ...]] = ("prompt",)
+    amounts: ClassVar[tuple[str, ...]] = ("prune_ratio",)
+    prunes: ClassVar[bool] = True
+
+    def reducers(self) -> dict[Place, Reducer]:
+        """None: no layer is changed."""
+        return {}
+
+    def kept(self, n: int) -> int:
+        """Tokens left of an image of ``n``."""
+        return n - pruned(self.prune_ratio, n)
+
+    def choose(self, image: ImageTokens) -> Choice:
+        """Decide about one image; the same tokens give the same choice, whatever else is in the batch.
+
+        Args:
+            image: Its tokens.
+        """
+        raise NotImplementedError
