@@ -4,6 +4,7 @@ The loop runs transformers' own layers on the rows that are left, each time with
 reads the same conversations as a padded batch, prompt by prompt and then token by token, through its cache.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import pytest
@@ -103,8 +104,8 @@ def plain_attention(module, query, key, value, mask, scaling, **_):
 ALL_ATTENTION_FUNCTIONS.register("plain", plain_attention)
 
 
-def by_hand(family: str, model, conversation: Conversation, config: PuMerConfig) -> Expected:
-    """Run an unpatched model's layers on one conversation, and reduce each of its prompts after its own layers."""
+def by_hand(family: str, model, conversation: Conversation, config: PuMerConfig, untouched=()) -> Expected:
+    """Run an unpatched model's layers on one conversation, and reduce its prompts, but for some, after layers."""
     whole, steps = conversation.whole, {step.layer: step for step in config.schedule}
     entering, rope, positions = entry(family, model, whole)
     states, features = entering["inputs_embeds"][0], dense_features(entering)
@@ -119,7 +120,7 @@ def by_hand(family: str, model, conversation: Conversation, config: PuMerConfig)
             states[None], attention_mask=mask, position_embeddings=tuple(part[..., rows, :] for part in rope)
         )[0]
         if number in steps:
-            for turn in conversation.turns:
+            for turn in (turn for n, turn in enumerate(conversation.turns) if n not in untouched):
                 held, size, states = reduced(steps[number], turn, whole, held, size, states, *SEEN[0], rows)
         if number < len(features):
             added = [torch.stack([features[number][i] for i in group]).mean(dim=0) for group in held.values()]
@@ -195,11 +196,13 @@ class Talk:
         padding: Of each prompt, "left" or "right".
         static: Whether the cache is.
         step: Words of an answer that it reads at once.
+        whole: Prompts that are not reduced.
     """
 
     padding: str = "left"
     static: bool = False
     step: int = 1
+    whole: tuple[int, ...] = ()
 
 
 def talk(family, model, said: list[Conversation], expected: list[Expected], how: Talk) -> float:
@@ -221,7 +224,8 @@ def talk(family, model, said: list[Conversation], expected: list[Expected], how:
             for b, place in enumerate(places):
                 at[:, b, real[b]] = expected[b].positions[:, place]
             at = at[0] if len(at) == 1 else at
-            logits = model(**inputs, attention_mask=mask, position_ids=at, past_key_values=cache).logits
+            with pumer.disabled(model) if turn in how.whole else nullcontext():
+                logits = model(**inputs, attention_mask=mask, position_ids=at, past_key_values=cache).logits
             for b, place in enumerate(places):
                 most = max(most, largest_difference(dict(zip(place, logits[b, real[b]], strict=True)), expected[b]))
                 start[b] += len(place)
@@ -238,20 +242,16 @@ def largest_difference(logits, expected) -> float:
 
 def difference(family, config, said=None, how=None) -> float:
     """Of the patched model to the loop."""
-    model, said = DECODERS[family].model().double(), said or conversations(family)
+    model, said, how = DECODERS[family].model().double(), said or conversations(family), how or Talk()
     with torch.no_grad():
-        expected = [by_hand(family, model, conversation, config) for conversation in said]
-        return talk(family, pumer.patch(model, config), said, expected, how or Talk())
+        expected = [by_hand(family, model, conversation, config, how.whole) for conversation in said]
+        return talk(family, pumer.patch(model, config), said, expected, how)
 
 
-FAMILIES_OF_EACH_KIND = ("llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "mistral3")
-"""One row of positions; frame, row and column; the same and image features that enter after layers; image tokens in
-many runs."""
-
-
-@pytest.mark.parametrize("family", FAMILIES_OF_EACH_KIND)
+@pytest.mark.parametrize("family", DECODERS)
 def test_two_prompts_with_images_and_answers(family):
-    assert difference(family, BOTH) < TOLERANCE
+    images = ((1, 0), (2, 0), (0, 1)) if family == "llava_onevision" else ((1, 1), (2, 0), (0, 1))
+    assert difference(family, BOTH, conversations(family, images)) < TOLERANCE  # that one's tokens depend on the others
 
 
 @pytest.mark.parametrize(
@@ -289,6 +289,12 @@ def test_gradients_are_those_of_the_loop(family):
         if expected[name] is not None:
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-4, rtol=1e-5)
     assert sum(bool(gradient.any()) for gradient in expected.values() if gradient is not None) > 60
+
+
+@pytest.mark.parametrize("whole", [(0,), (1,), (0, 2)], ids=str)
+def test_prompts_that_are_read_while_the_reduction_is_off(whole):
+    said = conversations("qwen2_vl", ((1, 1, 1), (0, 1, 0), (1, 0, 2)))
+    assert difference("qwen2_vl", BOTH, said, Talk(whole=whole)) < TOLERANCE
 
 
 def test_the_loop_without_reductions_is_the_stock_model():
