@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reducers.prompts import kept_by_hand, merged_by_hand
 from tiny.decoders import DECODERS, IMAGE, VOCABULARY, Sample, text
 from torch import Tensor
@@ -289,6 +291,24 @@ def test_gradients_are_those_of_the_loop(family):
         if expected[name] is not None:
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-4, rtol=1e-5)
     assert sum(bool(gradient.any()) for gradient in expected.values() if gradient is not None) > 60
+
+
+RATIO = st.floats(0, 0.95)
+STEPS = st.dictionaries(st.integers(0, 5), st.tuples(RATIO, RATIO), min_size=1, max_size=4)
+IMAGES = st.integers(1, 2).flatmap(
+    lambda turns: st.lists(st.tuples(*[st.integers(0, 2)] * turns), min_size=1, max_size=3)
+)
+HOW = st.builds(Talk, st.sampled_from(["left", "right"]), st.booleans(), st.integers(1, 3))
+
+
+@settings(max_examples=15)
+@given(st.sampled_from(["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm"]), STEPS, IMAGES, HOW)
+def test_any_schedule(family, steps, images, how):
+    schedule = [
+        Step(stack="decoder", layer=layer, prune_ratio=prune, merge_ratio=merge)
+        for layer, (prune, merge) in steps.items()
+    ]
+    assert difference(family, PuMerConfig(schedule=tuple(schedule)), conversations(family, images), how) < TOLERANCE
 
 
 @pytest.mark.parametrize("whole", [(0,), (1,), (0, 2)], ids=str)
