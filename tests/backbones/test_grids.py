@@ -202,6 +202,18 @@ def test_a_forward_beams_and_the_other_padding_show_the_same(family):
             assert torch.equal(other[: len(sample.ids)], row[real])
 
 
+@pytest.mark.parametrize("family", ["llava", "internvl", "idefics3"])
+def test_a_prompt_of_embeddings_shows_it_without_ids_too_or_claims_nothing(family):
+    model, inputs = model_of(family), DECODERS[family].batch(samples_of(family))
+    expected = traced(model, model, **inputs)
+    inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
+    told = traced(model, model, **inputs)
+    if family == "idefics3":  # whose tiles are told apart by ids
+        assert told.images is None and (told.image == -1).all()
+    else:
+        assert told.images == expected.images and torch.equal(told.patch_cell, expected.patch_cell)
+
+
 @pytest.mark.parametrize("family", ["llava", "internvl"])
 def test_neighbouring_images(family):
     images = [DECODERS[family].sample(seed).images[0] for seed in (1, 2)]

@@ -5,13 +5,16 @@ import random
 import pytest
 import torch
 from PIL import Image
+from tiny.decoder_examples import DECODER_EXAMPLES
 from tiny.decoders import DECODERS, IMAGE
 from tiny.processors import PROCESSORS
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+from typer.testing import CliRunner
 
 import pumer
 from pumer import PuMerConfig, Step
 from pumer.backbones.grids import Tile
+from pumer.cli import app
 from pumer.generative import generated, load_generative, prompt
 from pumer.settings.visualize import VisualizeConfig
 from pumer.visualization import drawing
@@ -147,6 +150,37 @@ def test_pruned_tokens_are_tinted_on_their_own_grid():
         top += 34 + view.rows * cell + 8 + drawing.LEGEND_LINE + 12
 
 
+@pytest.mark.parametrize(
+    ("method", "config"), [(name, config) for name, (config, *_) in DECODER_EXAMPLES.items() if name != "none"]
+)
+def test_every_method_is_drawn(method, config, monkeypatch):
+    model = pumer.patch(DECODERS["qwen2_vl"].model().double().requires_grad_(False), config)
+    inputs = DECODERS["qwen2_vl"].batch([DECODERS["qwen2_vl"].sample(1, images=2), DECODERS["qwen2_vl"].sample(3)])
+    said = []
+    with pumer.trace(model) as trace:
+        model(**inputs)
+    monkeypatch.setattr(drawing, "panel", lambda picture, title, legend: said.append((title, legend)) or picture)
+    draw(trace, [Image.new("RGB", (48, 48), BLUE)] * 2, QUESTION)
+    (told,) = trace.forwards
+    for number, (title, legend) in enumerate(said[1::3]):
+        ours = told.image[0] == number
+        assert title == f"pruned: {int((told.pruned_at[0, ours] >= 0).sum())} of {int(ours.sum())} tokens"
+        counts = [int((told.pruned_at[0, ours] == place).sum()) for place in range(len(told.places))]
+        assert [text for _, text in legend] == [
+            f"decoder layer {x}: {n}" for (_, x), n in zip(told.places, counts, strict=True)
+        ]
+    assert len(said) == 6
+
+
+def test_what_a_vision_encoder_did_is_not_recorded():
+    steps = Step(stack="vision", layer=0, merge_ratio=0.4), Step(stack="decoder", layer=2, prune_ratio=0.4)
+    model = pumer.patch(DECODERS["llava"].model().double(), PuMerConfig(schedule=steps))
+    with torch.no_grad(), pumer.trace(model) as trace:
+        model.generate(**DECODERS["llava"].batch([DECODERS["llava"].sample(1)]), max_new_tokens=2)
+    (told,) = trace.forwards
+    assert told.places == (("decoder", 2),) and told.images == (((Tile(4, 4),),),)
+
+
 def test_long_answers_are_broken_into_lines():
     one, many = (drawing.title(["what?", "word " * n], 400) for n in (3, 60))
     assert one.height == 64 and many.height > 200 and many.width == 400
@@ -187,6 +221,14 @@ def test_run_draws_each_image_and_gives_the_reduced_answer(family, pictures, tmp
     expected = [f"image {n}" + (f", {view}" if view else "") for n in (1, 2) for view in views]
     assert said[::3] == expected
     assert Image.open(out).width > 1000
+
+
+def test_the_command_takes_several_images(pictures, tmp_path):
+    folder, out = saved("qwen2_5_vl", tmp_path / "model"), tmp_path / "tokens.png"
+    result = CliRunner().invoke(app, ["visualize", folder, *map(str, pictures), QUESTION, "--out", str(out)])
+    assert result.exit_code == 0 and result.output.endswith(f"({out})\n") and out.exists()
+    refused = CliRunner().invoke(app, ["visualize", folder, *map(str, pictures), "what", "colour?"])
+    assert refused.exit_code == 2 and '"what colour?"' in refused.output
 
 
 def test_an_image_is_drawn_as_its_processor_crops_it(tmp_path):

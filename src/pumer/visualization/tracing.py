@@ -20,9 +20,10 @@ class ForwardTrace:
     """The fate of the tokens in one run of the encoder. All tensors are on the CPU.
 
     Input tokens are counted as they entered: text positions ``0 .. T-1``, then the image buffer, whose first token is
-    [CLS]. In the prompt of a decoder, where text and images interleave, they are counted by position, and T is 0.
-    ``N0`` is their number, ``K`` the slots that are left. A place is a stack ("vision", "fusion" or "decoder") and a
-    layer of it that reduced; tensors name it by its index in ``places``.
+    [CLS]. In the prompt of a decoder, where text and images interleave, they are counted by position, and T is 0; what
+    a vision encoder did before is left out, because it hands over as many tokens as ever. ``N0`` is their number, ``K``
+    the slots that are left. A place is a stack ("vision", "fusion" or "decoder") and a layer of it that reduced;
+    tensors name it by its index in ``places``.
 
     Attributes:
         text_tokens: ``T``.
