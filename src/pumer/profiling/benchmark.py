@@ -16,9 +16,10 @@ from pumer.backbones.image_size import set_image_size
 from pumer.compiling.buckets import Buckets
 from pumer.compiling.compile import compile
 from pumer.patching import reduction
+from pumer.profiling import generation_benchmark
 from pumer.profiling.inputs import inputs_for
 from pumer.profiling.limit import measured_reduction
-from pumer.profiling.named_models import default_image_size, default_text_length, model_from, variant
+from pumer.profiling.named_models import default_image_size, default_text_length, generates, model_from, variant
 from pumer.profiling.peak_memory import Job, peak_memory
 from pumer.profiling.planning import plan
 from pumer.profiling.timing import compare, fastest_batch, time_split
@@ -46,10 +47,15 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     Returns:
         ``speed`` (see `pumer.profiling.timing.compare`), ``fastest`` (see `fastest_batch`), ``memory``, ``split`` (see
         `time_split`; seconds at the largest batch size), ``plan`` (MACs and tokens), each by model name; ``rows`` as
-        `pumer.demo.report` takes them; ``provenance``.
+        `pumer.demo.report` takes them; ``provenance``. Of a model that generates: see
+        `pumer.profiling.generation_benchmark.run`.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda' but torch sees no GPU; give device=cpu")
+    generative = generates(config.model)
+    config.check_kind(generative)
+    if generative:
+        return generation_benchmark.run(config, console)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = best_device() if config.device == "auto" else torch.device(config.device)

@@ -1,0 +1,163 @@
+"""`pumer benchmark` of a generative model: its answers beside those of its unreduced self, on the machine at hand."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from transformers import PreTrainedModel
+
+from pumer.patching import reduction
+from pumer.profiling.generation import DECODE, STAGES, time_stages
+from pumer.profiling.generation_memory import PromptJob, base_model, peak_memory
+from pumer.profiling.named_models import variant
+from pumer.profiling.prompt_planning import MIB, plan_prompt
+from pumer.profiling.prompts import prompt_for
+from pumer.reducers import NoReduction, ReductionConfig, config_to_dict, reduction_from
+from pumer.settings.benchmark import BenchmarkConfig
+from pumer.utils.errors import InputError
+from pumer.utils.files import write_json
+from pumer.utils.progress import progress_bar
+from pumer.utils.provenance import collect, device_name
+from pumer.utils.shipped import name_of
+from pumer.utils.tensors import best_device
+
+TRANSFORMERS, UNREDUCED, REDUCED = "transformers", "unreduced", "reduced"
+
+
+def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, Any]:
+    """Measure, show a table and write the result.
+
+    Args:
+        config: What to measure.
+        console: Where the table goes; stdout by default.
+
+    Returns:
+        ``prompt`` (``text_tokens``, ``image_tokens``, ``new_tokens``); ``plan`` (by model name, see
+        `pumer.profiling.prompt_planning.PromptPlan`: ``macs``, ``ideal_speedup``, ``cache_bytes`` of a prompt, and
+        ``tokens`` that enter each layer); ``points``, per batch size ``batch`` and what
+        `pumer.profiling.generation.time_stages` measures; ``memory``; ``provenance``. The first of the models, which
+        the others are compared with, is transformers' own forward.
+    """
+    for name in ("compile", "search"):
+        if getattr(config, name):
+            raise InputError(f"{name}=true is not for a model that generates; leave it out")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = best_device() if config.device == "auto" else torch.device(config.device)
+    base, (text_tokens, image_tokens) = base_model(config.model, device, config.dtype), config.prompt
+    rows = _rows(config, base)
+    prompt_for(base, text_tokens, image_tokens)  # refuses what cannot be made, before anything is measured
+    models = {name: variant(base, row) for name, row in rows.items()}
+    plans = {name: plan_prompt(model, text_tokens, image_tokens) for name, model in models.items()}
+    sizes = {"text_tokens": text_tokens, "image_tokens": image_tokens, "new_tokens": config.new_tokens}
+    result: dict[str, Any] = {
+        "what": f"{name_of(config.model)}, {text_tokens} text and {image_tokens} image tokens, {config.dtype}",
+        "prompt": sizes,
+        "plan": {
+            name: {
+                "macs": planned.macs,
+                "ideal_speedup": planned.ideal_speedup,
+                "cache_bytes": planned.cache_bytes,
+                "tokens": [(row.text_tokens, row.image_tokens) for row in planned.layers],
+            }
+            for name, planned in plans.items()
+        },
+        "points": [],
+    }
+    if config.memory_batch and device.type in ("cpu", "cuda"):  # first: too large a batch fails here
+        result["memory"] = _memory(config, rows, base, device.type, sizes)
+    with progress_bar(config.progress) as bar:
+        task = bar.add_task("timing", total=len(config.batch_sizes) * config.pairs * len(STAGES), note="")
+        for batch in config.batch_sizes:
+            inputs = prompt_for(base, text_tokens, image_tokens, batch)
+            rounds = config.pairs, config.seconds, lambda: bar.advance(task)
+            result["points"].append({"batch": batch, **time_stages(models, inputs, config.new_tokens, *rounds)})
+    where = device_name() if device.type == "cuda" or not torch.cuda.is_available() else "cpu"
+    result |= {"provenance": collect(config, config.dtype) | {"device": where}}
+    if config.output is not None:
+        write_json(config.output, result)
+    (console or Console()).print(tables(result))
+    return result
+
+
+def _rows(config: BenchmarkConfig, base: PreTrainedModel) -> dict[str, ReductionConfig | None]:
+    """What is measured, the baseline first; None for transformers' own forward."""
+    rows: dict[str, ReductionConfig | None] = {TRANSFORMERS: None} if config.transformers else {}
+    rows[UNREDUCED] = NoReduction()
+    saved = reduction(base)
+    if config.reductions:
+        rows |= {name: reduction_from(value) for name, value in config.reductions.items()}
+    elif saved is not None and not isinstance(saved, NoReduction):
+        rows[REDUCED] = saved
+    if len(rows) == 1:
+        raise InputError(f"{config.model} is not reduced, so there is nothing to compare; give reductions=...")
+    return rows
+
+
+def _memory(
+    config: BenchmarkConfig,
+    rows: Mapping[str, ReductionConfig | None],
+    base: PreTrainedModel,
+    device: str,
+    sizes: Mapping[str, int],
+) -> dict[str, Any]:
+    """Peak memory of every model."""
+    measured: dict[str, Any] = {}
+    for name, row in rows.items():
+        settings = None if row is None else config_to_dict(row)
+        job = PromptJob(
+            config.model,
+            settings,
+            config.memory_batch,
+            **sizes,
+            device=device,
+            dtype=config.dtype,
+            threads=config.threads,
+        )
+        try:
+            measured[name] = {"batch": config.memory_batch, **peak_memory(job, base)}
+        except RuntimeError as error:
+            raise InputError(f"{error} ({name}, memory_batch={job.batch}); lower memory_batch, or 0") from error
+    return measured
+
+
+def tables(result: Mapping[str, Any]) -> Group:
+    """Speed and memory of a result of `run`, for the terminal."""
+    where, parts = result["provenance"], []
+    for point in result["points"]:
+        title = f"{result['what']}, batch {point['batch']}\n{where['device']}, {where['threads']} threads"
+        table = _table(title, "first", "encoded", "decoder", "ideal", "token", "MiB")
+        for name, planned in result["plan"].items():
+            cells: list[str] = []
+            for stage in STAGES:
+                timed = point[stage][name]
+                digits = 1 if stage == DECODE else 0
+                cells += [f"{1e3 * timed['seconds']['median']:.{digits}f} {timed['speedup']['median']:.2f}x"]
+            cells.insert(STAGES.index(DECODE), f"{planned['ideal_speedup']:.2f}x")
+            table.add_row(name, *cells, f"{point['cache_bytes'][name] / MIB:.0f}")
+        parts.append(table)
+    if "memory" in result:
+        batch = next(iter(result["memory"].values()))["batch"]
+        table = _table(f"peak memory of {batch} answers, MiB", "weights", "activations and cache")
+        for name, measured in result["memory"].items():
+            table.add_row(name, *(f"{measured[part] / MIB:.0f}" for part in ("weights", "activations")))
+        parts.append(table)
+    return Group(*parts, LEGEND)
+
+
+LEGEND = (
+    "ms until the first token, the same once images are encoded, and in the\ndecoder's layers alone; ms per further "
+    "token; MiB of cache after the prompt.\nSpeed-ups are against the first row."
+)
+
+
+def _table(title: str, *columns: str) -> Table:
+    narrow: Any = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # for 80 columns
+    table = Table("model", title=title, title_justify="left", **narrow)
+    table.columns[0].no_wrap = True
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
