@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny.decoder_examples import DECODER_EXAMPLES
 from tiny.decoders import DECODERS, IMAGE, Sample, text
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaModel, LlavaForConditionalGeneration, LlavaModel
 
 import pumer
 from pumer import InputError, NoReduction, PuMerConfig, Step
@@ -164,6 +164,31 @@ def test_copies_and_pickles_answer_alike(family, config):
     for twin in (copy.deepcopy(model), pickle.loads(pickled)):
         check(generated(twin, inputs, tokens=2), expected, tolerance=0)
         assert pumer.reduction(pumer.unpatch(twin)) is None and pumer.reduction(model) == config
+
+
+class OwnLlava(LlavaForConditionalGeneration):
+    """A user's subclass, as are the next ones."""
+
+
+class OwnModel(LlavaModel):
+    """Of images and text."""
+
+
+class OwnText(LlamaModel):
+    """A decoder."""
+
+
+def test_subclasses_of_users_are_patched_and_come_back():
+    model, inputs = DECODERS["llava"].model().double(), batch("llava")
+    expected = generated(pumer.patch(model, PUMER), inputs)
+    parts = pumer.unpatch(model), model.model, model.model.language_model
+    own = OwnLlava, OwnModel, OwnText
+    for part, cls in zip(parts, own, strict=True):
+        part.__class__ = cls
+    check(generated(pumer.patch(model, PUMER), inputs), expected, tolerance=0)
+    assert len(model(**inputs, output_hidden_states=True).hidden_states) == 7
+    pumer.unpatch(model)
+    assert tuple(type(part) for part in parts) == own
 
 
 # ---------------------------------------------------------------- what generate can do

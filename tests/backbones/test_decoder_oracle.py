@@ -85,11 +85,13 @@ class Expected:
         logits: Of each token that is left, by its place in the conversation.
         held: Which tokens each of these stands for.
         positions: ``(3 or 1, N)`` of all tokens.
+        states: Of the tokens that are left after each layer.
     """
 
     logits: dict[int, Tensor]
     held: dict[int, list[int]]
     positions: Tensor
+    states: list[dict[int, Tensor]]
 
 
 SEEN: list[tuple[Tensor, Tensor]] = []
@@ -113,7 +115,7 @@ def by_hand(family: str, model, conversation: Conversation, config: PuMerConfig,
     states, features = entering["inputs_embeds"][0], dense_features(entering)
     text_model = getattr(model.model, FAMILIES[model.config.model_type].decoder)
     held, size = {i: [i] for i in range(len(whole.ids))}, [1.0] * len(whole.ids)
-    text_model.config._attn_implementation = "plain"
+    text_model.config._attn_implementation, after = "plain", []
     for number, layer in enumerate(text_model.layers):
         rows = list(held)  # the tokens that are left, in order
         mask = torch.ones(len(rows), len(rows), dtype=torch.bool).tril()[None, None]
@@ -124,12 +126,13 @@ def by_hand(family: str, model, conversation: Conversation, config: PuMerConfig,
         if number in steps:
             for turn in (turn for n, turn in enumerate(conversation.turns) if n not in untouched):
                 held, size, states = reduced(steps[number], turn, whole, held, size, states, *SEEN[0], rows)
+        after.append(dict(zip(held, states, strict=True)))
         if number < len(features):
             added = [torch.stack([features[number][i] for i in group]).mean(dim=0) for group in held.values()]
             states = states + torch.stack(added)
     text_model.config._attn_implementation = "sdpa"
     logits = model.lm_head(text_model.norm(states))
-    return Expected(dict(zip(held, logits, strict=True)), held, positions)
+    return Expected(dict(zip(held, logits, strict=True)), held, positions, after)
 
 
 def entry(family, model, whole):
@@ -291,6 +294,18 @@ def test_gradients_are_those_of_the_loop(family):
         if expected[name] is not None:
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-4, rtol=1e-5)
     assert sum(bool(gradient.any()) for gradient in expected.values() if gradient is not None) > 60
+
+
+def test_hidden_states_are_those_after_each_layer():
+    model, prompt = DECODERS["llava"].model().double(), DECODERS["llava"].sample(1)
+    with torch.no_grad():
+        expected = by_hand("llava", model, Conversation((prompt,), ([],)), BOTH)
+        inputs = DECODERS["llava"].batch([prompt, DECODERS["llava"].sample(2, before=9)])
+        hidden = pumer.patch(model, BOTH)(**inputs, output_hidden_states=True).hidden_states
+    padding = inputs["input_ids"].shape[1] - len(prompt.ids)
+    for found, states in zip(hidden[1:-1], expected.states[:-1], strict=True):  # the last one is normalised
+        for token, state in states.items():
+            torch.testing.assert_close(found[0, padding + token], state, atol=TOLERANCE, rtol=0)
 
 
 RATIO = st.floats(0, 0.95)
