@@ -18,6 +18,21 @@ from pumer.kernels import GONE
 __all__ = ["GONE", "Decision", "Segments", "Tokens", "attention_bias"]
 
 
+def _once(compute: Callable[[Any], Tensor]) -> Any:
+    """A property of a frozen object that is computed once; in a graph each time, which knows what it has already."""
+
+    def read(self: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            return compute(self)
+        kept: dict[str, Tensor] = self.__dict__
+        name = f"_{compute.__name__}"
+        if name not in kept:
+            kept[name] = compute(self)
+        return kept[name]
+
+    return property(read, doc=compute.__doc__)
+
+
 class Counted(Protocol):
     """What a rule leaves of each length; see `pumer.reducers.tables.Tables`."""
 
@@ -169,7 +184,7 @@ class Decision:
         """``K``, output slots."""
         return sum(self.slots) if self.buffer is None else self.buffer
 
-    @property
+    @_once
     def moves(self) -> Tensor:
         """``(B, N)`` int64: ``code``, written out where every token stays."""
         if self.code is not None:
@@ -183,7 +198,7 @@ class Decision:
         moves = self.moves
         return torch.where(moves < GONE, moves >> 1, -1)
 
-    @property
+    @_once
     def mask(self) -> Tensor:
         """``(B, K)`` bool, False for free output slots."""
         if self.code is not None:
@@ -191,7 +206,7 @@ class Decision:
         ranks = [torch.arange(slots, device=self.lengths.device) for slots in self.slots]
         return torch.cat([rank < self.lengths[:, i, None] for i, rank in enumerate(ranks)], dim=1)
 
-    @property
+    @_once
     def index(self) -> Tensor:
         """``(B, K)`` int64, the input slot that stands at each output slot (for a merged token: its receiver)."""
         return self._standing(torch.arange(self.tokens, device=self.lengths.device).expand(len(self.lengths), -1))

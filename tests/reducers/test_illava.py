@@ -86,3 +86,16 @@ def test_nothing_happens_without_anything_to_merge():
 def test_a_ratio_of_one_is_refused():
     with pytest.raises(InputError, match="prune_ratio"):
         ILLaVAConfig(layers=(8,), prune_ratio=1.0)
+
+
+def test_encoder_and_decoder_each_have_their_own_ratio():
+    config = ILLaVAConfig(layers=(8,), prune_ratio=0.3, vision_layers=(6, 5), vision_prune_ratio=0.1)
+    assert config.places() == [("vision", 5), ("vision", 6), ("decoder", 8)]
+    assert {place: reducer.prune_ratio for place, reducer in config.reducers().items()} == {
+        ("vision", 5): 0.1,
+        ("vision", 6): 0.1,
+        ("decoder", 8): 0.3,
+    }
+    assert list(ILLaVAConfig(layers=(8,), prune_ratio=0.3, vision_layers=(5,)).reducers()) == [("decoder", 8)]
+    with pytest.raises(InputError, match="vision_layers"):
+        ILLaVAConfig(layers=(8,), stack="vision", prune_ratio=0.3, vision_layers=(5,))

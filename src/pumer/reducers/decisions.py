@@ -84,10 +84,10 @@ def assign(cues: Cues, found: Tables, score: Tensor | None = None) -> Decision:
         found: How many of each length.
         score: ``(B, V)`` by which image tokens are pruned, zero or lowest for padding; None: by what the text asks for.
     """
-    tokens, index = cues.tokens, None
+    tokens, index, guard = cues.tokens, None, None
     segments, count = tokens.segments, counts(found, tokens.lengths)
-    guard = None if segments is None else segments.guard
-    if guard is not None:  # at least what is protected is kept
+    if segments is not None and segments.guarded != (0, 0):  # at least what is protected is kept
+        guard = segments.guard
         held = [part.sum(dim=1) for part in guard.split(list(tokens.slots), dim=1)]
         count = torch.maximum(count, integers(count.device, 1, 0, 0, 1) * torch.stack(held, dim=1)[:, :, None])
     if found.prunes:
@@ -100,12 +100,14 @@ def assign(cues: Cues, found: Tables, score: Tensor | None = None) -> Decision:
         if guard is not None:
             score = pad(score.masked_fill(~cues.image_mask, -torch.inf), (found.text, 0))
             score = score.masked_fill(guard | (found.place < 0), torch.inf)
+        elif segments is not None:
+            score = pad(score.masked_fill(~cues.image_mask, -torch.inf), (found.text, 0), value=torch.inf)
         elif score.shape[1] == len(found.fixed):
             score = score.masked_fill(found.fixed, torch.inf)
         else:  # as many as text tokens, which nobody scored, and [CLS] stand before the patches of a stream
             score = pad(score[:, 1:], (found.text + 1, 0), value=torch.inf)
         index = kept_first(score, found.place >= count[:, 1, :1])
-    beyond = found.limits >= count[..., None]
+    beyond = (found.limits if segments is None else found.rank) >= count[..., None]
     if guard is not None:
         count, beyond = _guarded(found, count, guard if index is None else guard.gather(1, index))
     code = _by_rank(found, beyond, lambda: _features(cues, found), index)

@@ -7,12 +7,13 @@ import torch
 
 from pumer.functional import ordered, unit
 from pumer.reducers.attention_received import AttentionReceivedConfig
-from pumer.reducers.base import KEYS, SAMPLED_ROWS
+from pumer.reducers.base import KEYS, SAMPLED_ROWS, Layer, Place, Ratio, Reducer
 from pumer.reducers.cues import Cues
 from pumer.reducers.decisions import counts, keep_all, protected, tables_of, text_stays
 from pumer.reducers.tables import pruned
 from pumer.tokens import GONE, Decision
 from pumer.utils.config import config
+from pumer.utils.errors import InputError
 
 
 @config
@@ -31,14 +32,45 @@ class ILLaVAConfig(AttentionReceivedConfig):
 
     Attributes:
         prune_ratio: Fraction of the real image tokens that enter the reducer to merge away, in [0, 1); two stay.
+        vision_layers: 0-based layers of the vision encoder that merge as well, beside those of the decoder.
+        vision_prune_ratio: The fraction of patches that each of them merges away.
+
+    Example:
+        >>> paper = ILLaVAConfig(layers=(8,), prune_ratio=0.3, vision_layers=(5, 6, 7, 8), vision_prune_ratio=0.14)
+        >>> [stack for stack, _ in paper.places()]
+        ['vision', 'vision', 'vision', 'vision', 'decoder']
     """
 
     stack: Literal["vision", "decoder"] = "decoder"
+    vision_layers: tuple[Layer, ...] = ()
+    vision_prune_ratio: Ratio = 0.0
 
     method: ClassVar[str] = "illava"
     stacks: ClassVar[tuple[str, ...]] = ("vision", "decoder")
     prunes: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({SAMPLED_ROWS, KEYS})
+
+    def __post_init__(self) -> None:
+        """Check and sort the layers."""
+        object.__setattr__(self, "vision_layers", tuple(sorted(self.vision_layers)))
+        if self.stack == "vision" and self.vision_layers:
+            raise InputError(
+                f"both vision_layers={list(self.vision_layers)} and stack='vision' are given; put all into layers"
+            )
+        super().__post_init__()
+
+    def places(self) -> list[Place]:
+        """The layers of the encoder, and of the decoder."""
+        return [*(("vision", layer) for layer in self.vision_layers), *super().places()]
+
+    def reducers(self) -> dict[Place, Reducer]:
+        """One for all layers of a stack; none where nothing is removed."""
+        amounts = {"vision": self.vision_prune_ratio if self.vision_layers else self.prune_ratio}
+        found: dict[Place, Reducer] = {}
+        for stack, layer in self.places():
+            if ratio := amounts.get(stack, self.prune_ratio):
+                found[stack, layer] = replace(self, prune_ratio=ratio)
+        return found
 
     def kept(self, n: int) -> int:
         """All of ``n``: none is gone, some are in another one's slot."""
