@@ -51,7 +51,7 @@ def test_checkpointing_changes_no_gradient(family, reentrant, method):
     config, *_ = DECODER_EXAMPLES[method]
     model, inputs = pumer.patch(DECODERS[family].model().double(), config).train(), batch(family)
     expected = gradients(model, inputs)
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     found = gradients(model, inputs)
     assert found.keys() == expected.keys()
