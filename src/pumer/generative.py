@@ -1,6 +1,6 @@
 """Generative models of images and text: loading one with its processor, and having it answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,36 @@ def load_generative(
 
 def prompt(processor: Any, images: Sequence[Image.Image], question: str) -> Any:
     """Model inputs of one question about images, which stand before it, by the processor's chat template."""
-    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    conversation = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    return prompts(processor, [(images, question)])
+
+
+def prompts(processor: Any, asked: Iterable[tuple[Sequence[Image.Image], str]]) -> Any:
+    """Model inputs of several questions, each about its images; see `prompt`."""
+    conversations = []
+    for images, question in asked:
+        content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+        conversations.append([{"role": "user", "content": [*content, {"type": "text", "text": question}]}])
     return processor.apply_chat_template(
-        conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
     )
 
 
 def generated(model: Any, processor: Any, inputs: Mapping[str, Tensor]) -> str:
     """A model's answer to a prompt: the likeliest token each time, at most `MAX_NEW_TOKENS`."""
+    return answers(model, processor, inputs)[0]
+
+
+def answers(
+    model: Any, processor: Any, inputs: Mapping[str, Tensor], max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any
+) -> list[str]:
+    """A model's answers to several prompts, by the likeliest token each time; `settings` are those of ``generate``."""
     unused = dict.fromkeys(("temperature", "top_p", "top_k"))  # that a checkpoint gives for sampling
-    pad = processor.tokenizer.pad_token_id
-    ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=pad, **unused)
-    answer: str = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-    return answer.strip()
+    settings |= {"max_new_tokens": max_new_tokens, "pad_token_id": processor.tokenizer.pad_token_id}
+    ids = model.generate(**inputs, do_sample=False, num_beams=1, **settings, **unused)
+    texts: list[str] = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]

@@ -1,7 +1,8 @@
 """Official accuracy with its uncertainty, by group, and against another run on the same examples."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from pumer.evaluation import summary
+from pumer.evaluation.generation import GenerativeSession, open_session
 from pumer.evaluation.ranking import CandidateSets, rank
 from pumer.settings.evaluate import EvaluateConfig
 from pumer.tasks import Example, Retrieval
-from pumer.tasks.loading import Collator, Examples
-from pumer.tasks.session import Session
+from pumer.tasks.loading import Collator, Examples, Item
+from pumer.tasks.session import Session, TaskModel
 from pumer.utils.errors import InputError
 from pumer.utils.files import write_json
 from pumer.utils.locks import exclusive
@@ -34,13 +36,15 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         console: where the table goes; None prints nothing.
 
     Returns:
-        `model`, `split`, `reduction`, `answered`, `left_out` (examples whose images a prepared folder had to skip),
-        the fields of `pumer.evaluation.summary.summarise`, and the provenance. The same dict is written to
-        `config.output`.
+        `model`, `split`, `reduction`, `answered`, `left_out` (examples whose images a prepared folder had to skip), of
+        a model that generates `prompt` and `max_new_tokens`, the fields of `pumer.evaluation.summary.summarise`, and
+        the provenance. The same dict is written to `config.output`.
     """
-    session = Session.open(
+    session = open_session(
         config.model,
         config.task,
+        prompt=config.prompt,
+        max_new_tokens=config.max_new_tokens,
         root=config.data.root,
         text_length=config.text_length,
         resize=config.resize,
@@ -62,16 +66,20 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         raise InputError(f"split {config.split} has no public answers; give submission=FILE alone, for the server")
     train = _training_examples(config, session) if public else []
     against = None if config.against is None else summary.OtherRun(config.against, task, examples)
-    if sets is None:
-        answers = predict(session, examples, config.batch_size, config.workers, progress=True)
-    else:
+    if sets is not None and isinstance(session, Session):
         answers = rank(session, sets, config.batch_size, config.scores, progress=True)
+    else:
+        answers = predict(session, examples, config.batch_size, config.workers, progress=True)
+    if isinstance(session, GenerativeSession):
+        answers = session.official(answers)
     if config.submission is not None:
         task.write_submission(config.submission, examples, answers)
         if left_out:
             logger.warning("%s lacks %d examples, whose images are missing or broken", config.submission, left_out)
     result: dict[str, Any] = {"model": name, "split": config.split, "reduction": session.reduction}
     result |= {"answered": len(answers), "left_out": left_out}
+    if isinstance(session, GenerativeSession):
+        result |= {"prompt": session.prompt, "max_new_tokens": session.max_new_tokens}
     if public:
         result |= summary.summarise(task, examples, answers, train, against)
     if config.per_example is not None:
@@ -85,26 +93,42 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
 
 
 def predict(
-    session: Session, examples: Sequence[Example], batch_size: int = 64, workers: int = 0, progress: bool = False
+    session: Session | GenerativeSession,
+    examples: Sequence[Example],
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: bool = False,
 ) -> list[str]:
     """The model's answers, one per example, `batch_size` at a time; `workers` processes read the images.
 
     The model is put into eval mode. Logits that are NaN are refused.
     """
-    task, model = session.task, session.model.eval()
-    loader = DataLoader(Examples(examples), batch_size, collate_fn=Collator(task, session.inputs), num_workers=workers)
+    session.model.eval()
+    collate: Callable[[Sequence[Item]], Any]
+    answer: Callable[[Any], list[str]]
+    if isinstance(session, GenerativeSession):
+        collate, answer = session.collate, session.answer
+    else:
+        collate, answer = Collator(session.task, session.inputs), partial(_choose, session)
+    loader = DataLoader(Examples(examples), batch_size, collate_fn=collate, num_workers=workers)
     answers: list[str] = []
     with torch.inference_mode(), progress_bar(enabled=progress) as bar:
         shown = bar.add_task("evaluate", total=len(examples), note="")
         for batch in loader:
-            inputs = {name: tensor.to(model.device) for name, tensor in batch["inputs"].items()}
-            columns = task.choose(numbers(session.forward(**inputs).logits)).tolist()
-            answers += [task.labels[column] for column in columns]
-            bar.advance(shown, len(columns))
+            answered = answer(batch)
+            answers += answered
+            bar.advance(shown, len(answered))
     return answers
 
 
-def _training_examples(config: EvaluateConfig, session: Session) -> list[Example]:
+def _choose(session: Session, batch: Mapping[str, Any]) -> list[str]:
+    """The labels that a classifier answers a batch with."""
+    inputs = {name: tensor.to(session.model.device) for name, tensor in batch["inputs"].items()}
+    columns = session.task.choose(numbers(session.forward(**inputs).logits)).tolist()
+    return [session.task.labels[column] for column in columns]
+
+
+def _training_examples(config: EvaluateConfig, session: TaskModel) -> list[Example]:
     """What the best constant answers are taken from; none where there is no train split."""
     try:
         return session.task.read(session.root, config.data.train) if session.root and config.data.train else []

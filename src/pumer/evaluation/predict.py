@@ -12,6 +12,7 @@ import numpy as np
 
 from pumer.data.images import ImageLike, read_image
 from pumer.evaluation import evaluate
+from pumer.evaluation.generation import open_session
 from pumer.evaluation.ranking import score_all
 from pumer.settings.common import LARGEST_BATCH, Resize
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
@@ -29,7 +30,7 @@ _ANSWER = "answer"
 
 
 class Predictor:
-    """A trained model that answers.
+    """A trained model that answers, or one that generates, such as LLaVA.
 
     Example:
         >>> predictor = pumer.Predictor("out/vqav2-pumer")  # doctest: +SKIP
@@ -53,6 +54,8 @@ class Predictor:
         resize: Resize | None = None,
         image_size: int | None = None,
         compile: bool = False,
+        prompt: str | None = None,
+        max_new_tokens: int | None = None,
     ) -> None:
         """Load a model, patched as it was saved, with the settings of its training.
 
@@ -63,14 +66,26 @@ class Predictor:
             resize: see `pumer.tasks.Pixels`; by default as in its training.
             image_size: pixels along a side of the images; by default the model's own.
             compile: answer with the model as `pumer.compile` makes it.
+            prompt: what a model that generates is asked, with ``{question}`` where the question goes; by default the
+                question and a request for a short answer.
+            max_new_tokens: that an answer may have, of a model that generates; by default 16.
 
         Raises:
-            InputError: for a missing or broken model, or one of another task.
+            InputError: for a missing or broken model, or one of another task, and for settings of a model of another
+                kind: those from `text_length` to `compile` are not for one that generates.
         """
-        self.session = Session.open(
-            model, task, text_length=text_length, resize=resize, image_size=image_size, compile=compile
+        self.session = open_session(
+            model,
+            task,
+            text_length=text_length,
+            resize=resize,
+            image_size=image_size,
+            compile=compile,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
         )
-        self.model, self.task, self.inputs = self.session.model, self.session.task, self.session.inputs
+        self.model, self.task = self.session.model, self.session.task
+        self.inputs = self.session.inputs if isinstance(self.session, Session) else None
 
     @overload
     def __call__(self, images: ImageLike | Sequence[ImageLike], text: str) -> str: ...
@@ -121,7 +136,7 @@ class Predictor:
         Raises:
             InputError: for a model of another task, and images that cannot be read.
         """
-        if not isinstance(self.task, Retrieval):
+        if not isinstance(self.task, Retrieval) or not isinstance(self.session, Session):
             raise InputError(f"a model for {self.task.name} does not rank images and texts; call it with a question")
         _check_batch(batch_size)
         for name, given in (("images", images), ("texts", texts)):
@@ -156,11 +171,12 @@ def run(config: PredictConfig) -> int:
     if config.questions is not None:
         return _answer_list(config, config.questions)
     config.check_places()
-    shared = ("model", "task", "split", "limit", "batch_size", "image_size", "workers", "force", "galleries", "scores")
+    names = ["model", "task", "split", "limit", "batch_size", "image_size", "workers", "force"]
+    names += ["galleries", "scores", "prompt", "max_new_tokens"]
     of_split = EvaluateConfig(
         data=EvaluationData(root=config.data.root, train=None),
         submission=config.file,
-        **{name: getattr(config, name) for name in shared},
+        **{name: getattr(config, name) for name in names},
     )
     return int(evaluate.run(of_split)["answered"])
 
@@ -176,7 +192,8 @@ def _answer_list(config: PredictConfig, questions: Path) -> int:
     for line, row in rows:
         if blank := next((name for name in images if not row[name].strip()), None):
             raise InputError(f"{questions}: line {line} has no {blank}; give the name of a file in {config.images}")
-    predictor = Predictor(config.model, config.task, image_size=config.image_size, compile=config.compile)
+    given = ("image_size", "compile", "prompt", "max_new_tokens")
+    predictor = Predictor(config.model, config.task, **{name: getattr(config, name) for name in given})
     examples = [
         Example(f"line {line}", tuple(config.images / row[name] for name in images), row[text]) for line, row in rows
     ]

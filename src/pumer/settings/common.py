@@ -268,6 +268,9 @@ class SplitJob(ModelJob):
         galleries: for retrieval: "50x20" ranks within 50 sets of 20 images each, with their captions; null within one
             set of all.
         scores: for retrieval: folder that keeps the score of every pair, so that an interrupted run continues.
+        prompt: what a model that generates is asked, as in prompt='"{question} In one word."', with {question} where
+            the question goes; null for the question and a request for a short answer.
+        max_new_tokens: of an answer of a model that generates; null for 16.
         force: replace result files that are there already.
     """
 
@@ -279,6 +282,8 @@ class SplitJob(ModelJob):
     workers: Processes = 0
     galleries: Galleries | None = None
     scores: NewFolder | None = None
+    prompt: str | None = None
+    max_new_tokens: Count | None = None
     force: bool = False
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pumer.checkpoint import learned_names, load, load_processor, trained_with
 from pumer.compiling.compile import compile as compiled
 from pumer.patching import patch
 from pumer.patching import reduction as reduction_in
-from pumer.reducers import NoReduction, config_to_dict, reduction_from
+from pumer.reducers import NoReduction, ReductionConfig, config_to_dict, reduction_from
 from pumer.settings.common import Blank, Resize, Rule, check_rule
 from pumer.tasks import TASKS, Example, Inputs, Task, VQAv2, task_class
 from pumer.tasks.loading import make_inputs, text_length_of
@@ -28,21 +28,14 @@ _DEFAULTS: Mapping[str, Any] = {"task": "vqav2", "text_length": None, "resize": 
 
 
 @dataclass(frozen=True)
-class Session:
-    """A model that is ready to take a task's examples: `open` one that was trained, or set up `around` a new one.
-
-    Example:
-        >>> session = Session.open("out/vqav2-pumer")  # doctest: +SKIP
-        >>> inputs = session.task.collate(examples, session.inputs)["inputs"]  # doctest: +SKIP
-        >>> logits = session.forward(**inputs).logits  # doctest: +SKIP
+class TaskModel:
+    """A model with its processor and the task whose examples it answers.
 
     Attributes:
         name: folder or hub name of the checkpoint.
         model: patched; of `open` in eval mode and on its device.
-        processor: the model's, at the image size in force.
-        task: bound to the meaning of the model's logits.
-        inputs: how examples become tensors.
-        forward: what to call with a batch: the model, or what `pumer.compile` makes of it.
+        processor: the model's.
+        task: bound to the answers that the model gives.
         root: data folder that was given, or that the model was trained on; None where neither is known.
     """
 
@@ -50,9 +43,38 @@ class Session:
     model: PreTrainedModel
     processor: Any
     task: Task
+    root: Path | None = field(default=None, kw_only=True)
+
+    def check(self, example: Example) -> None:
+        """Refuse an example with another number of images than the task has."""
+        count = self.task.image_count
+        if len(example.images) != count:
+            raise InputError(f"task {self.task.name} looks at {count} image(s) at once, not {len(example.images)}")
+
+    @property
+    def reduction(self) -> dict[str, Any]:
+        """The reduction in place, as plain data."""
+        return config_to_dict(reduction_in(self.model) or NoReduction())
+
+
+@dataclass(frozen=True)
+class Session(TaskModel):
+    """A model that is ready to take a task's examples: `open` one that was trained, or set up `around` a new one.
+
+    Example:
+        >>> session = Session.open("out/vqav2-pumer")  # doctest: +SKIP
+        >>> inputs = session.task.collate(examples, session.inputs)["inputs"]  # doctest: +SKIP
+        >>> logits = session.forward(**inputs).logits  # doctest: +SKIP
+
+    Its `processor` is at the image size in force, its `task` bound to the meaning of the model's logits.
+
+    Attributes:
+        inputs: how examples become tensors.
+        forward: what to call with a batch: the model, or what `pumer.compile` makes of it.
+    """
+
     inputs: Inputs
     forward: nn.Module
-    root: Path | None = None
 
     @classmethod
     def open(
@@ -94,12 +116,9 @@ class Session:
         settings |= {key: value for key, value in given.items() if value is not None}
         folder = root or recorded.get("data", {}).get("root")
         model, kind = load(name), task_class(settings.pop("task"))
-        saved, bound = reduction_in(model) or NoReduction(), bind(str(name), model, kind, rule)
+        saved, bound = reduction_in(model), bind(str(name), model, kind, rule)
         session = cls.around(str(name), model, bound, image_size=image_size, reduction=reduction, **settings)
-        now = reduction_in(model) or NoReduction()
-        trained = saved.places() if saved.method == now.method else ()
-        if learned_names(model) and not set(now.places()) <= set(trained):
-            logger.warning("%s has no weights of '%s' for these layers: they are random", name, now.method)
+        warn_of_random_weights(name, model, saved)
         model.to(device or best_device())
         forward = compiled(model) if compile else model
         return replace(session, forward=forward, root=None if folder is None else Path(folder))
@@ -131,16 +150,13 @@ class Session:
         inputs = make_inputs(processor, length, resize, blank, fixed_length)
         return cls(name, model, processor, task, inputs, forward=model)
 
-    def check(self, example: Example) -> None:
-        """Refuse an example with another number of images than the task has."""
-        count = self.task.image_count
-        if len(example.images) != count:
-            raise InputError(f"task {self.task.name} looks at {count} image(s) at once, not {len(example.images)}")
 
-    @property
-    def reduction(self) -> dict[str, Any]:
-        """The reduction in place, as plain data."""
-        return config_to_dict(reduction_in(self.model) or NoReduction())
+def warn_of_random_weights(name: str | Path, model: nn.Module, saved: ReductionConfig | None) -> None:
+    """Log that a patched model has weights of its reduction that the one it was `saved` with does not have."""
+    now = reduction_in(model) or NoReduction()
+    trained = saved.places() if saved is not None and saved.method == now.method else ()
+    if learned_names(model) and not set(now.places()) <= set(trained):
+        logger.warning("%s has no weights of '%s' for these layers: they are random", name, now.method)
 
 
 def bind(name: str, model: PreTrainedModel, kind: type[Task], rule: Rule | None = None) -> Task:

@@ -1,0 +1,159 @@
+"""Answers that a generative model writes: what it is asked, in batches, and which answers there may be."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from pumer.checkpoint import reading
+from pumer.data.images import read_image
+from pumer.generative import answers, is_generative, load_generative, prompts
+from pumer.patching import patch
+from pumer.patching import reduction as reduction_in
+from pumer.reducers import reduction_from
+from pumer.settings.common import Rule
+from pumer.tasks import NLVR2, SNLIVE, VQAv2, task_class
+from pumer.tasks.loading import Item
+from pumer.tasks.metrics import normalise
+from pumer.tasks.session import Session, TaskModel, warn_of_random_weights, with_rule
+from pumer.utils.errors import InputError
+from pumer.utils.tensors import numbers
+
+QUESTION = "{question}"
+"""Where the question goes in a prompt."""
+PROMPTS: Mapping[str, str] = {
+    VQAv2.name: f"{QUESTION}\nAnswer the question using a single word or phrase.",
+    NLVR2.name: f"{QUESTION}\nIs this sentence about the two images True or False?",
+    SNLIVE.name: f"{QUESTION}\nIs this sentence about the image an entailment, neutral or a contradiction?",
+}
+"""What a model is asked, by task, unless another prompt is given. That of VQAv2 is LLaVA-1.5's."""
+MAX_NEW_TOKENS = 16
+
+
+def open_session(
+    name: str | Path,
+    task: str | None = None,
+    *,
+    prompt: str | None = None,
+    max_new_tokens: int | None = None,
+    root: Path | None = None,
+    reduction: Mapping[str, Any] | str | None = None,
+    rule: Rule | None = None,
+    **reads: Any,
+) -> "Session | GenerativeSession":
+    """A model that was trained for a task, or one that generates, ready to answer.
+
+    Settings are those of `GenerativeSession.open` and, as ``reads``, the other ones of `Session.open`; those of a
+    model of the other kind are refused.
+    """
+    generative, prompted = is_generative(name), {"prompt": prompt, "max_new_tokens": max_new_tokens}
+    others = reads if generative else prompted
+    if given := [f"{key}={value}" for key, value in others.items() if value is not None and value is not False]:
+        kind = "generates" if generative else "does not generate"
+        raise InputError(f"{name} {kind} its answers and takes no {', '.join(given)}; leave it out")
+    shared: dict[str, Any] = {"root": root, "reduction": reduction, "rule": rule}
+    if generative:
+        return GenerativeSession.open(name, task, prompt=prompt, max_new_tokens=max_new_tokens, **shared)
+    return Session.open(name, task, **shared, **reads)
+
+
+@dataclass(frozen=True)
+class GenerativeSession(TaskModel):
+    """A generative model that is ready to take a task's examples: the images, and the question in a prompt.
+
+    The likeliest token is taken each time. The answer is the first line; of a task with fixed labels it is one of
+    these, because no other tokens are allowed.
+
+    Attributes:
+        prompt: what is asked, with ``{question}`` where the question goes; the images stand before it.
+        max_new_tokens: tokens that an answer may have, where the task has no fixed labels.
+    """
+
+    prompt: str
+    max_new_tokens: int
+
+    @classmethod
+    def open(
+        cls,
+        name: str | Path,
+        task: str | None = None,
+        *,
+        prompt: str | None = None,
+        max_new_tokens: int | None = None,
+        root: Path | None = None,
+        reduction: Mapping[str, Any] | str | None = None,
+        rule: Rule | None = None,
+    ) -> "GenerativeSession":
+        """Load a generative model, patched as it was saved, with its processor.
+
+        Args:
+            name: folder or hub name.
+            task: a key of `PROMPTS`; by default "vqav2".
+            prompt: by default that of `PROMPTS`.
+            max_new_tokens: by default 16.
+            root: data folder.
+            reduction: replaces the saved one: a mapping with `method`, or the name of a method.
+            rule: of VQAv2, see `pumer.tasks.metrics.vqa_accuracy`; None for the official one.
+
+        Raises:
+            InputError: as of `pumer.generative.load_generative`, for retrieval, and for a prompt without the question.
+        """
+        kind = task_class(task or VQAv2.name)
+        if kind.name not in PROMPTS:
+            others = ", ".join(PROMPTS)
+            raise InputError(f"task {kind.name} needs a model that scores, and {name} generates; give task {others}")
+        prompt = PROMPTS[kind.name] if prompt is None else prompt
+        if QUESTION not in prompt:
+            raise InputError(f"prompt is {prompt!r}; write {QUESTION} where the question goes")
+        length = MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens
+        if length < 1:
+            raise InputError(f"max_new_tokens must be at least 1, not {length}")
+        bound = with_rule(kind, kind.fixed_labels, rule)
+        model, processor = load_generative(name)
+        saved = reduction_in(model)
+        if reduction is not None:
+            patch(model, reduction_from(reduction))
+        warn_of_random_weights(name, model, saved)
+        return cls(str(name), model, processor, bound, prompt, length, root=root)
+
+    def collate(self, items: Sequence[Item]) -> Any:
+        """The prompts of B examples as inputs of the model, padded on the left."""
+        examples = [item.example for item in items]
+        asked = [
+            ([read_image(image) for image in each.images], self.prompt.replace(QUESTION, each.text))
+            for each in examples
+        ]
+        with reading(f"no prompts can be made of examples {examples[0].id} to {examples[-1].id}"):
+            return prompts(self.processor, asked)
+
+    def answer(self, inputs: Any) -> list[str]:
+        """The answers to prompts of `collate`."""
+        inputs, length = inputs.to(self.model.device, self.model.dtype), self.max_new_tokens
+        settings: dict[str, Any] = {"logits_processor": LogitsProcessorList([lambda ids, logits: numbers(logits)])}
+        if labels := self.task.fixed_labels:
+            end = self.processor.tokenizer.eos_token_id
+            ids = [[*self.processor.tokenizer(label, add_special_tokens=False).input_ids, end] for label in labels]
+            settings["prefix_allowed_tokens_fn"] = _one_of(ids, inputs["input_ids"].shape[1])
+            length = max(map(len, ids))
+        texts = answers(self.model, self.processor, inputs, length, **settings)
+        return [text.partition("\n")[0].strip() for text in texts]
+
+    def official(self, answers: Sequence[str]) -> list[str]:
+        """Answers as they are scored: of VQAv2 in the normal form, which no model is asked to write.
+
+        The challenge's script compares them as they are written where all annotators agree; to it "Yes" is not "yes".
+        """
+        return list(map(normalise, answers)) if isinstance(self.task, VQAv2) else list(answers)
+
+
+def _one_of(ids: Sequence[Sequence[int]], start: int) -> Callable[[int, Tensor], list[int]]:
+    """What may follow in a row ``(T,)`` whose answer begins at `start`: what leads to one of these, then its end."""
+
+    def following(row: int, tokens: Tensor) -> list[int]:
+        said = tokens[start:].tolist()
+        return [each[len(said)] for each in ids if len(each) > len(said) and each[: len(said)] == said] or [ids[0][-1]]
+
+    return following
