@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pumer.functional import HALF, ordered
 from pumer.reducers.base import Place, Ratio, Reducer, ReductionConfig
 from pumer.reducers.tables import pruned
 from pumer.utils.config import config
@@ -62,28 +63,42 @@ class Choice:
         group = torch.full((n,), -1, device=kept.device)
         return cls(index, group.index_copy(0, index, index))
 
+    @classmethod
+    def merged(cls, group: Tensor, features: Tensor) -> "Choice":
+        """The choice in which each token that stays becomes the mean of those that it holds.
+
+        Args:
+            group: ``(n,)`` int64, the token that holds each token: itself if it stays.
+            features: ``(n, D)``.
+        """
+        index = (group == torch.arange(len(group), device=group.device)).nonzero()[:, 0]
+        holds = group == index[:, None]
+        size, own = holds.sum(dim=1, keepdim=True), features[index]
+        x = wide(features)
+        mean = (holds.to(x.dtype) @ x / size).to(features.dtype)
+        return cls(index, group, torch.where(size > 1, mean, own))
+
+
+def wide(x: Tensor) -> Tensor:
+    """The same numbers, in float32 where they are of half precision."""
+    return x.float() if x.dtype in HALF else x
+
+
+def largest(score: Tensor, count: int) -> Tensor:
+    """The tokens ``(count,)`` int64 with the largest of ``score (n,)``, the largest first; ties to the lower index."""
+    return ordered(score[None], descending=True)[0, :count]
+
 
 @config
 class ShorteningConfig(ReductionConfig):
-    """A method that shortens prompts before the decoder; see `pumer.shorten`.
-
-    Attributes:
-        prune_ratio: Fraction of the tokens of each image to remove, in [0, 1).
-    """
-
-    prune_ratio: Ratio = 0.0
+    """A method that shortens prompts before the decoder; see `pumer.shorten`."""
 
     stacks: ClassVar[tuple[str, ...]] = ("prompt",)
-    amounts: ClassVar[tuple[str, ...]] = ("prune_ratio",)
     prunes: ClassVar[bool] = True
 
     def reducers(self) -> dict[Place, Reducer]:
         """None: no layer is changed."""
         return {}
-
-    def kept(self, n: int) -> int:
-        """Tokens left of an image of ``n``."""
-        return n - pruned(self.prune_ratio, n)
 
     def choose(self, image: ImageTokens) -> Choice:
         """Decide about one image; the same tokens give the same choice, whatever else is in the batch.
@@ -92,3 +107,20 @@ class ShorteningConfig(ReductionConfig):
             image: Its tokens.
         """
         raise NotImplementedError
+
+
+@config
+class RatioShorteningConfig(ShorteningConfig):
+    """Base of the methods that are given how much to remove.
+
+    Attributes:
+        prune_ratio: Fraction of the tokens of each image to remove, in [0, 1).
+    """
+
+    prune_ratio: Ratio = 0.0
+
+    amounts: ClassVar[tuple[str, ...]] = ("prune_ratio",)
+
+    def kept(self, n: int) -> int:
+        """Tokens left of an image of ``n``."""
+        return n - pruned(self.prune_ratio, n)
