@@ -81,7 +81,7 @@ def test_parts_are_arranged_as_internvls_processor_does(most):
         assert columns_of(across * down, width / height) == across
 
 
-def hand_made(tiles, pruned=()):
+def hand_made(tiles, pruned=(), merged=()):
     """A trace of one prompt of two words, an image of these tiles, and a word; and the places of its image tokens."""
     cells = [(rank, *cell) for rank, tile in enumerate(tiles) for cell in tile.cells()]
     count = len(cells)
@@ -89,12 +89,14 @@ def hand_made(tiles, pruned=()):
     raster = [-1 if row < 0 else row * tiles[rank].columns + column for rank, row, column in cells]
     pruned_at = torch.full((1, count + 3), -1)
     pruned_at[0, list(pruned)] = 0
+    owner = torch.where(pruned_at < 0, torch.arange(count + 3), -1)
+    owner[0, list(merged)] = min(merged, default=0)
     forward = ForwardTrace(
         text_tokens=0,
         mask=torch.ones(1, count + 3, dtype=torch.bool),
         grid=torch.zeros(1, 2, dtype=torch.int64),
         patch_cell=torch.tensor([[-1, -1, *raster, -1]]),
-        owner=torch.where(pruned_at < 0, torch.arange(count + 3), -1),
+        owner=owner,
         size=torch.ones(1, count + 3),
         pruned_at=pruned_at,
         merged_at=torch.full_like(pruned_at, -1),
@@ -148,6 +150,19 @@ def test_pruned_tokens_are_tinted_on_their_own_grid():
             assert colour(picture, top, 0, cell, at, view.cols) == BLUE
             assert (colour(picture, top, 1, cell, at, view.cols) != BLUE) == (token in gone)
         top += 34 + view.rows * cell + 8 + drawing.LEGEND_LINE + 12
+
+
+def test_tokens_of_one_colour_are_one_token_in_whatever_view():
+    tiles, merged = [Tile(2, 2), Tile(2, 4, row_ends=True)], [3, 7, 12]
+    trace = hand_made(tiles, {5}, merged)
+    picture = draw(trace, Image.new("RGB", (40, 20), BLUE))
+    top, seen = drawing.MARGIN + 1 + 12, {}
+    for view in Fate(trace.forwards[0], 0, [Image.new("RGB", (40, 20))]).views:
+        cell = IMAGE_EDGE // max(view.rows, view.cols)
+        seen |= {token: colour(picture, top, 2, cell, at, view.cols) for at, token in enumerate(view.tokens)}
+        top += 34 + view.rows * cell + 8 + drawing.LEGEND_LINE + 12
+    assert len({seen[token] for token in merged}) == 1 and seen[3] != BLUE != seen[5] != seen[3]
+    assert {shown for token, shown in seen.items() if token not in (*merged, 5)} == {BLUE}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 NOTE = "pumer_images"
 """The attribute of an encoder's output that holds the layout of what it encoded."""
 Kind = Literal["image", "video"]
-_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+PIXELS: dict[Kind, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _prompts(model: Any, image: Tensor, ids: Tensor | None, inputs: Mapping[str,
     """The images of each prompt, in order."""
     encoded = inputs.get("mm_encoder_outputs") or {}
     found: dict[str, Any] = {kind: getattr(output, NOTE, None) for kind, output in encoded.items()}
-    found |= {kind: _layout(model, kind, inputs) for kind, name in _PIXELS.items() if inputs.get(name) is not None}
+    found |= {kind: _layout(model, kind, inputs) for kind, name in PIXELS.items() if inputs.get(name) is not None}
     masks = {kind: image for kind in found}
     if len(found) > 1:
         if ids is None:
@@ -138,8 +138,6 @@ def _dealt(images: Sequence[Tiles] | None, mask: Tensor) -> list[list[_Placed]] 
     counts, wanted = int(mask.sum()), sum(tile.tokens for tiles in images or () for tile in tiles)
     copies = counts // wanted if wanted else 0  # each prompt stands there once for each beam
     if images is None or copies == 0 or counts != copies * wanted or len(mask) % copies:
-        return None
-    if not torch.equal(mask, mask[::copies].repeat_interleave(copies, dim=0)):
         return None
     rest, prompts = list(images), []
     for row in mask[::copies]:

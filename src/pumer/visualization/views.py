@@ -100,7 +100,7 @@ def _of_prompt(forward: ForwardTrace, sample: int, images: Sequence[Image.Image]
     if any(tile.shows == "frame" for tiles in layouts for tile in tiles):
         raise InputError(f"sample {sample} has a video; only images are drawn")
     numbers = zip(*(x[sample].tolist() for x in (forward.image, forward.tile, forward.patch_cell)), strict=True)
-    token_at = {each: token for token, each in enumerate(numbers) if each[2] >= 0}
+    token_at = {each: token for token, each in enumerate(numbers)}
     views = []
     for number, (image, tiles) in enumerate(zip(images, layouts, strict=True)):
         title = "image" if len(images) == 1 else f"image {number + 1}"
