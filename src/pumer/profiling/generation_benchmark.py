@@ -37,7 +37,8 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     Returns:
         ``prompt`` (``text_tokens``, ``image_tokens``, ``new_tokens``); ``plan`` (by model name, see
         `pumer.profiling.prompt_planning.PromptPlan`: ``macs``, ``ideal_speedup``, ``cache_bytes`` of a prompt, and
-        ``tokens`` that enter each layer); ``points``, per batch size ``batch`` and what
+        ``tokens`` that enter each layer; of a method whose numbers of tokens depend on the prompt, the reason why there
+        is no plan); ``points``, per batch size ``batch`` and what
         `pumer.profiling.generation.time_stages` measures; ``memory``; ``provenance``. The first of the models, which
         the others are compared with, is transformers' own forward.
     """
@@ -51,20 +52,11 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     rows = _rows(config, base)
     prompt_for(base, text_tokens, image_tokens)  # refuses what cannot be made, before anything is measured
     models = {name: variant(base, row) for name, row in rows.items()}
-    plans = {name: plan_prompt(model, text_tokens, image_tokens) for name, model in models.items()}
     sizes = {"text_tokens": text_tokens, "image_tokens": image_tokens, "new_tokens": config.new_tokens}
     result: dict[str, Any] = {
         "what": f"{name_of(config.model)}, {text_tokens} text and {image_tokens} image tokens, {config.dtype}",
         "prompt": sizes,
-        "plan": {
-            name: {
-                "macs": planned.macs,
-                "ideal_speedup": planned.ideal_speedup,
-                "cache_bytes": planned.cache_bytes,
-                "tokens": [(row.text_tokens, row.image_tokens) for row in planned.layers],
-            }
-            for name, planned in plans.items()
-        },
+        "plan": {name: _planned(model, text_tokens, image_tokens) for name, model in models.items()},
         "points": [],
     }
     if config.memory_batch and device.type in ("cpu", "cuda"):  # first: too large a batch fails here
@@ -81,6 +73,19 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
         write_json(config.output, result)
     (console or Console()).print(tables(result))
     return result
+
+
+def _planned(model: PreTrainedModel, text_tokens: int, image_tokens: int) -> dict[str, Any]:
+    try:
+        planned = plan_prompt(model, text_tokens, image_tokens)
+    except InputError as error:  # a method without a plan can be measured all the same
+        return {"failed": str(error)}
+    return {
+        "macs": planned.macs,
+        "ideal_speedup": planned.ideal_speedup,
+        "cache_bytes": planned.cache_bytes,
+        "tokens": [(row.text_tokens, row.image_tokens) for row in planned.layers],
+    }
 
 
 def _rows(config: BenchmarkConfig, base: PreTrainedModel) -> dict[str, ReductionConfig | None]:
@@ -136,7 +141,8 @@ def tables(result: Mapping[str, Any]) -> Group:
                 timed = point[stage][name]
                 digits = 1 if stage == DECODE else 0
                 cells += [f"{1e3 * timed['seconds']['median']:.{digits}f} {timed['speedup']['median']:.2f}x"]
-            cells.insert(STAGES.index(DECODE), f"{planned['ideal_speedup']:.2f}x")
+            ideal = f"{planned['ideal_speedup']:.2f}x" if "ideal_speedup" in planned else ""
+            cells.insert(STAGES.index(DECODE), ideal)
             table.add_row(name, *cells, f"{point['cache_bytes'][name] / MIB:.0f}")
         parts.append(table)
     if "memory" in result:
