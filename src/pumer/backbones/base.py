@@ -49,7 +49,7 @@ class Family:
         """Give each subclass its parent's ``__name__``: ``save_pretrained`` writes that into the config."""
         for parent, patched in self.classes.items():
             patched.__name__ = parent.__name__
-            subclasses.capture_outputs(patched)
+            subclasses.like_its_parent(patched, parent)
 
     def carriers(self, root: nn.Module) -> list[nn.Module]:
         """The modules of a root that look the reduction up; the first one is the root."""

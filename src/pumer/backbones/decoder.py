@@ -7,7 +7,7 @@ layer always sees the whole prompt: the length of its cache is the one that `gen
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce, wraps
 from inspect import signature
@@ -19,6 +19,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pumer.backbones.grids import Grids, Kind, grids_of, note
+from pumer.backbones.shortening import earlier_turns, reads_images, shorten_prompts
 from pumer.backbones.state import Reduction
 from pumer.functional import gather_tokens
 from pumer.reducers.base import KEYS, ROWS, Reducer
@@ -147,7 +148,8 @@ class Prompt:
         """
         self._config, self._length = config, states.shape[1]
         prompt = states.shape[1] > 1
-        if prompt and prefixes_of(cache) and not _graph() and int(cache.get_seq_length()) == 0:
+        counts = prompt or not getattr(cache, "is_compileable", False)  # without asking the device for every word
+        if counts and prefixes_of(cache) and not _graph() and int(cache.get_seq_length()) == 0:
             cache.pumer_prefixes = {}  # it was used before, and is empty again
         reducers = self.reduction.active_reducers("decoder") if prompt else {}
         image = self._image() if reducers else None
@@ -421,11 +423,23 @@ class VisionLanguage:
     config: Any
 
     def forward(self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        shortening, ids, short = self.pumer_reduction.shortening, input_ids, None
+        if shortening is not None and (given := self._images(input_ids, args, kwargs)):
+            short = shorten_prompts(self, given, shortening)
+            args, kwargs, ids = (), dict(short.inputs), short.ids
+            input_ids = kwargs.pop("input_ids", None)
         if any(place == "decoder" for place, _ in self.pumer_reduction.reducers):
-            image = partial(self._image, input_ids, kwargs.get("inputs_embeds"))
-            cells = partial(self._cells, {**kwargs, "input_ids": input_ids})
+            image = partial(self._image, ids, kwargs.get("inputs_embeds"))
+            cells = partial(self._cells, {**kwargs, "input_ids": ids})
             kwargs["pumer"] = Prompt(self.pumer_reduction, image, cells)
-        return super().forward(input_ids, *args, **kwargs)  # type: ignore[misc]
+        output = super().forward(input_ids, *args, **kwargs)  # type: ignore[misc]
+        return output if short is None else short.close(output)
+
+    def _images(self, input_ids: Tensor | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a forward is called with, by name, if it encodes images: generate has shortened its prompts before."""
+        names = list(signature(stock(type(self)).forward).parameters)[2:]
+        given = {**dict(zip(names, args, strict=False)), **kwargs, "input_ids": input_ids}
+        return given if reads_images(given) else {}
 
     def __init_subclass__(cls) -> None:
         """Some families hand what their forward is called with on to the vision encoder, where it does not belong."""
@@ -564,14 +578,21 @@ ALL_ATTENTION_FUNCTIONS.register(OBSERVED, observed_attention)
 
 
 class Generator:
-    """A model that generates: refuses what would ask anew about the image with every token."""
+    """A model that generates: shortens prompts first, and refuses what would ask anew about the image with every token."""
 
     generation_config: Any
     model: Any
 
     def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        if self.model.pumer_reduction.reduces("decoder"):
+        state = self.model.pumer_reduction
+        if state.reduces("decoder"):
             _check_generation(generation_config or self.generation_config, kwargs)
+        if state.shortening is not None:
+            given = kwargs if inputs is None else {**kwargs, "input_ids": inputs}
+            if (shortened := shortened_generation(self.model, given, state.shortening)) is not None:
+                lengths = shortened.lengths(generation_config or self.generation_config, given)
+                output = super().generate(None, generation_config, *args, **shortened.inputs, **lengths)  # type: ignore[misc]
+                return shortened.close(output)
         return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pumer.backbones.grids import Grids
 from pumer.reducers.base import Place, Reducer, ReductionConfig
 from pumer.reducers.cues import Cues
+from pumer.shortening.base import ShorteningConfig
 from pumer.tokens import Decision, Tokens
 
 
@@ -82,6 +83,12 @@ class Reduction:
             return None
         recorder: Recorder | None = _switch_of(self, "recording")
         return recorder
+
+    @property
+    def shortening(self) -> ShorteningConfig | None:
+        """The method that shortens prompts before the decoder; None while disabled."""
+        found = self.config if isinstance(self.config, ShorteningConfig) else self.config.before
+        return found if self.enabled else None
 
     def reduces(self, stack: str) -> bool:
         """Whether some layer of a stack has a reducer at work."""  # not bool(dict): torch 2.11 cannot compile that

@@ -29,15 +29,20 @@ def combined(patched: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
         names = {name: getattr(own, name) for name in ("__module__", "__qualname__", "__doc__")}
         names |= {_ORIGINAL: own, "__reduce_ex__": _reduce}
         made = new_class(own.__name__, (patched, own), exec_body=lambda body: body.update(names))
-        capture_outputs(made)
+        like_its_parent(made, own)
         _MADE[patched, own] = made
     return _MADE[patched, own]
 
 
-def capture_outputs(cls: type[Any]) -> None:
-    """Let a patched model return hidden states where asked: transformers looks up by class how, once one is built."""
+def like_its_parent(cls: Any, parent: Any) -> None:
+    """Let a patched model return hidden states where asked, and be saved under the usual names of weights.
+
+    transformers looks up by class which states there are, once a model is built; and it saves a class of its own under
+    older names than one that it takes for somebody else's.
+    """
     if issubclass(cls, PreTrainedModel):
         dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), cls._can_record_outputs)
+        cls.is_custom_code = parent.is_custom_code
 
 
 def original(cls: type) -> type[nn.Module] | None:

@@ -1,0 +1,235 @@
+"""Fewer image tokens in the prompts of a generative model, before its decoder runs: what `pumer.shorten` does.
+
+Tokens that go leave no place in the prompt: their placeholders are dropped, and those that stay keep the positions that
+they had. So stock code runs on what is left, with any cache and any kernel of attention.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from pumer.backbones.encoding import Encoded, encode, encoder_arguments, similarity
+from pumer.backbones.grids import PIXELS, Kind, grids_of
+from pumer.functional import ordered
+from pumer.shortening.base import Choice, ImageTokens, ShorteningConfig
+from pumer.utils.errors import InputError
+
+IGNORED = -100
+"""The label of a token that no loss is computed of."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShortPrompts:
+    """A batch of prompts with fewer image tokens.
+
+    Attributes:
+        inputs: For the forward and ``generate`` of the stock model.
+        ids: ``(B, K)``.
+        mask: ``(B, K)`` bool, which of them are real.
+        columns: ``(B, K)`` int64, where each of them stood.
+    """
+
+    inputs: dict[str, Any]
+    ids: Tensor
+    mask: Tensor
+    columns: Tensor
+
+    def spread(self, states: Tensor, length: int) -> Tensor:
+        """States ``(B, K, D)`` as those of all tokens ``(B, length, D)``: one that is gone shows what came before it."""
+        stays = torch.zeros(len(states), length, dtype=torch.int64, device=states.device)
+        stays.scatter_add_(1, self.columns.to(states.device), self.mask.to(states.device).long())
+        rank = (stays.cumsum(dim=1) - 1).clamp(min=0)
+        first = self.mask.to(states.device).long().argmax(dim=1, keepdim=True)
+        return states.gather(1, (first + rank)[:, :, None].expand(-1, -1, states.shape[2]))
+
+
+def reads_images(inputs: Mapping[str, Any]) -> bool:
+    """Whether there are images or videos to encode."""
+    return any(inputs.get(name) is not None for name in PIXELS.values())
+
+
+def takes_encoder_outputs(model: Any) -> bool:
+    """Whether a model of images and text takes ``mm_encoder_outputs``, as of transformers 5.23."""
+    return "mm_encoder_outputs" in signature(_stock_forward(model)).parameters
+
+
+def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningConfig) -> ShortPrompts:
+    """Encode the images of prompts, choose among their tokens, and drop the placeholders of those that go.
+
+    Args:
+        model: The model of images and text.
+        inputs: As for its forward, by name, with pixels.
+        config: The method.
+
+    Raises:
+        InputError: See `pumer.shorten`.
+    """
+    ids, mask = _checked(inputs)
+    encoded = encode(model, inputs)
+    if not takes_encoder_outputs(model) and any(each.deep for each in encoded.values()):
+        raise InputError(
+            f"a {type(model).__name__} of transformers {transformers.__version__} does not take encoded images, some "
+            "of whose features it adds after its first layers; install transformers 5.23 or later"
+        )
+    places = {kind: ids == getattr(model.config, f"{kind}_token_id") for kind in encoded}
+    for kind, each in encoded.items():
+        if (found := int(places[kind].sum())) != len(each.features):
+            raise InputError(
+                f"the prompts have places for {found} {kind} tokens, but the {kind}s have {len(each.features)}; give "
+                "the inputs that the model's processor makes of both"
+            )
+    positions, delta = _positions(model, ids, mask, inputs)
+    stays, chosen = _choose(model, inputs, ids, mask, places, encoded, config)
+    keep, right = mask & stays, bool(mask[:, 0].all() and not mask[:, -1].all())
+    K = int(keep.sum(dim=1).max())
+    columns = ordered(~keep)[:, :K] if right else ordered(keep)[:, -K:]
+    real = keep.gather(1, columns)
+    short = {**inputs, "input_ids": ids, "attention_mask": mask}
+    for name in encoder_arguments(model):
+        short.pop(name, None)
+    for name, x in short.items():
+        if isinstance(x, Tensor) and x.shape == ids.shape and name != "position_ids":
+            free = {"input_ids": _padding(model), "labels": IGNORED}.get(name, 0)
+            short[name] = x.gather(1, columns.to(x.device)).masked_fill(~real.to(x.device), free)
+    short["attention_mask"] = short["attention_mask"].long()
+    rows = columns.expand(*positions.shape[:-2], *columns.shape)
+    short["position_ids"] = positions.gather(-1, rows).masked_fill(~real, 0)
+    if delta is not None:  # for tokens of a later turn, whose positions are counted from what is left
+        model.rope_deltas = delta + (mask & ~keep).sum(dim=1, keepdim=True).to(delta.device)
+    result = ShortPrompts(short, short["input_ids"], real, columns)
+    if takes_encoder_outputs(model):
+        short["mm_encoder_outputs"] = {kind: encoded[kind].output(*chosen[kind]) for kind in encoded}
+    else:
+        short["inputs_embeds"] = _embedded(model, short.pop("input_ids"), {k: x for k, (x, _) in chosen.items()})
+    return result
+
+
+def _checked(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Ids ``(B, N)``, and which of them are real."""
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        shape = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise InputError(f"input_ids is {shape}; give ids (B, N) with a placeholder for each image token")
+    if mask is not None and mask.shape != ids.shape:
+        raise InputError(f"attention_mask is {tuple(mask.shape)}, but input_ids is {tuple(ids.shape)}; give both alike")
+    cache = inputs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise InputError(
+            f"past_key_values holds {cache.get_seq_length()} tokens, but images can be shortened in the first prompt "
+            "alone; give an empty cache"
+        )
+    return ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device) > 0
+
+
+def _positions(model: Any, ids: Tensor, mask: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Positions ``(B, N)`` or ``(4, B, N)`` as ``generate`` counts them, and what later ones add, where models do."""
+    if (given := inputs.get("position_ids")) is not None:
+        return given.to(ids.device).expand(*given.shape[:-2], *ids.shape), None
+    plain = (mask.long().cumsum(dim=1) - 1).masked_fill(~mask, 0)
+    if not callable(rope_index := getattr(model, "get_rope_index", None)):
+        return plain, None
+    if inputs.get("mm_token_type_ids") is None:
+        raise InputError(
+            f"mm_token_type_ids is missing, by which a {type(model).__name__} finds the positions of its images; the "
+            "processor makes them"
+        )
+    others = {name: x for name, x in inputs.items() if name not in ("input_ids", "attention_mask")}
+    positions, delta = rope_index(ids, attention_mask=mask.long(), **others)
+    return torch.cat([plain[None].to(positions.device), positions]).to(ids.device), delta
+
+
+_Chosen = tuple[list[Tensor], list[list[Tensor]]]
+"""Features of each image, and the same of each layer after which features are added."""
+
+
+def _choose(
+    model: Any,
+    inputs: Mapping[str, Any],
+    ids: Tensor,
+    mask: Tensor,
+    places: Mapping[Kind, Tensor],
+    encoded: Mapping[Kind, Encoded],
+    config: ShorteningConfig,
+) -> tuple[Tensor, dict[Kind, _Chosen]]:
+    """Which tokens stay ``(B, N)`` bool, and the features of those of images."""
+    image = torch.stack(list(places.values())).any(dim=0)
+    grids = grids_of(model, image, inputs)
+    cells, rank = grids.cells, {kind: x.flatten().cumsum(dim=0).view_as(x) - 1 for kind, x in places.items()}
+    if grids.images is None:  # nobody knows which tokens are those of one image: a run of them is one
+        begins = image & ~torch.cat([torch.zeros_like(image[:, :1]), image[:, :-1]], dim=1)
+        cells[..., 0] = torch.where(image, begins.cumsum(dim=1) - 1, -1).cpu()
+    words = mask & ~image & ~torch.isin(ids, torch.tensor(sorted(_special(model)), device=ids.device))
+    stays, chosen = ~image, {kind: ([], [[] for _ in each.deep]) for kind, each in encoded.items()}
+    for sample, numbers in enumerate(cells[..., 0]):
+        with torch.no_grad():
+            text = model.get_input_embeddings()(ids[sample][words[sample]])
+        for number in range(int(numbers.max()) + 1):
+            at = (numbers == number).nonzero()[:, 0].to(ids.device)
+            kind = next(kind for kind, x in places.items() if x[sample, at[0]])
+            one, features = encoded[kind], encoded[kind].features
+            index = rank[kind][sample, at].to(features.device)
+            tokens = _tokens(one, index, text.to(features.device), cells[sample, at.cpu(), 1:].to(features.device))
+            choice = config.choose(tokens)
+            stays[sample, at[choice.index.to(ids.device)]] = True
+            chosen[kind][0].append(tokens.features[choice.index] if choice.features is None else choice.features)
+            for layer, deep in enumerate(one.deep):
+                chosen[kind][1][layer].append(_alike(choice, deep[index.to(deep.device)]))
+    return stays, chosen
+
+
+def _tokens(encoded: Encoded, index: Tensor, text: Tensor, cell: Tensor) -> ImageTokens:
+    """The tokens of one image."""
+    features, shown = encoded.features[index], encoded.shown
+    if shown is None:
+        return ImageTokens(
+            features, text, cell, lambda: features, lambda: features, partial(similarity, features.detach())
+        )
+    return ImageTokens(
+        features,
+        text,
+        cell,
+        lambda: shown.states[index.to(shown.states.device)],
+        lambda: shown.key[index.to(shown.key.device)],
+        lambda: shown.attention[index.to(shown.attention.device)],
+    )
+
+
+def _alike(choice: Choice, deep: Tensor) -> Tensor:
+    """Other features of an image ``(n, D)`` reduced as its own were: means, where those were merged."""
+    index = choice.index.to(deep.device)
+    return deep[index] if choice.features is None else Choice.merged(choice.group.to(deep.device), deep).features
+
+
+def _special(model: Any) -> set[int]:
+    """Ids that a model's configs name, such as those of images, of padding and of the end: no words."""
+    found: set[int] = set()
+    for config in (model.config, model.config.get_text_config()):
+        for name, value in config.to_dict().items():
+            if name.endswith(("_token_id", "_token_index")):
+                found |= {i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
+    return found
+
+
+def _padding(model: Any) -> int:
+    """The id in free places."""
+    given = getattr(model.config.get_text_config(), "pad_token_id", None)
+    return 0 if given is None else given
+
+
+def _embedded(model: Any, ids: Tensor, features: Mapping[Kind, list[Tensor]]) -> Tensor:
+    """What enters the first layer ``(B, K, D)``."""
+    embeds = model.get_input_embeddings()(ids)
+    for kind, each in features.items():
+        place = (ids == getattr(model.config, f"{kind}_token_id")).to(embeds.device)
+        embeds = embeds.masked_scatter(place[:, :, None], torch.cat(each).to(embeds))
+    return embeds
+
+
+def _stock_forward(model: Any) -> Any:
+    return next(cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.")).forward
