@@ -230,6 +230,12 @@ def _swap(module: nn.Module, cls: type[nn.Module]) -> None:
 
 def _check_layers(config: ReductionConfig, backbone: Family, root: nn.Module) -> None:
     layers = {stack: len(modules) for stack, modules in backbone.layers(root).items()}
+    if isinstance(backbone, Backbone) and ("prompt" in config.stacks or config.before is not None):
+        method = config.method if config.before is None else config.before.method
+        raise InputError(
+            f"method '{method}' shortens prompts of generative models; {backbone.name} does not generate: give a "
+            "method that reduces in its layers, such as pumer"
+        )
     for stack, layer in config.places():
         if stack not in config.stacks:
             raise InputError(

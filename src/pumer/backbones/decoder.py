@@ -19,7 +19,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pumer.backbones.grids import Grids, Kind, grids_of, note
-from pumer.backbones.shortening import earlier_turns, reads_images, shorten_prompts
+from pumer.backbones.shortening import reads_images, shorten_prompts, shortened_generation
 from pumer.backbones.state import Reduction
 from pumer.functional import gather_tokens
 from pumer.reducers.base import KEYS, ROWS, Reducer
@@ -578,7 +578,7 @@ ALL_ATTENTION_FUNCTIONS.register(OBSERVED, observed_attention)
 
 
 class Generator:
-    """A model that generates: shortens prompts first, and refuses what would ask anew about the image with every token."""
+    """A model that generates: shortens prompts, and refuses what would ask anew about the image with every token."""
 
     generation_config: Any
     model: Any

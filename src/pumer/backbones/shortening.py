@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pumer.backbones.encoding import Encoded, encode, encoder_arguments, similarity
 from pumer.backbones.grids import PIXELS, Kind, grids_of
-from pumer.functional import ordered
+from pumer.functional import gather_tokens, ordered
 from pumer.shortening.base import Choice, ImageTokens, ShorteningConfig
 from pumer.utils.errors import InputError
 
@@ -33,6 +33,7 @@ class ShortPrompts:
         ids: ``(B, K)``.
         mask: ``(B, K)`` bool, which of them are real.
         columns: ``(B, K)`` int64, where each of them stood.
+        length: How long the prompts were.
     """
 
     inputs: dict[str, Any]
@@ -40,13 +41,28 @@ class ShortPrompts:
     mask: Tensor
     columns: Tensor
 
-    def spread(self, states: Tensor, length: int) -> Tensor:
-        """States ``(B, K, D)`` as those of all tokens ``(B, length, D)``: one that is gone shows what came before it."""
-        stays = torch.zeros(len(states), length, dtype=torch.int64, device=states.device)
-        stays.scatter_add_(1, self.columns.to(states.device), self.mask.to(states.device).long())
-        rank = (stays.cumsum(dim=1) - 1).clamp(min=0)
-        first = self.mask.to(states.device).long().argmax(dim=1, keepdim=True)
-        return states.gather(1, (first + rank)[:, :, None].expand(-1, -1, states.shape[2]))
+    length: int
+
+    def close(self, output: Any) -> Any:
+        """Give the states in a model's output the length that the prompts had.
+
+        A token that is gone shows the state of the one that stays before it: it says what comes next.
+        """
+        if isinstance(output, tuple):
+            return (self._spread(output[0]), *output[1:])
+        output.last_hidden_state = self._spread(output.last_hidden_state)
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(self._spread(states) for states in output.hidden_states)
+        return output
+
+    def _spread(self, states: Any) -> Any:
+        if states is None:  # those that nobody asked for
+            return None
+        columns, mask = self.columns.to(states.device), self.mask.to(states.device)
+        stays = torch.zeros(len(states), self.length, dtype=torch.int64, device=states.device)
+        stays.scatter_add_(1, columns, mask.long())
+        rank = (stays.cumsum(dim=1) - 1).clamp(min=0) + mask.long().argmax(dim=1, keepdim=True)
+        return gather_tokens(states, rank)
 
 
 def reads_images(inputs: Mapping[str, Any]) -> bool:
@@ -56,7 +72,8 @@ def reads_images(inputs: Mapping[str, Any]) -> bool:
 
 def takes_encoder_outputs(model: Any) -> bool:
     """Whether a model of images and text takes ``mm_encoder_outputs``, as of transformers 5.23."""
-    return "mm_encoder_outputs" in signature(_stock_forward(model)).parameters
+    stock: Any = next(cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers."))
+    return "mm_encoder_outputs" in signature(stock.forward).parameters
 
 
 def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningConfig) -> ShortPrompts:
@@ -102,7 +119,7 @@ def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningCon
     short["position_ids"] = positions.gather(-1, rows).masked_fill(~real, 0)
     if delta is not None:  # for tokens of a later turn, whose positions are counted from what is left
         model.rope_deltas = delta + (mask & ~keep).sum(dim=1, keepdim=True).to(delta.device)
-    result = ShortPrompts(short, short["input_ids"], real, columns)
+    result = ShortPrompts(short, short["input_ids"], real, columns, ids.shape[1])
     if takes_encoder_outputs(model):
         short["mm_encoder_outputs"] = {kind: encoded[kind].output(*chosen[kind]) for kind in encoded}
     else:
@@ -165,7 +182,8 @@ def _choose(
         begins = image & ~torch.cat([torch.zeros_like(image[:, :1]), image[:, :-1]], dim=1)
         cells[..., 0] = torch.where(image, begins.cumsum(dim=1) - 1, -1).cpu()
     words = mask & ~image & ~torch.isin(ids, torch.tensor(sorted(_special(model)), device=ids.device))
-    stays, chosen = ~image, {kind: ([], [[] for _ in each.deep]) for kind, each in encoded.items()}
+    stays = ~image
+    chosen: dict[Kind, _Chosen] = {kind: ([], [[] for _ in each.deep]) for kind, each in encoded.items()}
     for sample, numbers in enumerate(cells[..., 0]):
         with torch.no_grad():
             text = model.get_input_embeddings()(ids[sample][words[sample]])
@@ -202,8 +220,8 @@ def _tokens(encoded: Encoded, index: Tensor, text: Tensor, cell: Tensor) -> Imag
 
 def _alike(choice: Choice, deep: Tensor) -> Tensor:
     """Other features of an image ``(n, D)`` reduced as its own were: means, where those were merged."""
-    index = choice.index.to(deep.device)
-    return deep[index] if choice.features is None else Choice.merged(choice.group.to(deep.device), deep).features
+    means = None if choice.features is None else Choice.merged(choice.group.to(deep.device), deep).features
+    return deep[choice.index.to(deep.device)] if means is None else means
 
 
 def _special(model: Any) -> set[int]:
@@ -231,5 +249,109 @@ def _embedded(model: Any, ids: Tensor, features: Mapping[Kind, list[Tensor]]) ->
     return embeds
 
 
-def _stock_forward(model: Any) -> Any:
-    return next(cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.")).forward
+# ---------------------------------------------------------------- generate
+
+TURN = "pumer_turn"
+"""The attribute of a cache that holds what was left of the prompts before."""
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """One call of ``generate`` whose prompts are shortened, or were in an earlier turn.
+
+    Attributes:
+        inputs: Of the stock ``generate``.
+        whole: ``(B, N)``, the prompts before.
+        length: Tokens of the shortened ones.
+        turn: What a later turn has to know.
+    """
+
+    inputs: dict[str, Any]
+    whole: Tensor
+    length: int
+    turn: "Turn"
+
+    def lengths(self, default: Any, given: Mapping[str, Any]) -> dict[str, int]:
+        """Limits of the length with the prompt, ``max_length`` and ``min_length``, as they are for a shorter one."""
+        limits = {name: given.get(name, getattr(default, name, None)) for name in ("max_length", "min_length")}
+        fewer = self.whole.shape[1] - self.length
+        return {name: max(limit - fewer, 0) for name, limit in limits.items() if limit}
+
+    def close(self, output: Any) -> Any:
+        """Give the ids of dropped tokens back in what ``generate`` returns, and leave a note on the cache."""
+        cache = self.inputs.get("past_key_values")
+        if isinstance(output, Tensor):
+            output = self._whole(output)
+        else:
+            output.sequences = self._whole(output.sequences)
+            cache = output.past_key_values if cache is None else cache
+        if cache is not None:
+            setattr(cache, TURN, self.turn)
+        return output
+
+    def _whole(self, sequences: Tensor) -> Tensor:
+        whole = self.whole.to(sequences.device)
+        return torch.cat([whole.repeat_interleave(len(sequences) // len(whole), 0), sequences[:, self.length :]], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What was left of the prompts of earlier turns.
+
+    Attributes:
+        columns: ``(B, K)`` int64, where the tokens that are left stood.
+        mask: ``(B, K)`` bool, which of them are real.
+        length: How many there were.
+    """
+
+    columns: Tensor
+    mask: Tensor
+    length: int
+
+    def shortened(self, whole: Tensor) -> Tensor:
+        """Of values ``(B, N)`` of all tokens so far those that are left, and those that came later."""
+        copies = len(whole) // len(self.columns)
+        columns, mask = (x.repeat_interleave(copies, 0).to(whole.device) for x in (self.columns, self.mask))
+        left = whole.gather(1, columns).masked_fill(~mask, 0)
+        return torch.cat([left, whole[:, self.length :]], dim=1)
+
+
+def shortened_generation(model: Any, given: Mapping[str, Any], config: ShorteningConfig) -> Generation | None:
+    """Shorten the prompts of a call of ``generate``; None if there is nothing to shorten.
+
+    Args:
+        model: The model of images and text.
+        given: What generate is called with, by name.
+        config: The method.
+
+    Raises:
+        InputError: See `pumer.shorten`.
+    """
+    cache: Any = given.get("past_key_values")
+    turn: Turn | None = getattr(cache, TURN, None)
+    if turn is not None and cache.get_seq_length() == 0:
+        turn = None  # it was used before, and is empty again
+    if turn is not None and not reads_images(given):
+        return _later(model, given, turn)
+    if not reads_images(given):
+        return None
+    short, whole = shorten_prompts(model, given, config), given["input_ids"]
+    if "input_ids" not in short.inputs and model.pumer_reduction.reduces("decoder"):
+        raise InputError(
+            f"a {type(model).__name__} of transformers {transformers.__version__} does not take encoded images, so "
+            "that its decoder cannot reduce what was shortened before; install transformers 5.23 or later"
+        )
+    turn = Turn(short.columns, short.mask, short.length)
+    return Generation({**short.inputs, "input_ids": short.ids}, whole, short.ids.shape[1], turn)
+
+
+def _later(model: Any, given: Mapping[str, Any], turn: Turn) -> Generation:
+    whole = given["input_ids"]
+    mask = torch.ones_like(whole) if given.get("attention_mask") is None else given["attention_mask"]
+    short = {**given, "input_ids": turn.shortened(whole), "attention_mask": turn.shortened(mask)}
+    for name, x in given.items():
+        if isinstance(x, Tensor) and x.shape == whole.shape:
+            short[name] = turn.shortened(x)
+    if not callable(getattr(model, "get_rope_index", None)):  # others count on from what the first turn has left
+        short["position_ids"] = turn.shortened((mask.long().cumsum(dim=1) - 1).clamp(min=0))
+    return Generation(short, whole, short["input_ids"].shape[1], turn)

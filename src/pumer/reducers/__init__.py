@@ -50,7 +50,8 @@ def config_from_dict(mapping: Mapping[str, Any]) -> ReductionConfig:
     """Build a config from plain data, as in a recipe or in ``reduction.json``.
 
     Args:
-        mapping: ``method``, the fields of that method's config, and optionally ``version``.
+        mapping: ``method``, the fields of that method's config, and optionally ``version``; ``before`` is a mapping of
+            the same form.
 
     Raises:
         InputError: For an unknown method, version, key or value; it names it. For layers without any amount, which
@@ -69,6 +70,8 @@ def config_from_dict(mapping: Mapping[str, Any]) -> ReductionConfig:
         raise InputError(
             f"version {version!r} of reduction method '{method}' is unknown; this pumer reads version {cls.version}"
         )
+    if values.get("before") is not None:
+        values["before"] = config_from_dict(values["before"])
     config = from_dict(cls, values, where=f"reduction '{method}'")
     steps = values.get("schedule") or ([values] if values.get("layers") else [])
     if cls.amounts and steps and not any(set(cls.amounts) & set(step) for step in steps):
@@ -83,8 +86,10 @@ def reduction_from(value: Mapping[str, Any] | str) -> ReductionConfig:
 
 
 def config_to_dict(config: ReductionConfig) -> dict[str, Any]:
-    """A config as plain data: method, version and all fields."""
-    return {"method": config.method, "version": config.version, **to_dict(config)}
+    """A config as plain data: method, version and all fields, ``before`` where prompts are shortened."""
+    plain = {"method": config.method, "version": config.version, **to_dict(config)}
+    del plain["before"]
+    return plain if config.before is None else {**plain, "before": config_to_dict(config.before)}
 
 
 __all__ = [

@@ -1,9 +1,9 @@
 """What every reduction method provides: a config the user writes, and one reducer per reducing layer."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from pumer import functional, kernels
@@ -60,6 +60,13 @@ class Attention(NamedTuple):
     probabilities: Callable[[Tensor, Tensor, Tensor | None], Tensor] = functional.attention_probabilities
 
 
+def _shortening(value: Any) -> Any:
+    """Refuse what does not shorten prompts."""
+    if value is not None and (not isinstance(value, ReductionConfig) or "prompt" not in value.stacks):
+        raise ValueError(f"must be the config of a method that shortens prompts, such as divprune, not {value!r}")
+    return value
+
+
 @config
 class ReductionConfig:
     """Base of all configs: how a model is reduced. Immutable, checked when built.
@@ -70,10 +77,13 @@ class ReductionConfig:
             for one is all that a forward waits for on a GPU.
         image_tokens: In a decoder, the image tokens of every prompt, where all have as many; only a graph of the prompt
             (``torch.export``, a compiled prompt) needs it, which cannot count them.
+        before: Of a generative model, how its prompts are shortened before the decoder: the config of a method that
+            does so; see `pumer.shorten`.
     """
 
     max_image_tokens: Annotated[int, Field(ge=1)] | None = None
     image_tokens: Annotated[int, Field(ge=1)] | None = None
+    before: Annotated[Any, AfterValidator(_shortening)] = None
 
     method: ClassVar[str]
     version: ClassVar[int] = 1

@@ -11,6 +11,7 @@ from pumer.functional import HALF, ordered
 from pumer.reducers.base import Place, Ratio, Reducer, ReductionConfig
 from pumer.reducers.tables import pruned
 from pumer.utils.config import config
+from pumer.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ class ShorteningConfig(ReductionConfig):
 
     stacks: ClassVar[tuple[str, ...]] = ("prompt",)
     prunes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse a second method."""
+        if self.before is not None:
+            raise InputError(f"before is '{self.before.method}', but prompts are shortened once; leave it out")
 
     def reducers(self) -> dict[Place, Reducer]:
         """None: no layer is changed."""

@@ -1,0 +1,97 @@
+"""Shorten prompts before the decoder: as a step of its own, or with every prompt that a patched model gets."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from pumer.backbones import DECODERS
+from pumer.backbones.shortening import reads_images, shorten_prompts
+from pumer.patching import patched, reduction, unwrapped
+from pumer.shortening.base import ShorteningConfig
+from pumer.utils.errors import InputError
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def shorten(model: nn.Module, inputs: Mapping[str, Any], config: ShorteningConfig) -> dict[str, Any]:
+    """Prompts with fewer image tokens: images are encoded once, and some of their tokens go before the decoder runs.
+
+    What is returned is read by transformers' own ``generate`` and forward, with any cache and any kernel of attention;
+    the model need not be patched. Tokens that stay keep the positions that they had. Each image or video is shortened
+    by itself, so that a prompt keeps the same in every batch.
+
+    Args:
+        model: A generative model of a supported family, or anything that contains one.
+        inputs: What its processor makes of the prompts: ``input_ids (B, N)``, ``attention_mask (B, N)`` (without one,
+            all are real), pixels and what belongs to them. Other inputs with a value for each token, such as
+            ``labels``, are shortened alike; all others are passed on.
+        config: How many tokens go, and which: `DivPruneConfig` or that of another method.
+
+    Returns:
+        The inputs without pixels: ``input_ids``, ``attention_mask (B, K)`` and ``position_ids``, ``(B, K)`` or for
+        Qwen-VL and GLM-V ``(4, B, K)``, padded on the right if the inputs were, else on the left; and
+        ``mm_encoder_outputs``, the features of the tokens that stay. A transformers without these (before 5.23) gets
+        ``inputs_embeds (B, K, D)`` in place of ``input_ids``; its ``generate`` then returns new tokens alone.
+        Inputs without images are returned as they are.
+
+    Raises:
+        InputError: If the model holds no supported family, or several; if the placeholders and the images do not fit;
+            for a cache that is not empty; for a model that has no way to take the features.
+
+    Note:
+        ``generate`` with beams repeats features in place: shorten again for a second call. In a later turn through the
+        same cache, models other than Qwen-VL and GLM-V need ``position_ids`` that go on from those of the prompt;
+        `shortened` does that.
+
+    Example:
+        >>> short = pumer.shorten(model, inputs, pumer.DivPruneConfig(prune_ratio=0.75))  # doctest: +SKIP
+        >>> model.generate(**short)  # doctest: +SKIP
+    """
+    if not isinstance(config, ShorteningConfig):
+        raise InputError(
+            f"{config!r} does not shorten prompts; give the config of a method that does, such as "
+            "pumer.DivPruneConfig(prune_ratio=0.5)"
+        )
+    root = _root(model)
+    return shorten_prompts(root, inputs, config).inputs if reads_images(inputs) else dict(inputs)
+
+
+@contextmanager
+def shortened(model: Model, config: ShorteningConfig) -> Iterator[Model]:
+    """Let a model shorten every prompt that it gets, for the length of a ``with`` block; beside a reduction inside.
+
+    ``generate`` shortens first; the sequences that it returns have the ids of all tokens. A forward computes with
+    fewer tokens; its logits and hidden states have the input's length, so that labels need no change.
+    ``pumer.patch(model, config)`` does the same for good, and the ``before`` of another method's config for both.
+
+    Args:
+        model: As for `shorten`.
+        config: As for `shorten`.
+
+    Yields:
+        The model.
+
+    Raises:
+        InputError: As of `pumer.patch`, and as of `shorten` with every prompt.
+    """
+    _root(model)
+    inside = reduction(model)
+    both = config if inside is None or isinstance(inside, ShorteningConfig) else replace(inside, before=config)
+    with patched(model, both):
+        yield model
+
+
+def _root(model: nn.Module) -> Any:
+    """The model of images and text inside a model."""
+    kinds = tuple(family.root for family in DECODERS.values())
+    roots = [part for part in unwrapped(model).modules() if isinstance(part, kinds)]
+    if len(roots) != 1:
+        names = ", ".join(kind.__name__ for kind in kinds)
+        raise InputError(
+            f"{type(model).__name__} contains {len(roots)} models whose prompts can be shortened; it must be or "
+            f"contain one of: {names}"
+        )
+    return roots[0]
