@@ -46,24 +46,24 @@ class Prefix:
     length: int
     shift: int
 
-    def columns(self, later: Tensor | None, total: int) -> Tensor | None:
-        """``(B, total)`` bool, all columns that layer has; None: all are real.
+    def columns(self, later: Tensor | None, total: int, batch: int, device: torch.device) -> Tensor | None:
+        """``(B, total)`` bool, all columns that the layer has; None: all are real.
 
         Args:
             later: ``(B, M)`` bool, the columns of the first layer, or None: all are real.
             total: Columns.
+            batch: ``B``, a multiple of the prompts: a cache may have been repeated for several continuations each.
+            device: Of the layer.
         """
         if self.mask is None and later is None:
             return None
-        batch, device = (self.mask if self.mask is not None else later).shape[0], _device(self.mask, later)  # type: ignore[union-attr]
-        mask = torch.ones(batch, self.length, dtype=torch.bool, device=device) if self.mask is None else self.mask
-        rest = total - self.length
-        if later is None:
-            after = mask.new_ones(batch, rest)
-        else:
-            after = later.to(device)[:, self.length + self.shift :][:, :rest]
-            after = torch.cat([after, after.new_zeros(batch, rest - after.shape[1])], dim=1)
-        return torch.cat([mask, after], dim=1)
+        mask = torch.ones(batch, total, dtype=torch.bool, device=device)
+        if self.mask is not None:
+            mask[:, : self.length] = self.mask.to(device).repeat_interleave(batch // len(self.mask), dim=0)
+        if later is not None:
+            after = later.to(device)[:, self.length + self.shift :][:, : total - self.length]
+            mask[:, self.length : self.length + after.shape[1]] = after
+        return mask
 
 
 @dataclass(eq=False)
@@ -134,7 +134,7 @@ class Prompt:
         self._stretches: list[Stretch] = []
         self._reducers: Mapping[int, Reducer] = {}
         self._decisions: dict[int, tuple[Tokens, Decision]] = {}
-        self._masks: dict[Prefix | Stretch, Any] = {}
+        self._masks: dict[tuple[Prefix | Stretch, torch.device], Any] = {}
         self._past = self._length = 0
 
     def open(self, config: Any, states: Tensor, attention_mask: Any, cache: Any) -> bool:
@@ -225,10 +225,12 @@ class Prompt:
         prefix = prefixes_of(cache).get(layer)
         if prefix is None or (prefix.mask is None and given.get("attention_mask") is None):
             return given
-        if prefix not in self._masks:  # one for all layers that have the same
-            total, _ = cache.get_mask_sizes(states.shape[1], layer)
-            self._masks[prefix] = self._causal(prefix.columns(self._later, total), layer, states, cache)
-        return {**given, "attention_mask": self._masks[prefix]}
+        key, (batch, length, _) = (prefix, states.device), states.shape  # one for all layers that have the same
+        if key not in self._masks:
+            total, _ = cache.get_mask_sizes(length, layer)
+            columns = prefix.columns(self._later, total, batch, states.device)
+            self._masks[key] = self._causal(columns, layer, states, cache)
+        return {**given, "attention_mask": self._masks[key]}
 
     def _prompt_mask(self, stretch: Stretch, layer: int, states: Tensor, cache: Any) -> Any:
         """For a shortened prompt; what the layer then has of it is noted in the cache."""
@@ -240,9 +242,10 @@ class Prompt:
                 stretch.prefixes[before] = self._extended(before, stretch)
             after = stretch.prefixes[before]
             cache.pumer_prefixes = {**prefixes, layer: after}
-        if (seen := after or stretch) not in self._masks:
-            self._masks[seen] = self._causal(seen.mask, layer, states, cache)
-        return self._masks[seen]
+        seen = after or stretch
+        if (key := (seen, states.device)) not in self._masks:
+            self._masks[key] = self._causal(seen.mask, layer, states, cache)
+        return self._masks[key]
 
     def _causal(self, columns: Tensor | None, layer: int, states: Tensor, cache: Any) -> Any:
         return create_causal_mask(
@@ -259,11 +262,11 @@ class Prompt:
         length = size.shape[1]
         if self._past:
             before = before or Prefix(None, 0, 0)
-            old = before.columns(self._later, self._past - before.shift)
+            old = before.columns(self._later, self._past - before.shift, len(size), size.device)
             length += self._past - before.shift
             if old is not None or mask is not None:
                 mask = torch.ones_like(size, dtype=torch.bool) if mask is None else mask
-                old = mask.new_ones(len(mask), length - mask.shape[1]) if old is None else old.to(mask.device)
+                old = mask.new_ones(len(mask), length - mask.shape[1]) if old is None else old
                 mask = torch.cat([old, mask], dim=1)
         return Prefix(mask, length, self._past + self._length - length)
 
@@ -388,10 +391,6 @@ def slots_of(mask: Tensor) -> Tensor:
 
 def _graph() -> bool:
     return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
-
-
-def _device(*tensors: Tensor | None) -> torch.device:
-    return next(tensor.device for tensor in tensors if tensor is not None)
 
 
 def stock(cls: type[Any]) -> type[Any]:
