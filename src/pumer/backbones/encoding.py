@@ -90,7 +90,7 @@ class Shown:
                 "the vision encoder merges patches before its second to last layer, which this method looks at; let "
                 "the vision encoder reduce from that layer on, or give a method that looks at features alone: divprune"
             )
-        return self.to_tokens(values)
+        return self.to_tokens(values.contiguous())
 
     @cached_property
     @torch.no_grad()

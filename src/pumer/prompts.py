@@ -1,19 +1,28 @@
-"""Shorten prompts before the decoder: as a step of its own, or with every prompt that a patched model gets."""
+"""Shorten prompts before the decoder: as a step of its own, or with every prompt of a model; keep them in files."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+import safetensors.torch
+import torch
+from torch import Tensor, nn
 
 from pumer.backbones import DECODERS
+from pumer.backbones.encoding import encoder_output
+from pumer.backbones.grids import PIXELS
 from pumer.backbones.shortening import reads_images, shorten_prompts
 from pumer.patching import patched, reduction, unwrapped
 from pumer.shortening.base import ShorteningConfig
 from pumer.utils.errors import InputError
+from pumer.utils.files import first_line, write_bytes
 
 Model = TypeVar("Model", bound=nn.Module)
+
+FEATURES = "mm_encoder_outputs"
+_FORMAT = "shortened prompts 1"
 
 
 def shorten(model: nn.Module, inputs: Mapping[str, Any], config: ShorteningConfig) -> dict[str, Any]:
@@ -82,6 +91,77 @@ def shortened(model: Model, config: ShorteningConfig) -> Iterator[Model]:
     both = config if inside is None or isinstance(inside, ShorteningConfig) else replace(inside, before=config)
     with patched(model, both):
         yield model
+
+
+def write_prompts(path: str | Path, short: Mapping[str, Any]) -> None:
+    """Write what `shorten` returned into one file (safetensors), as a whole or not at all.
+
+    Args:
+        path: The file, such as "prompts.safetensors".
+        short: Inputs that are tensors, and features of images.
+
+    Raises:
+        InputError: For an input of another type, which it names; if the file cannot be written.
+
+    Example:
+        >>> pumer.write_prompts("prompts.safetensors", short)  # doctest: +SKIP
+        >>> model.generate(**pumer.read_prompts("prompts.safetensors"))  # doctest: +SKIP
+    """
+    plain = {name: x for name, x in short.items() if name != FEATURES and x is not None}
+    for name, x in plain.items():
+        if not isinstance(x, Tensor):
+            raise InputError(f"{name} is {x!r}, which is no tensor; leave it out, and give it to generate by itself")
+    tensors = {f"inputs.{name}": x for name, x in plain.items()}
+    for kind, output in (short.get(FEATURES) or {}).items():
+        pooled, deep = output.pooler_output, getattr(output, "deepstack_features", None) or ()
+        listed = {"features": pooled, **{f"deep.{layer}": each for layer, each in enumerate(deep)}}
+        for part, features in listed.items():
+            if isinstance(features, Tensor):
+                tensors[f"{kind}.{part}"] = features
+            else:
+                tensors |= {f"{kind}.{part}.{number}": x for number, x in enumerate(features)}
+    contiguous = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    write_bytes(path, safetensors.torch.save(contiguous, {"format": "pt", "pumer": _FORMAT}))
+
+
+def read_prompts(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read what `write_prompts` wrote, for ``generate`` or the forward of the model that encoded the images.
+
+    A later turn of Qwen-VL and GLM-V counts its positions from what the model remembers of a prompt, which is no part
+    of the file.
+
+    Args:
+        path: The file.
+        device: Where the tensors go.
+
+    Returns:
+        As of `shorten`.
+
+    Raises:
+        InputError: If the file is missing, or is none that `write_prompts` wrote.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+            found = (file.metadata() or {}).get("pumer")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}; give a file of write_prompts") from error
+    if found != _FORMAT:
+        raise InputError(f"{path} holds {found or 'other tensors'}, not {_FORMAT}; give a file of write_prompts")
+    short: dict[str, Any] = {name.removeprefix("inputs."): x for name, x in tensors.items() if name[:7] == "inputs."}
+    encoded = {}
+    for kind in PIXELS:
+        if (whole := tensors.get(f"{kind}.features")) is not None:
+            encoded[kind] = encoder_output([whole.flatten(0, -2)], [], listed=False)
+        elif features := _listed(tensors, f"{kind}.features"):
+            deep = [_listed(tensors, f"{kind}.deep.{layer}") for layer in range(len(tensors))]
+            encoded[kind] = encoder_output(features, [each for each in deep if each], listed=True)
+    return {**short, FEATURES: encoded} if encoded else short
+
+
+def _listed(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """Tensors under a name and a number."""
+    return [tensors[f"{name}.{number}"] for number in range(len(tensors)) if f"{name}.{number}" in tensors]
 
 
 def _root(model: nn.Module) -> Any:

@@ -1,0 +1,373 @@
+"""`pumer.shorten`: what is left of prompts in every generative family, against the stock model that masks the rest."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from tiny.decoders import DECODERS, IMAGE, IMAGE_END, IMAGE_START, SIDE, VIDEO, Sample, text
+
+import pumer
+from pumer import InputError, PuMerConfig
+from pumer.prompts import shorten
+from pumer.shortening.base import ImageTokens
+from pumer.shortening.cdpruner import CDPrunerConfig
+from pumer.shortening.divprune import DivPruneConfig
+from pumer.shortening.evs import EVSConfig
+from pumer.shortening.pooling_prompt import PoolingPromptConfig
+from pumer.shortening.prumerge import PruMergeConfig
+from pumer.shortening.random_prompt import RandomPromptConfig
+from pumer.shortening.simignore import SimIgnoreConfig
+from pumer.shortening.visionzip import VisionZipConfig
+from pumer.shortening.vispruner import VisPrunerConfig
+
+HALF = DivPruneConfig(prune_ratio=0.5)
+METHODS = [
+    HALF,
+    CDPrunerConfig(prune_ratio=0.6),
+    PoolingPromptConfig(),
+    PruMergeConfig(),
+    RandomPromptConfig(prune_ratio=0.5),
+    SimIgnoreConfig(prune_ratio=0.4),
+    VisionZipConfig(prune_ratio=0.5),
+    VisPrunerConfig(prune_ratio=0.5),
+]
+TOLERANCE = 1e-5  # logits of generate are float32
+
+families = pytest.mark.parametrize("family", DECODERS)
+methods = pytest.mark.parametrize("config", METHODS, ids=lambda config: config.method)
+merged_rope = pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"])
+
+
+@cache
+def model_of(family):
+    """The stock model, which no test patches."""
+    return DECODERS[family].model().double().requires_grad_(False)
+
+
+@cache
+def samples(family):
+    """Prompts of unequal length: with one image, with two, and without any."""
+    tiny = DECODERS[family]
+    one, two = tiny.sample(1), tiny.sample(2, images=2, before=7, after=11)
+    return (
+        *(marked(each) if family in ("smolvlm", "idefics3") else each for each in (one, two)),
+        Sample(text(9, 4), ()),
+    )
+
+
+def marked(sample):
+    """The same images with ids before tiles as a processor writes them: their row and column, or that it is all."""
+    images, ids = [], []
+    for image in sample.images:
+        marks = [*range(160, 159 + len(image.pixels)), 159]
+        whole = [i for mark in marks for i in (IMAGE_START, mark, *[IMAGE] * 4)] + [IMAGE_START]
+        images.append(replace(image, ids=whole))
+        ids += whole
+    return Sample([*text(4, 0), *ids, *text(6, 1)], tuple(images))
+
+
+def batch(family, *chosen, padding="left"):
+    return DECODERS[family].batch(chosen or samples(family), padding=padding)
+
+
+def generated(model, inputs, tokens=3, **settings):
+    """New words, and logits ``(B, tokens, vocabulary)``."""
+    settings = {"do_sample": False, "output_logits": True, **settings}
+    found = model.generate(**inputs, max_new_tokens=tokens, return_dict_in_generate=True, **settings)
+    return found.sequences[:, -tokens:], torch.stack(found.logits, dim=1)
+
+
+def check(found, expected, tolerance=TOLERANCE):
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], atol=tolerance, rtol=0)
+
+
+def images_of(family, sample):
+    """Places of the tokens of each image of a prompt, and their features ``(n, D)``, by a plain loop."""
+    output = model_of(family).model.get_image_features(**encoder_inputs(batch(family, sample)), return_dict=True)
+    pooled = output.pooler_output
+    features = pooled.flatten(0, 1) if isinstance(pooled, torch.Tensor) else torch.cat(list(pooled))
+    places = [place for place, token in enumerate(sample.ids) if token == IMAGE]
+    for image in sample.images:
+        count = image.ids.count(IMAGE)
+        yield places[:count], features[:count]
+        places, features = places[count:], features[count:]
+
+
+def encoder_inputs(inputs):
+    names = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images", "pixel_attention_mask")
+    return {name: x for name, x in inputs.items() if name in names}
+
+
+def dropped(family, sample, config):
+    """Places of the image tokens that go; the method sees nothing but features."""
+    gone = []
+    for places, features in images_of(family, sample) if sample.images else ():
+        kept = config.choose(ImageTokens(features, None, None, None, None, None)).index.tolist()
+        gone += [place for rank, place in enumerate(places) if rank not in kept]
+    return gone
+
+
+# ---------------------------------------------------------------- against the stock model
+
+
+@families
+def test_a_shortened_prompt_is_one_whose_dropped_tokens_nobody_sees(family):
+    """Against the stock model with the same positions and those tokens masked, in the prompt and in what follows."""
+    model = model_of(family)
+    for sample in samples(family):
+        inputs, gone = batch(family, sample), dropped(family, sample, HALF)
+        kept = [place for place in range(len(sample.ids)) if place not in gone]
+        seen = inputs["attention_mask"].clone()
+        seen[0, gone] = 0
+        masked = {**inputs, "attention_mask": seen, "position_ids": positions(family, inputs)}
+        short = shorten(model, inputs, HALF)
+        if sample.images:
+            assert short["input_ids"].tolist() == [[sample.ids[place] for place in kept]]
+            assert torch.equal(short["position_ids"], masked["position_ids"][..., kept])
+        expected = model(**masked).logits[:, kept]
+        torch.testing.assert_close(model(**short).logits, expected, atol=1e-10, rtol=0)
+        check(generated(model, shorten(model, inputs, HALF)), generated(model, masked))
+
+
+def positions(family, inputs):
+    """``(1, N)``, or four rows, of which the first counts all tokens, as generate makes them."""
+    plain = torch.arange(inputs["input_ids"].shape[1])[None]
+    if "image_grid_thw" not in inputs:
+        return plain if family not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v") else plain.expand(4, 1, -1)
+    found, _ = model_of(family).model.get_rope_index(**{k: x for k, x in inputs.items() if k != "pixel_values"})
+    return torch.cat([plain[None], found])
+
+
+@families
+def test_nothing_dropped_is_the_stock_model(family):
+    model, inputs = model_of(family), batch(family)
+    none = DivPruneConfig(prune_ratio=0)
+    check(generated(model, shorten(model, inputs, none)), generated(model, inputs), tolerance=0)
+    short = shorten(model, inputs, none)
+    assert torch.equal(short["input_ids"], inputs["input_ids"])
+    assert torch.equal(short["attention_mask"], inputs["attention_mask"])
+
+
+# ---------------------------------------------------------------- every method in every family
+
+
+@families
+@methods
+def test_each_prompt_is_shortened_as_if_it_were_alone(config, family):
+    model, whole = model_of(family), shorten(model_of(family), batch(family), config)
+    logits = model(**whole).logits
+    for n, sample in enumerate(samples(family)):
+        short = shorten(model, batch(family, sample), config)
+        alone, length = model(**short).logits[0], short["input_ids"].shape[1]
+        torch.testing.assert_close(logits[n, -length:], alone, atol=1e-10, rtol=0)
+        assert whole["attention_mask"][n].tolist() == [0] * (logits.shape[1] - length) + [1] * length
+        assert (length < len(sample.ids)) == bool(sample.images)
+
+
+@families
+def test_lengths_are_those_of_the_plan(family):
+    for ratio in (0.25, 0.9):
+        short = shorten(model_of(family), batch(family), DivPruneConfig(prune_ratio=ratio))
+        for n, sample in enumerate(samples(family)):
+            counts = [image.ids.count(IMAGE) for image in sample.images]
+            left = [count - max(min(round(ratio * count), count - 1), 0) for count in counts]
+            assert (short["input_ids"][n] == IMAGE).sum() == sum(left)
+            assert short["attention_mask"][n].sum() == len(sample.ids) - sum(counts) + sum(left)
+
+
+# ---------------------------------------------------------------- what generate can do with it
+
+
+@families
+def test_any_cache_and_beams(family):
+    model = model_of(family)
+    plain = generated(model, shorten(model, batch(family), HALF))
+    check(generated(model, shorten(model, batch(family), HALF), cache_implementation="static"), plain)
+    check(generated(model, shorten(model, batch(family), HALF), use_cache=False), plain)
+    beams, _ = generated(model, shorten(model, batch(family), HALF), num_beams=3)
+    for n, sample in enumerate(samples(family)):
+        alone, _ = generated(model, shorten(model, batch(family, sample), HALF), num_beams=3)
+        assert torch.equal(alone[0], beams[n])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
+def test_samples_with_the_same_seed_are_the_same(family):
+    model, found = model_of(family), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        short = shorten(model, batch(family), HALF)
+        found.append(generated(model, short, do_sample=True, num_return_sequences=4, tokens=5)[0])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+@merged_rope
+def test_a_later_turn_counts_on_from_the_whole_prompt(family):
+    model, more = model_of(family), torch.tensor([text(4, 5)] * 2)
+    inputs = batch(family, *samples(family)[:2])
+    found = []
+    for config in (DivPruneConfig(), HALF):
+        prompt = shorten(model, inputs, config)
+        cache = model.generate(**prompt, max_new_tokens=1, return_dict_in_generate=True).past_key_values
+        before = prompt["position_ids"][1:, :, -1].amax(dim=0)
+        length = cache.get_seq_length()
+        mask = torch.cat([prompt["attention_mask"], torch.ones_like(more)], dim=1)
+        new = model._prepare_position_ids_for_generation(more, {"attention_mask": mask, "past_key_values": cache})
+        assert length == prompt["input_ids"].shape[1]
+        found.append(new[0, :, -4:] - before[:, None])
+    assert torch.equal(found[0], found[1])
+    assert found[0].tolist() == [[1, 2, 3, 4]] * 2
+
+
+# ---------------------------------------------------------------- training
+
+
+@families
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_labels_are_shortened_alike(family, padding):
+    model, inputs = model_of(family), batch(family, padding=padding)
+    short = shorten(model, {**inputs, "labels": labels(inputs)}, HALF)
+    free = short["attention_mask"] == 0
+    assert free.any() and free[:, 0 if padding == "left" else -1].any()
+    assert (short["labels"][free] == -100).all() and (short["input_ids"][free] == 0).all()
+    assert not free[:, -1 if padding == "left" else 0].any()
+    loss, count = model(**short).loss, 0
+    total = torch.zeros((), dtype=torch.float64)
+    for sample in samples(family):
+        alone = batch(family, sample)
+        one = shorten(model, {**alone, "labels": labels(alone)}, HALF)
+        answered = int((one["labels"][:, 1:] != -100).sum())
+        total, count = total + model(**one).loss.double() * answered, count + answered
+    torch.testing.assert_close(loss.double(), total / count, atol=1e-6, rtol=0)
+
+
+def labels(inputs):
+    """The prompt's own words."""
+    ids = inputs["input_ids"]
+    return ids.masked_fill((ids == IMAGE) | (inputs["attention_mask"] == 0), -100)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "internvl"])
+@pytest.mark.parametrize("config", [HALF, PoolingPromptConfig()], ids=lambda config: config.method)
+def test_gradients_reach_the_vision_encoder(family, config):
+    model = DECODERS[family].model().double().train()
+    inputs = batch(family)
+    model(**shorten(model, {**inputs, "labels": labels(inputs)}, config)).loss.backward()
+    vision = getattr(model.model, "visual", None) or model.model.vision_tower
+    assert sum(float(x.grad.abs().sum()) for x in vision.parameters() if x.grad is not None) > 0
+
+
+# ---------------------------------------------------------------- videos
+
+
+def video_batch(family, frames=2):
+    """A video of ``frames`` frames beside an image, and a text: prompts of Qwen-VL and GLM-V."""
+    image = DECODERS[family].sample(1).images[0]
+    ids = [3, IMAGE_START, *[VIDEO] * 6 * frames, IMAGE_END, 5, *image.ids, 4]
+    inputs = batch(family, Sample(ids, (image,)), Sample(text(8, 3), ()))
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int() + 2 * (inputs["input_ids"] == VIDEO).int()
+    pixels = torch.randn(24 * frames, image.pixels.shape[1], dtype=torch.float64, generator=torch.manual_seed(0))
+    return {**inputs, "pixel_values_videos": pixels, "video_grid_thw": torch.tensor([[frames, 4, 6]])}
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("ratio", [0, 0.5])
+def test_a_video_is_shortened_as_a_whole_beside_an_image(family, ratio):
+    model, inputs, config = model_of(family), video_batch(family), DivPruneConfig(prune_ratio=ratio)
+    short = shorten(model, inputs, config)
+    for token in (IMAGE, VIDEO):
+        count = int((inputs["input_ids"] == token).sum())
+        assert (short["input_ids"] == token).sum() == count - round(ratio * count)
+    found = generated(model, short)
+    if ratio == 0:
+        check(found, generated(model, inputs), tolerance=0)
+    check(generated(model, shorten(model, inputs, config), cache_implementation="static"), found)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_frames_are_told_from_one_another(family):
+    """The frames of a video are alike but for one token, which stays, as all of the first frame does."""
+    inputs = video_batch(family)
+    patches = inputs["pixel_values_videos"]
+    patches[24:] = patches[:24]
+    patches[24 + 8 : 24 + 12] += 1  # the third token of the second frame
+    short = shorten(model_of(family), inputs, EVSConfig(prune_ratio=0.4))
+    at = (inputs["input_ids"][0] == VIDEO).nonzero()[:, 0]
+    left = inputs["input_ids"].shape[1] - short["input_ids"].shape[1]
+    assert left == 5 and (short["input_ids"][0] == VIDEO).sum() == 7
+    assert (short["input_ids"][0] == IMAGE).sum() == (inputs["input_ids"][0] == IMAGE).sum()
+    kept = {*short["position_ids"][0, 0].tolist()}
+    assert [place for place in at.tolist() if place in kept] == [*at[:6].tolist(), int(at[8])]
+
+
+@pytest.mark.parametrize("config", [DivPruneConfig(), HALF], ids=str)
+def test_a_video_of_llava_onevision(config):
+    model = model_of("llava_onevision")
+    ids = torch.tensor([[3, *[VIDEO] * 13, 4, 5, 6], [7, *[VIDEO] * 13, 8, 9, 10]])  # 3 frames of 4 tokens, and the end
+    pixels = torch.randn(2, 3, 3, SIDE, SIDE, dtype=torch.float64, generator=torch.manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels}
+    whole = generated(model, shorten(model, inputs, config))
+    if config.prune_ratio == 0:
+        check(whole, generated(model, inputs), tolerance=0)
+    for n in range(2):
+        one = {"input_ids": ids[n : n + 1], "pixel_values_videos": pixels[n : n + 1]}
+        words, logits = generated(model, shorten(model, one, config))
+        check((words[0], logits[0]), (whole[0][n], whole[1][n]))
+    beams = generated(model, shorten(model, inputs, config), num_beams=2)[0]
+    alone = generated(model, shorten(model, one, config), num_beams=2)[0]
+    assert torch.equal(beams[1], alone[0])
+
+
+# ---------------------------------------------------------------- what is passed on, and what is refused
+
+
+def test_inputs_without_an_image_are_returned_as_they_are():
+    inputs = batch("llava", Sample(text(9, seed=4), ()))
+    short = shorten(model_of("llava"), inputs, HALF)
+    assert short is not inputs and short == inputs
+
+
+def test_other_inputs_are_passed_on_and_the_given_ones_stay():
+    inputs = {**batch("qwen3_vl"), "max_new_tokens": 2, "streamer": None}
+    names = dict(inputs)
+    short = shorten(model_of("qwen3_vl"), inputs, HALF)
+    assert short["max_new_tokens"] == 2 and short["streamer"] is None
+    assert "pixel_values" not in short and "image_grid_thw" not in short
+    assert short["mm_token_type_ids"].shape == short["input_ids"].shape
+    assert inputs == names
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"input_ids": None}, "input_ids"),
+        ({"attention_mask": torch.ones(3, 1, 5, 5)}, "attention_mask"),
+        ({"input_ids": torch.full((3, 4), 5), "attention_mask": None}, "0 image tokens"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, named):
+    with pytest.raises(InputError, match=named):
+        shorten(model_of("llava"), {**batch("llava"), **change}, HALF)
+
+
+def test_a_cache_that_is_not_empty_is_refused():
+    model = model_of("llava")
+    cache = model(**batch("llava")).past_key_values
+    with pytest.raises(InputError, match="past_key_values"):
+        shorten(model, {**batch("llava"), "past_key_values": cache}, HALF)
+
+
+def test_positions_of_qwen_need_the_types_of_tokens():
+    inputs = batch("qwen2_5_vl")
+    del inputs["mm_token_type_ids"]
+    with pytest.raises(InputError, match="mm_token_type_ids"):
+        shorten(model_of("qwen2_5_vl"), inputs, HALF)
+
+
+def test_other_models_and_methods_are_refused():
+    with pytest.raises(InputError, match="LlamaModel"):
+        shorten(model_of("llava").model.language_model, batch("llava"), HALF)
+    with pytest.raises(InputError, match="PuMerConfig"):
+        shorten(model_of("llava"), batch("llava"), PuMerConfig(layers=(1,), prune_ratio=0.1))
+    assert pumer.reduction(model_of("llava")) is None
