@@ -1,5 +1,6 @@
 """DivPrune against a plain loop over pairs."""
 
+import pytest
 import torch
 from by_hand import cosine
 from hypothesis import given
@@ -35,9 +36,19 @@ def test_copies_go_first():
 
 
 def test_alike_tokens_stay_by_index():
-    image = image_tokens(12, 1)
-    image.features[:] = image.features[0].clone()
-    check(DivPruneConfig(prune_ratio=0.5).choose(image), image, list(range(6)))
+    """Rounding would part the directions of tokens that differ in length alone."""
+    image = image_tokens(100, 1, width=40)
+    image.features[:] = image.features[0] * torch.rand(100, 1, dtype=torch.float64)
+    check(DivPruneConfig(prune_ratio=0.5).choose(image), image, list(range(50)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_two_that_are_neighbours_the_lower_one_is_first(seed):
+    """In the middle of pairs that are close, there are two tokens that are closest to each other, and far apart."""
+    image = image_tokens(30, seed, width=40)
+    image.features[1::2] = image.features[0::2] + 0.1 * image.features[1::2]
+    image.features[11] = image.features[10] + image_tokens(1, seed, width=40).features[0]
+    check(DivPruneConfig(prune_ratio=29 / 30).choose(image), image, [10])
 
 
 def test_broken_tokens_do_not_decide_about_the_others():

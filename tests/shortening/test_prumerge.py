@@ -58,6 +58,15 @@ def test_another_image_keeps_another_number():
     assert PruMergeConfig(even_tokens=3).choose(few).index.tolist() == [0, 3, 4, 9]
 
 
+def test_where_outliers_begin():
+    """The quartiles are 1 and 2: half of three above the second, not less, is an outlier."""
+    image = image_tokens(9, 3)
+    image.attention()[:] = torch.tensor([3.5, 1, 3.6, 1, 1, 2, 1, 2, 2])
+    assert PruMergeConfig().choose(image).index.tolist() == [2]
+    image.attention()[2] = 3.5
+    assert PruMergeConfig().choose(image).index.tolist() == [0], "without any, the first of the largest"
+
+
 def test_without_any_attention_features_stay_as_they_are():
     image = image_tokens(8, 2)
     image.attention().zero_()

@@ -1,5 +1,6 @@
 """VisionZip against a loop over tokens: who is dominant, and who goes into which contextual one."""
 
+import torch
 from by_hand import cosine
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,3 +35,14 @@ def test_dominant_tokens_stay_and_the_others_are_averaged(n, ratio, contextual, 
 def test_as_many_contextual_ones_as_in_the_paper():
     found = {count: round(VisionZipConfig().contextual_ratio * count) for count in (64, 128, 192)}
     assert found == {64: 10, 128: 20, 192: 30}
+
+
+def test_a_broken_token_is_not_found_in_those_that_stay_alone():
+    image = image_tokens(14, 0)
+    config = VisionZipConfig(prune_ratio=0.5, contextual_ratio=0.3)
+    group = config.choose(image).group.tolist()
+    lost = next(i for i, goes in enumerate(group) if goes != i)
+    image.features[lost] = torch.nan
+    choice = config.choose(image)
+    broken = choice.features.isnan().any(dim=1)
+    assert [group.count(i) > 1 for i in choice.index.tolist()] == broken.tolist()
