@@ -1,0 +1,40 @@
+"""Every method that shortens prompts in every generative family: a prompt is shortened as if it were alone."""
+
+import pytest
+import torch
+from shortening.families import HALF, batch, families, model_of, samples
+
+from pumer.prompts import shorten
+from pumer.shortening.cdpruner import CDPrunerConfig
+from pumer.shortening.pooling_prompt import PoolingPromptConfig
+from pumer.shortening.prumerge import PruMergeConfig
+from pumer.shortening.random_prompt import RandomPromptConfig
+from pumer.shortening.simignore import SimIgnoreConfig
+from pumer.shortening.visionzip import VisionZipConfig
+from pumer.shortening.vispruner import VisPrunerConfig
+
+METHODS = [
+    HALF,
+    CDPrunerConfig(prune_ratio=0.6),
+    PoolingPromptConfig(),
+    PruMergeConfig(),
+    RandomPromptConfig(prune_ratio=0.5),
+    SimIgnoreConfig(prune_ratio=0.4),
+    VisionZipConfig(prune_ratio=0.5),
+    VisPrunerConfig(prune_ratio=0.5),
+]
+
+methods = pytest.mark.parametrize("config", METHODS, ids=lambda config: config.method)
+
+
+@families
+@methods
+def test_each_prompt_is_shortened_as_if_it_were_alone(config, family):
+    model, whole = model_of(family), shorten(model_of(family), batch(family), config)
+    logits = model(**whole).logits
+    for n, sample in enumerate(samples(family)):
+        short = shorten(model, batch(family, sample), config)
+        alone, length = model(**short).logits[0], short["input_ids"].shape[1]
+        torch.testing.assert_close(logits[n, -length:], alone, atol=1e-10, rtol=0)
+        assert whole["attention_mask"][n].tolist() == [0] * (logits.shape[1] - length) + [1] * length
+        assert (length < len(sample.ids)) == bool(sample.images)
