@@ -81,6 +81,19 @@ def test_nothing_it_looks_at_is_changed(config):
 
 
 @EVERY
+def test_features_can_be_learned(config):
+    """As in training, where the projector has gradients; what is merged hands them on."""
+    image = image_tokens(30, 5, columns=3)
+    expected = config.choose(image)
+    learned = replace(image, features=image.features.clone().requires_grad_())
+    choice = config.choose(learned)
+    assert torch.equal(choice.group, expected.group)
+    if choice.features is not None:
+        choice.features.sum().backward()
+        assert learned.features.grad.any(dim=1).sum() >= len(choice.index)
+
+
+@EVERY
 def test_only_some_look_at_the_encoder(config):
     """What the vision encoder shows costs its queries and keys: only those ask that need it."""
     image, asked = image_tokens(30, 4, columns=3), []

@@ -69,7 +69,7 @@ class Choice:
         """The choice in which each token that stays becomes the mean of those that it holds.
 
         Args:
-            group: ``(n,)`` int64, the token that holds each token: itself if it stays.
+            group: ``(n,)`` int64, the token that holds each token: itself if it stays, -1 if it is gone.
             features: ``(n, D)``.
         """
         index = (group == torch.arange(len(group), device=group.device)).nonzero()[:, 0]

@@ -33,7 +33,7 @@ class CDPrunerConfig(RatioShorteningConfig):
 
     def choose(self, image: ImageTokens) -> Choice:
         """Choose one token after the other; forms the kernel ``(n, n)``."""
-        features = unit(image.features).nan_to_num()
+        features = unit(image.features.detach()).nan_to_num()
         weight, n = relevance(features, image.text), len(features)
         kernel = (features @ features.T).fill_diagonal_(1) * weight * weight[:, None]
         gain, later = kernel.diagonal(), weight - 2  # below every gain

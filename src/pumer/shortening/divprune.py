@@ -27,7 +27,7 @@ class DivPruneConfig(RatioShorteningConfig):
 
     def choose(self, image: ImageTokens) -> Choice:
         """Choose one token after the other; forms the matrix ``(n, n)`` of distances."""
-        features = unit(image.features).nan_to_num()
+        features = unit(image.features.detach()).nan_to_num()
         n = len(features)
         distance = 1 - features @ features.T
         distance = torch.minimum(distance, distance.T)  # rounding must not decide between two that are neighbours

@@ -26,7 +26,7 @@ class EVSConfig(RatioShorteningConfig):
 
     def choose(self, image: ImageTokens) -> Choice:
         """Rank the tokens by how much has changed."""
-        features, cell = unit(image.features), image.cell
+        features, cell = unit(image.features.detach()), image.cell
         n, there = len(features), (cell >= 0).all(dim=1)
         frames, rows, columns = (int(most) + 2 for most in cell.amax(dim=0))
         place = (cell + 1).clamp(min=0) @ cell.new_tensor([rows * columns, columns, 1])

@@ -24,7 +24,7 @@ class SimIgnoreConfig(RatioShorteningConfig):
 
     def choose(self, image: ImageTokens) -> Choice:
         """Rank the tokens by their most similar word."""
-        features, text = unit(image.features), unit(image.text)
+        features, text = unit(image.features.detach()), unit(image.text)
         n = len(features)
         score = (features @ text.to(features.dtype).T).amax(dim=1) if len(text) else features.new_zeros(n)
         return Choice.of(largest(score, self.kept(n)), n)
