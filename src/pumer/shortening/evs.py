@@ -14,7 +14,8 @@ class EVSConfig(RatioShorteningConfig):
     """For videos: remove the tokens that are most like the one at the same place in the frame before.
 
     How different two tokens are is one minus the cosine similarity of their features. A token that has none before it
-    stays: all of the first frame, so that less than the fraction is removed where that is large.
+    stays: all of the first frame, so that less than the fraction is removed where that is large. The tiles of a still
+    image count as frames.
 
     Source: Bagrov et al., "Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference",
     2025 (arXiv 2510.14624).
