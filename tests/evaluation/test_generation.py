@@ -15,9 +15,11 @@ import pumer
 from pumer import Predictor, PuMerConfig, Step
 from pumer.cli import app
 from pumer.data.images import read_image
-from pumer.evaluation.evaluate import run
+from pumer.evaluation.evaluate import predict, run
 from pumer.evaluation.generation import PROMPTS, GenerativeSession, _one_of
+from pumer.reducers import NoReduction
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
+from pumer.shortening.divprune import DivPruneConfig
 from pumer.tasks import NLVR2, SNLIVE, Example, VQAv2
 from pumer.tasks.loading import Item
 from pumer.tasks.metrics import normalise
@@ -207,8 +209,18 @@ def test_fixed_labels_are_the_only_answers(task, monkeypatch, request, tmp_path)
     assert scored["accuracy"] == read_json(result)["accuracy"]
 
 
+def test_fixed_labels_after_prompts_that_are_shortened(monkeypatch, tiny_snli_ve, tmp_path):
+    monkeypatch.setattr("tiny.processors.WORDS", LABELS[SNLIVE])
+    session = GenerativeSession.open(saved("llava", tmp_path / "model"), "snli_ve")
+    pumer.patch(session.model, NoReduction(before=DivPruneConfig(prune_ratio=0.5)))
+    examples = SNLIVE.read(tiny_snli_ve, "val")
+    answers = predict(session, examples, 4)
+    assert set(answers) <= set(SNLIVE.fixed_labels)
+    assert answers == predict(session, examples, 1)
+
+
 def test_labels_of_several_tokens_are_written_to_their_end():
-    following = _one_of([[5, 6, END], [5, 7, 8, END], [5, END], [9, END]], start=2)
+    following = _one_of([[5, 6, END], [5, 7, 8, END], [5, END], [9, END]])
     written = {(): {5, 9}, (5,): {6, 7, END}, (5, 7): {8}, (5, 7, 8): {END}, (9,): {END}, (9, END, 0): {END}}
     for said, expected in written.items():
         assert set(following(0, torch.tensor([1, 1, *said]))) == expected

@@ -136,7 +136,7 @@ class GenerativeSession(TaskModel):
         if labels := self.task.fixed_labels:
             end = self.processor.tokenizer.eos_token_id
             ids = [[*self.processor.tokenizer(label, add_special_tokens=False).input_ids, end] for label in labels]
-            settings["prefix_allowed_tokens_fn"] = _one_of(ids, inputs["input_ids"].shape[1])
+            settings["prefix_allowed_tokens_fn"] = _one_of(ids)
             length = max(map(len, ids))
         texts = answers(self.model, self.processor, inputs, length, **settings)
         return [text.partition("\n")[0].strip() for text in texts]
@@ -149,10 +149,13 @@ class GenerativeSession(TaskModel):
         return list(map(normalise, answers)) if isinstance(self.task, VQAv2) else list(answers)
 
 
-def _one_of(ids: Sequence[Sequence[int]], start: int) -> Callable[[int, Tensor], list[int]]:
-    """What may follow in a row ``(T,)`` whose answer begins at `start`: what leads to one of these, then its end."""
+def _one_of(ids: Sequence[Sequence[int]]) -> Callable[[int, Tensor], list[int]]:
+    """What may follow in a row ``(T,)`` of a batch, first called with the prompt: what leads to one of these."""
+    start: int | None = None  # shorter than the prompt that was given, where a reduction shortens it
 
     def following(row: int, tokens: Tensor) -> list[int]:
+        nonlocal start
+        start = len(tokens) if start is None else start
         said = tokens[start:].tolist()
         return [each[len(said)] for each in ids if len(each) > len(said) and each[: len(said)] == said] or [ids[0][-1]]
 
