@@ -589,8 +589,8 @@ class Generator:
         if state.shortening is not None:
             given = kwargs if inputs is None else {**kwargs, "input_ids": inputs}
             if (shortened := shortened_generation(self.model, given, state.shortening)) is not None:
-                lengths = shortened.lengths(generation_config or self.generation_config, given)
-                output = super().generate(None, generation_config, *args, **shortened.inputs, **lengths)  # type: ignore[misc]
+                kwargs = shortened.arguments(given, generation_config, self.generation_config)
+                output = super().generate(None, generation_config, *args, **kwargs)  # type: ignore[misc]
                 return shortened.close(output)
         return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 

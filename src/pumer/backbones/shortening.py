@@ -271,11 +271,21 @@ class Generation:
     length: int
     turn: "Turn"
 
-    def lengths(self, default: Any, given: Mapping[str, Any]) -> dict[str, int]:
-        """Limits of the length with the prompt, ``max_length`` and ``min_length``, as they are for a shorter one."""
-        limits = {name: given.get(name, getattr(default, name, None)) for name in ("max_length", "min_length")}
+    def arguments(self, given: Mapping[str, Any], *defaults: Any) -> dict[str, Any]:
+        """The inputs, and limits of the length with the prompt (``max_length``, ``min_length``) for the shorter one.
+
+        Args:
+            given: What ``generate`` is called with, by name.
+            *defaults: Generation configs, the first one first; None counts for nothing.
+        """
+
+        def setting(name: str) -> Any:
+            found = (given.get(name), *(getattr(config, name, None) for config in defaults))
+            return next((value for value in found if value is not None), None)
+
+        limits = {side: setting(f"{side}_length") for side in ("max", "min") if setting(f"{side}_new_tokens") is None}
         fewer = self.whole.shape[1] - self.length
-        return {name: max(limit - fewer, 0) for name, limit in limits.items() if limit}
+        return {**self.inputs, **{f"{side}_length": max(n - fewer, 0) for side, n in limits.items() if n}}
 
     def close(self, output: Any) -> Any:
         """Give the ids of dropped tokens back in what ``generate`` returns, and leave a note on the cache."""
