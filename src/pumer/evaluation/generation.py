@@ -20,6 +20,7 @@ from pumer.tasks.loading import Item
 from pumer.tasks.metrics import normalise
 from pumer.tasks.session import Session, TaskModel, warn_of_random_weights, with_rule
 from pumer.utils.errors import InputError
+from pumer.utils.shipped import name_of
 from pumer.utils.tensors import numbers
 
 QUESTION = "{question}"
@@ -53,7 +54,7 @@ def open_session(
     others = reads if generative else prompted
     if given := [f"{key}={value}" for key, value in others.items() if value is not None and value is not False]:
         kind = "generates" if generative else "does not generate"
-        raise InputError(f"{name} {kind} its answers and takes no {', '.join(given)}; leave it out")
+        raise InputError(f"{name_of(name)} {kind} its answers and takes no {', '.join(given)}; leave it out")
     shared: dict[str, Any] = {"root": root, "reduction": reduction, "rule": rule}
     if generative:
         return GenerativeSession.open(name, task, prompt=prompt, max_new_tokens=max_new_tokens, **shared)
