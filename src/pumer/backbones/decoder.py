@@ -65,6 +65,22 @@ class Prefix:
             mask[:, self.length : self.length + after.shape[1]] = after
         return mask
 
+    def row(self, given: Tensor, total: int) -> Tensor:
+        """``(B, 1, 1, total)``, what one word sees in that layer.
+
+        Args:
+            given: The same of the first layer, boolean or added to attention logits.
+            total: Columns.
+        """
+        rest = given[..., self.length + self.shift :][..., : total - self.length]
+        if self.mask is None:
+            real = given.new_ones(len(given), 1, 1, self.length, dtype=torch.bool)
+        else:
+            real = self.mask.to(given.device).repeat_interleave(len(given) // len(self.mask), dim=0)[:, None, None]
+        if given.dtype != torch.bool:
+            real = given.new_zeros(real.shape).masked_fill_(~real, torch.finfo(given.dtype).min)
+        return torch.cat([real, rest], dim=-1)
+
 
 @dataclass(eq=False)
 class Stretch:
@@ -227,9 +243,13 @@ class Prompt:
             return given
         key, (batch, length, _) = (prefix, states.device), states.shape  # one for all layers that have the same
         if key not in self._masks:
+            row: Any = given.get("attention_mask")
             total, _ = cache.get_mask_sizes(length, layer)
-            columns = prefix.columns(self._later, total, batch, states.device)
-            self._masks[key] = self._causal(columns, layer, states, cache)
+            if _is_row(row) and not _graph() and not getattr(cache, "is_compileable", False):
+                self._masks[key] = prefix.row(row, total)
+            else:
+                columns = prefix.columns(self._later, total, batch, states.device)
+                self._masks[key] = self._causal(columns, layer, states, cache)
         return {**given, "attention_mask": self._masks[key]}
 
     def _prompt_mask(self, stretch: Stretch, layer: int, states: Tensor, cache: Any) -> Any:
@@ -357,6 +377,22 @@ def real_columns(mask: Any) -> Tensor | None:
     return mask > 0 if mask.dtype != torch.bool else mask
 
 
+def _sees_all(config: Any, states: Tensor | None, mask: Any, cache: Any) -> bool:
+    """Whether one word enters that sees all that every layer has in the cache, so that no layer needs a mask.
+
+    It asks the device, as transformers does about a mask: without one, that does not.
+    """
+    if states is None or states.shape[1] > 1 or not prefixes_of(cache):
+        return False
+    if _graph() or getattr(cache, "is_compileable", False):
+        return False
+    if not config._attn_implementation.startswith(("sdpa", "flash")):  # others always have a mask
+        return False
+    if any(prefix.mask is not None for prefix in prefixes_of(cache).values()):
+        return False
+    return mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and bool((mask > 0).all()))
+
+
 def _past(cache: Any) -> int:
     """How many tokens the first layer has seen before this forward."""
     if cache is not None and _graph() and getattr(cache, "is_compileable", False):  # which counts on the device
@@ -387,6 +423,11 @@ def _picked(rope: Tensor, index: Tensor) -> Tensor:
 def slots_of(mask: Tensor) -> Tensor:
     """``(B, N)`` int64, every real token in its own slot."""
     return torch.where(mask, torch.arange(mask.shape[1], device=mask.device), -1)
+
+
+def _is_row(mask: Any) -> bool:
+    """Whether a mask is one tensor with a row for one word."""
+    return isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[2] == 1
 
 
 def _graph() -> bool:
@@ -487,6 +528,8 @@ class TextModel:
             "inputs_embeds": inputs_embeds,
         }
         states = input_ids if inputs_embeds is None else inputs_embeds
+        if pumer is not None and _sees_all(self.config, states, attention_mask, past_key_values):
+            pumer, named["attention_mask"] = None, None  # which lets each layer see all that it has
         if pumer is None or states is None or not pumer.open(self.config, states, attention_mask, past_key_values):
             return super().forward(input_ids, *args, **named, **kwargs)  # type: ignore[misc]
         if inputs_embeds is not None:
