@@ -5,13 +5,13 @@ import torch
 from shortening.families import HALF, batch, families, model_of, samples
 
 from pumer.prompts import shorten
-from pumer.shortening.cdpruner import CDPrunerConfig
-from pumer.shortening.pooling_prompt import PoolingPromptConfig
-from pumer.shortening.prumerge import PruMergeConfig
-from pumer.shortening.random_prompt import RandomPromptConfig
-from pumer.shortening.simignore import SimIgnoreConfig
-from pumer.shortening.visionzip import VisionZipConfig
-from pumer.shortening.vispruner import VisPrunerConfig
+from pumer.reducers.shortening.cdpruner import CDPrunerConfig
+from pumer.reducers.shortening.pooling_prompt import PoolingPromptConfig
+from pumer.reducers.shortening.prumerge import PruMergeConfig
+from pumer.reducers.shortening.random_prompt import RandomPromptConfig
+from pumer.reducers.shortening.simignore import SimIgnoreConfig
+from pumer.reducers.shortening.visionzip import VisionZipConfig
+from pumer.reducers.shortening.vispruner import VisPrunerConfig
 
 METHODS = [
     HALF,
@@ -34,7 +34,7 @@ def test_each_prompt_is_shortened_as_if_it_were_alone(config, family):
     logits = model(**whole).logits
     for n, sample in enumerate(samples(family)):
         short = shorten(model, batch(family, sample), config)
-        alone, length = model(**short).logits[0], short["input_ids"].shape[1]
+        alone, length = model(**short).logits[0], short["attention_mask"].shape[1]
         torch.testing.assert_close(logits[n, -length:], alone, atol=1e-10, rtol=0)
         assert whole["attention_mask"][n].tolist() == [0] * (logits.shape[1] - length) + [1] * length
         assert (length < len(sample.ids)) == bool(sample.images)

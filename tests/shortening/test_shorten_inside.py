@@ -5,14 +5,27 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shortening.families import HALF, batch, check, families, generated, model_of, samples
+from shortening.families import (
+    GRID,
+    HALF,
+    WITH_BEAMS,
+    batch,
+    check,
+    each_of,
+    families,
+    generated,
+    ids_left,
+    model_of,
+    samples,
+    together,
+)
 from tiny.decoders import IMAGE, Sample, text
 from transformers import DynamicCache, StaticCache
 
 import pumer
 from pumer import FastVConfig, InputError, PuMerConfig, Step
 from pumer.prompts import shorten, shortened
-from pumer.shortening.pooling_prompt import PoolingPromptConfig
+from pumer.reducers.shortening.pooling_prompt import PoolingPromptConfig
 
 FASTV = FastVConfig(layers=(1,), prune_ratio=0.5)
 BOTH = replace(FASTV, before=HALF)
@@ -20,10 +33,13 @@ PUMER = PuMerConfig(
     schedule=(Step(stack="decoder", layer=0, prune_ratio=0.2, merge_ratio=0.3),), before=PoolingPromptConfig()
 )
 IN_VISION = PuMerConfig(schedule=(Step(stack="vision", layer=1, merge_ratio=0.3),), before=HALF)
-GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
 
-few = pytest.mark.parametrize("family", ["llava", "qwen3_vl", "smolvlm"])
-together = pytest.mark.parametrize("config", [HALF, BOTH, PUMER], ids=["alone", "fastv", "pumer"])
+few = each_of("llava", "qwen3_vl", "smolvlm")
+configs = pytest.mark.parametrize(
+    "config",
+    [HALF, pytest.param(BOTH, marks=together), pytest.param(PUMER, marks=together)],
+    ids=["alone", "fastv", "pumer"],
+)
 
 
 @pytest.fixture
@@ -36,7 +52,7 @@ def model(family):
 # ---------------------------------------------------------------- generate
 
 
-@families
+@each_of(*WITH_BEAMS)
 def test_generate_shortens_and_returns_all_ids(family, model):
     inputs = batch(family)
     expected = generated(model, shorten(model, inputs, HALF))
@@ -54,7 +70,7 @@ def test_generate_shortens_and_returns_all_ids(family, model):
 
 
 @families
-@together
+@configs
 def test_each_prompt_is_reduced_as_if_it_were_alone(config, family, model):
     pumer.patch(model, config)
     whole = generated(model, batch(family))
@@ -74,9 +90,10 @@ def test_beside_merging_in_the_vision_encoder(family, model):
 
 
 @few
+@together
 def test_the_layers_after_a_reduction_see_what_both_have_left(family, model):
     inputs = batch(family, samples(family)[0])
-    short = shorten(model, inputs, HALF)["input_ids"]
+    short = ids_left(family, inputs, HALF)
     images = int((short == IMAGE).sum())
     with pumer.patched(model, BOTH):
         cache = model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True).past_key_values
@@ -108,7 +125,7 @@ def two_turns(model, inputs, more, cache):
 
 
 @families
-@pytest.mark.parametrize("config", [HALF, BOTH], ids=["alone", "fastv"])
+@pytest.mark.parametrize("config", [HALF, pytest.param(BOTH, marks=together)], ids=["alone", "fastv"])
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
 def test_a_later_turn_sees_what_the_first_one_kept(kind, config, family, model):
     """Against the stock model's forward over both turns, in which what is gone is masked and positions are kept."""

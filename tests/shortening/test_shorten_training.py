@@ -6,15 +6,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shortening.families import HALF, batch, check, families, generated, model_of, samples
+from shortening.families import (
+    HALF,
+    batch,
+    check,
+    each_of,
+    families,
+    generated,
+    model_of,
+    samples,
+    together,
+)
 from tiny.decoders import DECODERS, IMAGE
 
 import pumer
 from pumer import FastVConfig, InputError, NoReduction, PuMerConfig, Step
 from pumer.prompts import shorten, shortened
 from pumer.reducers import METHODS, config_from_dict, config_to_dict
-from pumer.shortening.divprune import DivPruneConfig
-from pumer.shortening.pooling_prompt import PoolingPromptConfig
+from pumer.reducers.shortening.divprune import DivPruneConfig
+from pumer.reducers.shortening.pooling_prompt import PoolingPromptConfig
 
 FASTV = FastVConfig(layers=(1,), prune_ratio=0.5)
 BOTH = replace(FASTV, before=HALF)
@@ -22,10 +32,13 @@ PUMER = PuMerConfig(
     schedule=(Step(stack="decoder", layer=0, prune_ratio=0.2, merge_ratio=0.3),), before=PoolingPromptConfig()
 )
 IN_VISION = PuMerConfig(schedule=(Step(stack="vision", layer=1, merge_ratio=0.3),), before=HALF)
-GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
 
-few = pytest.mark.parametrize("family", ["llava", "qwen3_vl", "smolvlm"])
-together = pytest.mark.parametrize("config", [HALF, BOTH, PUMER], ids=["alone", "fastv", "pumer"])
+few = each_of("llava", "qwen3_vl", "smolvlm")
+configs = pytest.mark.parametrize(
+    "config",
+    [HALF, pytest.param(BOTH, marks=together), pytest.param(PUMER, marks=together)],
+    ids=["alone", "fastv", "pumer"],
+)
 
 
 @pytest.fixture
@@ -39,7 +52,7 @@ def model(family):
 
 
 @families
-@together
+@configs
 def test_a_forward_gives_logits_of_the_input_s_length(config, family, model):
     inputs = batch(family)
     pumer.patch(model, config)
@@ -97,6 +110,7 @@ def test_training_with_checkpoints_is_training_without(family):
 
 
 @few
+@together
 def test_unpatching_leaves_the_stock_model(family, model):
     classes = [type(part) for part in model.modules()]
     inputs = batch(family)

@@ -162,9 +162,10 @@ def encode(model: Any, inputs: Mapping[str, Any]) -> dict[Kind, Encoded]:
 
 
 def _encode(model: Any, kind: Kind, inputs: Mapping[str, Any]) -> Encoded:
-    given = {name: inputs[name] for name in _parameters(model, kind) if inputs.get(name) is not None}
-    if not given:
+    pixels, *others = _parameters(model, kind) or (None,)
+    if pixels is None:
         raise InputError(f"{PIXELS[kind]} is given, but a {type(model).__name__} does not read {kind}s; leave it out")
+    given = {pixels: inputs[PIXELS[kind]]} | {name: inputs[name] for name in others if inputs.get(name) is not None}
     seen: dict[str, Any] = {}
     layers = [part for part in model.modules() if isinstance(part, _SHOWING)]
     place = max(len(layers) - 2, 0)
@@ -185,8 +186,12 @@ def _encode(model: Any, kind: Kind, inputs: Mapping[str, Any]) -> Encoded:
 
 
 def _parameters(model: Any, kind: Kind) -> list[str]:
+    """Names of what the encoder takes, the pixels first; settings of its output are none of them."""
     encode = getattr(model, f"get_{kind}_features", None)
-    return [] if encode is None else [name for name in signature(encode).parameters if name != "kwargs"]
+    names = [] if encode is None else list(signature(encode).parameters)
+    return [
+        name for name in names if name not in ("kwargs", "return_dict", "output_attentions", "output_hidden_states")
+    ]
 
 
 def _see(seen: dict[str, Any], layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
@@ -255,7 +260,7 @@ def _anyres(model: Any, given: Mapping[str, Any], values: Tensor) -> Tensor:
 def _pooled(model: Any, given: Mapping[str, Any], values: Tensor) -> Tensor:
     """Videos of LLaVA-OneVision: four neighbouring patches of a frame are one token; the end of a video shows zeros."""
     pooled = model.apply_pooling(_cropped(model, given, values))
-    videos, frames = given["pixel_values_videos"].shape[:2]
+    videos, frames = next(iter(given.values())).shape[:2]
     tokens = pooled.reshape(videos, frames * pooled.shape[1], -1)
     return nn.functional.pad(tokens, (0, 0, 0, 1)).flatten(0, 1)
 
@@ -284,6 +289,7 @@ _TOKENS: dict[tuple[str, Kind], _Tokens] = {
     ("internvl", "image"): _shuffled,
 }
 """By transformers' model type and what is encoded."""
+_SETTINGS = ("kwargs", "return_dict", "output_attentions", "output_hidden_states")
 _WITH_CLS = (CLIPEncoderLayer, InternVLVisionLayer)
 _SHOWING = (*_WITH_CLS, SiglipEncoderLayer, Idefics3EncoderLayer, SmolVLMEncoderLayer)
 """Layers of the vision encoders that show what they attend to, with and without [CLS]."""
