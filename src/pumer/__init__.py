@@ -25,25 +25,36 @@ if TYPE_CHECKING:
     from pumer.profiling.planning import plan as plan
     from pumer.profiling.prompt_planning import PromptPlan as PromptPlan
     from pumer.profiling.prompt_planning import plan_prompt as plan_prompt
+    from pumer.prompts import shorten as shorten
+    from pumer.prompts import shortened as shortened
     from pumer.reducers import AttentionReceivedConfig as AttentionReceivedConfig
+    from pumer.reducers import CDPrunerConfig as CDPrunerConfig
     from pumer.reducers import ClsPruningConfig as ClsPruningConfig
     from pumer.reducers import DARTConfig as DARTConfig
+    from pumer.reducers import DivPruneConfig as DivPruneConfig
     from pumer.reducers import DynamicViTConfig as DynamicViTConfig
     from pumer.reducers import EViTConfig as EViTConfig
+    from pumer.reducers import EVSConfig as EVSConfig
     from pumer.reducers import FastVConfig as FastVConfig
     from pumer.reducers import ILLaVAConfig as ILLaVAConfig
     from pumer.reducers import InteractionConfig as InteractionConfig
     from pumer.reducers import L2NormConfig as L2NormConfig
     from pumer.reducers import NoReduction as NoReduction
     from pumer.reducers import PoolingConfig as PoolingConfig
+    from pumer.reducers import PoolingPromptConfig as PoolingPromptConfig
+    from pumer.reducers import PruMergeConfig as PruMergeConfig
     from pumer.reducers import PuMerConfig as PuMerConfig
     from pumer.reducers import PyramidDropConfig as PyramidDropConfig
+    from pumer.reducers import RandomPromptConfig as RandomPromptConfig
     from pumer.reducers import RandomPruningConfig as RandomPruningConfig
     from pumer.reducers import ReleasedPuMerConfig as ReleasedPuMerConfig
+    from pumer.reducers import SimIgnoreConfig as SimIgnoreConfig
     from pumer.reducers import SparseVLMConfig as SparseVLMConfig
     from pumer.reducers import Step as Step
     from pumer.reducers import ToMeConfig as ToMeConfig
     from pumer.reducers import VictorConfig as VictorConfig
+    from pumer.reducers import VisionZipConfig as VisionZipConfig
+    from pumer.reducers import VisPrunerConfig as VisPrunerConfig
     from pumer.utils.errors import InputError as InputError
     from pumer.visualization.tracing import ForwardTrace as ForwardTrace
     from pumer.visualization.tracing import Trace as Trace
@@ -59,26 +70,36 @@ _MODULES = {
     "patching": ("disabled", "patch", "patched", "reduction", "unpatch"),
     "profiling.planning": ("Plan", "plan"),
     "profiling.prompt_planning": ("PromptPlan", "plan_prompt"),
+    "prompts": ("shorten", "shortened"),
     "reducers": (
         "AttentionReceivedConfig",
+        "CDPrunerConfig",
         "ClsPruningConfig",
         "DARTConfig",
+        "DivPruneConfig",
         "DynamicViTConfig",
         "EViTConfig",
+        "EVSConfig",
         "FastVConfig",
         "ILLaVAConfig",
         "InteractionConfig",
         "L2NormConfig",
         "NoReduction",
         "PoolingConfig",
+        "PoolingPromptConfig",
+        "PruMergeConfig",
         "PuMerConfig",
         "PyramidDropConfig",
+        "RandomPromptConfig",
         "RandomPruningConfig",
         "ReleasedPuMerConfig",
+        "SimIgnoreConfig",
         "SparseVLMConfig",
         "Step",
         "ToMeConfig",
         "VictorConfig",
+        "VisionZipConfig",
+        "VisPrunerConfig",
     ),
     "visualization.tracing": ("ForwardTrace", "Trace", "trace"),
     "visualization.visualize": ("draw",),

@@ -15,7 +15,7 @@ from pumer.backbones.encoding import encoder_output
 from pumer.backbones.grids import PIXELS
 from pumer.backbones.shortening import reads_images, shorten_prompts
 from pumer.patching import patched, reduction, unwrapped
-from pumer.shortening.base import ShorteningConfig
+from pumer.reducers.shortening.base import ShorteningConfig
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, write_bytes
 

@@ -18,8 +18,8 @@ from pumer.data.images import read_image
 from pumer.evaluation.evaluate import predict, run
 from pumer.evaluation.generation import PROMPTS, GenerativeSession, _one_of
 from pumer.reducers import NoReduction
+from pumer.reducers.shortening.divprune import DivPruneConfig
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
-from pumer.shortening.divprune import DivPruneConfig
 from pumer.tasks import NLVR2, SNLIVE, Example, VQAv2
 from pumer.tasks.loading import Item
 from pumer.tasks.metrics import normalise

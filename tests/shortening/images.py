@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from hypothesis import strategies as st
 
-from pumer.shortening.base import ImageTokens
+from pumer.reducers.shortening.base import ImageTokens
 
 TOKENS = st.integers(1, 14)
 RATIOS = st.one_of(st.sampled_from([0.0, 0.5]), st.floats(0.01, 0.99))

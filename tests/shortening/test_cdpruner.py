@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shortening.images import RATIOS, SEEDS, TOKENS, check, image_tokens
 
-from pumer.shortening.cdpruner import CDPrunerConfig
+from pumer.reducers.shortening.cdpruner import CDPrunerConfig
 
 
 def relevance_by_hand(image):

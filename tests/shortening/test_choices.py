@@ -6,16 +6,16 @@ import pytest
 import torch
 from shortening.images import image_tokens, in_dtype
 
-from pumer.shortening.base import RatioShorteningConfig
-from pumer.shortening.cdpruner import CDPrunerConfig
-from pumer.shortening.divprune import DivPruneConfig
-from pumer.shortening.evs import EVSConfig
-from pumer.shortening.pooling_prompt import PoolingPromptConfig
-from pumer.shortening.prumerge import PruMergeConfig
-from pumer.shortening.random_prompt import RandomPromptConfig
-from pumer.shortening.simignore import SimIgnoreConfig
-from pumer.shortening.visionzip import VisionZipConfig
-from pumer.shortening.vispruner import VisPrunerConfig
+from pumer.reducers.shortening.base import RatioShorteningConfig
+from pumer.reducers.shortening.cdpruner import CDPrunerConfig
+from pumer.reducers.shortening.divprune import DivPruneConfig
+from pumer.reducers.shortening.evs import EVSConfig
+from pumer.reducers.shortening.pooling_prompt import PoolingPromptConfig
+from pumer.reducers.shortening.prumerge import PruMergeConfig
+from pumer.reducers.shortening.random_prompt import RandomPromptConfig
+from pumer.reducers.shortening.simignore import SimIgnoreConfig
+from pumer.reducers.shortening.visionzip import VisionZipConfig
+from pumer.reducers.shortening.vispruner import VisPrunerConfig
 
 BY_RATIO = [
     *(DivPruneConfig, CDPrunerConfig, VisionZipConfig, VisPrunerConfig),

@@ -6,7 +6,7 @@ from by_hand import cosine
 from hypothesis import given
 from shortening.images import RATIOS, SEEDS, TOKENS, check, image_tokens
 
-from pumer.shortening.divprune import DivPruneConfig
+from pumer.reducers.shortening.divprune import DivPruneConfig
 
 
 def chosen_by_hand(features, count):

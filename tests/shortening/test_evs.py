@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shortening.images import SEEDS, best, check, image_tokens
 
-from pumer.shortening.evs import EVSConfig
+from pumer.reducers.shortening.evs import EVSConfig
 
 
 @given(st.integers(1, 40), st.one_of(st.just(0.0), st.floats(0.05, 0.95)), st.integers(1, 4), st.booleans(), SEEDS)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shortening.images import SEEDS, check, image_tokens
 
-from pumer.shortening.pooling_prompt import PoolingPromptConfig
+from pumer.reducers.shortening.pooling_prompt import PoolingPromptConfig
 from pumer.utils.errors import InputError
 
 

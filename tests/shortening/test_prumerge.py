@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shortening.images import SEEDS, TOKENS, check, image_tokens
 
-from pumer.shortening.prumerge import PruMergeConfig
+from pumer.reducers.shortening.prumerge import PruMergeConfig
 
 
 def quartile(values, part):

@@ -3,7 +3,7 @@
 import torch
 from shortening.images import image_tokens
 
-from pumer.shortening.random_prompt import RandomPromptConfig
+from pumer.reducers.shortening.random_prompt import RandomPromptConfig
 
 
 def chosen(seed=0, image=0, n=14):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shortening.images import RATIOS, SEEDS, TOKENS, best, check, image_tokens
 
-from pumer.shortening.simignore import SimIgnoreConfig
+from pumer.reducers.shortening.simignore import SimIgnoreConfig
 
 
 @given(TOKENS, RATIOS, st.integers(0, 4), SEEDS)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shortening.images import RATIOS, SEEDS, TOKENS, best, check, image_tokens
 
-from pumer.shortening.visionzip import VisionZipConfig
+from pumer.reducers.shortening.visionzip import VisionZipConfig
 
 
 def merged_by_hand(image, count, contextual):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shortening.images import RATIOS, SEEDS, TOKENS, best, check, image_tokens
 
-from pumer.shortening.vispruner import VisPrunerConfig
+from pumer.reducers.shortening.vispruner import VisPrunerConfig
 from pumer.utils.errors import InputError
 
 

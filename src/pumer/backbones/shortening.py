@@ -17,7 +17,7 @@ from torch import Tensor
 from pumer.backbones.encoding import Encoded, encode, encoder_arguments, similarity
 from pumer.backbones.grids import PIXELS, Kind, grids_of
 from pumer.functional import gather_tokens, ordered
-from pumer.shortening.base import Choice, ImageTokens, ShorteningConfig
+from pumer.reducers.shortening.base import Choice, ImageTokens, ShorteningConfig
 from pumer.utils.errors import InputError
 
 IGNORED = -100

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pumer.backbones.grids import Grids
 from pumer.reducers.base import Place, Reducer, ReductionConfig
 from pumer.reducers.cues import Cues
-from pumer.shortening.base import ShorteningConfig
+from pumer.reducers.shortening.base import ShorteningConfig
 from pumer.tokens import Decision, Tokens
 
 

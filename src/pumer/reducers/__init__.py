@@ -17,6 +17,15 @@ from pumer.reducers.pumer import PuMerConfig, Step
 from pumer.reducers.pumer_released import ReleasedPuMerConfig
 from pumer.reducers.pyramiddrop import PyramidDropConfig
 from pumer.reducers.random_pruning import RandomPruningConfig
+from pumer.reducers.shortening.cdpruner import CDPrunerConfig
+from pumer.reducers.shortening.divprune import DivPruneConfig
+from pumer.reducers.shortening.evs import EVSConfig
+from pumer.reducers.shortening.pooling_prompt import PoolingPromptConfig
+from pumer.reducers.shortening.prumerge import PruMergeConfig
+from pumer.reducers.shortening.random_prompt import RandomPromptConfig
+from pumer.reducers.shortening.simignore import SimIgnoreConfig
+from pumer.reducers.shortening.visionzip import VisionZipConfig
+from pumer.reducers.shortening.vispruner import VisPrunerConfig
 from pumer.reducers.sparsevlm import SparseVLMConfig
 from pumer.reducers.tome import ToMeConfig
 from pumer.reducers.victor import VictorConfig
@@ -43,6 +52,15 @@ METHODS: dict[str, type[ReductionConfig]] = {
     "illava": ILLaVAConfig,
     "interaction": InteractionConfig,
     "victor": VictorConfig,
+    "divprune": DivPruneConfig,
+    "cdpruner": CDPrunerConfig,
+    "visionzip": VisionZipConfig,
+    "prumerge": PruMergeConfig,
+    "vispruner": VisPrunerConfig,
+    "simignore": SimIgnoreConfig,
+    "evs": EVSConfig,
+    "random-prompt": RandomPromptConfig,
+    "pooling-prompt": PoolingPromptConfig,
 }
 
 
@@ -95,27 +113,36 @@ def config_to_dict(config: ReductionConfig) -> dict[str, Any]:
 __all__ = [
     "METHODS",
     "AttentionReceivedConfig",
+    "CDPrunerConfig",
     "ClsPruningConfig",
+    "DARTConfig",
+    "DivPruneConfig",
     "DynamicViTConfig",
+    "EVSConfig",
     "EViTConfig",
+    "FastVConfig",
+    "ILLaVAConfig",
+    "InteractionConfig",
     "L2NormConfig",
     "NoReduction",
     "PoolingConfig",
+    "PoolingPromptConfig",
+    "PruMergeConfig",
     "PuMerConfig",
+    "PyramidDropConfig",
+    "RandomPromptConfig",
     "RandomPruningConfig",
     "Reducer",
     "ReductionConfig",
     "ReleasedPuMerConfig",
+    "SimIgnoreConfig",
+    "SparseVLMConfig",
     "Step",
     "ToMeConfig",
+    "VictorConfig",
+    "VisPrunerConfig",
+    "VisionZipConfig",
     "config_from_dict",
     "config_to_dict",
     "reduction_from",
-    "DARTConfig",
-    "FastVConfig",
-    "ILLaVAConfig",
-    "InteractionConfig",
-    "PyramidDropConfig",
-    "SparseVLMConfig",
-    "VictorConfig",
 ]

@@ -31,6 +31,8 @@ METHODS = (
     *("none", "pumer", "pumer-released", "tome", "dynamicvit", "evit", "cls"),
     *("attention-received", "l2norm", "random", "pooling"),
     *("fastv", "pyramiddrop", "sparsevlm", "dart", "illava", "interaction", "victor"),
+    *("divprune", "cdpruner", "visionzip", "prumerge", "vispruner", "simignore", "evs"),
+    *("random-prompt", "pooling-prompt"),
 )
 """The names in `pumer.reducers.METHODS`."""
 GENERATIVE_PRESETS = ("llava-0.1b", "llava-1.5-7b", "qwen2.5-vl-3b", "smolvlm-2.2b")

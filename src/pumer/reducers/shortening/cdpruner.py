@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pumer.functional import unit
-from pumer.shortening.base import Choice, ImageTokens, RatioShorteningConfig
+from pumer.reducers.shortening.base import Choice, ImageTokens, RatioShorteningConfig
 from pumer.utils.config import config
 
 _NEW = 1e-4  # of a token, the part that those chosen do not span: less is rounding

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 
 from pumer.functional import unit
-from pumer.shortening.base import Choice, ImageTokens, RatioShorteningConfig, largest
+from pumer.reducers.shortening.base import Choice, ImageTokens, RatioShorteningConfig, largest
 from pumer.utils.config import config
 
 

@@ -6,7 +6,7 @@ import torch
 
 from pumer.functional import unit
 from pumer.reducers.base import Ratio
-from pumer.shortening.base import Choice, ImageTokens, RatioShorteningConfig, largest
+from pumer.reducers.shortening.base import Choice, ImageTokens, RatioShorteningConfig, largest
 from pumer.utils.config import config
 
 

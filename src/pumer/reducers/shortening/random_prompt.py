@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from pumer.reducers.base import Count
-from pumer.shortening.base import Choice, ImageTokens, RatioShorteningConfig
+from pumer.reducers.shortening.base import Choice, ImageTokens, RatioShorteningConfig
 from pumer.utils.config import config
 
 _COLUMNS = 16

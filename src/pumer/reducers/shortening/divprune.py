@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pumer.functional import unit
-from pumer.shortening.base import Choice, ImageTokens, RatioShorteningConfig
+from pumer.reducers.shortening.base import Choice, ImageTokens, RatioShorteningConfig
 from pumer.utils.config import config
 
 _SAME = 1e-5  # no distance at all: less is rounding

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 
 from pumer.reducers.base import Count
-from pumer.shortening.base import Choice, ImageTokens, ShorteningConfig, largest, wide
+from pumer.reducers.shortening.base import Choice, ImageTokens, ShorteningConfig, largest, wide
 from pumer.utils.config import config
 
 

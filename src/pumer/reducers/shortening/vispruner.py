@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pumer.functional import unit
-from pumer.shortening.base import Choice, ImageTokens, RatioShorteningConfig, largest
+from pumer.reducers.shortening.base import Choice, ImageTokens, RatioShorteningConfig, largest
 from pumer.utils.config import config
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from pumer.shortening.base import Choice, ImageTokens, ShorteningConfig
+from pumer.reducers.shortening.base import Choice, ImageTokens, ShorteningConfig
 from pumer.utils.config import config
 
 

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from pumer.functional import unit
-from pumer.shortening.base import Choice, ImageTokens, RatioShorteningConfig, largest
+from pumer.reducers.shortening.base import Choice, ImageTokens, RatioShorteningConfig, largest
 from pumer.utils.config import config
 
 
