@@ -81,3 +81,20 @@ def check(found, expected, tolerance=TOLERANCE):
 def ids_left(family, inputs, config):
     """``(B, K)``: those of the prompts that are left."""
     return shorten_prompts(model_of(family).model, inputs, config).ids
+
+
+def images_of(family, sample):
+    """Places of the tokens of each image of a prompt, and their features ``(n, D)``, by a plain loop."""
+    output = model_of(family).model.get_image_features(**encoder_inputs(batch(family, sample)), return_dict=True)
+    pooled = output.pooler_output
+    features = pooled.flatten(0, 1) if isinstance(pooled, torch.Tensor) else torch.cat(list(pooled))
+    places = [place for place, token in enumerate(sample.ids) if token == IMAGE]
+    for image in sample.images:
+        count = image.ids.count(IMAGE)
+        yield places[:count], features[:count]
+        places, features = places[count:], features[count:]
+
+
+def encoder_inputs(inputs):
+    names = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images", "pixel_attention_mask")
+    return {name: x for name, x in inputs.items() if name in names}

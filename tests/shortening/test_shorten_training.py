@@ -22,7 +22,7 @@ from tiny.decoders import DECODERS, IMAGE
 import pumer
 from pumer import FastVConfig, InputError, NoReduction, PuMerConfig, Step
 from pumer.prompts import shorten, shortened
-from pumer.reducers import METHODS, config_from_dict, config_to_dict
+from pumer.reducers import config_from_dict, config_to_dict
 from pumer.reducers.shortening.divprune import DivPruneConfig
 from pumer.reducers.shortening.pooling_prompt import PoolingPromptConfig
 
@@ -136,8 +136,7 @@ def test_a_model_that_does_not_generate_is_refused():
             pumer.patch(VILT.build(), config)
 
 
-def test_configs_nest(monkeypatch):
-    monkeypatch.setitem(METHODS, "divprune", DivPruneConfig)
+def test_configs_nest():
     plain = {"method": "fastv", "layers": [1], "prune_ratio": 0.5, "before": {"method": "divprune", "prune_ratio": 0.5}}
     config = config_from_dict(plain)
     assert config == BOTH and config.before.kept(10) == 5
@@ -164,8 +163,7 @@ def test_prompts_are_shortened_once():
 
 
 @few
-def test_a_saved_model_shortens_when_it_is_loaded(family, model, tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, "divprune", DivPruneConfig)
+def test_a_saved_model_shortens_when_it_is_loaded(family, model, tmp_path):
     whole = DECODERS[family].model()
     pumer.save(pumer.patch(whole, BOTH), tmp_path)
     assert pumer.reduction(pumer.load(tmp_path)) == BOTH
