@@ -1,5 +1,6 @@
 """What a generative model takes to answer: time to the first token, time per further token, and cache."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +12,17 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from pumer.backbones.decoder import Prompt, TextModel
+from pumer.backbones.shortening import ShortPrompts, shorten_prompts
 from pumer.profiling.prompt_planning import cache_bytes, decoder_of
-from pumer.profiling.timing import compare
+from pumer.profiling.timing import compare, spread, synchronise
+from pumer.reducers.shortening.base import Choice, ImageTokens, ShorteningConfig
 
 FIRST_TOKEN, AFTER_ENCODER, DECODER, DECODE = "first_token", "after_encoder", "decoder", "decode"
-"""What is timed: a prompt until its first token is known; the same from the encoded image on; the decoder's layers
-alone; one further token."""
+"""What is timed: a prompt until its first token is known; the same from the encoded image on, with the tokens that are
+chosen where prompts are shortened; the decoder's layers alone; one further token."""
 STAGES = (FIRST_TOKEN, AFTER_ENCODER, DECODER, DECODE)
+CHOOSING = "choosing"
+"""What is timed besides, of models that shorten prompts: choosing among the tokens of all images of the batch."""
 _PIXELS = ("pixel_values", "pixel_attention_mask")
 
 
@@ -41,24 +46,33 @@ def time_stages(
 
     Returns:
         By `STAGES`, the models' ``seconds`` and ``speedup`` as from `compare`; a further token's are those of one
-        token. And ``cache_bytes`` by name: those after the prompt.
+        token. ``choosing`` (see `CHOOSING`) by name: ``seconds``. And ``cache_bytes`` by name: those after the prompt.
     """
     batch, first = len(inputs["input_ids"]), next(iter(models.values()))
     with torch.inference_mode():
-        encoded, captured = _encoded(first, inputs), _captured(first, inputs)
+        whole, captured = _encoded(first, inputs), _captured(first, inputs)
+        short = {name: _short(model, inputs) for name, model in models.items()}
+        decoders, encoded = {}, {}
+        for name, model in models.items():
+            each = short[name]
+            encoded[name] = whole if each is None else each.inputs
+            seen = captured if each is None else _captured(first, each.inputs)
+            decoders[name] = _Decoder(model, inputs["input_ids"] if each is None else each.ids, seen)
         decoding = {name: Decoding(model, inputs, new_tokens) for name, model in models.items()}
     calls: dict[str, dict[str, Any]] = {
         FIRST_TOKEN: {name: _Prefill(model) for name, model in models.items()},
         AFTER_ENCODER: {name: _Prefill(model) for name, model in models.items()},
-        DECODER: {name: _Decoder(model, inputs["input_ids"], captured) for name, model in models.items()},
+        DECODER: decoders,
         DECODE: decoding,
     }
     found: dict[str, Any] = {}
     for stage in STAGES:
-        makers = dict.fromkeys(models, partial(_given, encoded if stage == AFTER_ENCODER else inputs))
+        given = encoded if stage == AFTER_ENCODER else dict.fromkeys(models, inputs)
+        makers = {name: partial(_given, each) for name, each in given.items()}
         taken = compare(calls[stage], makers, [batch], pairs, seconds, tick=tick)["points"][0]
         repeats = new_tokens if stage == DECODE else 1
         found[stage] = {name: _one(timed, repeats) for name, timed in taken["models"].items()}
+    found[CHOOSING] = {name: _choosing(models[name], inputs, pairs) for name, each in short.items() if each is not None}
     return found | {"cache_bytes": {name: each.bytes for name, each in decoding.items()}}
 
 
@@ -108,22 +122,24 @@ class Decoding:
 
     def __init__(self, model: PreTrainedModel, inputs: dict[str, Tensor], new_tokens: int) -> None:
         """Run the prompt."""
-        self.model, self.new_tokens = model, new_tokens
-        output = _Prefill(model)(**inputs)
+        self.model, self.new_tokens, self.start = model, new_tokens, inputs["input_ids"].shape[1]
+        short = _short(model, inputs)
+        given = inputs if short is None else short.inputs
+        output = _Prefill(model)(**given)
         self.cache, self.token = output.past_key_values, output.logits[:, -1:].argmax(dim=-1)
-        mask = inputs["attention_mask"]
+        mask = given["attention_mask"]
         self.mask = torch.cat([mask, mask.new_ones(len(mask), new_tokens)], dim=1)
         self.lengths = [layer.keys.shape[2] for layer in self.cache.layers]
         self.bytes = sum(cache_bytes(self.cache, layer) for layer in range(len(self.lengths)))
 
     def __call__(self, **_: Any) -> None:
         """Generate."""
-        token, start = self.token, self.mask.shape[1] - self.new_tokens
-        for position in range(start, start + self.new_tokens):
+        token, seen = self.token, self.mask.shape[1] - self.new_tokens
+        for step in range(self.new_tokens):
             output = self.model(
                 input_ids=token,
-                attention_mask=self.mask[:, : position + 1],
-                position_ids=torch.full_like(token, position),
+                attention_mask=self.mask[:, : seen + step + 1],
+                position_ids=torch.full_like(token, self.start + step),
                 past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -131,6 +147,42 @@ class Decoding:
             token = output.logits[:, -1:].argmax(dim=-1)
         for layer, length in zip(self.cache.layers, self.lengths, strict=True):
             layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+
+
+def _short(model: PreTrainedModel, inputs: dict[str, Tensor]) -> ShortPrompts | None:
+    """The prompts as they enter the decoder of a model that shortens them."""
+    root, _ = decoder_of(model)
+    state = root.__dict__.get("pumer_reduction")
+    return None if state is None or state.shortening is None else shorten_prompts(root, inputs, state.shortening)
+
+
+@dataclass
+class _Timed:
+    """A method that shortens prompts, and the seconds that its choices took."""
+
+    method: ShorteningConfig
+    seconds: float = 0.0
+
+    def choose(self, image: ImageTokens) -> Choice:
+        """As the method does, with what it asks the encoder for."""
+        synchronise(image.features.device)
+        start = time.perf_counter()
+        choice = self.method.choose(image)
+        synchronise(image.features.device)
+        self.seconds += time.perf_counter() - start
+        return choice
+
+
+def _choosing(model: PreTrainedModel, inputs: dict[str, Tensor], rounds: int) -> dict[str, Any]:
+    """Seconds that choices take, in runs of the encoder."""
+    root, _ = decoder_of(model)
+    taken = []
+    with torch.inference_mode():
+        for _ in range(rounds + 1):
+            watch = _Timed(root.pumer_reduction.shortening)
+            shorten_prompts(root, inputs, cast(Any, watch))
+            taken.append(watch.seconds)
+    return {"seconds": spread(taken[1:])}  # the first warms up
 
 
 def _encoded(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Any]:

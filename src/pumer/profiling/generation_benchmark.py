@@ -10,11 +10,11 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from pumer.patching import reduction
-from pumer.profiling.generation import DECODE, STAGES, time_stages
+from pumer.profiling.generation import CHOOSING, DECODE, STAGES, time_stages
 from pumer.profiling.generation_memory import PromptJob, base_model, peak_memory
 from pumer.profiling.named_models import variant
 from pumer.profiling.prompt_planning import MIB, plan_prompt
-from pumer.profiling.prompts import prompt_for
+from pumer.profiling.prompts import images_of, prompt_for
 from pumer.reducers import NoReduction, ReductionConfig, config_to_dict, reduction_from
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.utils.errors import InputError
@@ -50,13 +50,15 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     device = best_device() if config.device == "auto" else torch.device(config.device)
     base, (text_tokens, image_tokens) = base_model(config.model, device, config.dtype), config.prompt
     rows = _rows(config, base)
-    prompt_for(base, text_tokens, image_tokens)  # refuses what cannot be made, before anything is measured
+    images = images_of(
+        base, prompt_for(base, text_tokens, image_tokens)
+    )  # refuses what cannot be made, before all else
     models = {name: variant(base, row) for name, row in rows.items()}
     sizes = {"text_tokens": text_tokens, "image_tokens": image_tokens, "new_tokens": config.new_tokens}
     result: dict[str, Any] = {
         "what": f"{name_of(config.model)}, {text_tokens} text and {image_tokens} image tokens, {config.dtype}",
         "prompt": sizes,
-        "plan": {name: _planned(model, text_tokens, image_tokens) for name, model in models.items()},
+        "plan": {name: _planned(model, text_tokens, images) for name, model in models.items()},
         "points": [],
     }
     if config.memory_batch and device.type in ("cpu", "cuda"):  # first: too large a batch fails here
@@ -75,9 +77,9 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     return result
 
 
-def _planned(model: PreTrainedModel, text_tokens: int, image_tokens: int) -> dict[str, Any]:
+def _planned(model: PreTrainedModel, text_tokens: int, images: list[int]) -> dict[str, Any]:
     try:
-        planned = plan_prompt(model, text_tokens, image_tokens)
+        planned = plan_prompt(model, text_tokens, images)
     except InputError as error:  # a method without a plan can be measured all the same
         return {"failed": str(error)}
     return {
@@ -134,7 +136,8 @@ def tables(result: Mapping[str, Any]) -> Group:
     where, parts = result["provenance"], []
     for point in result["points"]:
         title = f"{result['what']}, batch {point['batch']}\n{where['device']}, {where['threads']} threads"
-        table = _table(title, "first", "encoded", "decoder", "ideal", "token", "MiB")
+        choosing = point[CHOOSING]
+        table = _table(title, *["choose"] * bool(choosing), "first", "encoded", "decoder", "ideal", "token", "MiB")
         for name, planned in result["plan"].items():
             cells: list[str] = []
             for stage in STAGES:
@@ -143,6 +146,8 @@ def tables(result: Mapping[str, Any]) -> Group:
                 cells += [f"{1e3 * timed['seconds']['median']:.{digits}f} {timed['speedup']['median']:.2f}x"]
             ideal = f"{planned['ideal_speedup']:.2f}x" if "ideal_speedup" in planned else ""
             cells.insert(STAGES.index(DECODE), ideal)
+            if choosing:
+                cells.insert(0, f"{1e3 * choosing[name]['seconds']['median']:.1f}" if name in choosing else "")
             table.add_row(name, *cells, f"{point['cache_bytes'][name] / MIB:.0f}")
         parts.append(table)
     if "memory" in result:
@@ -155,8 +160,9 @@ def tables(result: Mapping[str, Any]) -> Group:
 
 
 LEGEND = (
-    "ms until the first token, the same once images are encoded, and in the\ndecoder's layers alone; ms per further "
-    "token; MiB of cache after the prompt.\nSpeed-ups are against the first row."
+    "ms until the first token, the same once images are encoded (and shortened: choose\nis the time of choosing), and "
+    "in the decoder's layers alone; ms per further\ntoken; MiB of cache after the prompt. Speed-ups are against the "
+    "first row."
 )
 
 

@@ -20,6 +20,8 @@ from pumer.patching import disabled, reductions
 from pumer.profiling.macs import GIGA, MacCounter
 from pumer.profiling.meta import on_meta
 from pumer.reducers.base import Place
+from pumer.reducers.shortening.base import RatioShorteningConfig, ShorteningConfig
+from pumer.reducers.shortening.evs import EVSConfig
 from pumer.settings.common import DType
 from pumer.tokens import Decision, Tokens
 from pumer.utils.errors import InputError
@@ -59,6 +61,8 @@ class PromptLayer:
 @dataclass(frozen=True)
 class PromptPlan:
     """What one prompt costs in the decoder, the vision encoder apart. Print it for a table.
+
+    Where prompts are shortened before the decoder, fewer tokens enter the first layer; choosing them is not counted.
 
     Attributes:
         text_tokens: Text tokens of the prompt.
@@ -107,6 +111,7 @@ class PromptPlan:
             f"{self.text_tokens} text and {self.image_tokens} image tokens: {self.macs / GIGA:.3f} G MACs, unreduced "
             f"{self.macs_unreduced / GIGA:.3f} G, ideal speed-up {self.ideal_speedup:.2f}x",
             f"cache in {self.dtype}: {self.cache_bytes / MIB:.1f} MiB, unreduced {before / MIB:.1f} MiB",
+            *self._shortened(),
             "",
             f"{'':>5}  {'tokens':>11}  {'G MACs':>35}  {'cache, MiB':>19}",
             f"{'layer':>5}  {'text':>4}  {'image':>5}  {'linear':>8} {'attention':>9} {'all':>7} {'unreduced':>9}"
@@ -121,9 +126,13 @@ class PromptPlan:
         lines.append(f"{'head':>5}  {'':>4}  {'':>5}  {self.head_macs / GIGA:>8.3f}")
         return "\n".join(lines)
 
+    def _shortened(self) -> list[str]:
+        enter = self.layers[0].image_tokens
+        return [] if enter == self.image_tokens else [f"{enter} image tokens enter; choosing them is not counted"]
+
 
 def plan_prompt(
-    model: nn.Module, text_tokens: int = 64, image_tokens: int = 576, dtype: DType | None = None
+    model: nn.Module, text_tokens: int = 64, image_tokens: int | Sequence[int] = 576, dtype: DType | None = None
 ) -> PromptPlan:
     """Count tokens, MACs and cache bytes of one prompt in the decoder, without running the model or touching it.
 
@@ -132,7 +141,7 @@ def plan_prompt(
     Args:
         model: A generative model of a supported family, on any device, patched or not.
         text_tokens: Text tokens of the prompt, special ones counted.
-        image_tokens: Its image tokens.
+        image_tokens: Its image tokens; of several images, those of each, as each is shortened by itself.
         dtype: Number format of the cache; None for the model's own.
 
     Raises:
@@ -141,7 +150,8 @@ def plan_prompt(
     Example:
         ``print(pumer.plan_prompt(model, text_tokens=64, image_tokens=576))``
     """
-    for name, tokens in (("text_tokens", text_tokens), ("image_tokens", image_tokens)):
+    images = [image_tokens] if isinstance(image_tokens, int) else list(image_tokens)
+    for name, tokens in (("text_tokens", text_tokens), *(("image_tokens", tokens) for tokens in images or [0])):
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
             raise InputError(f"{name} is {tokens!r}; give an integer from 1 on")
     meta: Any = on_meta(model)
@@ -149,12 +159,20 @@ def plan_prompt(
     if dtype is not None:
         meta.to(getattr(torch, dtype))
     text.set_attn_implementation("sdpa")
-    slots = text_tokens, image_tokens
-    rows = _watched(root, text, slots)
+    rows = _watched(root, text, (text_tokens, _entering(root.pumer_reduction.shortening, images)))
     with disabled(meta):
-        unreduced = _watched(root, text, slots)
+        unreduced = _watched(root, text, (text_tokens, sum(images)))
     number = str(next(text.parameters()).dtype).removeprefix("torch.")
-    return PromptPlan(text_tokens, image_tokens, number, rows, unreduced, _head_macs(meta, text))
+    return PromptPlan(text_tokens, sum(images), number, rows, unreduced, _head_macs(meta, text))
+
+
+def _entering(method: ShorteningConfig | None, images: Sequence[int]) -> int:
+    """Image tokens that enter the first layer."""
+    if method is None:
+        return sum(images)
+    if not isinstance(method, RatioShorteningConfig) or isinstance(method, EVSConfig):  # which keeps first frames
+        raise InputError(f"how many tokens method '{method.method}' keeps depends on the images; it has no plan")
+    return sum(map(method.kept, images))
 
 
 def decoder_of(model: nn.Module) -> tuple[Any, Any]:

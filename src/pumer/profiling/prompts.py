@@ -1,12 +1,13 @@
 """Prompts with an image for generative models, of any number of tokens, for measuring."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pumer.backbones import DECODERS
+from pumer.backbones.grids import grids_of
 from pumer.utils.errors import InputError
 
 _FIRST, _LAST = 10, 100  # ids that are words in every vocabulary
@@ -46,6 +47,13 @@ def prompt_for(model: Any, text_tokens: int, image_tokens: int, batch: int = 1) 
         others["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     others = {name: x.to(weight.device) for name, x in others.items()}
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, **others}
+
+
+def images_of(model: Any, inputs: Mapping[str, Tensor]) -> list[int]:
+    """Image tokens of each image of one prompt of `prompt_for`."""
+    image = inputs["input_ids"] == model.config.image_token_id
+    number = grids_of(model, image, inputs).cells[0, :, 0]
+    return number[number >= 0].bincount().tolist() or [int(image.sum())]
 
 
 Shape = tuple[int, ...]
