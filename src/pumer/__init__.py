@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from pumer.reducers import VictorConfig as VictorConfig
     from pumer.reducers import VisionZipConfig as VisionZipConfig
     from pumer.reducers import VisPrunerConfig as VisPrunerConfig
+    from pumer.resolution import fewer_pixels as fewer_pixels
     from pumer.utils.errors import InputError as InputError
     from pumer.visualization.tracing import ForwardTrace as ForwardTrace
     from pumer.visualization.tracing import Trace as Trace
@@ -101,6 +102,7 @@ _MODULES = {
         "VisionZipConfig",
         "VisPrunerConfig",
     ),
+    "resolution": ("fewer_pixels",),
     "visualization.tracing": ("ForwardTrace", "Trace", "trace"),
     "visualization.visualize": ("draw",),
 }
