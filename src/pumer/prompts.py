@@ -51,7 +51,9 @@ def shorten(model: nn.Module, inputs: Mapping[str, Any], config: ShorteningConfi
             for a cache that is not empty; for a model that has no way to take the features.
 
     Note:
-        ``generate`` with beams repeats features in place: shorten again for a second call. In a later turn through the
+        ``generate`` without a cache needs ``use_cache=False`` among the inputs here: without cache and mask, stock
+        models take gaps in positions for the borders of packed sequences. ``generate`` with beams repeats features in
+        place: shorten again for a second call. In a later turn through the
         same cache, models other than Qwen-VL and GLM-V need ``position_ids`` that go on from those of the prompt;
         `shortened` does that.
 

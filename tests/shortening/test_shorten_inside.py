@@ -59,6 +59,8 @@ def test_generate_shortens_and_returns_all_ids(family, model):
     T = inputs["input_ids"].shape[1]
     with shortened(model, HALF):
         check(generated(model, inputs), expected, tolerance=0)
+        alone = batch(family, samples(family)[0])
+        check(generated(model, alone, use_cache=False), generated(model, alone))
         whole = model.generate(**inputs, max_new_tokens=3, do_sample=False)
         assert torch.equal(whole[:, :T], inputs["input_ids"]) and torch.equal(whole[:, T:], expected[0])
         beams = model.generate(**inputs, max_new_tokens=3, do_sample=False, num_beams=3, num_return_sequences=2)

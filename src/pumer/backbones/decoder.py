@@ -631,8 +631,9 @@ class Generator:
             _check_generation(generation_config or self.generation_config, kwargs)
         if state.shortening is not None:
             given = kwargs if inputs is None else {**kwargs, "input_ids": inputs}
-            if (shortened := shortened_generation(self.model, given, state.shortening)) is not None:
-                kwargs = shortened.arguments(given, generation_config, self.generation_config)
+            defaults = (generation_config, self.generation_config)
+            if (shortened := shortened_generation(self.model, given, defaults, state.shortening)) is not None:
+                kwargs = shortened.arguments(given, defaults)
                 output = super().generate(None, generation_config, *args, **kwargs)  # type: ignore[misc]
                 return shortened.close(output)
         return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]

@@ -4,7 +4,7 @@ Tokens that go leave no place in the prompt: their placeholders are dropped, and
 they had. So stock code runs on what is left, with any cache and any kernel of attention.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -87,6 +87,8 @@ def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningCon
     Raises:
         InputError: See `pumer.shorten`.
     """
+    if torch.compiler.is_exporting():
+        raise RuntimeError("an exported prompt cannot be shortened, which looks at data; shorten it before the export")
     ids, mask = _checked(inputs)
     encoded = encode(model, inputs)
     if not takes_encoder_outputs(model) and any(each.deep for each in encoded.values()):
@@ -104,7 +106,10 @@ def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningCon
     positions, delta = _positions(model, ids, mask, inputs)
     stays, chosen = _choose(model, inputs, ids, mask, places, encoded, config)
     keep, right = mask & stays, bool(mask[:, 0].all() and not mask[:, -1].all())
-    K = int(keep.sum(dim=1).max())
+    lengths = keep.sum(dim=1)
+    K = int(lengths.max())
+    if inputs.get("use_cache") is False and int(lengths.min()) == K < ids.shape[1]:
+        K += 1  # generate drops a mask of ones, and stock models take gaps in positions for borders without either
     columns = ordered(~keep)[:, :K] if right else ordered(keep)[:, -K:]
     real = keep.gather(1, columns)
     short = {**inputs, "input_ids": ids, "attention_mask": mask}
@@ -271,21 +276,19 @@ class Generation:
     length: int
     turn: "Turn"
 
-    def arguments(self, given: Mapping[str, Any], *defaults: Any) -> dict[str, Any]:
+    def arguments(self, given: Mapping[str, Any], defaults: Sequence[Any]) -> dict[str, Any]:
         """The inputs, and limits of the length with the prompt (``max_length``, ``min_length``) for the shorter one.
 
         Args:
             given: What ``generate`` is called with, by name.
-            *defaults: Generation configs, the first one first; None counts for nothing.
+            defaults: Generation configs, the first one first; None counts for nothing.
         """
-
-        def setting(name: str) -> Any:
-            found = (given.get(name), *(getattr(config, name, None) for config in defaults))
-            return next((value for value in found if value is not None), None)
-
-        limits = {side: setting(f"{side}_length") for side in ("max", "min") if setting(f"{side}_new_tokens") is None}
-        fewer = self.whole.shape[1] - self.length
-        return {**self.inputs, **{f"{side}_length": max(n - fewer, 0) for side, n in limits.items() if n}}
+        arguments, fewer = dict(self.inputs), self.whole.shape[1] - self.length
+        for side in ("max", "min"):
+            limit = _setting(f"{side}_length", given, defaults)
+            if limit and _setting(f"{side}_new_tokens", given, defaults) is None:
+                arguments[f"{side}_length"] = max(limit - fewer, 0)
+        return arguments
 
     def close(self, output: Any) -> Any:
         """Give the ids of dropped tokens back in what ``generate`` returns, and leave a note on the cache."""
@@ -326,12 +329,15 @@ class Turn:
         return torch.cat([left, whole[:, self.length :]], dim=1)
 
 
-def shortened_generation(model: Any, given: Mapping[str, Any], config: ShorteningConfig) -> Generation | None:
+def shortened_generation(
+    model: Any, given: Mapping[str, Any], defaults: Sequence[Any], config: ShorteningConfig
+) -> Generation | None:
     """Shorten the prompts of a call of ``generate``; None if there is nothing to shorten.
 
     Args:
         model: The model of images and text.
         given: What generate is called with, by name.
+        defaults: Generation configs, the first one first; None counts for nothing.
         config: The method.
 
     Raises:
@@ -345,6 +351,8 @@ def shortened_generation(model: Any, given: Mapping[str, Any], config: Shortenin
         return _later(model, given, turn)
     if not reads_images(given):
         return None
+    if _setting("use_cache", given, defaults) is False:
+        given = {**given, "use_cache": False}
     short, whole = shorten_prompts(model, given, config), given["input_ids"]
     if "input_ids" not in short.inputs and model.pumer_reduction.reduces("decoder"):
         raise InputError(
@@ -353,6 +361,12 @@ def shortened_generation(model: Any, given: Mapping[str, Any], config: Shortenin
         )
     turn = Turn(short.columns, short.mask, short.length)
     return Generation({**short.inputs, "input_ids": short.ids}, whole, short.ids.shape[1], turn)
+
+
+def _setting(name: str, given: Mapping[str, Any], defaults: Sequence[Any]) -> Any:
+    """A setting of generate."""
+    found = (given.get(name), *(getattr(config, name, None) for config in defaults))
+    return next((value for value in found if value is not None), None)
 
 
 def _later(model: Any, given: Mapping[str, Any], turn: Turn) -> Generation:
