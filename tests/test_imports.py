@@ -12,7 +12,7 @@ SOURCE = Path(pumer.__file__).parent
 
 LAYERS: list[set[str]] = [
     {"utils"},
-    {"functional", "kernels", "models", "settings"},
+    {"functional", "kernels", "models", "resolution", "settings"},
     {"data", "tokens", "world"},
     {"reducers"},
     {"backbones"},

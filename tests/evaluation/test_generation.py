@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny.decoders import DECODERS, END
+from tiny.decoders import DECODERS, END, PATCH
 from tiny.processors import PROCESSORS
 from typer.testing import CliRunner
 
@@ -170,6 +170,21 @@ def test_the_command_line(llava, photographs, tmp_path):
     assert scored["accuracy"] == run(evaluated)["accuracy"] and scored["accuracy"]["mean"] > 0
 
 
+def test_fewer_pixels(photographs, tmp_path):
+    model = saved("qwen2_5_vl", tmp_path / "model")
+    config = {"model": str(model), "data": EvaluationData(root=photographs), "max_new_tokens": TOKENS, "limit": 6}
+    run(EvaluateConfig(**config, max_pixels=1024, per_example=tmp_path / "fewer.json", output=tmp_path / "result.json"))
+    assert read_json(tmp_path / "result.json")["max_pixels"] == 1024
+    predictor = Predictor(model, max_new_tokens=TOKENS, max_pixels=1024)
+    examples = {each.id: each for each in VQAv2.read(photographs, "val")}
+    for entry in read_json(tmp_path / "fewer.json")["examples"]:
+        image, text = examples[entry["id"]].images[0], examples[entry["id"]].text
+        assert normalise(predictor(image, text)) == entry["answer"]
+        inputs = predictor.session.collate([Item(0, examples[entry["id"]])])
+        assert inputs["image_grid_thw"].prod() * (PATCH // 2) ** 2 <= 1024
+    assert predictor.session.processor.image_processor.size["longest_edge"] == 1024
+
+
 def test_a_list_of_questions_and_a_predictor(llava, photographs, tmp_path):
     examples = VQAv2.read(photographs, "val")[:5]
     with (tmp_path / "q.csv").open("w", newline="") as file:
@@ -266,14 +281,19 @@ def test_what_a_generative_model_has_no_use_for_is_named(llava, tiny_vqa, monkey
 
 @pytest.mark.parametrize(
     ("setting", "named"),
-    [({"compile": True}, "compile=True"), ({"image_size": 0}, "image_size=0"), ({"max_new_tokens": 0}, "not 0")],
+    [
+        ({"compile": True}, "compile=True"),
+        ({"image_size": 0}, "image_size=0"),
+        ({"max_new_tokens": 0}, "not 0"),
+        ({"max_pixels": 1024}, "max_pixels is 1024"),
+    ],
 )
 def test_what_a_predictor_has_no_use_for_is_named(llava, setting, named):
     with pytest.raises(InputError, match=named):
         Predictor(llava, **setting)
 
 
-@pytest.mark.parametrize("setting", [{"prompt": "{question}"}, {"max_new_tokens": 3}])
+@pytest.mark.parametrize("setting", [{"prompt": "{question}"}, {"max_new_tokens": 3}, {"max_pixels": 9}])
 def test_what_a_classifier_has_no_use_for_is_named(tiny_vilt, tiny_vqa, setting):
     with pytest.raises(InputError, match=f"{tiny_vilt} does not generate.*{next(iter(setting))}"):
         run(EvaluateConfig(model=str(tiny_vilt), data=EvaluationData(root=tiny_vqa), **setting))

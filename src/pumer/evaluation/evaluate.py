@@ -37,14 +37,15 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
 
     Returns:
         `model`, `split`, `reduction`, `answered`, `left_out` (examples whose images a prepared folder had to skip), of
-        a model that generates `prompt` and `max_new_tokens`, the fields of `pumer.evaluation.summary.summarise`, and
-        the provenance. The same dict is written to `config.output`.
+        a model that generates `prompt`, `max_new_tokens` and `max_pixels`, the fields of
+        `pumer.evaluation.summary.summarise`, and the provenance. The same dict is written to `config.output`.
     """
     session = open_session(
         config.model,
         config.task,
         prompt=config.prompt,
         max_new_tokens=config.max_new_tokens,
+        max_pixels=config.max_pixels,
         root=config.data.root,
         text_length=config.text_length,
         resize=config.resize,
@@ -79,7 +80,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     result: dict[str, Any] = {"model": name, "split": config.split, "reduction": session.reduction}
     result |= {"answered": len(answers), "left_out": left_out}
     if isinstance(session, GenerativeSession):
-        result |= {"prompt": session.prompt, "max_new_tokens": session.max_new_tokens}
+        result |= {name: getattr(session, name) for name in ("prompt", "max_new_tokens", "max_pixels")}
     if public:
         result |= summary.summarise(task, examples, answers, train, against)
     if config.per_example is not None:

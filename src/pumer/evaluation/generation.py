@@ -14,6 +14,7 @@ from pumer.generative import answers, is_generative, load_generative, prompts
 from pumer.patching import patch
 from pumer.patching import reduction as reduction_in
 from pumer.reducers import reduction_from
+from pumer.resolution import fewer_pixels
 from pumer.settings.common import Rule
 from pumer.tasks import NLVR2, SNLIVE, VQAv2, task_class
 from pumer.tasks.loading import Item
@@ -40,6 +41,7 @@ def open_session(
     *,
     prompt: str | None = None,
     max_new_tokens: int | None = None,
+    max_pixels: int | None = None,
     root: Path | None = None,
     reduction: Mapping[str, Any] | str | None = None,
     rule: Rule | None = None,
@@ -50,14 +52,15 @@ def open_session(
     Settings are those of `GenerativeSession.open` and, as ``reads``, the other ones of `Session.open`; those of a
     model of the other kind are refused.
     """
-    generative, prompted = is_generative(name), {"prompt": prompt, "max_new_tokens": max_new_tokens}
+    generative = is_generative(name)
+    prompted: dict[str, Any] = {"prompt": prompt, "max_new_tokens": max_new_tokens, "max_pixels": max_pixels}
     others = reads if generative else prompted
     if given := [f"{key}={value}" for key, value in others.items() if value is not None and value is not False]:
         kind = "generates" if generative else "does not generate"
         raise InputError(f"{name_of(name)} {kind} its answers and takes no {', '.join(given)}; leave it out")
     shared: dict[str, Any] = {"root": root, "reduction": reduction, "rule": rule}
     if generative:
-        return GenerativeSession.open(name, task, prompt=prompt, max_new_tokens=max_new_tokens, **shared)
+        return GenerativeSession.open(name, task, **prompted, **shared)
     return Session.open(name, task, **shared, **reads)
 
 
@@ -71,10 +74,12 @@ class GenerativeSession(TaskModel):
     Attributes:
         prompt: what is asked, with ``{question}`` where the question goes; the images stand before it.
         max_new_tokens: tokens that an answer may have, where the task has no fixed labels.
+        max_pixels: that the vision encoder gets of an image; None: as many as the processor gives.
     """
 
     prompt: str
     max_new_tokens: int
+    max_pixels: int | None = None
 
     @classmethod
     def open(
@@ -84,6 +89,7 @@ class GenerativeSession(TaskModel):
         *,
         prompt: str | None = None,
         max_new_tokens: int | None = None,
+        max_pixels: int | None = None,
         root: Path | None = None,
         reduction: Mapping[str, Any] | str | None = None,
         rule: Rule | None = None,
@@ -95,12 +101,14 @@ class GenerativeSession(TaskModel):
             task: a key of `PROMPTS`; by default "vqav2".
             prompt: by default that of `PROMPTS`.
             max_new_tokens: by default 16.
+            max_pixels: see `pumer.fewer_pixels`.
             root: data folder.
             reduction: replaces the saved one: a mapping with `method`, or the name of a method.
             rule: of VQAv2, see `pumer.tasks.metrics.vqa_accuracy`; None for the official one.
 
         Raises:
-            InputError: as of `pumer.generative.load_generative`, for retrieval, and for a prompt without the question.
+            InputError: as of `pumer.generative.load_generative` and `pumer.fewer_pixels`, for retrieval, and for a
+                prompt without the question.
         """
         kind = task_class(task or VQAv2.name)
         if kind.name not in PROMPTS:
@@ -114,11 +122,13 @@ class GenerativeSession(TaskModel):
             raise InputError(f"max_new_tokens must be at least 1, not {length}")
         bound = with_rule(kind, kind.fixed_labels, rule)
         model, processor = load_generative(name)
+        if max_pixels is not None:
+            fewer_pixels(processor, max_pixels, model)
         saved = reduction_in(model)
         if reduction is not None:
             patch(model, reduction_from(reduction))
         warn_of_random_weights(name, model, saved)
-        return cls(str(name), model, processor, bound, prompt, length, root=root)
+        return cls(str(name), model, processor, bound, prompt, length, max_pixels, root=root)
 
     def collate(self, items: Sequence[Item]) -> Any:
         """The prompts of B examples as inputs of the model, padded on the left."""

@@ -56,6 +56,7 @@ class Predictor:
         compile: bool = False,
         prompt: str | None = None,
         max_new_tokens: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         """Load a model, patched as it was saved, with the settings of its training.
 
@@ -69,6 +70,8 @@ class Predictor:
             prompt: what a model that generates is asked, with ``{question}`` where the question goes; by default the
                 question and a request for a short answer.
             max_new_tokens: that an answer may have, of a model that generates; by default 16.
+            max_pixels: that the vision encoder of a model that generates gets of an image, see `pumer.fewer_pixels`; by
+                default as many as its processor gives.
 
         Raises:
             InputError: for a missing or broken model, or one of another task, and for settings of a model of another
@@ -83,6 +86,7 @@ class Predictor:
             compile=compile,
             prompt=prompt,
             max_new_tokens=max_new_tokens,
+            max_pixels=max_pixels,
         )
         self.model, self.task = self.session.model, self.session.task
         self.inputs = self.session.inputs if isinstance(self.session, Session) else None
@@ -172,7 +176,7 @@ def run(config: PredictConfig) -> int:
         return _answer_list(config, config.questions)
     config.check_places()
     names = ["model", "task", "split", "limit", "batch_size", "image_size", "workers", "force"]
-    names += ["galleries", "scores", "prompt", "max_new_tokens"]
+    names += ["galleries", "scores", "prompt", "max_new_tokens", "max_pixels"]
     of_split = EvaluateConfig(
         data=EvaluationData(root=config.data.root, train=None),
         submission=config.file,
@@ -192,7 +196,7 @@ def _answer_list(config: PredictConfig, questions: Path) -> int:
     for line, row in rows:
         if blank := next((name for name in images if not row[name].strip()), None):
             raise InputError(f"{questions}: line {line} has no {blank}; give the name of a file in {config.images}")
-    given = ("image_size", "compile", "prompt", "max_new_tokens")
+    given = ("image_size", "compile", "prompt", "max_new_tokens", "max_pixels")
     predictor = Predictor(config.model, config.task, **{name: getattr(config, name) for name in given})
     examples = [
         Example(f"line {line}", tuple(config.images / row[name] for name in images), row[text]) for line, row in rows

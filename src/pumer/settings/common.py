@@ -273,6 +273,8 @@ class SplitJob(ModelJob):
         prompt: what a model that generates is asked, as in prompt='"{question} In one word."', with {question} where
             the question goes; null for the question and a request for a short answer.
         max_new_tokens: of an answer of a model that generates; null for 16.
+        max_pixels: that the vision encoder of a model that generates gets of an image; null for as many as its
+            processor gives.
         force: replace result files that are there already.
     """
 
@@ -286,6 +288,7 @@ class SplitJob(ModelJob):
     scores: NewFolder | None = None
     prompt: str | None = None
     max_new_tokens: Count | None = None
+    max_pixels: Count | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
