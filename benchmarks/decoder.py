@@ -1,8 +1,9 @@
-"""Reduction inside the decoder of a generative model: prefill, decoding and cache beside what they should be.
+"""Reduction of a generative model's prompts: prefill, decoding and cache beside what they should be.
 
 Random weights: speed, memory and arithmetic follow from shapes alone. Measured are transformers' own forward, the
-patched model that reduces nothing, and FastV, PyramidDrop and PuMer, in interleaved rounds; beside each speed-up stands
-the ideal one, that of the MACs, and beside each cache the planned one. Writes `decoder-PRESET-DEVICE.json`, after
+patched model that reduces nothing, FastV, PyramidDrop and PuMer inside the decoder, and DivPrune and CDPruner before
+it, in interleaved rounds; beside each speed-up stands the ideal one, that of the MACs, and beside each cache the
+planned one. Writes `decoder-PRESET-DEVICE.json`, after
 every point. Run it on a machine that is idle otherwise. A GPU:
 
     python -m benchmarks.decoder --preset qwen2.5-vl-3b --device cuda --dtype bfloat16 \
@@ -17,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.common import RESULTS, parser
-from pumer.profiling.generation import DECODE, DECODER, STAGES
+from pumer.profiling.generation import CHOOSING, DECODE, DECODER, STAGES
 from pumer.profiling.generation_benchmark import TRANSFORMERS, UNREDUCED, run
 from pumer.profiling.generative_presets import CONFIGS
 from pumer.profiling.prompt_planning import MIB
@@ -58,14 +59,18 @@ def main() -> None:
 
 
 def reductions(preset: str) -> dict[str, dict[str, Any]]:
-    """Methods by name: FastV as published, the others after each quarter of the layers but the last."""
+    """Methods by name: FastV as published, the others after each quarter of the layers but the last, or before them."""
     depth = CONFIGS[preset][1]["text_config"]["num_hidden_layers"]
     layers = [depth * quarter // 4 - 1 for quarter in (1, 2, 3)]
     steps = [{"stack": "decoder", "layer": layer, "prune_ratio": 0.2, "merge_ratio": 0.3} for layer in layers]
+    fastv = {"method": "fastv", "layers": [1], "prune_ratio": 0.5}
     return {
-        "FastV, 1; 0.5": {"method": "fastv", "layers": [1], "prune_ratio": 0.5},
+        "FastV, 1; 0.5": fastv,
         f"PyramidDrop, {_listed(layers)}; 0.5": {"method": "pyramiddrop", "layers": layers, "prune_ratio": 0.5},
         f"PuMer, {_listed(layers)}; 0.2 + 0.3": {"method": "pumer", "schedule": steps},
+        "DivPrune; 0.75": {"method": "divprune", "prune_ratio": 0.75},
+        "CDPruner; 0.75": {"method": "cdpruner", "prune_ratio": 0.75},
+        "DivPrune; 0.5, FastV, 1; 0.5": fastv | {"before": {"method": "divprune", "prune_ratio": 0.5}},
     }
 
 
@@ -106,14 +111,19 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"failed: {result['failed']}"
         return
     (point,) = result["points"]
-    yield f"{'':30} {'first':>7} {'encoded':>7} {'decoder':>7} {'ideal':>6} {'token':>15} {'cache, MiB':>13} peak"
+    yield (
+        f"{'':30} {'first':>7} {'encoded':>7} {'decoder':>7} {'ideal':>6} {'token':>15} {'cache, MiB':>13} "
+        f"{'peak':>6} choosing"
+    )
     for name, planned in result["plan"].items():
         first, encoded, decoder, token = (point[stage][name]["speedup"]["median"] for stage in STAGES)
         seconds = point[DECODE][name]["seconds"]["median"]
         cache = f"{point['cache_bytes'][name] / MIB:.1f}/{planned['cache_bytes'] * point['batch'] / MIB:.1f}"
+        choosing = point[CHOOSING].get(name)
         yield (
             f"{name:30} {first:>6.2f}x {encoded:>6.2f}x {decoder:>6.2f}x {planned['ideal_speedup']:>5.2f}x "
             f"{1e3 * seconds:>7.2f} ms {token:.2f}x {cache:>13} {result['memory'][name]['activations'] / MIB:>6.0f}"
+            + (f" {1e3 * choosing['seconds']['median']:>5.1f} ms" if choosing else "")
         )
     yield from missed(result)
 
