@@ -263,6 +263,7 @@ def test_other_inputs_are_passed_on_and_the_given_ones_stay():
     [
         ({"input_ids": None}, "input_ids"),
         ({"attention_mask": torch.ones(3, 1, 5, 5)}, "attention_mask"),
+        ({"attention_mask": None}, "attention_mask"),
         ({"input_ids": torch.full((3, 4), 5), "attention_mask": None}, "0 image tokens"),
     ],
 )

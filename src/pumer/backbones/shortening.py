@@ -89,7 +89,7 @@ def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningCon
     """
     if torch.compiler.is_exporting():
         raise RuntimeError("an exported prompt cannot be shortened, which looks at data; shorten it before the export")
-    ids, mask = _checked(inputs)
+    ids, mask = _checked(model, inputs)
     encoded = encode(model, inputs)
     if not takes_encoder_outputs(model) and any(each.deep for each in encoded.values()):
         raise InputError(
@@ -132,7 +132,7 @@ def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningCon
     return result
 
 
-def _checked(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _checked(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Ids ``(B, N)``, and which of them are real."""
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
@@ -140,6 +140,9 @@ def _checked(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         raise InputError(f"input_ids is {shape}; give ids (B, N) with a placeholder for each image token")
     if mask is not None and mask.shape != ids.shape:
         raise InputError(f"attention_mask is {tuple(mask.shape)}, but input_ids is {tuple(ids.shape)}; give both alike")
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    if mask is None and padding is not None and bool((ids[:, [0, -1]] == padding).any()):
+        raise InputError(f"attention_mask is missing, and input_ids begins or ends with padding ({padding}); give both")
     cache = inputs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise InputError(
