@@ -136,8 +136,7 @@ def tables(result: Mapping[str, Any]) -> Group:
     where, parts = result["provenance"], []
     for point in result["points"]:
         title = f"{result['what']}, batch {point['batch']}\n{where['device']}, {where['threads']} threads"
-        choosing = point[CHOOSING]
-        table = _table(title, *["choose"] * bool(choosing), "first", "encoded", "decoder", "ideal", "token", "MiB")
+        table = _table(title, "first", "encoded", "decoder", "ideal", "token", "MiB")
         for name, planned in result["plan"].items():
             cells: list[str] = []
             for stage in STAGES:
@@ -146,10 +145,13 @@ def tables(result: Mapping[str, Any]) -> Group:
                 cells += [f"{1e3 * timed['seconds']['median']:.{digits}f} {timed['speedup']['median']:.2f}x"]
             ideal = f"{planned['ideal_speedup']:.2f}x" if "ideal_speedup" in planned else ""
             cells.insert(STAGES.index(DECODE), ideal)
-            if choosing:
-                cells.insert(0, f"{1e3 * choosing[name]['seconds']['median']:.1f}" if name in choosing else "")
             table.add_row(name, *cells, f"{point['cache_bytes'][name] / MIB:.0f}")
         parts.append(table)
+        if point[CHOOSING]:
+            table = _table("choosing image tokens", "ms, before the decoder")
+            for name, timed in point[CHOOSING].items():
+                table.add_row(name, f"{1e3 * timed['seconds']['median']:.1f}")
+            parts.append(table)
     if "memory" in result:
         batch = next(iter(result["memory"].values()))["batch"]
         table = _table(f"peak memory of {batch} answers, MiB", "weights", "activations and cache")
@@ -160,9 +162,8 @@ def tables(result: Mapping[str, Any]) -> Group:
 
 
 LEGEND = (
-    "ms until the first token, the same once images are encoded (and shortened: choose\nis the time of choosing), and "
-    "in the decoder's layers alone; ms per further\ntoken; MiB of cache after the prompt. Speed-ups are against the "
-    "first row."
+    "ms until the first token, the same once images are encoded and shortened, and\nin the decoder's layers alone; ms "
+    "per further token; MiB of cache after the\nprompt. Speed-ups are against the first row."
 )
 
 
