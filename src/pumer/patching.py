@@ -48,7 +48,7 @@ def patch(
     if not isinstance(config, ReductionConfig):
         raise InputError(f"{config!r} is not a reduction config; give pumer.PuMerConfig(...) or pumer.NoReduction()")
     _check_slices(slice_size, slice_bytes)
-    roots = _roots(model)
+    roots = patchable(model)
     for root, backbone in roots:
         _check_layers(config, backbone, root)
         config.check_tokens(backbone.tokens(root))
@@ -104,7 +104,7 @@ def patched(model: Model, config: ReductionConfig) -> Iterator[Model]:
     Yields:
         The model.
     """
-    before = [(root, backbone, root.__dict__.get("pumer_reduction")) for root, backbone in _roots(model)]
+    before = [(root, backbone, root.__dict__.get("pumer_reduction")) for root, backbone in patchable(model)]
     patch(model, config)
     for root, _, state in before:
         if state is not None:
@@ -166,8 +166,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return original if isinstance(original, nn.Module) else model
 
 
-def _roots(model: nn.Module) -> list[tuple[nn.Module, Family]]:
-    """Of a model that can be patched."""
+def patchable(model: nn.Module) -> list[tuple[nn.Module, Family]]:
+    """Every part of a model that can be patched, with its family.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{model!r} is no model; give one that is loaded, such as that of pumer.load(...)")
     found = families_in(unwrapped(model))
     if not found:
         for module in model.modules():
@@ -244,7 +250,9 @@ def _check_layers(config: ReductionConfig, backbone: Family, root: nn.Module) ->
         if stack not in layers and (reason := backbone.unsupported_reason(root, stack, layer)):
             raise InputError(f"{stack} layers of {backbone.name} cannot reduce: {reason}")
         if stack not in layers:
-            raise InputError(f"{backbone.name} has no {stack} layers to reduce in; it has {', '.join(layers)}")
+            able = [name for name in layers if name in config.stacks]
+            remedy = f"give stack={' or '.join(able)}" if able else f"method '{config.method}' is for other models"
+            raise InputError(f"{backbone.name} has no {stack} layers to reduce in, but {', '.join(layers)}; {remedy}")
         if stack in backbone.whole and config.prunes:
             raise InputError(
                 f"method '{config.method}' prunes, but all tokens leave the {stack} layers of {backbone.name}; give a "

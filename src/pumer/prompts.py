@@ -14,7 +14,7 @@ from pumer.backbones import DECODERS
 from pumer.backbones.encoding import encoder_output
 from pumer.backbones.grids import PIXELS
 from pumer.backbones.shortening import reads_images, shorten_prompts
-from pumer.patching import patched, reduction, unwrapped
+from pumer.patching import patchable, patched, reduction
 from pumer.reducers.shortening.base import ShorteningConfig
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, write_bytes
@@ -168,12 +168,9 @@ def _listed(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
 
 def _root(model: nn.Module) -> Any:
     """The model of images and text inside a model."""
-    kinds = tuple(family.root for family in DECODERS.values())
-    roots = [part for part in unwrapped(model).modules() if isinstance(part, kinds)]
+    roots = [root for root, family in patchable(model) if family in DECODERS.values()]
     if len(roots) != 1:
-        names = ", ".join(kind.__name__ for kind in kinds)
         raise InputError(
-            f"{type(model).__name__} contains {len(roots)} models whose prompts can be shortened; it must be or "
-            f"contain one of: {names}"
+            f"{type(model).__name__} contains {len(roots)} generative models; give one that is or holds one"
         )
     return roots[0]

@@ -97,29 +97,28 @@ class Segments:
         rest = self.guarded, self.free_first, decision.known
         return Segments.of(segment, protected, decision.mask, decision.slots, *rest)
 
-    def place(self, decision: "Decision", found: "Counted | None" = None) -> "Decision":
+    def place(self, decision: "Decision", found: "Counted", counted: bool = True) -> "Decision":
         """A decision about the tokens at ``index`` as one about the stream, which keeps its order.
 
         Args:
             decision: By the ranks of text and image.
-            found: How many are left of each length, where that is not for the samples to say.
+            found: How many are left of each length, and the most that are merged away.
+            counted: Whether the former are each sample's counts, and no bounds.
         """
         N, bound = self.segment.shape[1], sum(decision.slots)
         at = torch.where(self.mask, self.index, N)
         code = at.new_full((at.shape[0], N + 1), GONE).scatter_(1, at, decision.moves)[:, :N]
-        there, slots, known, merged = code < GONE, min(N, bound), None, None
-        if found is not None:
-            merged = found.merged
-            if self.lengths is not None and self.guarded == (0, 0):
-                known = tuple((found.left[0][text], found.left[1][image]) for text, image in self.lengths)
-                slots = max(map(sum, known))
+        there, slots, known = code < GONE, min(N, bound), None
+        if counted and self.lengths is not None and self.guarded == (0, 0):
+            known = tuple((found.left[0][text], found.left[1][image]) for text, image in self.lengths)
+            slots = max(map(sum, known))
         stands = there & (code % 2 == 0)
         slot = stands.cumsum(dim=1) - 1
         if self.free_first:
             slot = slot + slots - stands.sum(dim=1, keepdim=True)
         home = slot.new_zeros(slot.shape[0], bound + 1).scatter_(1, torch.where(stands, code >> 1, bound), slot)
         code = torch.where(there, 2 * home.gather(1, (code >> 1).clamp(max=bound)) + code % 2, GONE)
-        return replace(decision, code=code, buffer=slots, stays=(False, False), known=known, merged=merged)
+        return replace(decision, code=code, buffer=slots, stays=(False, False), known=known, merged=found.merged)
 
 
 @dataclass(frozen=True)

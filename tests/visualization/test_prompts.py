@@ -48,7 +48,9 @@ def test_fates_are_those_of_the_output(family):
     for b, sample in enumerate(samples):
         real = [t for t in range(told.mask.shape[1]) if told.mask[b, t]]
         for t in real:
-            assert bool(states[b, t].any()) == (told.pruned_at[b, t] < 0) == (told.owner[b, t] >= 0)
+            assert (told.pruned_at[b, t] < 0) == (told.owner[b, t] >= 0)
+            if told.owner[b, t] < 0 and t - 1 in real:
+                assert torch.equal(states[b, t], states[b, t - 1]), "what is gone shows what stands before it"
         left = [t for t in real if told.owner[b, t] >= 0]
         for t in left:
             same = [u for u in left if torch.equal(states[b, t], states[b, u])]

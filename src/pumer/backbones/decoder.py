@@ -19,8 +19,9 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pumer.backbones.grids import Grids, Kind, grids_of, note
-from pumer.backbones.shortening import reads_images, shorten_prompts, shortened_generation
+from pumer.backbones.shortening import FORWARD, TURN, answered, reads_images, shorten_prompts, shortened_generation
 from pumer.backbones.state import Reduction
+from pumer.backbones.streams import autocast_off
 from pumer.functional import gather_tokens
 from pumer.reducers.base import KEYS, ROWS, Reducer
 from pumer.reducers.cues import Cues
@@ -28,6 +29,8 @@ from pumer.reducers.learned import LearnedReducer
 from pumer.tokens import Decision, Segments, Tokens
 from pumer.utils.errors import InputError
 
+LABELS = "pumer_labels"
+"""By this name a forward hands its labels on to the model of images and text."""
 OBSERVED = "pumer"
 """Name of the attention function that hands out queries and keys and then calls the model's own one."""
 
@@ -91,6 +94,7 @@ class Stretch:
         tokens: Those that enter it, without their states.
         mask: ``(B, N)`` bool, which are real; None: all.
         rope: Cosine and sine of their positions, or None: as the loop hands them over.
+        silent: ``(B, N)`` bool, those that do not ask, see `Cues`; None: all do.
         prefixes: What layers have in the cache afterwards, by what they had before.
     """
 
@@ -98,6 +102,7 @@ class Stretch:
     tokens: Tokens
     mask: Tensor | None
     rope: tuple[Tensor, ...] | None = None
+    silent: Tensor | None = None
     prefixes: dict["Prefix | None", Prefix] = field(default_factory=dict)
 
 
@@ -121,7 +126,8 @@ class Observed:
             self.key = key.detach()
         if self._needs & ROWS:
             usual = query.shape[-1] ** -0.5
-            self.query = query.detach() * ((scaling or usual) / usual)
+            query = query.detach()
+            self.query = query if scaling in (None, usual) else query * (scaling / usual)
 
 
 class Prompt:
@@ -134,7 +140,11 @@ class Prompt:
     """
 
     def __init__(
-        self, reduction: Reduction, image: Callable[[], Tensor | None], cells: Callable[[Tensor], Grids]
+        self,
+        reduction: Reduction,
+        image: Callable[[], Tensor | None],
+        cells: Callable[[Tensor], Grids],
+        labels: Tensor | None = None,
     ) -> None:
         """Prepare one forward.
 
@@ -142,9 +152,10 @@ class Prompt:
             reduction: The state of the model.
             image: Gives ``(B, N)`` bool, which tokens are those of images; None: there are none.
             cells: From that to where the image tokens stand.
+            labels: ``(B, N)``, of what is to be said, -100 for the prompt; None where nothing is given for training.
         """
         self.reduction = reduction
-        self._image, self._cells = image, cells
+        self._image, self._cells, self._labels = image, cells, labels
         self._config: Any = None
         self._later: Tensor | None = None
         self._stretches: list[Stretch] = []
@@ -165,10 +176,10 @@ class Prompt:
         self._config, self._length = config, states.shape[1]
         prompt = states.shape[1] > 1
         counts = prompt or not getattr(cache, "is_compileable", False)  # without asking the device for every word
-        if counts and prefixes_of(cache) and not _graph() and int(cache.get_seq_length()) == 0:
-            cache.pumer_prefixes = {}  # it was used before, and is empty again
+        if counts and prefixes_of(cache) and not _graph():
+            _drop_stale(cache)
         reducers = self.reduction.active_reducers("decoder") if prompt else {}
-        image = self._image() if reducers else None
+        image = self._image() if reducers or (prompt and self.reduction.recorder is not None) else None
         if image is None and not prefixes_of(cache):
             return False
         self._later = real_columns(attention_mask)
@@ -194,7 +205,7 @@ class Prompt:
         origin = partial(slots_of, mask)
         tokens = Tokens((), mask.float(), (None,), 0, origin, segments=segments)
         self._reducers = reducers
-        self._stretches.append(Stretch(0, tokens, real))
+        self._stretches.append(Stretch(0, tokens, real, silent=answered(self._labels, mask & ~image)))
         if self.reduction.recorder is not None:
             self.reduction.begin(tokens, self._cells(image))
 
@@ -314,21 +325,26 @@ class Prompt:
         before = stretch.tokens.to(states.device)
         reducer, tokens = self._reducers[layer], before.with_streams(states)
         key = seen.key if seen.key is None else _newest(seen.key, states.shape[1], layer, given.get("past_key_values"))
-        decision = self.reduction.decide(reducer, Cues(tokens, key, seen.query, layer=layer, causal=True))
-        after = tokens.reduce(decision)
+        silent = None if stretch.silent is None else stretch.silent.to(states.device)
+        with autocast_off(states.device):
+            cues = Cues(tokens, key, seen.query, layer=layer, causal=True, silent=silent)
+            decision = self.reduction.decide(reducer, cues)
+            after = tokens.reduce(decision)
         self._decisions[layer] = before, decision
         mask: Tensor | None = after.mask
         if decision.known is not None and (stretch.mask is None or not _graph()):
             mask = None if all(sum(known) == decision.outputs for known in decision.known) else mask
         rope = tuple(_picked(part, decision.index) for part in given["position_embeddings"])
-        self._stretches.append(Stretch(layer + 1, after.with_streams(), mask, rope))
+        silent = None if silent is None else decision.select(silent)
+        self._stretches.append(Stretch(layer + 1, after.with_streams(), mask, rope, silent))
         self.reduction.record(("decoder", layer), decision, after)
         return after.streams[0]
 
     def _carried(self, states: Tensor, layer: int) -> Tensor:
         tokens, decision = self._decisions[layer]
         device = states.device
-        return tokens.to(device).with_streams(states).reduce(decision.to(device)).streams[0]
+        with autocast_off(device):
+            return tokens.to(device).with_streams(states).reduce(decision.to(device)).streams[0]
 
     def carried(self, dense: Tensor, layer: int) -> Tensor:
         """Features of all tokens ``(B, N, D)`` as those of the tokens that leave a layer."""
@@ -351,12 +367,26 @@ class Prompt:
         return output
 
     def _expanded(self, states: Any, layer: int) -> Any:
+        """States of a layer's tokens for all that entered; one that is gone shows what the one before it does."""
         stretch = self.stretch(layer)
-        return (
-            states
-            if states is None or stretch is None or stretch.rope is None
-            else stretch.tokens.to(states.device).expand(states)
-        )
+        if states is None or stretch is None or stretch.rope is None:
+            return states
+        tokens = stretch.tokens.to(states.device)
+        owner, entered = tokens.source, tokens.origin() >= 0
+        rank = torch.arange(owner.shape[1], device=owner.device)
+        owner = owner.gather(1, torch.where(owner >= 0, rank, 0).cummax(dim=1)[0])
+        shown = (entered & (owner >= 0))[:, :, None].to(states.dtype)
+        return gather_tokens(states, owner.clamp(min=0)) * shown
+
+
+def _drop_stale(cache: Any) -> None:
+    """Forget what does not fit the cache: it was emptied, or filled by a model that was not patched."""
+    past, found = int(cache.get_seq_length()), prefixes_of(cache)
+    if past == 0:
+        cache.pumer_prefixes = {}
+    elif not getattr(cache, "is_compileable", False):
+        fits = {layer: int(cache.get_seq_length(layer)) == past - prefix.shift for layer, prefix in found.items()}
+        cache.pumer_prefixes = {layer: prefix for layer, prefix in found.items() if fits[layer]}
 
 
 def prefixes_of(cache: Any) -> dict[int, Prefix]:
@@ -464,14 +494,21 @@ class VisionLanguage:
 
     def forward(self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         shortening, ids, short = self.pumer_reduction.shortening, input_ids, None
+        labels = kwargs.pop(LABELS, None)
         if shortening is not None and (given := self._images(input_ids, args, kwargs)):
-            short = shorten_prompts(self, given, shortening)
+            short = shorten_prompts(self, given if labels is None else {**given, "labels": labels}, shortening)
             args, kwargs, ids = (), dict(short.inputs), short.ids
-            input_ids = kwargs.pop("input_ids", None)
+            input_ids, labels = kwargs.pop("input_ids", None), kwargs.pop("labels", None)
+        image = partial(self._image, ids, kwargs.get("inputs_embeds"))
+        cells = partial(self._cells, {**kwargs, "input_ids": ids})
+        prompt = Prompt(self.pumer_reduction, image, cells, labels)
         if any(place == "decoder" for place, _ in self.pumer_reduction.reducers):
-            image = partial(self._image, ids, kwargs.get("inputs_embeds"))
-            cells = partial(self._cells, {**kwargs, "input_ids": ids})
-            kwargs["pumer"] = Prompt(self.pumer_reduction, image, cells)
+            kwargs["pumer"] = prompt
+        elif shortening is not None and self.pumer_reduction.recorder is not None and ids is not None:
+            mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+            prompt.open(self.config.get_text_config(), ids, mask, cache)  # it is recorded: no layer reduces
+        if (cache := kwargs.get("past_key_values")) is not None and kwargs.get("position_ids") is None:
+            _check_continued(cache)
         output = super().forward(input_ids, *args, **kwargs)  # type: ignore[misc]
         return output if short is None else short.close(output)
 
@@ -624,15 +661,32 @@ class Generator:
 
     generation_config: Any
     model: Any
+    pumer_cooperative = frozenset({"forward", "generate", "generate_batch"})
+    """What calls the same method of a user's class, which may therefore have one."""
+
+    def __init_subclass__(cls) -> None:
+        """A forward with labels says which tokens are the answer; it is called with the same names as before."""
+        super().__init_subclass__()
+        called = super(cls, cls).forward  # type: ignore[misc]
+
+        @wraps(called)
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("labels") is not None:
+                kwargs[LABELS] = kwargs["labels"]
+            return super(cls, self).forward(*args, **kwargs)  # type: ignore[misc]
+
+        cls.forward = forward  # type: ignore[attr-defined]
 
     def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         state = self.model.pumer_reduction
         if state.reduces("decoder"):
             _check_generation(generation_config or self.generation_config, kwargs)
-        if state.shortening is not None:
+        if state.shortening is not None or hasattr(kwargs.get("past_key_values"), TURN):
             given = kwargs if inputs is None else {**kwargs, "input_ids": inputs}
             defaults = (generation_config, self.generation_config)
-            if (shortened := shortened_generation(self.model, given, defaults, state.shortening)) is not None:
+            with torch.no_grad():  # as transformers' own generate is
+                shortened = shortened_generation(self.model, given, defaults, state.shortening)
+            if shortened is not None:
                 kwargs = shortened.arguments(given, defaults)
                 output = super().generate(None, generation_config, *args, **kwargs)  # type: ignore[misc]
                 return shortened.close(output)
@@ -645,6 +699,15 @@ class Generator:
                 "differently; call generate, or shorten the prompts before the decoder"
             )
         return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
+
+
+def _check_continued(cache: Any) -> None:
+    """Refuse to go on by hand from a prompt that a forward has shortened."""
+    if hasattr(cache, FORWARD) and cache.get_seq_length() > 0:
+        raise InputError(
+            "position_ids is missing: the cache holds a prompt that was shortened, after which positions do not count "
+            "on from its length; give position_ids, or call generate"
+        )
 
 
 def _check_generation(default: Any, given: Mapping[str, Any]) -> None:

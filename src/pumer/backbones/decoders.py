@@ -282,6 +282,8 @@ def _family(
         if stack == "vision" and family.encoder(model) is None:
             kind = type(getattr(model, vision)).__name__
             return f"a {kind} packs images of all sizes into one sequence, or hands nothing on to its attention"
+        if stack == "decoder" and layer == len(getattr(model, decoder).layers) - 1:
+            return "it is the last one, after which nothing is left to do for the tokens that stay"
         return _unsupported_reason(getattr(model, decoder), text) if stack == "decoder" else None
 
     family = DecoderFamily(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import signature
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -170,7 +171,7 @@ def _encode(model: Any, kind: Kind, inputs: Mapping[str, Any]) -> Encoded:
     layers = [part for part in model.modules() if isinstance(part, _SHOWING)]
     place = max(len(layers) - 2, 0)
     layer = layers[place] if layers else None
-    hook = None if layer is None else layer.register_forward_hook(partial(_see, seen), with_kwargs=True)
+    hook = None if layer is None else layer.register_forward_hook(partial(_see, seen, get_ident()), with_kwargs=True)
     try:
         output = getattr(model, f"get_{kind}_features")(**given, return_dict=True)
     finally:
@@ -194,7 +195,11 @@ def _parameters(model: Any, kind: Kind) -> list[str]:
     ]
 
 
-def _see(seen: dict[str, Any], layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+def _see(
+    seen: dict[str, Any], thread: int, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor
+) -> None:
+    if thread != get_ident():  # a hook is called for whoever runs the layer
+        return
     given = dict(zip(("entering", "mask"), args, strict=False))
     mask = given.get("mask", kwargs.get("attention_mask"))
     seen |= {"entering": given["entering"].detach(), "leaving": output.detach(), "mask": mask}
@@ -289,7 +294,6 @@ _TOKENS: dict[tuple[str, Kind], _Tokens] = {
     ("internvl", "image"): _shuffled,
 }
 """By transformers' model type and what is encoded."""
-_SETTINGS = ("kwargs", "return_dict", "output_attentions", "output_hidden_states")
 _WITH_CLS = (CLIPEncoderLayer, InternVLVisionLayer)
 _SHOWING = (*_WITH_CLS, SiglipEncoderLayer, Idefics3EncoderLayer, SmolVLMEncoderLayer)
 """Layers of the vision encoders that show what they attend to, with and without [CLS]."""

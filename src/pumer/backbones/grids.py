@@ -19,6 +19,8 @@ from transformers.utils import ModelOutput
 
 NOTE = "pumer_images"
 """The attribute of an encoder's output that holds the layout of what it encoded."""
+PLACED = "pumer_grids"
+"""The attribute of an encoder's output that holds where each token of shortened prompts stands."""
 Kind = Literal["image", "video"]
 PIXELS: dict[Kind, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
 
@@ -94,6 +96,13 @@ def grids_of(model: Any, image: Tensor, inputs: Mapping[str, Any]) -> Grids:
         image: ``(B, N)`` bool, which tokens are those of images or videos.
         inputs: What the forward was called with, by name.
     """
+    outputs = inputs.get("mm_encoder_outputs") or {}
+    for output in outputs.values() if isinstance(outputs, Mapping) else ():
+        placed: Grids | None = getattr(output, PLACED, None)
+        if placed is not None and len(image) % len(placed.cells) == 0 and placed.cells.shape[1] == image.shape[1]:
+            copies = len(image) // len(placed.cells)  # of beams
+            known = placed.images and tuple(prompt for prompt in placed.images for _ in range(copies))
+            return Grids(placed.cells.repeat_interleave(copies, dim=0), known)
     ids = inputs.get("input_ids")
     image, ids = image.cpu(), None if ids is None else ids.cpu()
     cells = torch.full((*image.shape, 4), -1)

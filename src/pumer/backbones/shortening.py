@@ -15,11 +15,14 @@ import transformers
 from torch import Tensor
 
 from pumer.backbones.encoding import Encoded, encode, encoder_arguments, similarity
-from pumer.backbones.grids import PIXELS, Kind, grids_of
+from pumer.backbones.grids import PIXELS, PLACED, Grids, Kind, grids_of
+from pumer.backbones.streams import autocast_off
 from pumer.functional import gather_tokens, ordered
 from pumer.reducers.shortening.base import Choice, ImageTokens, ShorteningConfig
 from pumer.utils.errors import InputError
 
+FORWARD = "pumer_forward"
+"""The attribute of a cache that holds a prompt which a forward has shortened."""
 IGNORED = -100
 """The label of a token that no loss is computed of."""
 
@@ -50,6 +53,8 @@ class ShortPrompts:
         """
         if isinstance(output, tuple):
             return (self._spread(output[0]), *output[1:])
+        if (cache := getattr(output, "past_key_values", None)) is not None:
+            setattr(cache, FORWARD, True)
         output.last_hidden_state = self._spread(output.last_hidden_state)
         if output.hidden_states is not None:
             output.hidden_states = tuple(self._spread(states) for states in output.hidden_states)
@@ -63,6 +68,19 @@ class ShortPrompts:
         stays.scatter_add_(1, columns, mask.long())
         rank = (stays.cumsum(dim=1) - 1).clamp(min=0) + mask.long().argmax(dim=1, keepdim=True)
         return gather_tokens(states, rank)
+
+
+def answered(labels: Tensor | None, asking: Tensor) -> Tensor | None:
+    """``(B, N)`` bool, the answer that is given for training and what follows it; None: there is none.
+
+    Args:
+        labels: ``(B, N)``, -100 for what is not to be said, or None.
+        asking: ``(B, N)`` bool, the tokens that may ask; where labels begin before all of them, all do.
+    """
+    if labels is None or labels.shape != asking.shape:
+        return None
+    silent = (labels.to(asking.device) != IGNORED).cumsum(dim=1) > 0
+    return silent & (asking & ~silent).any(dim=1, keepdim=True)
 
 
 def reads_images(inputs: Mapping[str, Any]) -> bool:
@@ -96,6 +114,8 @@ def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningCon
             f"a {type(model).__name__} of transformers {transformers.__version__} does not take encoded images, some "
             "of whose features it adds after its first layers; install transformers 5.23 or later"
         )
+    if "video" in encoded and model.config.model_type == "glm4v":
+        raise InputError("pixel_values_videos is given, but videos of GLM-4V cannot be shortened yet; leave them out")
     places = {kind: ids == getattr(model.config, f"{kind}_token_id") for kind in encoded}
     for kind, each in encoded.items():
         if (found := int(places[kind].sum())) != len(each.features):
@@ -104,7 +124,7 @@ def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningCon
                 "the inputs that the model's processor makes of both"
             )
     positions, delta = _positions(model, ids, mask, inputs)
-    stays, chosen = _choose(model, inputs, ids, mask, places, encoded, config)
+    grids, stays, chosen = _choose(model, inputs, ids, mask, places, encoded, config)
     keep, right = mask & stays, bool(mask[:, 0].all() and not mask[:, -1].all())
     lengths = keep.sum(dim=1)
     K = int(lengths.max())
@@ -127,6 +147,10 @@ def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningCon
     result = ShortPrompts(short, short["input_ids"], real, columns, ids.shape[1])
     if takes_encoder_outputs(model):
         short["mm_encoder_outputs"] = {kind: encoded[kind].output(*chosen[kind]) for kind in encoded}
+        at = columns.cpu()[:, :, None].expand(-1, -1, grids.cells.shape[2])
+        cells = grids.cells.gather(1, at).masked_fill(~real.cpu()[:, :, None], -1)
+        for output in short["mm_encoder_outputs"].values():
+            setattr(output, PLACED, Grids(cells, grids.images))
     else:
         short["inputs_embeds"] = _embedded(model, short.pop("input_ids"), {k: x for k, (x, _) in chosen.items()})
     return result
@@ -181,15 +205,17 @@ def _choose(
     places: Mapping[Kind, Tensor],
     encoded: Mapping[Kind, Encoded],
     config: ShorteningConfig,
-) -> tuple[Tensor, dict[Kind, _Chosen]]:
-    """Which tokens stay ``(B, N)`` bool, and the features of those of images."""
+) -> tuple[Grids, Tensor, dict[Kind, _Chosen]]:
+    """Where image tokens stand, which tokens stay ``(B, N)`` bool, and the features of those of images."""
     image = torch.stack(list(places.values())).any(dim=0)
     grids = grids_of(model, image, inputs)
-    cells, rank = grids.cells, {kind: x.flatten().cumsum(dim=0).view_as(x) - 1 for kind, x in places.items()}
+    cells, rank = grids.cells.clone(), {kind: x.flatten().cumsum(dim=0).view_as(x) - 1 for kind, x in places.items()}
     if grids.images is None:  # nobody knows which tokens are those of one image: a run of them is one
         begins = image & ~torch.cat([torch.zeros_like(image[:, :1]), image[:, :-1]], dim=1)
         cells[..., 0] = torch.where(image, begins.cumsum(dim=1) - 1, -1).cpu()
     words = mask & ~image & ~torch.isin(ids, torch.tensor(sorted(_special(model)), device=ids.device))
+    if (silent := answered(inputs.get("labels"), words)) is not None:
+        words = words & ~silent
     stays = ~image
     chosen: dict[Kind, _Chosen] = {kind: ([], [[] for _ in each.deep]) for kind, each in encoded.items()}
     for sample, numbers in enumerate(cells[..., 0]):
@@ -201,12 +227,13 @@ def _choose(
             one, features = encoded[kind], encoded[kind].features
             index = rank[kind][sample, at].to(features.device)
             tokens = _tokens(one, index, text.to(features.device), cells[sample, at.cpu(), 1:].to(features.device))
-            choice = config.choose(tokens)
+            with autocast_off(features.device):
+                choice = config.choose(tokens)
             stays[sample, at[choice.index.to(ids.device)]] = True
             chosen[kind][0].append(tokens.features[choice.index] if choice.features is None else choice.features)
             for layer, deep in enumerate(one.deep):
                 chosen[kind][1][layer].append(_alike(choice, deep[index.to(deep.device)]))
-    return stays, chosen
+    return grids, stays, chosen
 
 
 def _tokens(encoded: Encoded, index: Tensor, text: Tensor, cell: Tensor) -> ImageTokens:
@@ -333,7 +360,7 @@ class Turn:
 
 
 def shortened_generation(
-    model: Any, given: Mapping[str, Any], defaults: Sequence[Any], config: ShorteningConfig
+    model: Any, given: Mapping[str, Any], defaults: Sequence[Any], config: ShorteningConfig | None
 ) -> Generation | None:
     """Shorten the prompts of a call of ``generate``; None if there is nothing to shorten.
 
@@ -341,7 +368,7 @@ def shortened_generation(
         model: The model of images and text.
         given: What generate is called with, by name.
         defaults: Generation configs, the first one first; None counts for nothing.
-        config: The method.
+        config: The method; None where only an earlier turn was shortened.
 
     Raises:
         InputError: See `pumer.shorten`.
@@ -349,11 +376,17 @@ def shortened_generation(
     cache: Any = given.get("past_key_values")
     turn: Turn | None = getattr(cache, TURN, None)
     if turn is not None and cache.get_seq_length() == 0:
-        turn = None  # it was used before, and is empty again
+        delattr(cache, TURN)  # it was used before, and is empty again
+        turn = None
     if turn is not None and not reads_images(given):
         return _later(model, given, turn)
-    if not reads_images(given):
+    if not reads_images(given) or (config is None and turn is None):
         return None
+    if config is None:
+        raise InputError(
+            f"past_key_values holds {cache.get_seq_length()} tokens of a shortened prompt, to which no images can be "
+            "added; give an empty cache"
+        )
     if _setting("use_cache", given, defaults) is False:
         given = {**given, "use_cache": False}
     short, whole = shorten_prompts(model, given, config), given["input_ids"]

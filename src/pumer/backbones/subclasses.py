@@ -53,7 +53,9 @@ def original(cls: type) -> type[nn.Module] | None:
 def _check_overrides(patched: type[nn.Module], own: type[nn.Module]) -> None:
     parent = next(cls for cls in patched.__mro__ if cls in own.__mro__)
     ours = patched.__mro__[: patched.__mro__.index(parent)]
+    free: frozenset[str] = getattr(patched, "pumer_cooperative", frozenset())
     replaced = [name for cls in ours for name, value in vars(cls).items() if isinstance(value, FunctionType)]
+    replaced = [name for name in replaced if name not in free]
     for cls in reversed(own.__mro__[: own.__mro__.index(parent)]):
         for name in replaced:
             mine, theirs = vars(cls).get(name), getattr(parent, name, None)

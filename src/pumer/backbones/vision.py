@@ -5,7 +5,6 @@ stays.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,17 +15,23 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from pumer.backbones.decoder import real_columns, slots_of
 from pumer.backbones.state import Reduction
+from pumer.backbones.streams import autocast_off
 from pumer.functional import gather_tokens, ordered
 from pumer.reducers.base import KEYS, ROWS
 from pumer.reducers.cues import Cues
 from pumer.tokens import Tokens, attention_bias
 
 
-@dataclass(eq=False)
 class Encoding:
-    """One run of a vision encoder: the tokens that leave each reducing layer, without their states."""
+    """One run of a vision encoder; no dataclass, like `pumer.backbones.layers.LayerCall`.
 
-    after: list[tuple[int, Tokens]]
+    Attributes:
+        after: The tokens that leave each reducing layer, without their states.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has left a layer yet."""
+        self.after: list[tuple[int, Tokens]] = []
 
     def expanded(self, states: Tensor, layer: int) -> Tensor:
         """States that leave a layer, before it reduces ``(B, K, D)``, as those of all patches ``(B, N, D)``."""
@@ -40,7 +45,7 @@ class VisionModel:
     encoder: Any
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        encoding = Encoding([])
+        encoding = Encoding()
         output = super().forward(*args, pumer=encoding, **kwargs)  # type: ignore[misc]
         if encoding.after and not isinstance(output, tuple) and output.hidden_states is not None:
             output.hidden_states = tuple(  # the first ones enter layer 0; those that nobody asked for are None
@@ -60,7 +65,7 @@ class Encoder:
     def forward(  # noqa: D102
         self, inputs_embeds: Tensor, attention_mask: Any = None, pumer: Encoding | None = None, **kwargs: Any
     ) -> BaseModelOutput:
-        reduction, encoding = self.pumer_reduction, pumer or Encoding([])
+        reduction, encoding = self.pumer_reduction, pumer or Encoding()
         states, mask, reducers = inputs_embeds, attention_mask, reduction.active_reducers("vision")
         tokens: Tokens | None = None
         for index, layer in enumerate(self.layers):
@@ -72,8 +77,9 @@ class Encoder:
                 mask = self._mask(tokens)
             key, query = _observed(layer, states, reducer.needs)
             tokens = tokens.with_streams(layer(states, mask, **kwargs))
-            decision = reduction.decide(reducer, Cues(tokens, key, query, tokens.biases[0], layer=index))
-            tokens = tokens.reduce(decision)
+            with autocast_off(states.device):
+                decision = reduction.decide(reducer, Cues(tokens, key, query, tokens.biases[0], layer=index))
+                tokens = tokens.reduce(decision)
             encoding.after.append((index, tokens.with_streams()))
             states, mask = tokens.streams[0], self._mask(tokens)
         return BaseModelOutput(last_hidden_state=encoding.expanded(states, len(self.layers)))

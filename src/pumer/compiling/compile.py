@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pumer import kernels
-from pumer.backbones import Reduction, roots
+from pumer.backbones import DECODERS, Reduction, roots
 from pumer.compiling.buckets import IMAGE, TEXT, Buckets, Sizes, cut, padded, with_masks
 from pumer.compiling.graphs import CudaGraph, Pool, Runner, Watch, constants_of, inductor
 from pumer.reducers import ReleasedPuMerConfig
@@ -80,6 +80,11 @@ class CompiledModel(nn.Module):
             inside = "the model inside it (of a PEFT model, merge_and_unload() gives it)"
             raise InputError(f"{type(model).__name__} is not a transformers model; give {inside}")
         self._watch = Watch(model)
+        if any(isinstance(part, family.root) for part in model.modules() for family in DECODERS.values()):
+            raise InputError(
+                f"a {type(model).__name__} is compiled by its own generate; call model.generate(..., "
+                'cache_implementation="static")'
+            )
         if not self._watch.reductions():
             wrong = f"{type(model).__name__} is not patched, and transformers' own forward cannot be captured"
             raise InputError(f"{wrong}; call pumer.patch(model, pumer.NoReduction()) first")

@@ -84,8 +84,11 @@ def default_text_length(name: str, model: PreTrainedModel) -> int:
 
 def default_image_size(name: str, model: PreTrainedModel) -> int:
     """Pixels along a side of what a checkpoint's processor delivers; the model's own size for a preset."""
-    own, family, checkpoint = int(model.config.image_size), backbone_of(model), located(name)
-    if family is None or family.set_image_size is not None or name.startswith(PREFIX) or not has_processor(checkpoint):
+    family, checkpoint = backbone_of(model), located(name)
+    if family is None:
+        raise InputError(f"{name} is a {type(model).__name__}, which reads no images; give one that does")
+    own = int(model.config.image_size)
+    if family.set_image_size is not None or name.startswith(PREFIX) or not has_processor(checkpoint):
         return own
     with reading(f"the processor of {name} cannot be read"):
         return int(family.image_processor.from_pretrained(checkpoint).size["shortest_edge"])

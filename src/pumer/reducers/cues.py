@@ -30,6 +30,8 @@ class Cues:
         own_key: ``(B, H, T, Dh)`` keys of the text where it is a stream of its own, or None.
         cls_query: ``(B, H, 1, Dh)`` query of the image's [CLS] where the image is a stream of its own, or None.
         layer: 0-based layer of the stack.
+        silent: ``(B, N)`` bool, the tokens of an answer that is given for training, and what follows: they do not ask,
+            for the answer is not there when it is generated. None if there are none.
     """
 
     tokens: Tokens
@@ -41,6 +43,7 @@ class Cues:
     cls_query: Tensor | None = None
     layer: int = 0
     causal: bool = False
+    silent: Tensor | None = None
 
     @property
     def one_stream(self) -> bool:
@@ -95,6 +98,8 @@ class Cues:
         mask, segments = self.text_mask, self.tokens.segments
         if not self.causal or segments is None:
             return self.text_rows(), mask
+        if self.silent is not None:
+            mask = mask & ~self.silent.gather(1, segments.index[:, : mask.shape[1]])
         rows = min(ASKING, mask.shape[1])
         rank = mask.sum(dim=1, keepdim=True) - rows + torch.arange(rows, device=mask.device)
         at = segments.index[:, : mask.shape[1]].gather(1, rank.clamp(min=0))
@@ -139,7 +144,8 @@ class Cues:
     @property
     def _asking(self) -> Tensor:
         """``(B, Q)`` bool, which queries are those of real tokens."""
-        return self.tokens.mask if self.one_stream else self.text_mask
+        asking = self.tokens.mask if self.one_stream else self.text_mask
+        return asking if self.silent is None else asking & ~self.silent
 
     def _rows(self, at: Tensor) -> Tensor:
         assert self.query is not None

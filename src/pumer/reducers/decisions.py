@@ -143,7 +143,7 @@ def text_stays(cues: Cues, found: Tables, code: Tensor, left: Tensor, counted: b
     text = torch.where(found.rank[: found.text] < length[:, None], found.code[0, : found.text], GONE)
     lengths, slots = torch.stack([length, left], dim=1), (found.text_left, found.image_left)
     decision = Decision(torch.cat([text, code], dim=1), lengths, slots, stays=(True, False))
-    return decision if tokens.segments is None else tokens.segments.place(decision, found if counted else None)
+    return decision if tokens.segments is None else tokens.segments.place(decision, found, counted)
 
 
 def protected(cues: Cues, found: Tables) -> Tensor:

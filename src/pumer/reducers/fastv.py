@@ -1,18 +1,14 @@
 """FastV: one cut, early in a decoder, by what the end of the prompt attends to."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from torch import Tensor
-
-from pumer.reducers.base import LAST_ROW
-from pumer.reducers.cues import Cues
-from pumer.reducers.layered import ScoringConfig
+from pumer.reducers.pyramiddrop import PyramidDropConfig
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
 
 
 @config
-class FastVConfig(ScoringConfig):
+class FastVConfig(PyramidDropConfig):
     """After one layer, keep the image tokens that the last token of the prompt attends to most.
 
     Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", ECCV 2024, section 4. The paper's K counts layers
@@ -28,11 +24,7 @@ class FastVConfig(ScoringConfig):
         InputError: For more than one layer.
     """
 
-    stack: Literal["decoder"] = "decoder"
-
     method: ClassVar[str] = "fastv"
-    stacks: ClassVar[tuple[str, ...]] = ("decoder",)
-    needs: ClassVar[frozenset[str]] = frozenset({LAST_ROW})
 
     def __post_init__(self) -> None:
         """Refuse a second layer."""
@@ -41,7 +33,3 @@ class FastVConfig(ScoringConfig):
             raise InputError(
                 f"layers is {list(self.layers)}, but FastV prunes once; give one layer, or method 'pyramiddrop'"
             )
-
-    def score(self, cues: Cues) -> Tensor:
-        """Attention of the last token, averaged over heads."""
-        return cues.last_row().mean(dim=1)
