@@ -18,6 +18,21 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_first_to_report() -> bool:
+    """Whether no other process of the run has reported yet why it ends: one line is enough for all of them."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from datetime import timedelta
+
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=10)))
+        return int(store.add("pumer reported", 1)) == 1
+    except (RuntimeError, ValueError):  # the process that holds the store is gone, or there is none
+        return True
+
+
 def leave_group() -> None:
     """Take the process group apart, if there is one: a process that ends inside it is now and then aborted."""
     from torch import distributed
@@ -55,5 +70,6 @@ def _end(number: int, frame: FrameType | None) -> None:
     try:
         sys.stdout.flush()
     finally:
-        os.write(2, b"interrupted\n")
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            os.write(2, b"interrupted\n")
         os._exit(_INTERRUPTED)
