@@ -24,7 +24,7 @@ from pumer.tasks import Example
 from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
 from pumer.utils.limits import checkpoint_files
-from pumer.utils.processes import leave_group
+from pumer.utils.processes import is_first_to_report, leave_group
 
 Value = TypeVar("Value")
 
@@ -111,6 +111,9 @@ def together() -> Iterator[Processes]:
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_LONGEST)
     try:
         yield Processes(rank, size, store)
+    except BaseException:
+        is_first_to_report()  # before the others see that this one is gone
+        raise
     finally:
         leave_group()
 

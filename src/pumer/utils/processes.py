@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import cache
 
 TYPE_CHECKING = False  # typing's own takes a while to import, in which Ctrl-C would still be answered by a traceback
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+@cache
 def is_first_to_report() -> bool:
-    """Whether no other process of the run has reported yet why it ends: one line is enough for all of them."""
+    """Whether no other process of the run has asked this before, as it ends: one line is enough for all of them."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
     from datetime import timedelta
