@@ -42,8 +42,8 @@ class Processes:
         InputError: by every method, where another process ended in the middle of the job.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
-        self.main, self.size, self._store, self._calls = rank == 0, size, store, count()
+    def __init__(self, rank: int = 0, size: int = 1, store: Any = None, group: Any = None) -> None:
+        self.main, self.size, self._store, self._group, self._calls = rank == 0, size, store, group, count()
 
     def take(self, pieces: int) -> Iterator[int]:
         """Numbers of the pieces of work that fall to this process; each is taken by one process, as it gets ready.
@@ -67,7 +67,7 @@ class Processes:
             return function()
         value = [function() if self.main else None]
         with _while_others_live():
-            distributed.broadcast_object_list(value, src=0)
+            distributed.broadcast_object_list(value, src=0, group=self._group)
         return cast(Value, value[0])
 
     def joined(self, part: Mapping[int, Value]) -> dict[int, Value]:
@@ -75,7 +75,7 @@ class Processes:
         parts: list[Any] = [part] * self.size
         if self.size > 1:
             with _while_others_live():
-                distributed.all_gather_object(parts, part)
+                distributed.all_gather_object(parts, part, group=self._group)
         return {key: value for each in parts for key, value in each.items()}
 
     def wait(self) -> None:
@@ -104,18 +104,22 @@ def together() -> Iterator[Processes]:
     if torch.accelerator.is_available():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         torch.accelerator.set_device_index(local % torch.accelerator.device_count())
+    in_group = distributed.is_initialized()
     with _while_others_live():
-        shared, rank, size = next(rendezvous("env://", timeout=_LONGEST))
+        shared, rank, size = next(rendezvous("env://"))
         store = distributed.PrefixStore(f"pumer job {number}", shared)
+        if not in_group:
+            distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
         # Words and answers are exchanged, not tensors: gloo needs no GPU, and sees that a process is gone.
-        distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_LONGEST)
+        group = distributed.new_group(backend="gloo", timeout=_LONGEST)
     try:
-        yield Processes(rank, size, store)
+        yield Processes(rank, size, store, group)
     except BaseException:
         is_first_to_report()  # before the others see that this one is gone
         raise
     finally:
-        leave_group()
+        if not in_group:
+            leave_group()
 
 
 @dataclass(frozen=True)
