@@ -225,6 +225,10 @@ def test_answers_of_something_else_are_not_taken(answering, varied, tmp_path, mo
     assert batches("limit=10") == 5
     assert batches("batch_size=3") == 4
     assert batches("rule=published") == 4  # the same answers, scored in another way
+    model = pumer.load(answering[1])
+    model.classifier[-1].bias.data += 1
+    pumer.save(model, answering[1])
+    assert batches() == 6
     with next((varied / "val2014").iterdir()).open("ab") as file:
         file.write(b"\0")
     assert batches() == 6

@@ -17,13 +17,13 @@ from uuid import uuid4
 import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
+from transformers.utils import cached_file
 
 from pumer.data.storage import RECORD, SHARDS, storage_of
 from pumer.evaluation.generation import GenerativeSession
 from pumer.tasks import Example
 from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
-from pumer.utils.limits import checkpoint_files
 from pumer.utils.processes import is_first_to_report, leave_group
 
 Value = TypeVar("Value")
@@ -171,12 +171,15 @@ def remove_parts(folder: Path | None) -> None:
 def fingerprint(session: Session | GenerativeSession, examples: Sequence[Example], batch_size: int) -> str:
     """A hash over all that the answers to batches of examples depend on.
 
-    Of the files that hold images and weights, names, sizes and times count; of a model from the hub, its commit.
+    Of the files that hold images and weights, names, sizes and times count.
     """
+    folder = Path(session.name)
+    if not folder.is_dir():  # on the hub: the folder of the commit in force
+        folder = Path(str(cached_file(session.name, "config.json"))).parent
     about: dict[str, Any] = {
         "versions": [version(name) for name in ("pumer", "torch", "transformers")],
         "device": session.model.device.type,
-        "model": [session.name, getattr(session.model.config, "_commit_hash", None), str(session.model.dtype)],
+        "model": [session.name, str(session.model.dtype)],
         "reduction": session.reduction,
         "labels": session.task.labels,
         "task": session.task.name,
@@ -184,7 +187,8 @@ def fingerprint(session: Session | GenerativeSession, examples: Sequence[Example
         "words": sorted(session.processor.tokenizer.get_vocab().items()),
         "batch_size": batch_size,
         "examples": [[example.id, example.text, *map(str, example.files)] for example in examples],
-        "files": _states(_files(examples) | set(checkpoint_files(session.name))),
+        "files": _states(_files(examples)),
+        "model files": _states(file for file in folder.glob("[!.]*") if file.is_file()),
     }
     if isinstance(session, GenerativeSession):
         about |= {"prompt": session.prompt, "max_new_tokens": session.max_new_tokens}
