@@ -1,8 +1,11 @@
 """Official accuracy with its uncertainty, by group, and against another run on the same examples."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from torch.utils.data import DataLoader
 from pumer.evaluation import summary
 from pumer.evaluation.generation import GenerativeSession, open_session
 from pumer.evaluation.ranking import CandidateSets, rank
+from pumer.evaluation.spread import ALONE, Parts, Processes, fingerprint, parts_beside, remove_parts, together
 from pumer.settings.evaluate import EvaluateConfig
 from pumer.tasks import Example, Retrieval
 from pumer.tasks.loading import Collator, Examples, Item
@@ -29,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @exclusive
 def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
-    """Evaluate one saved model.
+    """Evaluate one saved model; processes that `torchrun` started share the work, and the first one writes.
 
     Args:
         config: what to evaluate on what.
@@ -40,6 +44,12 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         a model that generates `prompt`, `max_new_tokens` and `max_pixels`, the fields of
         `pumer.evaluation.summary.summarise`, and the provenance. The same dict is written to `config.output`.
     """
+    with together() as processes:
+        return _run(config, console, processes)
+
+
+def _run(config: EvaluateConfig, console: Console | None, processes: Processes) -> dict[str, Any]:
+    """Evaluate in one of several processes, or alone."""
     session = open_session(
         config.model,
         config.task,
@@ -66,14 +76,15 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     if not public and (config.submission is None or config.per_example or config.against):
         raise InputError(f"split {config.split} has no public answers; give submission=FILE alone, for the server")
     train = _training_examples(config, session) if public else []
+    parts = parts_beside((config.output, config.submission, config.per_example))
     against = None if config.against is None else summary.OtherRun(config.against, task, examples)
     if sets is not None and isinstance(session, Session):
-        answers = rank(session, sets, config.batch_size, config.scores, progress=True)
+        answers = rank(session, sets, config.batch_size, config.scores, progress=True, processes=processes)
     else:
-        answers = predict(session, examples, config.batch_size, config.workers, progress=True)
+        answers = predict(session, examples, config.batch_size, config.workers, True, processes, parts)
     if isinstance(session, GenerativeSession):
         answers = session.official(answers)
-    if config.submission is not None:
+    if config.submission is not None and processes.main:
         task.write_submission(config.submission, examples, answers)
         if left_out:
             logger.warning("%s lacks %d examples, whose images are missing or broken", config.submission, left_out)
@@ -83,11 +94,13 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
         result |= {name: getattr(session, name) for name in ("prompt", "max_new_tokens", "max_pixels")}
     if public:
         result |= summary.summarise(task, examples, answers, train, against)
-    if config.per_example is not None:
+    if config.per_example is not None and processes.main:
         summary.write_per_example(config.per_example, name, config.split, task, examples, answers)
     result |= collect(config, str(session.model.dtype).removeprefix("torch."))
-    if config.output is not None:
+    if config.output is not None and processes.main:
         write_json(config.output, result)
+    if processes.main:
+        remove_parts(parts)
     if console is not None and public:
         console.print(summary.table(result, task, f"{name} on {config.split}, {session.reduction['method']}"))
     return result
@@ -99,10 +112,13 @@ def predict(
     batch_size: int = 64,
     workers: int = 0,
     progress: bool = False,
+    processes: Processes = ALONE,
+    parts: Path | None = None,
 ) -> list[str]:
     """The model's answers, one per example, `batch_size` at a time; `workers` processes read the images.
 
-    The model is put into eval mode. Logits that are NaN are refused.
+    The model is put into eval mode. Logits that are NaN are refused. Of several `processes`, which share the batches,
+    each gets all answers. In the folder `parts` answers are kept batch by batch, and what is kept is not asked again.
     """
     session.model.eval()
     collate: Callable[[Sequence[Item]], Any]
@@ -111,15 +127,39 @@ def predict(
         collate, answer = session.collate, session.answer
     else:
         collate, answer = Collator(session.task, session.inputs), partial(_choose, session)
-    loader = DataLoader(Examples(examples), batch_size, collate_fn=collate, num_workers=workers)
-    answers: list[str] = []
-    with torch.inference_mode(), progress_bar(enabled=progress) as bar:
+    batches = [range(start, min(start + batch_size, len(examples))) for start in range(0, len(examples), batch_size)]
+    kept = None
+    if parts is not None and len(batches) > 1:
+        kept = Parts(parts, processes.of_main(lambda: fingerprint(session, examples, batch_size)))
+    answers = {} if kept is None else processes.of_main(kept.read)
+    left, taken = [number for number in range(len(batches)) if number not in answers], deque[int]()
+    if kept is not None and answers:
+        logger.info("going on with the answers to %d of %d batches", len(answers), len(batches))
+
+    def own() -> Iterator[list[int]]:
+        for piece in processes.take(len(left)):
+            taken.append(piece)
+            yield list(batches[left[piece]])
+
+    loader = DataLoader(Examples(examples), batch_sampler=own(), collate_fn=collate, num_workers=workers)
+    with (
+        torch.inference_mode(),
+        nullcontext(_forget) if kept is None else kept.writer() as keep,
+        progress_bar(enabled=progress) as bar,
+    ):
         shown = bar.add_task("evaluate", total=len(examples), note="")
         for batch in loader:
-            answered = answer(batch)
-            answers += answered
-            bar.advance(shown, len(answered))
-    return answers
+            piece = taken.popleft()
+            number = left[piece]
+            answers[number] = answer(batch)
+            keep(number, answers[number])
+            bar.update(shown, completed=min((len(batches) - len(left) + piece + 1) * batch_size, len(examples)))
+    answers = processes.joined(answers)
+    return [answer for number in range(len(batches)) for answer in answers[number]]
+
+
+def _forget(number: int, answers: list[str]) -> None:
+    """Keep nothing."""
 
 
 def _choose(session: Session, batch: Mapping[str, Any]) -> list[str]:

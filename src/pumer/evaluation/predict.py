@@ -14,6 +14,7 @@ from pumer.data.images import ImageLike, read_image
 from pumer.evaluation import evaluate
 from pumer.evaluation.generation import open_session
 from pumer.evaluation.ranking import score_all
+from pumer.evaluation.spread import ALONE, Processes, parts_beside, remove_parts, together
 from pumer.settings.common import LARGEST_BATCH, Resize
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
 from pumer.settings.predict import PredictConfig
@@ -114,7 +115,13 @@ class Predictor:
         return answers[0] if isinstance(text, str) else answers
 
     def answers(
-        self, examples: Sequence[Example], batch_size: int = 64, workers: int = 0, progress: bool = False
+        self,
+        examples: Sequence[Example],
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
+        processes: Processes = ALONE,
+        parts: Path | None = None,
     ) -> list[str]:
         """The answers to many examples, in order; arguments as of `pumer.evaluation.evaluate.predict`."""
         if isinstance(self.task, Retrieval):
@@ -126,7 +133,7 @@ class Predictor:
         empty = [str(example.id) for example in examples if not example.text.strip()]
         if empty:
             logger.warning("%d questions are empty and answered from the image alone: %s", len(empty), some(empty))
-        return evaluate.predict(self.session, examples, batch_size, workers, progress)
+        return evaluate.predict(self.session, examples, batch_size, workers, progress, processes, parts)
 
     def scores(
         self, images: Sequence[ImageLike], texts: Sequence[str], batch_size: int = 64
@@ -171,7 +178,10 @@ def _asked(texts: Sequence[str]) -> list[str]:
 
 
 def run(config: PredictConfig) -> int:
-    """Write a model's answers to a file; returns how many examples were answered."""
+    """Write a model's answers to a file; returns how many examples were answered.
+
+    Processes that `torchrun` started share the work, and the first one writes.
+    """
     if config.questions is not None:
         return _answer_list(config, config.questions)
     config.check_places()
@@ -188,6 +198,12 @@ def run(config: PredictConfig) -> int:
 @exclusive
 def _answer_list(config: PredictConfig, questions: Path) -> int:
     """Answer the rows of a CSV file."""
+    with together() as processes:
+        return _answer_rows(config, questions, processes)
+
+
+def _answer_rows(config: PredictConfig, questions: Path, processes: Processes) -> int:
+    """Answer the rows in one of several processes, or alone."""
     columns, rows = _read_csv(questions)
     images = sorted(name for name in columns if re.fullmatch(r"image\d*", name))
     text = next((name for name in _TEXTS if name in columns), None)
@@ -201,12 +217,15 @@ def _answer_list(config: PredictConfig, questions: Path) -> int:
     examples = [
         Example(f"line {line}", tuple(config.images / row[name] for name in images), row[text]) for line, row in rows
     ]
-    answers = predictor.answers(examples, config.batch_size, config.workers, progress=True)
+    parts = parts_beside([config.file])
+    answers = predictor.answers(examples, config.batch_size, config.workers, True, processes, parts)
     written = io.StringIO()
     writer = csv.DictWriter(written, [*columns, _ANSWER], lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, _ANSWER: answer} for (_, row), answer in zip(rows, answers, strict=True))
-    write_text(config.file, written.getvalue())
+    if processes.main:
+        write_text(config.file, written.getvalue())
+        remove_parts(parts)
     return len(rows)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pumer.backbones import backbone_of
 from pumer.data.images import ImageLike
+from pumer.evaluation.spread import ALONE, Processes
 from pumer.settings.common import gallery_sizes
 from pumer.tasks import Example, Inputs
 from pumer.tasks.base import tokenize
@@ -99,23 +101,36 @@ class CandidateSets:
 
 @torch.inference_mode()
 def rank(
-    session: Session, sets: CandidateSets, batch_size: int = 64, folder: Path | None = None, progress: bool = False
+    session: Session,
+    sets: CandidateSets,
+    batch_size: int = 64,
+    folder: Path | None = None,
+    progress: bool = False,
+    processes: Processes = ALONE,
 ) -> list[str]:
     """What every query finds, by the scores of all pairs of a set; see `CandidateSets.best`.
 
     Works through blocks of `batch_size` images and `batch_size` captions. A model that encodes images and texts apart
     (METER) encodes an image once, and a caption once per block of images. Nothing but one block is held in memory; the
     scores (float32, `sets.shape`) lie in `folder`, so that an evaluation that was interrupted goes on where it was, or
-    with None in a file that is gone afterwards.
+    with None in a file that is gone afterwards. Several `processes` share the blocks of images and the file.
     """
-    with _score_file(folder, session, sets) as scores, progress_bar(enabled=progress) as bar:
-        parts = list(sets.parts(scores))
-        shown = bar.add_task("pairs", total=sum(part.size for *_, part in parts), note="")
-        for images, captions, part in parts:
-            paths, texts = [image.path for image in images], [text for _, text in captions]
-            for count in _fill(part, session, paths, texts, batch_size):
-                bar.advance(shown, count)
-        return sets.best(scores)
+    with _score_file(folder, session, sets, processes) as scores, progress_bar(enabled=progress) as bar:
+        blocks = [
+            (part[row : row + batch_size], [image.path for image in images[row : row + batch_size]], captions)
+            for images, captions, part in sets.parts(scores)
+            for row in range(0, len(images), batch_size)
+        ]
+        left = processes.of_main(lambda: [at for at, (block, *_) in enumerate(blocks) if np.isnan(block).any()])
+        sizes = [blocks[at][0].size for at in left]
+        shown = bar.add_task("pairs", total=sum(sizes), note="")
+        for number in processes.take(len(left)):
+            block, paths, captions = blocks[left[number]]
+            bar.update(shown, completed=sum(sizes[:number]))
+            for size in _fill(block, session, paths, [text for _, text in captions], batch_size):
+                bar.advance(shown, size)
+        processes.wait()
+        return processes.of_main(lambda: sets.best(scores))
 
 
 @torch.inference_mode()
@@ -173,16 +188,51 @@ def _scorer(model: Any, images: Sequence[ImageLike], inputs: Inputs) -> Score:
 
 
 @contextmanager
-def _score_file(folder: Path | None, session: Session, sets: CandidateSets) -> Iterator[np.ndarray]:
-    """A float32 array in a file, NaN where nothing was computed yet; in a folder beside what the scores depend on."""
-    shape, needed = sets.shape, 4 * sets.shape[0] * sets.shape[1]
+def _score_file(
+    folder: Path | None, session: Session, sets: CandidateSets, processes: Processes
+) -> Iterator[np.memmap[Any, Any]]:
+    """A float32 array in a file, NaN where nothing was computed yet; in a folder beside what the scores depend on.
+
+    All processes map the same file, which the main one makes.
+    """
     if folder is None:
-        room_for(needed, Path(tempfile.gettempdir()), "ranking", "give scores=FOLDER on another disk")
-        with tempfile.TemporaryFile() as file:
-            scores = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
-            scores[:] = np.nan
-            yield scores
-        return
+        file = processes.of_main(lambda: _temporary_file(sets.shape))
+        try:
+            scores = _mapped(file)
+            processes.wait()  # all have opened it
+        finally:
+            if processes.main:
+                file.unlink()
+    else:
+        processes.of_main(lambda: _prepare_folder(folder, session, sets))
+        scores = _mapped(folder / SCORES)
+    yield scores
+    scores.flush()
+
+
+def _mapped(file: Path) -> np.memmap[Any, Any]:
+    """The array in a file that the first process made."""
+    try:
+        scores: np.memmap[Any, Any] = np.lib.format.open_memmap(file, mode="r+")
+    except FileNotFoundError as error:
+        remedy = "give scores=FOLDER in a place that all machines share"
+        raise InputError(f"{file} of the first process is not on this machine; {remedy}") from error
+    return scores
+
+
+def _temporary_file(shape: tuple[int, int]) -> Path:
+    """A file of NaN that is to be removed."""
+    needed = 4 * shape[0] * shape[1]
+    room_for(needed, Path(tempfile.gettempdir()), "ranking", "give scores=FOLDER on another disk")
+    number, name = tempfile.mkstemp(suffix=".npy")
+    os.close(number)
+    np.lib.format.open_memmap(name, mode="w+", dtype=np.float32, shape=shape)[:] = np.nan
+    return Path(name)
+
+
+def _prepare_folder(folder: Path, session: Session, sets: CandidateSets) -> None:
+    """Make the array in a folder, or check that the one that is there holds scores of the same."""
+    shape, needed = sets.shape, 4 * sets.shape[0] * sets.shape[1]
     folder.mkdir(parents=True, exist_ok=True)
     path, note, inputs = folder / SCORES, folder / ABOUT, session.inputs
     about: dict[str, Any] = {
@@ -203,13 +253,10 @@ def _score_file(folder: Path | None, session: Session, sets: CandidateSets) -> I
     elif (other := read_config(note, f"remove {folder} to begin anew")) != about:
         names = ", ".join(name for name in about if other.get(name) != about[name])
         raise InputError(f"{folder} holds scores with other {names}; give scores=ANOTHER_FOLDER, or remove it")
-    read_scores(path, shape, f"remove {folder} to begin anew")  # opened for writing, a cut file would grow by zeros
-    scores = np.lib.format.open_memmap(path, mode="r+")
-    done = int(np.count_nonzero(~np.isnan(scores[:, 0])))
-    if done:
+    # opened for writing, a cut file would grow by zeros
+    scores = read_scores(path, shape, f"remove {folder} to begin anew")
+    if done := int(np.count_nonzero(~np.isnan(scores[:, 0]))):
         logger.info("%s: going on with the scores of at least %d images", folder, done)
-    yield scores
-    scores.flush()
 
 
 def read_scores(file: Path, shape: tuple[int, int], remedy: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from pumer.utils.config import described, load, to_dict
 from pumer.utils.errors import InputError, out_of_memory, refused_by_system
 from pumer.utils.places import JobConfig
-from pumer.utils.processes import interrupts_end_at_once, interrupts_raise, is_main_process
+from pumer.utils.processes import interrupts_end_at_once, interrupts_raise, is_first_to_report, is_main_process
 
 INTERRUPTED = 130
 UNUSABLE_INPUT = 2
@@ -53,16 +53,21 @@ def _ended_in_one_line(arguments: list[str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        typer.echo(str(stop) or "interrupted", err=True)
+        _report(str(stop) or "interrupted")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         message = _line(error, arguments)
         if message is None:
             raise
-        typer.echo(f"error: {message}", err=True)
+        _report(f"error: {message}")
         raise typer.Exit(UNUSABLE_INPUT) from error
     finally:
         interrupts_end_at_once()
+
+
+def _report(line: str) -> None:
+    if is_first_to_report():
+        typer.echo(line, err=True)
 
 
 def _line(error: Exception, arguments: list[str]) -> str | None:
@@ -152,7 +157,7 @@ def checked(config: JobConfig) -> JobConfig:
 def run_job(module: str, *arguments: Any, **options: Any) -> Any:
     """Load a job, which takes seconds, limit what libraries log, and run it."""
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("pumer").setLevel(logging.INFO if is_main_process() else logging.WARNING)
+    logging.getLogger("pumer").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     job = import_module(module)
     transformers = import_module("transformers")
     transformers.utils.logging.set_verbosity_error()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import cache
 
 TYPE_CHECKING = False  # typing's own takes a while to import, in which Ctrl-C would still be answered by a traceback
 if TYPE_CHECKING:
@@ -16,6 +17,22 @@ _INTERRUPTED = 130
 def is_main_process() -> bool:
     """Whether this process speaks to the user: the first of those that `torchrun` or `accelerate launch` started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@cache
+def is_first_to_report() -> bool:
+    """Whether no other process of the run has asked this before, as it ends: one line is enough for all of them."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from datetime import timedelta
+
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=10)))
+        return int(store.add("pumer reported", 1)) == 1
+    except (RuntimeError, ValueError):  # the process that holds the store is gone, or there is none
+        return True
 
 
 def leave_group() -> None:
@@ -55,5 +72,6 @@ def _end(number: int, frame: FrameType | None) -> None:
     try:
         sys.stdout.flush()
     finally:
-        os.write(2, b"interrupted\n")
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            os.write(2, b"interrupted\n")
         os._exit(_INTERRUPTED)
