@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pumer.compiling.buckets import Buckets as Buckets
     from pumer.compiling.compile import compile as compile
     from pumer.evaluation.predict import Predictor as Predictor
+    from pumer.exporting.export import export as export
+    from pumer.exporting.runtime import ExportedModel as ExportedModel
     from pumer.patching import disabled as disabled
     from pumer.patching import patch as patch
     from pumer.patching import patched as patched
@@ -55,6 +57,8 @@ _MODULES = {
     "checkpoint": ("load", "save"),
     "compiling.compile": ("compile",),
     "evaluation.predict": ("Predictor",),
+    "exporting.export": ("export",),
+    "exporting.runtime": ("ExportedModel",),
     "utils.errors": ("InputError",),
     "patching": ("disabled", "patch", "patched", "reduction", "unpatch"),
     "profiling.planning": ("Plan", "plan"),
