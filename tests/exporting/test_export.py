@@ -1,6 +1,7 @@
 """Exported models answer as the models they were made of, for every head, runtime and batch size."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -31,12 +32,10 @@ CASES = [
 ]
 QUICK = {
     ("vilt", "ViltForQuestionAnswering", "pumer", "openvino"),
-    ("vilt", "ViltForImagesAndTextClassification", "pumer", "torch"),
     ("vilt", "ViltForMaskedLM", "tome", "torch"),
-    ("meter", "MeterForQuestionAnswering", "pumer", "onnx"),
-    ("meter", "MeterForImageAndTextRetrieval", "none", "torch"),
+    ("meter", "MeterForImageAndTextRetrieval", "pumer", "torch"),
 }
-"""One of each runtime, backbone and kind of output; all others take minutes."""
+"""A few; all of them take minutes. ONNX Runtime: test_session.py."""
 
 
 def build(backbone, head, name="pumer"):
@@ -106,7 +105,10 @@ def test_a_model_stays_as_it_is(program):
     assert "| 8 | yes |" in (exported.folder / "README.md").read_text()
 
 
-def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch):
+def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch, program):
+    monkeypatch.setattr(
+        exporting, "write_program", lambda _, __, file, ___: shutil.copy(program[1].folder / file.name, file)
+    )
     row = {"batch": 1, "padded": False, "largest": 2e-4, "logits": 1.0}
     monkeypatch.setattr(exporting, "differences", lambda *rest: [row])
     with pytest.raises(InputError, match=r"0\.0002") as error:

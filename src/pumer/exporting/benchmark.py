@@ -58,5 +58,5 @@ def inputs_of(exported: ExportedModel, words: int, batch: int) -> dict[str, Tens
     """Random inputs of an exported model without padding; the same in every call."""
     random = torch.Generator().manual_seed(0)
     pixels = torch.randn(batch, *exported.record["inputs"]["pixel_values"], generator=random)
-    ids = torch.randint(0, 100, (batch, words), generator=random)
+    ids = torch.randint(0, exported.record["vocabulary"], (batch, words), generator=random)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}

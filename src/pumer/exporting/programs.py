@@ -57,7 +57,7 @@ def write_program(model: nn.Module, inputs: Mapping[str, Tensor], file: Path, to
 
 
 def _write_torch(program: ExportedProgram, inputs: Mapping[str, Tensor], file: Path) -> None:
-    torch.export.save(program, file)
+    torch.export.save(program.run_decompositions({}), file)  # else parts under autocast cannot be read back
 
 
 def _write_onnx(program: ExportedProgram, inputs: Mapping[str, Tensor], file: Path) -> None:

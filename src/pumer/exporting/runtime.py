@@ -48,14 +48,16 @@ class ExportedModel:
         folder: where it lies.
         record: the content of its ``export.json``.
         labels: meaning of the logits' columns.
+        precision: of the arithmetic: "f32", "bf16" or "f16".
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+    def __init__(self, folder: str | Path, threads: int | None = None, precision: str | None = None) -> None:
         """Open a folder.
 
         Args:
             folder: as `pumer.export` wrote it.
             threads: CPU threads of OpenVINO and ONNX Runtime; None for their own choice.
+            precision: of OpenVINO's arithmetic, where the processor has it; None for that of the export.
 
         Raises:
             InputError: for a folder without a program, one of another version, and a runtime that is not installed.
@@ -66,10 +68,11 @@ class ExportedModel:
             seen = f"version {self.record.get('version')!r}, format {self.record.get('format')!r}"
             raise InputError(f"{self.folder / EXPORTED} has {seen}; this pumer reads version {VERSION}: {remedy}")
         self.labels: tuple[str, ...] = tuple(self.record["labels"])
+        self.precision: str = precision or self.record["precision"]
         kind = self.record["format"]
         file = self.folder / PROGRAMS[kind]
         try:
-            self._run = _OPENERS[kind](file, self.record["precision"], threads)
+            self._run = _OPENERS[kind](file, self.precision, threads)
         except ImportError as error:
             raise InputError(f"{file} needs {error.name}, which is not installed; install pumer[export]") from error
         except Exception as error:  # a runtime raises whatever it stumbles over in a broken file

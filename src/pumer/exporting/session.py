@@ -38,7 +38,7 @@ class Program(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the arithmetic."""
-        return {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[self.exported.record["precision"]]
+        return {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[self.exported.precision]
 
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
         """The logits, see `ExportedModel`."""
