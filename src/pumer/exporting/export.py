@@ -21,7 +21,7 @@ from pumer.exporting.runtime import PROGRAMS, VERSION, ExportedModel
 from pumer.generative import is_generative
 from pumer.patching import patch, reduction, unwrapped
 from pumer.profiling.inputs import inputs_for
-from pumer.profiling.named_models import default_image_size, default_text_length
+from pumer.profiling.named_models import PAPER_TEXT_LENGTH
 from pumer.reducers import NoReduction, config_to_dict
 from pumer.settings.export import ExportConfig, Precision, Runtime
 from pumer.tasks.loading import text_length_of
@@ -108,11 +108,12 @@ def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, 
     model = model.eval().to(device="cpu", dtype=torch.float32)
     if reduction(model) is None:
         patch(model, NoReduction())
-    size = config.image_size
-    if size is None:
-        size = default_image_size(config.model, model) if Path(config.model).is_dir() else int(model.config.image_size)
+    reads_any = family.set_image_size is None and processor is not None
+    own = Pixels(processor.image_processor).edge if reads_any else int(model.config.image_size)
+    size = config.image_size or own
     set_image_size(size, model, processor)
-    length = text_length_of(model, config.text_length or default_text_length(config.model, model))
+    usual = min(PAPER_TEXT_LENGTH, int(model.config.max_position_embeddings))
+    length = text_length_of(model, config.text_length or trained.get("text_length") or usual)
     if trained.get("resize", "square") != "square":
         logger.warning("%s was trained on images of any shape; the exported model reads squares", name)
     inputs, file = _inputs(model, family, size, length, 2, padded=True), PROGRAMS[config.to]
