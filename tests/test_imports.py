@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
     {"patching"},
     {"checkpoint", "compiling", "prompts"},
     {"conversion", "generative", "profiling", "tasks"},
+    {"exporting"},
     {"evaluation"},
     {"training", "visualization"},
     {"demo"},

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pumer.compiling.buckets import Buckets as Buckets
     from pumer.compiling.compile import compile as compile
     from pumer.evaluation.predict import Predictor as Predictor
+    from pumer.exporting.export import export as export
+    from pumer.exporting.runtime import ExportedModel as ExportedModel
     from pumer.patching import disabled as disabled
     from pumer.patching import patch as patch
     from pumer.patching import patched as patched
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
     from pumer.profiling.planning import plan as plan
     from pumer.profiling.prompt_planning import PromptPlan as PromptPlan
     from pumer.profiling.prompt_planning import plan_prompt as plan_prompt
+    from pumer.prompts import read_prompts as read_prompts
     from pumer.prompts import shorten as shorten
     from pumer.prompts import shortened as shortened
+    from pumer.prompts import write_prompts as write_prompts
     from pumer.reducers import AttentionReceivedConfig as AttentionReceivedConfig
     from pumer.reducers import CDPrunerConfig as CDPrunerConfig
     from pumer.reducers import ClsPruningConfig as ClsPruningConfig
@@ -67,11 +71,13 @@ _MODULES = {
     "checkpoint": ("load", "save"),
     "compiling.compile": ("compile",),
     "evaluation.predict": ("Predictor",),
+    "exporting.export": ("export",),
+    "exporting.runtime": ("ExportedModel",),
     "utils.errors": ("InputError",),
     "patching": ("disabled", "patch", "patched", "reduction", "unpatch"),
     "profiling.planning": ("Plan", "plan"),
     "profiling.prompt_planning": ("PromptPlan", "plan_prompt"),
-    "prompts": ("shorten", "shortened"),
+    "prompts": ("read_prompts", "shorten", "shortened", "write_prompts"),
     "reducers": (
         "AttentionReceivedConfig",
         "CDPrunerConfig",

@@ -11,6 +11,7 @@ from pumer.settings.convert import ConvertConfig
 from pumer.settings.data import CheckConfig, PrepareConfig, WorldConfig
 from pumer.settings.demo import DemoConfig
 from pumer.settings.evaluate import EvaluateConfig
+from pumer.settings.export import ExportConfig
 from pumer.settings.plan import PlanConfig
 from pumer.settings.predict import PredictConfig
 from pumer.settings.score import ScoreConfig
@@ -18,6 +19,7 @@ from pumer.settings.train import TrainConfig
 from pumer.settings.visualize import VisualizeConfig
 from pumer.utils.commands import SETTING, application, console, group, resolve, run_job, say, with_settings
 from pumer.utils.errors import InputError
+from pumer.utils.places import is_exported
 from pumer.utils.processes import leave_group
 from pumer.utils.shipped import recipe_file
 
@@ -111,7 +113,8 @@ def score(
 def benchmark(model: ModelOrPreset = None, settings: Settings = None, force: Force = False) -> None:
     """Speed and memory of a model beside its unreduced self."""
     model, settings = _model_or_setting(model, settings)
-    run_job("pumer.profiling.benchmark", resolve(BenchmarkConfig, settings, model=model, force=force))
+    config = resolve(BenchmarkConfig, settings, model=model, force=force)
+    run_job("pumer.exporting.benchmark" if is_exported(config.model) else "pumer.profiling.benchmark", config)
 
 
 @app.command(cls=with_settings(VisualizeConfig))
@@ -153,6 +156,24 @@ def convert(
     options: dict[str, Any] = {"answers": answers, "task": task, "image_size": image_size, "force": force}
     config = resolve(ConvertConfig, None, source=source, out=out, **options)
     console().print_json(data=run_job("pumer.conversion.convert", config))
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    to: Annotated[str, typer.Option(help="What runs it: openvino, onnx or torch.")] = "openvino",
+    precision: Annotated[str, typer.Option(help="Of OpenVINO's arithmetic: f32, bf16 or f16.")] = "f32",
+    image_size: Annotated[int | None, _file("Pixels along a side of the images; the model's own by default.")] = None,
+    text_length: Annotated[int | None, _file("Words, special tokens counted; as in training by default.")] = None,
+    force: Force = False,
+) -> None:
+    """Write a model as a program of OpenVINO, ONNX or torch; evaluate, predict and benchmark take it as a model."""
+    options: dict[str, Any] = {"to": to, "precision": precision, "image_size": image_size, "text_length": text_length}
+    config = resolve(ExportConfig, None, model=model, out=out, **options, force=force)
+    record = run_job("pumer.exporting.export", config)
+    worst = max(row["largest"] for row in record["differences"])
+    say(f"{config.out} answers as the model does, but for {worst:.1g} in its logits")
 
 
 @data.command("world", cls=with_settings(WorldConfig))

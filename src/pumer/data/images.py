@@ -197,7 +197,7 @@ class Pixels:
         if square_only and resize == "aspect":
             raise InputError("resize is 'aspect', but this model takes square images only; leave it at 'square'")
         self.edge: int = image_processor.size["height" if square_only else "shortest_edge"]
-        self._square = Image.Resampling.BICUBIC if square_only else Image.Resampling.BILINEAR
+        self.square = Image.Resampling.BICUBIC if square_only else Image.Resampling.BILINEAR
         self.resize = resize
         self.blank = blank
         self._cache_bytes = cache_bytes
@@ -239,7 +239,7 @@ class Pixels:
     def resized(self, image: Image.Image) -> np.ndarray:
         """An RGB image as 8-bit array (3, height, width) in the size the model sees."""
         if self.resize == "square":
-            return _channels_first(image.resize((self.edge, self.edge), self._square))
+            return _channels_first(image.resize((self.edge, self.edge), self.square))
         resample = PILImageResampling(self.image_processor.resample)
         patch, longest = self.image_processor.size_divisor, int(self.edge * _LONGER)
         if min(image.size) * longest < max(image.size) * patch:  # so narrow that the processor would leave nothing

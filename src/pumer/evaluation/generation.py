@@ -10,6 +10,7 @@ from transformers import LogitsProcessorList
 
 from pumer.checkpoint import reading
 from pumer.data.images import read_image
+from pumer.exporting.session import ExportedSession
 from pumer.generative import answers, is_generative, load_generative, prompts
 from pumer.patching import patch
 from pumer.patching import reduction as reduction_in
@@ -21,6 +22,7 @@ from pumer.tasks.loading import Item
 from pumer.tasks.metrics import normalise
 from pumer.tasks.session import Session, TaskModel, warn_of_random_weights, with_rule
 from pumer.utils.errors import InputError
+from pumer.utils.places import is_exported
 from pumer.utils.shipped import name_of
 from pumer.utils.tensors import numbers
 
@@ -50,8 +52,11 @@ def open_session(
     """A model that was trained for a task, or one that generates, ready to answer.
 
     Settings are those of `GenerativeSession.open` and, as ``reads``, the other ones of `Session.open`; those of a
-    model of the other kind are refused.
+    model of the other kind are refused. An exported model takes those that do not change its program.
     """
+    if is_exported(name):
+        fixed: dict[str, Any] = {"prompt": prompt, "max_new_tokens": max_new_tokens, "reduction": reduction}
+        return ExportedSession.load(name, task, root=root, rule=rule, max_pixels=max_pixels, **fixed, **reads)
     generative = is_generative(name)
     prompted: dict[str, Any] = {"prompt": prompt, "max_new_tokens": max_new_tokens, "max_pixels": max_pixels}
     others = reads if generative else prompted

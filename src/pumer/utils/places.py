@@ -10,6 +10,8 @@ from pumer.utils.errors import InputError
 
 PREPARED = "prepared.json"
 """The record in a folder that `pumer data prepare` wrote."""
+EXPORTED = "export.json"
+"""The record in a folder that `pumer export` wrote."""
 
 
 class _WithPlaces(Protocol):
@@ -61,6 +63,21 @@ def check_new_folder(folder: Path, name: Path | None = None) -> None:
     except OSError as error:
         reason = f"{there} is not writable ({error.strerror})"
         raise InputError(f"{name or folder} cannot be written because {reason}; give another name") from error
+
+
+def is_exported(model: str | Path) -> bool:
+    """Whether a model's name is that of a folder that `pumer export` wrote."""
+    return (Path(model) / EXPORTED).is_file()
+
+
+def check_export(folder: Path, force: bool = False) -> None:
+    """Refuse to replace a folder by an exported model, unless it is empty or, with `force`, holds one."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not is_exported(folder):
+        raise InputError(f"{folder} holds other files, and would be replaced; give a new folder")
+    if not force:
+        raise InputError(f"{folder} holds an exported model already; give another folder, or --force to replace it")
 
 
 def room_for(needed: int, folder: Path, name: str, remedy: str) -> None:

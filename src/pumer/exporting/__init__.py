@@ -1,0 +1,1 @@
+"""Models as programs of other runtimes: exporting, running and measuring them."""

@@ -1,0 +1,54 @@
+"""The card of an exported model."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def card(record: Mapping[str, Any]) -> str:
+    """``README.md`` of an exported model, from its ``export.json``."""
+    made = record["provenance"]
+    rows = [
+        f"| {row['batch']} | {'yes' if row['padded'] else 'no'} | {row['largest']:.1e} | {row['logits']:.2f} |"
+        for row in record["differences"]
+    ]
+    inputs = [f"| `{name}` | (batch, {', '.join(map(str, shape))}) |" for name, shape in record["inputs"].items()]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    reduction = json.dumps(record["reduction"], ensure_ascii=False)
+    return "\n".join(
+        [
+            "---",
+            "library_name: pumer",
+            "tags: [pumer, token-pruning, token-merging]",
+            "---",
+            "",
+            f"# {record['architecture']} for {record['format']}, {record['precision']}",
+            "",
+            f"Exported from `{record['source']}` by `{made['command']}` on {made['date']} ({versions}).",
+            "",
+            f"Reduction: `{reduction}`",
+            "",
+            "```python",
+            "import pumer",
+            'model = pumer.ExportedModel("THIS_FOLDER")',
+            'print(model.answers(["cat.jpg"], ["what is it?"]))',
+            "```",
+            "",
+            "## Inputs",
+            "",
+            "A batch has any size; shorter texts and smaller images are padded.",
+            "",
+            "| input | shape |",
+            "|---|---|",
+            *inputs,
+            "",
+            "## Differences",
+            "",
+            "Of the logits, from those of the model in PyTorch in float32, on random inputs:",
+            "",
+            "| batch | padded | largest difference | largest logit |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )

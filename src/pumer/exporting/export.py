@@ -1,0 +1,226 @@
+"""`pumer export`: a model as a folder that OpenVINO, ONNX Runtime or torch runs, checked against the model itself."""
+
+import copy
+import hashlib
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pumer.backbones import DECODERS, Backbone, backbone_of
+from pumer.backbones.image_size import set_image_size
+from pumer.checkpoint import has_processor, load, load_processor, trained_with, write_reduction
+from pumer.data.images import Pixels
+from pumer.exporting.card import card
+from pumer.exporting.programs import write_program
+from pumer.exporting.runtime import PROGRAMS, VERSION, ExportedModel
+from pumer.generative import is_generative
+from pumer.patching import patch, reduction, unwrapped
+from pumer.profiling.inputs import inputs_for
+from pumer.profiling.named_models import PAPER_TEXT_LENGTH
+from pumer.reducers import NoReduction, config_to_dict
+from pumer.settings.export import ExportConfig, Precision, Runtime
+from pumer.tasks.loading import text_length_of
+from pumer.tasks.session import labels_of
+from pumer.utils.errors import InputError
+from pumer.utils.files import replacing, write_json, write_text
+from pumer.utils.locks import exclusive, only_one
+from pumer.utils.places import EXPORTED, check_export
+from pumer.utils.provenance import collect
+from pumer.utils.shipped import name_of
+
+logger = logging.getLogger(__name__)
+
+CLOSE = 1e-4
+"""How much the logits of a float32 program may differ from the model's."""
+BATCHES = (1, 3, 8)
+"""Sizes of the batches that a program is checked with."""
+
+_PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+
+
+def export(
+    model: PreTrainedModel | str | Path,
+    out: str | Path,
+    to: Runtime = "openvino",
+    precision: Precision = "f32",
+    *,
+    image_size: int | None = None,
+    text_length: int | None = None,
+    processor: Any = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write a model as a program that takes batches of any size, of one image size and word count.
+
+    The folder holds the program, the processor, ``config.json``, ``reduction.json``, and a card: ``README.md`` and
+    ``export.json``, with how much its logits differ from the model's on random inputs. `pumer evaluate`, `predict` and
+    `benchmark` take it in the place of a model, and so does `pumer.ExportedModel`, without torch.
+
+    Args:
+        model: A model with a head, patched or not, or the name of one, as for `pumer.load`.
+        out: Folder to write; as a whole or not at all.
+        to: What is to run the program.
+        precision: Of OpenVINO's arithmetic, where the processor has it; weights are stored as float32.
+        image_size: Pixels along a side; None for the model's own.
+        text_length: Words, special tokens counted; None for as many as it was trained with, else 32.
+        processor: The model's, where ``model`` is no name; without one, only `ExportedModel.__call__` works.
+        force: Whether to replace an exported model that is in ``out``.
+
+    Returns:
+        The content of ``export.json``.
+
+    Raises:
+        InputError: If the model generates or has no head, if a library is missing, and if the logits of a float32
+            program differ by more than `CLOSE`.
+
+    Example:
+        >>> pumer.export("out/vqav2-pumer", "out/vqav2-openvino")["differences"]  # doctest: +SKIP
+    """
+    settings: dict[str, Any] = {"to": to, "precision": precision, "image_size": image_size}
+    settings |= {"text_length": text_length, "force": force}
+    named = isinstance(model, str | Path)
+    config = ExportConfig(model=str(model) if named else type(model).__name__, out=Path(out), **settings)
+    if isinstance(model, str | Path):
+        return run(config)
+    check_export(config.out, force)
+    with only_one(config.out):
+        return _write(config, copy.deepcopy(unwrapped(model)), processor, {})
+
+
+@exclusive
+def run(config: ExportConfig) -> dict[str, Any]:
+    """Export a model by its name; see `export`."""
+    if is_generative(config.model):
+        raise InputError(f"{name_of(config.model)} {_GENERATES}")
+    processor = load_processor(config.model) if has_processor(config.model) else None
+    return _write(config, load(config.model), processor, trained_with(config.model))
+
+
+_GENERATES = "generates, and an exported model has no cache of keys and values yet; give a model with a head"
+
+
+def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, Any]) -> dict[str, Any]:
+    name, family = name_of(config.model), _family(model)
+    model = model.eval().to(device="cpu", dtype=torch.float32)
+    if reduction(model) is None:
+        patch(model, NoReduction())
+    reads_any = family.set_image_size is None and processor is not None
+    own = Pixels(processor.image_processor).edge if reads_any else int(model.config.image_size)
+    size = config.image_size or own
+    set_image_size(size, model, processor)
+    usual = min(PAPER_TEXT_LENGTH, int(model.config.max_position_embeddings))
+    length = text_length_of(model, config.text_length or trained.get("text_length") or usual)
+    if trained.get("resize", "square") != "square":
+        logger.warning("%s was trained on images of any shape; the exported model reads squares", name)
+    inputs, file = _inputs(model, family, size, length, 2, padded=True), PROGRAMS[config.to]
+    record: dict[str, Any] = {
+        "version": VERSION,
+        "format": config.to,
+        "precision": config.precision,
+        "source": name,
+        "architecture": type(model).__name__,
+        "reduction": config_to_dict(reduction(model) or NoReduction()),
+        "inputs": {each: list(x.shape[1:]) for each, x in inputs.items()},
+        "image_size": size,
+        "images": model.config.num_images if family.reads_pairs(model) else 1,
+        "text_length": length,
+        "vocabulary": model.get_input_embeddings().num_embeddings,
+        "labels": list(labels_of(model)),
+        "task": trained.get("task"),
+        "root": trained.get("data", {}).get("root"),
+        "pixels": None if processor is None else _about_pixels(processor.image_processor),
+        "padding": None if processor is None else _padding(processor.tokenizer),
+    }
+    with replacing(config.out, whole=True) as folder:
+        write_program(model, inputs, folder / file, config.to)
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+        write_reduction(model, folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        weights = (folder / file).with_suffix(".bin") if config.to == "openvino" else folder / file
+        record["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+        write_json(folder / EXPORTED, record)
+        record["differences"] = differences(model, family, ExportedModel(folder), size, length)
+        worst = max(row["largest"] for row in record["differences"])
+        if config.precision == "f32" and not worst <= CLOSE:
+            raise InputError(
+                f"the logits of the exported {name} differ from the model's by up to {worst:.2g}, which is more than "
+                f"{CLOSE:g}; nothing was written: give another format with --to"
+            )
+        record["provenance"] = collect(config, config.precision)
+        record["provenance"]["versions"] |= {name: version(name) for name in _PACKAGES[config.to]}
+        write_json(folder / EXPORTED, record)
+        write_text(folder / "README.md", card(record))
+    return record
+
+
+def _family(model: Any) -> Backbone:
+    """The family of a model with a head; refuses others."""
+    family, kind = backbone_of(model), type(model).__name__
+    if getattr(getattr(model, "config", None), "model_type", "") in DECODERS:
+        raise InputError(f"{kind} {_GENERATES}")
+    heads = () if family is None else (*family.heads.values(), *family.word_heads)
+    if family is None or not isinstance(model, heads):
+        raise InputError(f"{kind} has no head whose logits could be exported; give a model of ViLT or METER with one")
+    return family
+
+
+def _inputs(model: Any, family: Backbone, size: int, length: int, batch: int, padded: bool) -> dict[str, Tensor]:
+    """Random inputs; if `padded`, each text but the first is shorter, and each image where it may be."""
+    inputs = inputs_for(model, size, length, batch)
+    random, patch_size = torch.Generator().manual_seed(batch), model.config.patch_size
+    if family.pixel_mask:
+        pixels = inputs["pixel_values"]
+        inputs["pixel_mask"] = torch.ones(*pixels.shape[:-3], *pixels.shape[-2:], dtype=torch.int64)
+    for row in range(1, batch) if padded else ():
+        words = int(torch.randint(2, length + 1, (), generator=random))
+        inputs["attention_mask"][row, words:] = 0
+        if family.pixel_mask:
+            height, width = torch.randint(1, size // patch_size + 1, (2,), generator=random).mul(patch_size).tolist()
+            inputs["pixel_mask"][row, ..., height:, :] = 0
+            inputs["pixel_mask"][row, ..., width:] = 0
+    if padded and batch == 1:
+        inputs["attention_mask"][0, max(2, length // 2) :] = 0
+        if family.pixel_mask and size > patch_size:
+            inputs["pixel_mask"][..., patch_size * (size // patch_size // 2) :] = 0
+    return inputs
+
+
+def differences(model: Any, family: Backbone, exported: ExportedModel, size: int, length: int) -> list[dict[str, Any]]:
+    """How much the logits of an exported model differ on random inputs, by batch size, with padding and without.
+
+    Returns:
+        Rows of ``batch``, ``padded``, ``largest`` (absolute difference) and ``logits`` (largest absolute logit). In the
+        rows of words, those of padding are left out.
+    """
+    rows: list[dict[str, Any]] = []
+    for batch in BATCHES:
+        for padded in (False, True):
+            inputs = _inputs(model, family, size, length, batch, padded)
+            with torch.inference_mode():
+                own = model(**inputs).logits
+            real = inputs["attention_mask"] > 0 if own.ndim == 3 else torch.ones(batch, dtype=torch.bool)
+            other = torch.from_numpy(exported(**inputs).logits)
+            largest, logits = float((other - own)[real].abs().max()), float(own[real].abs().max())
+            rows.append({"batch": batch, "padded": padded, "largest": largest, "logits": logits})
+    return rows
+
+
+def _about_pixels(image_processor: Any) -> dict[str, Any]:
+    """How an image becomes numbers."""
+    return {
+        "resample": int(Pixels(image_processor).square),
+        "scale": image_processor.rescale_factor,
+        "mean": list(image_processor.image_mean),
+        "std": list(image_processor.image_std),
+    }
+
+
+def _padding(tokenizer: Any) -> tuple[int, str]:
+    """Number and text of the token that pads texts."""
+    return tokenizer.pad_token_id, tokenizer.pad_token

@@ -1,0 +1,119 @@
+"""A patched model as a program: of torch.export, OpenVINO or ONNX, for one image size and word count, any batch."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.decomp_utils import CustomDecompTable
+
+from pumer.settings.common import LARGEST_BATCH
+from pumer.utils.errors import InputError
+
+aten = torch.ops.aten
+
+
+class _Logits(nn.Module):
+    """A model whose inputs have an order and whose output is its logits."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
+        return logits
+
+
+def write_program(model: nn.Module, inputs: Mapping[str, Tensor], file: Path, to: str) -> None:
+    """Write a model as a program.
+
+    Args:
+        model: Patched, in eval mode and on the CPU.
+        inputs: A batch of at least two examples, by name; all sizes but the batch's stay as they are here.
+        file: See `pumer.exporting.runtime.PROGRAMS`.
+        to: "openvino", "onnx" or "torch".
+
+    Raises:
+        InputError: If the library that writes such programs is not installed.
+    """
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(
+            _Logits(model, tuple(inputs)).eval(),
+            tuple(inputs.values()),
+            dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+        )
+        try:
+            _WRITERS[to](program, inputs, file)
+        except ImportError as error:
+            raise InputError(f"--to {to} needs {error.name}, which is not installed; install pumer[export]") from error
+
+
+def _write_torch(program: ExportedProgram, inputs: Mapping[str, Tensor], file: Path) -> None:
+    torch.export.save(program.run_decompositions({}), file)  # else parts under autocast cannot be read back
+
+
+def _write_onnx(program: ExportedProgram, inputs: Mapping[str, Tensor], file: Path) -> None:
+    import_module("onnxscript")
+    written = torch.onnx.export(program, verbose=False)
+    if written is not None:
+        written.save(str(file))
+
+
+def _write_openvino(program: ExportedProgram, inputs: Mapping[str, Tensor], file: Path) -> None:
+    openvino, decoders = import_module("openvino"), import_module("openvino.frontend.pytorch.fx_decoder")
+    decompositions = import_module("openvino.frontend.pytorch.torchdynamo.export_decompositions")
+    table = CustomDecompTable()
+    table.update(_FOR_OPENVINO)
+    for operator in decompositions.ops_to_not_decompose():
+        table.pop(operator, None)
+    decoder = decoders.TorchFXPythonDecoder(program.run_decompositions(table).module())
+    model = openvino.convert_model(decoder)
+    shapes = [openvino.PartialShape([-1, *x.shape[1:]]) for x in inputs.values()]
+    model.reshape(dict(zip(range(len(shapes)), shapes, strict=True)))
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+_WRITERS: dict[str, Any] = {"openvino": _write_openvino, "onnx": _write_onnx, "torch": _write_torch}
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    return torch.div(x, 2**bits, rounding_mode="floor")
+
+
+def _exclusive_or(x: Tensor, value: int) -> Tensor:
+    return torch.ne(x, value) if x.dtype == torch.bool else torch.bitwise_xor(x, torch.full_like(x, value))
+
+
+def _zeros(x: Tensor, **settings: Any) -> Tensor:
+    return torch.zeros_like(x)
+
+
+_FOR_OPENVINO: dict[Any, Any] = {
+    aten.__rshift__.Scalar: _shifted,
+    aten.__xor__.Scalar: _exclusive_or,
+    aten.bitwise_xor.Scalar: _exclusive_or,
+    aten.empty_like.default: _zeros,
+}
+"""Operators that OpenVINO's front end has no rule for, by others."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' warnings, which are about their own code."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,45 @@
+"""Settings of `pumer export`."""
+
+from typing import Literal
+
+from pumer.settings.common import ImageSize, Job, Model, NewFolder, TextLength
+from pumer.utils.config import config
+from pumer.utils.errors import InputError
+from pumer.utils.limits import check_checkpoint
+from pumer.utils.places import check_export
+
+Runtime = Literal["openvino", "onnx", "torch"]
+Precision = Literal["f32", "bf16", "f16"]
+
+
+@config
+class ExportConfig(Job):
+    """Settings of `pumer export`.
+
+    Attributes:
+        model: Folder, hub name, or small:vilt or small:meter, which ship with the package.
+        out: Folder to write.
+        to: What is to run the program.
+        precision: Of OpenVINO's arithmetic, where the processor has it; weights are stored as float32.
+        image_size: Pixels along a side of the images, a multiple of the patch size; None for the model's own.
+        text_length: Words, special tokens counted; None for as many as the model was trained with, else 32.
+        force: Whether to replace an exported model that is in ``out`` already.
+    """
+
+    model: Model
+    out: NewFolder
+    to: Runtime = "openvino"
+    precision: Precision = "f32"
+    image_size: ImageSize | None = None
+    text_length: TextLength | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision != "f32" and self.to != "openvino":
+            raise InputError(f"precision {self.precision} is for openvino, not for {self.to}; give f32")
+
+    def check_places(self) -> None:
+        """Refuse a model that is missing and a folder that is not writable, or holds something else."""
+        check_checkpoint(self.model, self.image_size)
+        super().check_places()
+        check_export(self.out, self.force)

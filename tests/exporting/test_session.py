@@ -1,0 +1,137 @@
+"""Commands on exported folders, and the runtime without torch."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import pumer
+from pumer.cli import app
+from pumer.exporting.session import ExportedSession
+from pumer.tasks import Example
+from pumer.tasks.base import model_inputs
+from pumer.tasks.session import Session
+from pumer.utils.errors import InputError
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_vilt, tmp_path_factory):
+    """The tiny ViLT as an ONNX program."""
+    pytest.importorskip("onnxruntime")
+    out = tmp_path_factory.mktemp("exported") / "out"
+    assert "1e" in invoke("export", tiny_vilt, out, "--to", "onnx") or out.is_dir()
+    return out
+
+
+@pytest.fixture
+def images(tmp_path):
+    random = np.random.default_rng(0)
+    files = [tmp_path / "wide.png", tmp_path / "high.png"]
+    for file, size in zip(files, ((30, 50, 3), (70, 40, 3)), strict=True):
+        Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)).save(file)
+    return files
+
+
+QUESTIONS = ["what colour is this?", "is it blue"]
+
+
+def test_evaluates_as_the_model(exported, tiny_vilt, tiny_vqa, tmp_path):
+    rows = []
+    for name, model in (("model", tiny_vilt), ("exported", exported)):
+        per_example, result = tmp_path / f"{name}.json", tmp_path / f"{name}-result.json"
+        invoke("evaluate", model, f"data.root={tiny_vqa}", f"output={result}", f"per_example={per_example}")
+        rows.append((json.loads(result.read_text())["accuracy"], json.loads(per_example.read_text())["examples"]))
+    assert rows[0] == rows[1]
+
+
+def test_predicts_as_the_model(exported, tiny_vilt, images, tmp_path):
+    questions, answers = tmp_path / "questions.csv", []
+    with questions.open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "question"], *zip(map(str, images), QUESTIONS, strict=True)])
+    for name, model in (("model.csv", tiny_vilt), ("exported.csv", exported)):
+        invoke("predict", model, "--questions", questions, "--out", tmp_path / name)
+        answers.append((tmp_path / name).read_text())
+    assert answers[0] == answers[1]
+
+
+def test_benchmarks(exported, tmp_path):
+    output = tmp_path / "speed.json"
+    invoke("benchmark", exported, "pairs=2", "batch_sizes=[1,2]", f"output={output}")
+    points = json.loads(output.read_text())["speed"]["points"]
+    assert [point["batch"] for point in points] == [1, 2]
+    with pytest.raises(InputError, match="compile"):
+        from pumer.exporting.benchmark import run
+        from pumer.settings.benchmark import BenchmarkConfig
+
+        run(BenchmarkConfig(model=str(exported), compile=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"image_size": 64}, "image_size=64"),
+        ({"resize": "aspect"}, "resize=aspect"),
+        ({"reduction": "pumer"}, "reduction=pumer"),
+        ({"text_length": 13}, "12"),
+        ({"task": "nlvr2"}, "nlvr2"),
+    ],
+)
+def test_what_the_program_cannot_change_is_refused(exported, settings, named):
+    with pytest.raises(InputError, match=named):
+        ExportedSession.load(exported, **settings)
+
+
+def test_its_hash_stands_for_the_weights(exported):
+    session = ExportedSession.load(exported)
+    assert list(session.model.state_dict()) == ["digest"]
+    assert session.reduction["method"] == "none"
+
+
+def test_reads_images_and_texts_as_a_session_does(exported, tiny_vilt, images):
+    session, model = Session.open(tiny_vilt), pumer.ExportedModel(exported)
+    expected = model_inputs(
+        [Example(i, (f,), q) for i, (f, q) in enumerate(zip(images, QUESTIONS, strict=True))], session.inputs
+    )
+    given = model.inputs(images, QUESTIONS)
+    T = expected["input_ids"].shape[1]
+    assert (given["input_ids"][:, :T] == expected["input_ids"].numpy()).all()
+    assert (given["attention_mask"][:, :T] == expected["attention_mask"].numpy()).all()
+    torch.testing.assert_close(torch.from_numpy(given["pixel_values"]), expected["pixel_values"], atol=1e-6, rtol=0)
+    assert model.answers(images, QUESTIONS) == pumer.Predictor(tiny_vilt).answers(
+        [Example(0, (images[0],), QUESTIONS[0]), Example(1, (images[1],), QUESTIONS[1])]
+    )
+
+
+def test_runs_without_torch(exported, images):
+    code = f"""
+import sys
+import pumer
+model = pumer.ExportedModel({str(exported)!r})
+print(model.answers([{str(images[0])!r}], ["is it blue"])[0])
+assert not {{"torch", "transformers"}} & sys.modules.keys()
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert [answer] == pumer.ExportedModel(exported).answers([images[0]], ["is it blue"])
+
+
+def test_a_broken_folder_ends_in_one_line(exported, tmp_path):
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "program.onnx").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"program\.onnx"):
+        pumer.ExportedModel(tmp_path)
+    (tmp_path / "export.json").write_text('{"version": 2}')
+    with pytest.raises(InputError, match="version 2"):
+        pumer.ExportedModel(tmp_path)
