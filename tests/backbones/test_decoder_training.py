@@ -1,14 +1,17 @@
 """Training with a reduction inside the decoder: losses, gradients, checkpoints, adapters, transformers' Trainer."""
 
+import dataclasses
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny.decoder_examples import DECODER_EXAMPLES
-from tiny.decoders import DECODERS, IMAGE, PAD
+from tiny.decoders import DECODERS, IMAGE, PAD, Sample, text
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
 import pumer
+from pumer.reducers import METHODS
 
 PUMER, *_ = DECODER_EXAMPLES["pumer"]
 kinds = pytest.mark.parametrize("family", ["llava", "qwen3_vl", "smolvlm"])
@@ -113,3 +116,51 @@ def test_the_trainer_of_transformers(family, tmp_path):
     again = type(pumer.unpatch(model)).from_pretrained(tmp_path / "checkpoint-2")
     for name, weight in again.state_dict().items():
         assert torch.equal(weight, model.state_dict()[name])
+
+
+ASKING = ("pumer", "fastv", "pyramiddrop", "sparsevlm", "dart", "attention-received", "interaction", "illava")
+
+
+@pytest.mark.parametrize("before", [None, "cdpruner", "simignore"])
+@pytest.mark.parametrize("method", ASKING)
+@torch.no_grad()
+def test_an_answer_that_is_given_for_training_does_not_ask(method, before):
+    """The first token that is said has the same logits whatever is said: those of the prompt alone."""
+    if before is not None and method != "fastv":
+        pytest.skip("one method inside is enough")
+    tiny = DECODERS["llava"]
+    config, *_ = DECODER_EXAMPLES[method]
+    if before is not None:
+        config = dataclasses.replace(config, before=METHODS[before](prune_ratio=0.5))
+    model = pumer.patch(tiny.model().double(), config)
+    prompt, found = tiny.sample(1, after=8), []
+    alone = model(**tiny.batch([prompt], padding="right")).logits[0, -1]
+    for seed in range(3):
+        answer = text(6, seed)
+        inputs = tiny.batch([Sample([*prompt.ids, *answer], prompt.images)], padding="right")
+        inputs["labels"] = inputs["input_ids"].clone()
+        inputs["labels"][:, : len(prompt.ids)] = -100
+        found.append(model(**inputs).logits[0, len(prompt.ids) - 1])
+    for logits in found:
+        torch.testing.assert_close(logits, alone, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["pumer", "illava", "sparsevlm", "pooling", "interaction"])
+@torch.no_grad()
+def test_autocast_decides_as_full_precision_does(method):
+    tiny = DECODERS["llava"]
+    config, *_ = DECODER_EXAMPLES[method]
+    model = pumer.patch(tiny.model(), config)
+    inputs = tiny.batch([tiny.sample(1), tiny.sample(2, before=9)], padding="right", dtype=torch.float32)
+    seen = []
+    state = model.model.pumer_reduction
+    decide = type(state).decide
+
+    def watched(reducer, cues):
+        seen.append((torch.is_autocast_enabled("cpu"), decide(state, reducer, cues)))
+        return seen[-1][1]
+
+    state.decide = watched
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**inputs)
+    assert seen and not any(on for on, _ in seen)

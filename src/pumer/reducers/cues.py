@@ -56,6 +56,14 @@ class Cues:
         return self.tokens.blocks[:, : self.tokens.slots[0]]
 
     @property
+    def words(self) -> Tensor:
+        """``(B, T)`` bool, the text tokens that may ask, compact."""
+        mask, segments = self.text_mask, self.tokens.segments
+        if self.silent is None or segments is None:
+            return mask
+        return mask & ~self.silent.gather(1, segments.index[:, : mask.shape[1]])
+
+    @property
     def image_mask(self) -> Tensor:
         """``(B, V)`` bool, real image tokens, compact."""
         return self.tokens.blocks[:, self.tokens.slots[0] :]
@@ -95,11 +103,9 @@ class Cues:
         Returns:
             ``(B, H, R, V)``, with R at most `ASKING` in a decoder, and ``(B, R)`` bool, which rows there are.
         """
-        mask, segments = self.text_mask, self.tokens.segments
+        mask, segments = self.words, self.tokens.segments
         if not self.causal or segments is None:
             return self.text_rows(), mask
-        if self.silent is not None:
-            mask = mask & ~self.silent.gather(1, segments.index[:, : mask.shape[1]])
         rows = min(ASKING, mask.shape[1])
         rank = mask.sum(dim=1, keepdim=True) - rows + torch.arange(rows, device=mask.device)
         at = segments.index[:, : mask.shape[1]].gather(1, rank.clamp(min=0))

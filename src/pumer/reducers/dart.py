@@ -42,7 +42,7 @@ class DARTConfig(ScoringConfig):
         assert segments is not None  # for the type checker: in a decoder text and image interleave
         (T, _), at = cues.tokens.slots, segments.index
         images = (cues.tokens.mask & (segments.segment > 0)).cumsum(dim=1)
-        asks = cues.text_mask & (images.gather(1, at[:, :T]) > 0)
+        asks = cues.words & (images.gather(1, at[:, :T]) > 0)
         image, image_there = _longest(cues.image_key, mask)
         text, text_there = _longest(cues.text_key, asks)
         slots = torch.cat([at[:, T:].gather(1, image), at[:, :T].gather(1, text)], dim=1)

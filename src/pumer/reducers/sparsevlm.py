@@ -96,7 +96,7 @@ def raters(cues: Cues, asking: Tensor) -> Tensor:
     """
     segments, states, mask = cues.tokens.segments, cues.tokens.states, cues.image_mask
     assert segments is not None  # for the type checker: in a decoder text and image interleave
-    words = cues.text_mask
+    words = cues.words
     first = words.sum(dim=1, keepdim=True) - asking.sum(dim=1, keepdim=True)
     rank = (first + asking.cumsum(dim=1) - 1).clamp(min=0)
     at = segments.index[:, : words.shape[1]].gather(1, rank)

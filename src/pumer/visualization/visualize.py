@@ -146,7 +146,10 @@ def ask_generative(model: Any, processor: Any, images: Sequence[ImageLike], ques
     with tracing.trace(model) as recorded:
         answer = generated(model, processor, inputs)
     if not recorded.forwards:
-        raise InputError("the reduction does nothing in the model's decoder; give one with steps of stack decoder")
+        raise InputError(
+            "the reduction changes nothing before or in the model's decoder; give a method that prunes a prompt, or "
+            "steps of stack decoder"
+        )
     with patching.disabled(model):
         whole = generated(model, processor, inputs)
     answers = f"{answer}\nwithout reduction: {whole}"
@@ -209,19 +212,32 @@ def _pruned_panel(image: Image.Image, view: View, fate: Fate, cell: int) -> Imag
     pruning = [rank for rank, place in enumerate(fate.places) if counts[rank] or not place.startswith("vision")]
     colours = {place: drawing.layer_colour(rank, len(pruning)) for rank, place in enumerate(pruning)}
     legend = [(colour, f"{fate.places[place]}: {counts[place]}") for place, colour in colours.items()]
-    shown = image.copy()
+    shown, absent = image.copy(), _absent(view, fate)
+    if absent:
+        legend.insert(0, (PRUNED, f"before the decoder: {len(absent)}"))
     for patch, place in enumerate(pruned_at):
-        if place >= 0:
-            drawing.tint(shown, drawing.patch_box(patch, view.cols, cell), colours[place], 0.75)
-    return drawing.panel(shown, f"pruned: {counts.total()} of {view.rows * view.cols} {fate.unit}", legend)
+        if place >= 0 or patch in absent:
+            colour, share = (colours[place], 0.75) if place >= 0 else (PRUNED, 0.9)
+            drawing.tint(shown, drawing.patch_box(patch, view.cols, cell), colour, share)
+    gone = counts.total() + len(absent)
+    return drawing.panel(shown, f"pruned: {gone} of {view.rows * view.cols} {fate.unit}", legend)
+
+
+def _absent(view: View, fate: Fate) -> set[int]:
+    """The cells of an image in a prompt whose tokens were gone before the decoder."""
+    in_prompt = fate.unit == "tokens"
+    return {patch for patch, token in enumerate(view.tokens) if token is None} if in_prompt else set()
 
 
 def _merged_panel(image: Image.Image, view: View, fate: Fate, cell: int) -> Image.Image:
     groups, shown = defaultdict(set), image.copy()
+    absent = _absent(view, fate)
     for patch, token in enumerate(view.tokens):
         if token in fate.image_groups:
             groups[fate.image_groups[token]].add(patch)
-        elif token is not None and fate.pruned_at[token] >= 0:  # pale, so that what is left stands out
+        elif patch in absent or (
+            token is not None and fate.pruned_at[token] >= 0
+        ):  # pale, so that what is left stands out
             drawing.tint(shown, drawing.patch_box(patch, view.cols, cell), PRUNED, 0.9)
     for rank, patches in groups.items():
         colour = drawing.group_colour(rank)
