@@ -20,7 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import pumer
 from pumer import PuMerConfig, Step
 from pumer.backbones import DECODERS as FAMILIES
-from pumer.backbones import decoder
+from pumer.backbones import prefixes
+from pumer.backbones import prompt as module
 
 PRUNE = PuMerConfig(schedule=(Step(stack="decoder", layer=1, prune_ratio=0.6),))
 MERGE = PuMerConfig(schedule=(Step(stack="decoder", layer=0, merge_ratio=0.4),))
@@ -349,61 +350,61 @@ def test_the_loop_without_reductions_is_the_stock_model():
 
 
 def _padding_is_seen_later(patch):
-    columns = decoder.Prefix.columns
-    patch(decoder.Prefix, "columns", lambda self, *args: columns(replace(self, mask=None), *args))
+    columns = prefixes.Prefix.columns
+    patch(prefixes.Prefix, "columns", lambda self, *args: columns(replace(self, mask=None), *args))
 
 
 def _free_slots_are_seen(patch):
-    prompt_mask = decoder.Prompt._prompt_mask
+    prompt_mask = module.Prompt._prompt_mask
 
     def all_real(self, stretch, *args):
         stretch.mask = None
         return prompt_mask(self, stretch, *args)
 
-    patch(decoder.Prompt, "_prompt_mask", all_real)
+    patch(module.Prompt, "_prompt_mask", all_real)
 
 
 def _positions_are_those_of_the_last_tokens(patch):
-    patch(decoder, "_picked", lambda rope, index: rope[..., -index.shape[1] :, :])
+    patch(module, "_picked", lambda rope, index: rope[..., -index.shape[1] :, :])
 
 
 def _positions_are_compacted(patch):
-    patch(decoder, "_picked", lambda rope, index: rope[..., : index.shape[1], :])
+    patch(module, "_picked", lambda rope, index: rope[..., : index.shape[1], :])
 
 
 def _later_columns_are_shifted(patch):
-    extended = decoder.Prompt._extended
+    extended = module.Prompt._extended
 
     def shifted(*args):
         prefix = extended(*args)
         return replace(prefix, shift=prefix.shift - 1)
 
-    patch(decoder.Prompt, "_extended", shifted)
-    patch(decoder, "_drop_stale", lambda cache: None)  # which would find it
+    patch(module.Prompt, "_extended", shifted)
+    patch(module, "drop_stale", lambda cache: None)  # which would find it
 
 
 def _earlier_padding_is_forgotten(patch):
-    extended = decoder.Prompt._extended
+    extended = module.Prompt._extended
     patch(
-        decoder.Prompt,
+        module.Prompt,
         "_extended",
         lambda self, before, *args: extended(self, before and replace(before, mask=None), *args),
     )
 
 
 def _keys_are_those_of_the_oldest_tokens(patch):
-    patch(decoder, "_newest", lambda key, length, layer, cache: key[:, :, :length])
+    patch(module, "newest_keys", lambda key, length, layer, cache: key[:, :, :length])
 
 
 def _padding_is_looked_up_in_the_first_prompt(patch):
-    begin = decoder.Prompt._begin
+    begin = module.Prompt._begin
 
     def began(self, *args):
         past, self._past = self._past, 0
         begin(self, *args)
         self._past = past
 
-    patch(decoder.Prompt, "_begin", began)
+    patch(module.Prompt, "_begin", began)
 
 
 def _features_are_not_averaged(patch):
@@ -412,18 +413,18 @@ def _features_are_not_averaged(patch):
             dense = self._decisions[before][1].select(dense) if before <= layer else dense
         return dense
 
-    patch(decoder.Prompt, "carried", picked)
+    patch(module.Prompt, "carried", picked)
 
 
 def _features_are_those_of_the_first_tokens(patch):
-    patch(decoder.Prompt, "carried", lambda self, dense, _: dense[:, : self._stretches[-1].tokens.size.shape[1]])
+    patch(module.Prompt, "carried", lambda self, dense, _: dense[:, : self._stretches[-1].tokens.size.shape[1]])
 
 
 def _output_is_not_put_back(patch):
     def cut(self, states, layer):
         return states[:, torch.arange(self._length).clamp(max=states.shape[1] - 1)]
 
-    patch(decoder.Prompt, "_expanded", cut)
+    patch(module.Prompt, "_expanded", cut)
 
 
 FAULTS = {

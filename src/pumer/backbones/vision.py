@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import is_flash_attention_requested
 
-from pumer.backbones.decoder import real_columns, slots_of
+from pumer.backbones.prefixes import real_columns
+from pumer.backbones.prompt import slots_of
 from pumer.backbones.state import Reduction
 from pumer.backbones.streams import autocast_off
 from pumer.functional import gather_tokens, ordered

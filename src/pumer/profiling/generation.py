@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from pumer.backbones.decoder import Prompt, TextModel
+from pumer.backbones.decoder import TextModel
+from pumer.backbones.prompt import Prompt
 from pumer.backbones.shortening import ShortPrompts, shorten_prompts
 from pumer.profiling.prompt_planning import cache_bytes, decoder_of
 from pumer.profiling.timing import compare, spread, synchronise

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from pumer.backbones import families_in
-from pumer.backbones.decoder import Prompt, TextModel
+from pumer.backbones.decoder import TextModel
 from pumer.backbones.decoders import DecoderFamily
+from pumer.backbones.prompt import Prompt
 from pumer.backbones.state import Reduction, switched
 from pumer.patching import disabled, reductions
 from pumer.profiling.macs import GIGA, MacCounter
