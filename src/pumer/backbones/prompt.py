@@ -159,7 +159,7 @@ class Prompt:
     def _lengths(self, image: Tensor, real: Tensor | None) -> tuple[tuple[int, int], ...]:
         """Text and image tokens of each sample, or in a graph the most that they can be: its only look at data."""
         (B, N), given = image.shape, self.reduction.config.image_tokens
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if making_graph():
             if given is None:
                 raise RuntimeError(
                     "a compiled prompt needs image_tokens, how many image tokens each prompt has, in the reduction "
