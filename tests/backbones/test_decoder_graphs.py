@@ -48,7 +48,7 @@ def prepared(family):
     return model, inputs, AfterEncoding(model, encoded), (encoded.pooler_output, rest)
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["llava", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_graphs_give_the_eager_answers_after_many_patches(family):
     model, inputs, module, given = prepared(family)

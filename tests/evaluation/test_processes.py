@@ -147,6 +147,7 @@ def ranking(tiny_meter, tmp_path):
     return ["evaluate", str(folder), *settings, "output=ranking.json", "submission=found.json"]
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes_also_after_kill_9(
     answering, ranking, varied, tmp_path, monkeypatch, alone
 ):

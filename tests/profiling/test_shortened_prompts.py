@@ -202,6 +202,7 @@ def test_a_benchmark_from_end_to_end(tmp_path, monkeypatch):
     assert "…" not in shown.getvalue()  # fits 80 columns
 
 
+@pytest.mark.slow
 def test_memory_of_an_answer():
     """The encoder and the choice are a part of what is measured; the prompt is that of the whole image."""
     model = DECODERS["llava"].model()
