@@ -185,7 +185,8 @@ def test_same_curve_with_teacher_and_adam_also_after_a_kill(meter):
     assert curve(spread, "eval_loss") == pytest.approx(curve(whole, "eval_loss"), abs=1e-4)
 
 
-@pytest.mark.parametrize("backbone", [pytest.param("vilt", marks=pytest.mark.slow), "meter"])
+@pytest.mark.parametrize("backbone", ["vilt", "meter"])
+@pytest.mark.slow
 def test_sharded_layers_learn_alike(backbone, request):
     config = dataclasses.replace(request.getfixturevalue(backbone), patience=3)
     whole = train(config, "whole")

@@ -35,6 +35,7 @@ def measured(folder, *parts, **settings):
     return {part: read_json(folder / f"{part}.json") for part in parts}
 
 
+@pytest.mark.slow
 def test_every_part_writes_a_file_and_the_table_is_last_and_short(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tiny, "_started", time.time)
     given = ["gpu.py", "--device=cpu", "--tiny", "--seconds=0", "--pairs=2", f"--results={tmp_path}"]

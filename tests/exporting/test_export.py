@@ -32,7 +32,6 @@ CASES = [
 ]
 QUICK = {
     ("vilt", "ViltForQuestionAnswering", "pumer", "openvino"),
-    ("meter", "MeterForImageAndTextRetrieval", "pumer", "torch"),
 }
 """A few; all of them take minutes. ONNX Runtime: test_session.py."""
 

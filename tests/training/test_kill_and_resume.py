@@ -75,7 +75,7 @@ def same(left, right):
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("backbone", ["vilt", "meter"])
+@pytest.mark.parametrize("backbone", ["vilt", pytest.param("meter", marks=pytest.mark.slow)])
 def test_killed_run_ends_where_an_undisturbed_one_does(backbone, request, tmp_path):
     config = request.getfixturevalue(backbone)
     undisturbed = train(config, output=tmp_path / "undisturbed")

@@ -104,8 +104,10 @@ def reduction_from(value: Mapping[str, Any] | str) -> ReductionConfig:
 
 
 def config_to_dict(config: ReductionConfig) -> dict[str, Any]:
-    """A config as plain data: method, version and all fields, ``before`` where prompts are shortened."""
+    """A config as plain data: method, version and all fields; what is for prompts alone only where it is given."""
     plain = {"method": config.method, "version": config.version, **to_dict(config)}
+    if config.image_tokens is None:
+        del plain["image_tokens"]
     del plain["before"]
     return plain if config.before is None else {**plain, "before": config_to_dict(config.before)}
 
