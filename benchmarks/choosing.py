@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     _, text = decoder_of(base_model(f"preset:{arguments.preset}", arguments.device, arguments.dtype))
     result = measured(text, arguments.text_tokens, arguments.image_tokens, arguments.prune_ratio, arguments.pairs)
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
+    settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
     path = arguments.results / f"choosing-{arguments.preset}-{arguments.device}.json"
     write_json(path, result | {"provenance": collect(settings, arguments.dtype)})
     for name, seconds in result["seconds"].items():
