@@ -62,14 +62,17 @@ class VisionLanguage:
             short = shorten_prompts(self, given if labels is None else {**given, "labels": labels}, shortening)
             args, kwargs, ids = (), dict(short.inputs), short.ids
             input_ids, labels = kwargs.pop("input_ids", None), kwargs.pop("labels", None)
-        image = partial(self._image, ids, kwargs.get("inputs_embeds"))
-        cells = partial(self._cells, {**kwargs, "input_ids": ids})
-        prompt = Prompt(self.pumer_reduction, image, cells, labels)
-        if any(place == "decoder" for place, _ in self.pumer_reduction.reducers):
-            kwargs["pumer"] = prompt
-        elif shortening is not None and self.pumer_reduction.recorder is not None and ids is not None:
-            mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
-            prompt.open(self.config.get_text_config(), ids, mask, cache)  # it is recorded: no layer reduces
+        reducing = any(place == "decoder" for place, _ in self.pumer_reduction.reducers)
+        recorded = ids if shortening is not None and self.pumer_reduction.recorder is not None else None
+        if reducing or recorded is not None:
+            image = partial(self._image, ids, kwargs.get("inputs_embeds"))
+            cells = partial(self._cells, {**kwargs, "input_ids": ids})
+            prompt = Prompt(self.pumer_reduction, image, cells, labels)
+            if reducing:
+                kwargs["pumer"] = prompt
+            elif recorded is not None:  # and no layer reduces
+                mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+                prompt.open(self.config.get_text_config(), recorded, mask, cache)
         if (cache := kwargs.get("past_key_values")) is not None and kwargs.get("position_ids") is None:
             _check_continued(cache)
         output = super().forward(input_ids, *args, **kwargs)  # type: ignore[misc]

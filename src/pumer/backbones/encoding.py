@@ -25,6 +25,7 @@ from transformers.models.smolvlm.modeling_smolvlm import SmolVLMEncoderLayer
 from transformers.utils import ModelOutput
 
 from pumer.backbones.grids import PIXELS, Kind
+from pumer.backbones.prefixes import real_columns
 from pumer.functional import attention_probabilities, gather_tokens, ordered, unit
 from pumer.tokens import attention_bias
 from pumer.utils.errors import InputError
@@ -212,12 +213,9 @@ def _flat(features: Any) -> Tensor:
 
 def _real(mask: Tensor | None, key: Tensor) -> Tensor:
     """``(tiles, N)`` bool, which patches are real, of the mask of an encoder that attends both ways."""
-    if mask is None:
-        return torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device)
-    if mask.ndim == 4:
-        mask = mask[:, 0, 0]
-        return mask if mask.dtype == torch.bool else mask >= 0
-    return mask > 0
+    if (real := real_columns(mask)) is not None:
+        return real
+    return torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device)
 
 
 # ---------------------------------------------------------------- a substitute for encoders that show nothing
