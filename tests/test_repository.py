@@ -91,17 +91,27 @@ def test_issue_form(path):
 
 
 def test_every_method_is_in_the_documentation():
-    for file in (ROOT / "docs/methods.md", ROOT / "README.md"):
-        text = file.read_text(encoding="utf-8")
-        assert [method for method in METHODS if f"| `{method}` |" not in text] == [], file.name
+    rows, names = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/methods.md", "README.md"))
+    assert [method for method in METHODS if f"| `{method}` |" not in rows] == []
+    assert [method for method in METHODS if f"`{method}`" not in names] == []
 
 
-def test_every_part_of_the_package_is_in_the_maps():
+def test_every_part_of_the_package_is_in_the_map():
     source = ROOT / "src/pumer"
     parts = {path.name for path in source.iterdir() if path.suffix == ".py" or any(path.glob("*.py"))}
     parts = parts - {"__init__.py", "__main__.py"} | {"assets", "recipes"}
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
-    named = {name.strip("/").split("/")[0] for name in re.findall(r"^  ([\w./]+)  +\w", tree, re.MULTILINE)}
-    assert named == parts
     rows = re.findall(r"^\| `src/pumer/([\w.]+)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(rows) == parts
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150 and len(text.encode()) <= 12_000
+    prose = re.sub(r"```.*?```|^\|.*$|^#.*$|<!--.*?-->", "\n\n", text, flags=re.DOTALL | re.MULTILINE)
+    sentences = re.split(r"[.:](?=\s)|\n\n|\n- |\n\d\. ", prose)
+    assert [sentence for sentence in sentences if len(sentence.split()) > 35] == []
+
+
+def test_every_page_is_in_the_index():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert targets((ROOT / "docs/index.md").read_text(encoding="utf-8")) == pages | {"../README.md"}

@@ -1,4 +1,4 @@
-"""The README's tables are made from the result files."""
+"""The tables of README and docs are made from the result files."""
 
 import json
 import shutil
@@ -25,8 +25,8 @@ def test_another_result_is_another_readme(tmp_path, monkeypatch):
     rows = next(table["rows"] for table in results["tables"] if table["name"] == "table1")
     rows[1]["tuned"]["difference"] = {"mean": -0.4567, "low": -0.5, "high": -0.4}
     file.write_text(json.dumps(results), encoding="utf-8")
-    readme = tmp_path / "README.md"
-    shutil.copy(ROOT / "README.md", readme)
+    readme = tmp_path / "results.md"
+    shutil.copy(ROOT / "docs/results.md", readme)
     for given, ended in ((["--check"], 1), ([], None), (["--check"], 0)):
         monkeypatch.setattr("sys.argv", ["readme_tables.py", "--readme", str(readme), *given])
         if ended is None:

@@ -1,6 +1,7 @@
-"""The README's lines for generative models run as they stand, on tiny models with the classes that it names."""
+"""The README's lines run as they stand: on the model that ships, and on tiny models with the classes that it names."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from tiny.decoders import DECODERS
 from tiny.processors import PROCESSORS
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 
 
 def block(containing):
@@ -30,3 +32,14 @@ def test_the_lines_for_a_generative_model_print_shorter_caches(family, tmp_path,
         exec(compile(block("AutoModelForImageTextToText"), "README.md", "exec"), {})
     lengths = [int(number) for number in re.findall(r"\d+", capsys.readouterr().out.rsplit("[", 1)[1])]
     assert len(lengths) == 6 and lengths[2] > lengths[3] == lengths[4] > lengths[5]
+
+
+def test_the_quickstart_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
+    shutil.copytree(ROOT / "docs/images", tmp_path / "docs/images")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block("small:vilt"), "README.md", "exec"), {})
+    shown = README.read_text("utf-8").split("```\norange\n")[1].split("```")[0]
+    answer, *plan = capsys.readouterr().out.splitlines()
+    assert answer == "orange"
+    assert [line for line in shown.splitlines() if line != "..."] == plan[:1]
+    assert Image.open("tokens.png").width > 300
