@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"conversion", "generative", "profiling", "tasks"},
     {"exporting"},
     {"evaluation"},
-    {"training", "visualization"},
+    {"overview", "training", "visualization"},
     {"demo"},
     {"cli", "__init__", "__main__"},
 ]

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import pumer
+from pumer.cli import app
 from pumer.reducers import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -115,3 +116,10 @@ def test_the_readme_is_short():
 def test_every_page_is_in_the_index():
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert targets((ROOT / "docs/index.md").read_text(encoding="utf-8")) == pages | {"../README.md"}
+
+
+def test_every_command_is_in_its_page():
+    text = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    names = [command.name or command.callback.__name__ for command in [*app.registered_commands]]
+    names += [f"{group.name}" for group in app.registered_groups]
+    assert [name for name in names if f"`pumer {name}" not in text] == []

@@ -12,12 +12,13 @@ from pumer.settings.data import CheckConfig, PrepareConfig, WorldConfig
 from pumer.settings.demo import DemoConfig
 from pumer.settings.evaluate import EvaluateConfig
 from pumer.settings.export import ExportConfig
+from pumer.settings.overview import InfoConfig, ListConfig
 from pumer.settings.plan import PlanConfig
 from pumer.settings.predict import PredictConfig
 from pumer.settings.score import ScoreConfig
 from pumer.settings.train import TrainConfig
 from pumer.settings.visualize import VisualizeConfig
-from pumer.utils.commands import SETTING, application, console, group, resolve, run_job, say, with_settings
+from pumer.utils.commands import SETTING, application, console, group, resolve, run_job, say, show_table, with_settings
 from pumer.utils.errors import InputError
 from pumer.utils.places import is_exported
 from pumer.utils.processes import leave_group
@@ -40,6 +41,7 @@ ModelOrPreset = Annotated[
     ),
 ]
 Task = Annotated[str, typer.Argument(help="vqav2, nlvr2, snli_ve, flickr30k or coco.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 
 
@@ -95,7 +97,7 @@ def score(
     galleries: Annotated[str | None, _file("Candidate sets it ranks within, as in 50x20 (retrieval).")] = None,
     per_example: Annotated[Path | None, _file("File for one value per example.")] = None,
     rule: Annotated[str | None, _file("VQAv2: official (the challenge's script, the default) or published.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Json = False,
     force: Force = False,
 ) -> None:
     """Grade a result file that anyone made; no model is needed."""
@@ -214,6 +216,29 @@ def data_check(
     problems = run_job("pumer.tasks.check", config, console())["problems"]
     if problems:
         raise InputError(f"{len(problems)} images are missing or broken; `pumer data prepare` leaves them out")
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="methods, models, tasks, recipes or presets; all by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What there is to choose from."""
+    found = run_job("pumer.overview", resolve(ListConfig, None, kind=kind))
+    if as_json:
+        say(json.dumps(found, indent=2))
+        return
+    for name, rows in found.items():
+        show_table(name, rows)
+
+
+@app.command()
+def info(model: Model, as_json: Json = False) -> None:
+    """What a checkpoint is: model, size, task, reduction; no weights are read."""
+    found = run_job("pumer.overview", resolve(InfoConfig, None, model=model))
+    say(json.dumps(found, indent=2)) if as_json else show_table("", {name: x for name, x in found.items() if x})
 
 
 @app.command(cls=with_settings(DemoConfig))

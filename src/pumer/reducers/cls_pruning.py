@@ -33,7 +33,7 @@ class ClsPruningConfig(ScoringConfig):
 
 @config
 class EViTConfig(ClsPruningConfig):
-    """EViT (Liang et al., ICLR 2022): the same, and what is pruned is fused into one more token, by its attention.
+    """As `cls`, and what is pruned is fused into one more token, by its attention (EViT, Liang et al., ICLR 2022).
 
     Differs from the paper: the fused token stands where the most attentive of its parts stood, so that order is kept,
     and its weights add up to one, so that its scale is that of a token.

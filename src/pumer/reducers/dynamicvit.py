@@ -33,7 +33,7 @@ _FAINT = 1e-6
 
 @config
 class DynamicViTConfig(PruningConfig):
-    """DynamicViT.
+    """Prune the image tokens that learned predictors score lowest, as DynamicViT does.
 
     Attributes:
         ratio_weight: Weight, in the training loss, of the squared difference between the fraction of tokens that the

@@ -60,7 +60,7 @@ def smoothed_probabilities(query: Tensor, key: Tensor, bias: Tensor | None) -> T
 
 @config
 class ReleasedPuMerConfig(ReductionConfig):
-    """The released reduction: the same ratios in all reducing layers.
+    """PuMer as its released code does it: the same ratios in all reducing layers.
 
     Attributes:
         layers: 0-based reducing layers (``reduce_layers`` of a released ``config.json``; may be empty).

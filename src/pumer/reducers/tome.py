@@ -20,7 +20,7 @@ from pumer.utils.errors import InputError
 
 @config
 class ToMeConfig(LayeredConfig):
-    """ToMe.
+    """Merge the most similar tokens in every layer, as ToMe does.
 
     Attributes:
         merge_count: Tokens merged away in each of ``layers`` (the paper's ``r``); where that is more than half of those

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
@@ -14,6 +14,8 @@ from typing import Annotated, Any, cast
 import typer
 import yaml
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from pumer.utils.config import described, load, to_dict
@@ -174,3 +176,12 @@ def console() -> Console:
 def say(text: object) -> None:
     """Print a line as it is: no markup, no colours, not wrapped."""
     console().print(str(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def show_table(title: str, rows: Mapping[str, Any]) -> None:
+    """Show names beside what belongs to them."""
+    table = Table(title=title or None, title_justify="left", box=None, show_header=False, title_style="bold")
+    table.add_column(no_wrap=True)
+    for name, value in rows.items():
+        table.add_row(name, Text(str(value)))
+    console().print(table)

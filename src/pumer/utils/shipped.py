@@ -1,5 +1,6 @@
 """What ships with the package, found by name: small pre-trained models and recipes."""
 
+import difflib
 from pathlib import Path
 
 from pumer.utils.errors import InputError, unknown
@@ -22,6 +23,20 @@ def name_of(model: str | Path) -> str:
     return next((name for name, folder in SMALL.items() if str(folder) == str(model)), str(model))
 
 
+def recipes() -> dict[str, str]:
+    """The recipes that ship, by name, with what they train: the first sentence of their comments."""
+    folder = PACKAGE / "recipes"
+    return {
+        file.relative_to(folder).with_suffix("").as_posix(): _first_sentence(file)
+        for file in sorted(folder.glob("*/*"))
+    }
+
+
+def _first_sentence(file: Path) -> str:
+    lines = (line.removeprefix("#").strip() for line in file.read_text(encoding="utf-8").splitlines()[2:10])
+    return " ".join(lines).partition(". ")[0]
+
+
 def recipe_file(recipe: str | Path) -> Path:
     """The YAML file of a recipe: a file, or the name of a recipe that ships, such as "vilt/vqav2-pumer"."""
     if "=" in str(recipe) and not Path(recipe).exists():
@@ -31,6 +46,9 @@ def recipe_file(recipe: str | Path) -> Path:
     if path.suffix in (".yaml", ".yml") or path.exists() or path.is_absolute():
         return path
     if not named.is_file():
-        names = [file.relative_to(folder).with_suffix("").as_posix() for file in sorted(folder.glob("*/*.yaml"))]
-        raise InputError(unknown("recipe", str(recipe), names) + ", or a YAML file of your own")
+        near = difflib.get_close_matches(str(recipe), recipes(), n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise InputError(
+            f"recipe '{recipe}' is unknown; {hint}see `pumer list recipes`, or give a YAML file of your own"
+        )
     return named

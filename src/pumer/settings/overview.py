@@ -1,0 +1,36 @@
+"""Settings of `pumer list` and `pumer info`."""
+
+from typing import Literal
+
+from pumer.settings.common import Job, Model
+from pumer.utils.config import config
+from pumer.utils.limits import check_checkpoint
+
+Kind = Literal["methods", "models", "tasks", "recipes", "presets"]
+
+
+@config
+class ListConfig(Job):
+    """Settings of `pumer list`.
+
+    Attributes:
+        kind: methods, models, tasks, recipes or presets; null for all.
+    """
+
+    kind: Kind | None = None
+
+
+@config
+class InfoConfig(Job):
+    """Settings of `pumer info`.
+
+    Attributes:
+        model: folder, hub name, or small:vilt or small:meter, which ship with the package.
+    """
+
+    model: Model
+
+    def check_places(self) -> None:
+        """Refuse a model that is missing."""
+        check_checkpoint(self.model)
+        super().check_places()
