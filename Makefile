@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 run_tests = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal -q tests
 quick := -m "not slow"
 
-.PHONY: help install demo test test-all test-oldest lint bench bench-gpu clean
+.PHONY: help install demo test test-all test-oldest lint bench bench-gpu docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,6 +53,9 @@ bench: $(VENV)/.installed  ## speed and memory on this CPU: benchmarks/results/
 bench-gpu: $(VENV)/.installed  ## speed, memory and kernel launches on one GPU, 8 minutes: benchmarks/results/gpu/
 	$(BIN)/python -m benchmarks.gpu
 
+docs: $(VENV)/.installed  ## the documentation as a site: site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 clean:  ## remove environments, caches and outputs
-	rm -rf $(VENV) $(OLDEST) out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) out site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
