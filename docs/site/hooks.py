@@ -53,9 +53,13 @@ def commands(group: Any, prefix: str) -> list[tuple[str, Any]]:
 
 
 def api() -> str:
-    """The public names of the package."""
-    blocks = [f"::: pumer.{pumer._HOMES[name]}.{name}\n" for name in pumer.__all__]
-    return "\n".join(["# Python\n", *blocks])
+    """The public names of the package: functions, classes, settings of the methods."""
+    kinds: dict[str, list[str]] = {"Functions": [], "Classes": [], "Methods": []}
+    for name in pumer.__all__:
+        module = pumer._HOMES[name]
+        kind = "Methods" if module == "reducers" else "Classes" if name[0].isupper() else "Functions"
+        kinds[kind].append(f"::: pumer.{module}.{name}\n")
+    return "\n".join(["# Python\n", *(f"## {kind}\n\n" + "\n".join(blocks) for kind, blocks in kinds.items())])
 
 
 def _cell(text: str) -> str:
