@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pumer.backbones.grids import Grids, Kind, grids_of, note
+from pumer.backbones.grids import Grids, Kind, grids_of, note, placeholders
 from pumer.backbones.prefixes import sees_all
 from pumer.backbones.prompt import Observed, Prompt
-from pumer.backbones.shortening import FORWARD, TURN, reads_images, shorten_prompts, shortened_generation
+from pumer.backbones.shortening import FORWARD, reads_images, shorten_prompts
 from pumer.backbones.state import Reduction
+from pumer.backbones.turns import TURN, shortened_generation
 from pumer.utils.errors import InputError
 
 LABELS = "pumer_labels"
@@ -93,8 +94,7 @@ class VisionLanguage:
                 setattr(cls, f"get_{kind}_features", _without_prompt(encode, kind))
 
     def _image(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
-        names = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
-        ids = sorted({getattr(self.config, name) for name in names if getattr(self.config, name, None) is not None})
+        ids = sorted(placeholders(self.config).values())
         if input_ids is not None:
             found = [input_ids == token for token in ids]
         elif embeds is not None:

@@ -18,13 +18,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.idefics3.modeling_idefics3 import Idefics3EncoderLayer
 from transformers.models.internvl.modeling_internvl import InternVLVisionLayer
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMEncoderLayer
 from transformers.utils import ModelOutput
 
-from pumer.backbones.grids import PIXELS, Kind
+from pumer.backbones.grids import PIXELS, Kind, packing
 from pumer.backbones.prefixes import real_columns
 from pumer.functional import attention_probabilities, gather_tokens, ordered, unit
 from pumer.tokens import attention_bias
@@ -243,18 +242,8 @@ def _each(model: Any, given: Mapping[str, Any], values: Tensor) -> Tensor:
 
 def _anyres(model: Any, given: Mapping[str, Any], values: Tensor) -> Tensor:
     """LLaVA-NeXT and LLaVA-OneVision: patches stand as the model places features, and ends of rows show zeros."""
-    config, values = model.config, _cropped(model, given, values)
-    sizes, counts = torch.as_tensor(given["image_sizes"]), given.get("batch_num_images")
-    alone = [True] * len(sizes) if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]
-    side, rule = config.vision_config.image_size, {}
-    if config.model_type == "llava_next":
-        rule["vision_feature_select_strategy"] = "default"
-    else:
-        rule["vision_aspect_ratio"] = given.get("vision_aspect_ratio", config.vision_aspect_ratio)
-    tiles = [
-        image_size_to_num_patches(size, config.image_grid_pinpoints, side) if whole else 1
-        for size, whole in zip(sizes, alone, strict=True)
-    ]
+    values = _cropped(model, given, values)
+    sizes, tiles, rule = packing(model, given)
     end = values.new_zeros(values.shape[2])
     packed, _ = model.pack_image_features(values.split(tiles), sizes, image_newline=end, **rule)
     return torch.cat(list(packed))

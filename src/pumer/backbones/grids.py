@@ -25,6 +25,12 @@ Kind = Literal["image", "video"]
 PIXELS: dict[Kind, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
+def placeholders(config: Any) -> dict[Kind, int]:
+    """The ids that take the places of image and video tokens in the prompts of a model of images and text."""
+    ids = {kind: getattr(config, f"{kind}_token_id", None) for kind in PIXELS}
+    return {kind: token for kind, token in ids.items() if token is not None}
+
+
 @dataclass(frozen=True)
 class Tile:
     """A grid of tokens, row by row.
@@ -129,7 +135,7 @@ def _prompts(model: Any, image: Tensor, ids: Tensor | None, inputs: Mapping[str,
     if len(found) > 1:
         if ids is None:
             return None
-        video = ids == model.config.video_token_id
+        video = ids == placeholders(model.config)["video"]
         masks = {"image": image & ~video, "video": image & video}
     dealt = [_dealt(tiles, masks[kind]) for kind, tiles in found.items()]
     prompts: list[list[_Placed]] = []
@@ -248,23 +254,39 @@ def _equal(model: Any, given: Mapping[str, Any]) -> tuple[Tiles, ...]:
     return ((Tile(rows // height // shrink, columns // width // shrink),),) * len(pixels)
 
 
+def packing(model: Any, given: Mapping[str, Any]) -> tuple[Tensor, list[int], dict[str, Any]]:
+    """How LLaVA-NeXT and LLaVA-OneVision place the tiles of images, one of which shows the whole image.
+
+    Args:
+        model: The model of images and text.
+        given: What its vision encoder is called with, by name.
+
+    Returns:
+        Sizes of the images ``(n, 2)`` in pixels, the number of tiles of each (1: it is not alone in its prompt), and
+        further arguments of the model's ``pack_image_features``.
+    """
+    config, sizes, counts = model.config, torch.as_tensor(given["image_sizes"]).cpu(), given.get("batch_num_images")
+    alone = [True] * len(sizes) if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]
+    side = config.vision_config.image_size
+    tiles = [
+        image_size_to_num_patches(size, config.image_grid_pinpoints, side) if whole else 1
+        for size, whole in zip(sizes, alone, strict=True)
+    ]
+    if config.model_type == "llava_next":
+        return sizes, tiles, {"vision_feature_select_strategy": "default"}
+    return sizes, tiles, {"vision_aspect_ratio": given.get("vision_aspect_ratio", config.vision_aspect_ratio)}
+
+
 def _anyres(model: Any, given: Mapping[str, Any]) -> tuple[Tiles, ...]:
     """LLaVA-NeXT and LLaVA-OneVision: the image as one tile, and larger, from tiles, without their padding."""
-    config = model.config
-    side, rule = config.vision_config.image_size // config.vision_config.patch_size, {}
-    if config.model_type == "llava_next":
-        rule["vision_feature_select_strategy"] = "default"
-    else:
-        rule["vision_aspect_ratio"] = given.get("vision_aspect_ratio", config.vision_aspect_ratio)
-    sizes, counts = torch.as_tensor(given["image_sizes"]).cpu(), given.get("batch_num_images")
-    alone = [True] * len(sizes) if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]
+    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
     images: list[Tiles] = []
-    for size, whole in zip(sizes, alone, strict=True):
-        tiles = image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
-        blank = torch.zeros(tiles if whole else 1, side**2, 1)
+    sizes, counts, rule = packing(model, given)
+    for size, tiles in zip(sizes, counts, strict=True):
+        blank = torch.zeros(tiles, side**2, 1)
         (packed,), _ = model.pack_image_features([blank], size[None], image_newline=torch.ones(1), **rule)
         rows, larger = int(packed.sum()), len(packed) - side**2
-        if not whole:
+        if tiles == 1:
             images.append((Tile(side, side, ends=1),))
         else:
             images.append((Tile(side, side), Tile(rows, larger // rows - 1, row_ends=True)))
