@@ -125,6 +125,8 @@ def test_a_benchmark_from_end_to_end(folder, tmp_path, monkeypatch):
     text = shown.getvalue()
     assert all(name in text for name in names)
     assert "peak memory of 3 answers" in text
+    speedup = result["points"][1]["decoder"]["reduced"]["speedup"]
+    assert f"{speedup['low']:.2f}-{speedup['high']:.2f}" in text
     assert "…" not in text  # fits 80 columns
 
 

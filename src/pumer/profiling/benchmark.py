@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
@@ -22,16 +21,14 @@ from pumer.profiling.limit import measured_reduction
 from pumer.profiling.named_models import default_image_size, default_text_length, generates, model_from, variant
 from pumer.profiling.peak_memory import Job, peak_memory
 from pumer.profiling.planning import plan
+from pumer.profiling.reporting import chosen_device, finished, narrow_table
 from pumer.profiling.timing import compare, fastest_batch, time_split
 from pumer.reducers import NoReduction, ReductionConfig, config_to_dict
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.utils.errors import InputError
-from pumer.utils.files import write_json
 from pumer.utils.locks import exclusive
 from pumer.utils.progress import progress_bar
-from pumer.utils.provenance import collect, device_name
 from pumer.utils.shipped import name_of
-from pumer.utils.tensors import best_device
 
 UNREDUCED, REDUCED, TRANSFORMERS = "unreduced", "reduced", "transformers"
 
@@ -56,9 +53,7 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     config.check_kind(generative)
     if generative:
         return generation_benchmark.run(config, console)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = best_device() if config.device == "auto" else torch.device(config.device)
+    device = chosen_device(config)
     base = model_from(config.model).to(device=device, dtype=getattr(torch, config.dtype))
     size = config.image_size or default_image_size(config.model, base)
     set_image_size(config.image_size, base)
@@ -94,12 +89,7 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
         name: time_split(model, make_inputs[name](largest)) for name, model in models.items() if name != TRANSFORMERS
     }
     result["rows"] = [_row(name, result) for name in models]
-    where = device_name() if device.type == "cuda" or not torch.cuda.is_available() else "cpu"
-    result |= {"provenance": collect(config, config.dtype) | {"device": where}}
-    if config.output is not None:
-        write_json(config.output, result)
-    (console or Console()).print(tables(result))
-    return result
+    return finished(result, config, device, tables, console)
 
 
 @dataclass(frozen=True)
@@ -206,7 +196,7 @@ def tables(result: Mapping[str, Any]) -> Group:
 def _speed_table(result: Mapping[str, Any]) -> Table:
     where = result["provenance"]
     title = f"{result['what']}\n{where['device']}, {where['threads']} threads"
-    table = _table(title, "batch", "ms", "images/s", "speed-up", "quartiles", "ideal")
+    table = narrow_table(title, "batch", "ms", "images/s", "speed-up", "quartiles", "ideal")
     ideal = {name: f"{planned['ideal_speedup']:.2f}x" for name, planned in result["plan"].items()}
     for point in result["speed"]["points"]:
         for name, timed in point["models"].items():
@@ -230,7 +220,7 @@ def times(ratio: float) -> str:
 def _memory_table(result: Mapping[str, Any]) -> Table:
     batch = result["memory"][UNREDUCED]["batch"]
     title = f"peak memory of a forward of {batch} examples, MiB"
-    table = _table(title, "weights", "activations, inference", "activations, autograd on")
+    table = narrow_table(title, "weights", "activations, inference", "activations, autograd on")
     for name, measured in result["memory"].items():
         table.add_row(name, *(f"{measured[part] / 2**20:.0f}" for part in ("weights", "inference", "autograd")))
     return table
@@ -238,16 +228,7 @@ def _memory_table(result: Mapping[str, Any]) -> Table:
 
 def _split_table(result: Mapping[str, Any]) -> Table:
     batch, parts = max(point["batch"] for point in result["speed"]["points"]), ("embedding", "reduce", "rest")
-    table = _table(f"where the time goes, batch {batch}", *parts)
+    table = narrow_table(f"where the time goes, batch {batch}", *parts)
     for name, seconds in result["split"].items():
         table.add_row(name, *(f"{100 * seconds[part] / sum(seconds.values()):.1f}%" for part in parts))
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    narrow: Any = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # for 80 columns
-    table = Table("model", title=title, title_justify="left", **narrow)
-    table.columns[0].no_wrap = True
-    for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
     return table

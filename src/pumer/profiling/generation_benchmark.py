@@ -3,26 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from rich import box
 from rich.console import Console, Group
-from rich.table import Table
 from transformers import PreTrainedModel
 
 from pumer.patching import reduction
-from pumer.profiling.generation import CHOOSING, DECODE, STAGES, time_stages
+from pumer.profiling.generation import CHOOSING, STAGES, time_stages
 from pumer.profiling.generation_memory import PromptJob, base_model, peak_memory
 from pumer.profiling.named_models import variant
 from pumer.profiling.prompt_planning import MIB, plan_prompt
 from pumer.profiling.prompts import images_of, prompt_for
+from pumer.profiling.reporting import chosen_device, finished, narrow_table
 from pumer.reducers import NoReduction, ReductionConfig, config_to_dict, reduction_from
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.utils.errors import InputError
-from pumer.utils.files import write_json
 from pumer.utils.progress import progress_bar
-from pumer.utils.provenance import collect, device_name
 from pumer.utils.shipped import name_of
-from pumer.utils.tensors import best_device
 
 TRANSFORMERS, UNREDUCED, REDUCED = "transformers", "unreduced", "reduced"
 
@@ -45,9 +40,7 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
     for name in ("compile", "search"):
         if getattr(config, name):
             raise InputError(f"{name}=true is not for a model that generates; leave it out")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = best_device() if config.device == "auto" else torch.device(config.device)
+    device = chosen_device(config)
     base, (text_tokens, image_tokens) = base_model(config.model, device, config.dtype), config.prompt
     rows = _rows(config, base)
     images = images_of(
@@ -69,12 +62,7 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
             inputs = prompt_for(base, text_tokens, image_tokens, batch)
             rounds = config.pairs, config.seconds, lambda: bar.advance(task)
             result["points"].append({"batch": batch, **time_stages(models, inputs, config.new_tokens, *rounds)})
-    where = device_name() if device.type == "cuda" or not torch.cuda.is_available() else "cpu"
-    result |= {"provenance": collect(config, config.dtype) | {"device": where}}
-    if config.output is not None:
-        write_json(config.output, result)
-    (console or Console()).print(tables(result))
-    return result
+    return finished(result, config, device, tables, console)
 
 
 def _planned(model: PreTrainedModel, text_tokens: int, images: list[int]) -> dict[str, Any]:
@@ -136,25 +124,27 @@ def tables(result: Mapping[str, Any]) -> Group:
     where, parts = result["provenance"], []
     for point in result["points"]:
         title = f"{result['what']}, batch {point['batch']}\n{where['device']}, {where['threads']} threads"
-        table = _table(title, "first", "encoded", "decoder", "ideal", "token", "MiB")
+        seconds = narrow_table(title, "first", "encoded", "decoder", "token", "MiB")
+        speedups = narrow_table("speed-up", "first", "encoded", "decoder", "ideal", "token")
+        quartiles = narrow_table("quartiles of the speed-up", "first", "encoded", "decoder", "token")
         for name, planned in result["plan"].items():
-            cells: list[str] = []
-            for stage in STAGES:
-                timed = point[stage][name]
-                digits = 1 if stage == DECODE else 0
-                cells += [f"{1e3 * timed['seconds']['median']:.{digits}f} {timed['speedup']['median']:.2f}x"]
-            ideal = f"{planned['ideal_speedup']:.2f}x" if "ideal_speedup" in planned else ""
-            cells.insert(STAGES.index(DECODE), ideal)
-            table.add_row(name, *cells, f"{point['cache_bytes'][name] / MIB:.0f}")
-        parts.append(table)
+            timed = [point[stage][name] for stage in STAGES]
+            *prompt, token = (1e3 * each["seconds"]["median"] for each in timed)
+            cache = f"{point['cache_bytes'][name] / MIB:.0f}"
+            seconds.add_row(name, *(f"{milliseconds:.0f}" for milliseconds in prompt), f"{token:.1f}", cache)
+            cells = [f"{each['speedup']['median']:.2f}x" for each in timed]
+            cells.insert(-1, f"{planned['ideal_speedup']:.2f}x" if "ideal_speedup" in planned else "")
+            speedups.add_row(name, *cells)
+            quartiles.add_row(name, *(f"{each['speedup']['low']:.2f}-{each['speedup']['high']:.2f}" for each in timed))
+        parts += [seconds, speedups, quartiles]
         if point[CHOOSING]:
-            table = _table("choosing image tokens", "ms, before the decoder")
+            table = narrow_table("choosing image tokens", "ms, before the decoder")
             for name, timed in point[CHOOSING].items():
                 table.add_row(name, f"{1e3 * timed['seconds']['median']:.1f}")
             parts.append(table)
     if "memory" in result:
         batch = next(iter(result["memory"].values()))["batch"]
-        table = _table(f"peak memory of {batch} answers, MiB", "weights", "activations and cache")
+        table = narrow_table(f"peak memory of {batch} answers, MiB", "weights", "activations and cache")
         for name, measured in result["memory"].items():
             table.add_row(name, *(f"{measured[part] / MIB:.0f}" for part in ("weights", "activations")))
         parts.append(table)
@@ -165,12 +155,3 @@ LEGEND = (
     "ms until the first token, the same once images are encoded and shortened, and\nin the decoder's layers alone; ms "
     "per further token; MiB of cache after the\nprompt. Speed-ups are against the first row."
 )
-
-
-def _table(title: str, *columns: str) -> Table:
-    narrow: Any = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # for 80 columns
-    table = Table("model", title=title, title_justify="left", **narrow)
-    table.columns[0].no_wrap = True
-    for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
