@@ -132,9 +132,11 @@ def plan(model: nn.Module, image_size: int | tuple[int, int] | None = None, text
     _accept_whole_image(meta, size)
     inputs = inputs_for(meta, size, text_length)
     watch = _watch(meta, inputs)
-    with disabled(meta):
-        unreduced = _watch(meta, inputs).counter.macs.total()
     macs = watch.counter.macs
+    unreduced = macs.total()
+    if any(state.config.places() for state in reductions(meta)):
+        with disabled(meta):
+            unreduced = _watch(meta, inputs).counter.macs.total()
     rows = (LayerPlan(*place, *before, *after, macs[place]) for place, (before, after) in watch.seen.items())
     return Plan(size, text_length, tuple(rows), macs[EMBEDDING], macs[HEAD], unreduced)
 
