@@ -1,6 +1,10 @@
 import json
+import sys
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+
+import pytest
 
 from pumer.utils.provenance import collect, device_name
 
@@ -23,5 +27,20 @@ def test_holds_what_a_result_needs():
 def test_python_m_pumer_is_the_command(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/pumer/__main__.py", "train", "a b"])
     assert collect()["command"] == "pumer train 'a b'"
-    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/full_size.py"])
-    assert collect()["command"] == "full_size.py"
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/pumer", "--version"])
+    assert collect()["command"] == "pumer --version"
+
+
+@pytest.mark.parametrize(
+    ("module", "file", "command"),
+    [
+        ("benchmarks.decoder", "benchmarks/decoder.py", "python -m benchmarks.decoder --pairs 3"),
+        ("benchmarks.__main__", "benchmarks/__main__.py", "python -m benchmarks --pairs 3"),
+        (None, "benchmarks/decoder.py", "decoder.py --pairs 3"),
+    ],
+)
+def test_a_module_is_started_by_its_name(module, file, command, monkeypatch):
+    spec = None if module is None else ModuleSpec(module, None, origin=f"/somewhere/{file}")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr("sys.argv", [f"/somewhere/{file}", "--pairs", "3"])
+    assert collect()["command"] == command

@@ -17,11 +17,9 @@ from pumer.utils.config import to_dict
 
 def collect(config: Any = None, dtype: str = "float32") -> dict[str, Any]:
     """Command, device, dtype, versions, git commit, date and config of this process, ready for JSON."""
-    name = Path(sys.argv[0]).name
-    command = ["pumer" if name == "__main__.py" else name, *sys.argv[1:]]  # `python -m pumer` is `pumer`
     packages = ("pumer", "torch", "transformers")
     return {
-        "command": shlex.join(command),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(),
         "threads": torch.get_num_threads(),
@@ -30,6 +28,16 @@ def collect(config: Any = None, dtype: str = "float32") -> dict[str, Any]:
         "commit": _commit(),
         "config": to_dict(config),
     }
+
+
+def _program() -> list[str]:
+    """What starts this process again: `pumer`, a module by its dotted name, or a script by its file's."""
+    path, spec = Path(sys.argv[0]), sys.modules["__main__"].__spec__
+    if path.parts[-2:] == ("pumer", "__main__.py"):
+        return ["pumer"]
+    if spec is not None and spec.origin == sys.argv[0]:
+        return ["python", "-m", spec.name.removesuffix(".__main__")]
+    return [path.name]
 
 
 def device_name() -> str:
