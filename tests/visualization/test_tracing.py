@@ -4,9 +4,10 @@ import pytest
 import tiny
 import torch
 from tiny import GRIDS, TINY
+from tiny.decoders import DECODERS, IMAGE
 
 import pumer
-from pumer import NoReduction, PuMerConfig
+from pumer import FastVConfig, NoReduction, PuMerConfig
 
 VILT = TINY["vilt"]
 CONFIG = PuMerConfig(layers=(0, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
@@ -113,3 +114,39 @@ def test_a_pruned_token_that_held_others_takes_them_along():
     assert told.describe(0, token) == f"merged into token {target} at layer 0, which was pruned at layer 1"
     assert told.describe(0, target) == "pruned at layer 1"
     assert told.owner[0, token] == -1
+
+
+# ---------------------------------------------------------------- printed
+
+
+def numbers(line):
+    return [int(word) for word in line.split() if word.isdigit()]
+
+
+def test_printed_it_is_a_table_of_each_example(model):
+    """Against the lengths that the decisions have left, and the tokens that were there before."""
+    trace = run(model, VILT.batch(GRIDS))
+    (told,) = trace.forwards
+    heading, *tables = str(trace).split("example ")
+    assert heading == "forward 0\n" and len(tables) == len(GRIDS)
+    for b, table in enumerate(tables):
+        columns, entered, *places = table.strip().splitlines()
+        assert columns.split() == [str(b), "text", "image", "pruned", "merged"]
+        words, rows, across = GRIDS[b]
+        assert entered.split() == ["input", str(words), str(rows * across + 1)]
+        assert [line.split("  ")[0] for line in places] == ["layer 0", "layer 2"]
+        for here, (line, (text, image)) in enumerate(zip(places, told.tokens_per_place, strict=True)):
+            merged, pruned = int((told.merged_at[b] == here).sum()), int((told.pruned_at[b] == here).sum())
+            assert numbers(line)[1:] == [int(text[b]), int(image[b]), pruned, merged] and pruned > 0 and merged > 0
+
+
+def test_printed_each_image_of_a_prompt_has_a_column():
+    tiny_model = DECODERS["llava_next"]
+    model = pumer.patch(tiny_model.model(), FastVConfig(layers=(1,), prune_ratio=0.5))
+    samples = [tiny_model.sample(2, images=2), tiny_model.sample(1)]
+    two, one = str(run(model, tiny_model.batch(samples, dtype=torch.float32))).split("\n\n")
+    _, columns, entered, left = two.splitlines()
+    assert columns.split("  ")[-4:] == ["image 0", "image 1", "pruned", "merged"]
+    assert numbers(entered)[1:] == [image.ids.count(IMAGE) for image in samples[0].images]
+    assert sum(numbers(left)[2:4]) + numbers(left)[4] == sum(numbers(entered)[1:])
+    assert one.splitlines()[0].split() == ["example", "1", "text", "image", "pruned", "merged"]

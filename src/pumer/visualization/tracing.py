@@ -72,6 +72,34 @@ class ForwardTrace:
             return fate if pruned < 0 else f"{fate}, which was pruned at {name(self.places[pruned])}"
         return "kept" if pruned < 0 else f"pruned at {name(self.places[pruned])}"
 
+    def __str__(self) -> str:
+        return "\n\n".join(self._table(sample) for sample in range(len(self.mask)))
+
+    def _table(self, sample: int) -> str:
+        """Tokens of an example that are left after each place, and input tokens that were pruned or merged there."""
+        blocks, left = self._blocks(sample), self.mask[sample].clone()
+        rows = [[f"example {sample}", *blocks, "pruned", "merged"]]
+        rows.append(["input", *(str(int((left & block).sum())) for block in blocks.values()), "", ""])
+        for here, place in enumerate(self.places):
+            gone = self.pruned_at[sample] == here, self.merged_at[sample] == here
+            left &= ~(gone[0] | gone[1])
+            counts = [*(left & block for block in blocks.values()), *gone]
+            rows.append([name(place), *(str(int(count.sum())) for count in counts)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _blocks(self, sample: int) -> dict[str, Tensor]:
+        """By name ``(N0,)`` bool, the text tokens of an example and those of each image."""
+        if self.segment is None:
+            text = torch.arange(self.mask.shape[1]) < self.text_tokens
+        else:
+            text = self.segment[sample] == 0
+        images = 0 if self.image is None else int(self.image[sample].max()) + 1
+        if self.image is None or images < 2:
+            return {"text": text, "image": ~text}
+        return {"text": text} | {f"image {number}": self.image[sample] == number for number in range(images)}
+
 
 def name(place: Place) -> str:
     """Name of a place: "layer 5" of the cross-modal layers, "vision layer 3"."""
@@ -83,11 +111,16 @@ def name(place: Place) -> str:
 class Trace:
     """Every encoder run inside a `trace` block; a model that sees two images per example runs twice.
 
+    Printed, it is a table of each example: the tokens that each place has left, and how many were pruned or merged.
+
     Attributes:
         forwards: One entry per run, in order.
     """
 
     forwards: list[ForwardTrace] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "\n\n".join(f"forward {number}\n{forward}" for number, forward in enumerate(self.forwards))
 
     def begin(self, tokens: Tokens, cell: Tensor | Grids, history: Sequence[tuple[Place, Decision]]) -> None:
         """Called by a patched model when a stream enters its first cross-modal layer, or a prompt its decoder."""
