@@ -18,6 +18,7 @@ import pumer
 from benchmarks.__main__ import app as experiments
 from pumer.checkpoint import load_processor
 from pumer.cli import app
+from pumer.settings.common import PRESETS
 from pumer.tasks import NLVR2
 from pumer.utils.config import described
 from pumer.utils.locks import only_one
@@ -242,6 +243,8 @@ def test_help_names_every_command():
     [
         (["evaluate"], ["galleries\n    for retrieval", "data.root\n", "[default: 64]"]),
         (["train"], ["distillation.temperature\n", "optimizer.lr\n", "[default: 0.0001]"]),
+        (["plan"], [f"preset:{name}" for name in PRESETS]),
+        (["benchmark"], [f"preset:{name}" for name in PRESETS]),
         (["data", "world"], ["[default: [vqav2, nlvr2, snli_ve, flickr30k, coco]]"]),
     ],
 )
@@ -351,6 +354,7 @@ def test_help_and_mistakes_are_told_before_anything_heavy_is_loaded(recipe, tiny
     mistakes = [
         ([*train, "epochz=3"], "epochz"),
         ([*train, "optimizer.rl=3"], "optimizer.rl"),
+        ([*train, "reduction.merge_ration=0.2"], "merge_ration"),
         ([*train, "seed=18446744073709551616"], "seed"),
         ([*train, "model=/nowhere"], "/nowhere"),
         ([*train, "data.root=/nowhere"], "/nowhere"),

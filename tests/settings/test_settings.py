@@ -109,6 +109,8 @@ def test_names_that_are_known_before_their_modules_are_loaded():
     assert tuple(name for name, task in TASKS.items() if task.draw is not Task.draw) == common.RETRIEVAL
     assert tuple(BACKBONES) == common.BACKBONES
     assert tuple(METHODS) == common.METHODS
+    own = dict.fromkeys(field.name for method in METHODS.values() for field in dataclasses.fields(method))
+    assert ("method", "version", *own) == common.METHOD_SETTINGS
     assert tuple(presets()) == common.PRESETS
 
 

@@ -35,6 +35,14 @@ METHODS = (
     *("random-prompt", "pooling-prompt"),
 )
 """The names in `pumer.reducers.METHODS`."""
+METHOD_SETTINGS = (
+    *("method", "version", "max_image_tokens", "image_tokens", "before", "schedule", "proportional_attention"),
+    *("layers", "prune_ratio", "merge_ratio", "text_merge_ratio", "similarity", "stack", "merge_count"),
+    *("ratio_weight", "temperature", "keep", "seed", "recycle_ratio", "vision_layers", "vision_prune_ratio"),
+    *("slope", "sensitivity", "midpoint", "registers", "contextual_ratio", "even_tokens", "neighbors"),
+    *("important_ratio", "block"),
+)
+"""What any of these methods has for a setting."""
 GENERATIVE_PRESETS = ("llava-0.1b", "llava-1.5-7b", "qwen2.5-vl-3b", "smolvlm-2.2b")
 """The names in `pumer.profiling.generative_presets`."""
 PRESETS = ("vilt-b32", "vilt-b32-nlvr2", "meter-b16", "meter-b16-nlvr2", *GENERATIVE_PRESETS)
@@ -76,13 +84,15 @@ def known_split(split: str, task: str | None = None) -> str:
 
 
 def known_reduction(reduction: Any) -> Any:
-    """Refuse a reduction by a method that does not exist, and ratios that are no fractions."""
+    """Refuse a reduction by a method that does not exist, settings that no method has, ratios that are no fractions."""
     settings = reduction if isinstance(reduction, Mapping) else {"method": reduction}
     if "method" not in settings:
         raise InputError(f"{reduction} names no method; add one of {', '.join(METHODS)}, as in reduction.method=pumer")
     if settings["method"] not in METHODS:
         raise InputError(unknown("method", settings["method"], METHODS))
     for key, value in settings.items():
+        if key not in METHOD_SETTINGS:
+            raise InputError(unknown("setting", key, METHOD_SETTINGS))
         if str(key).endswith("_ratio") and value is not None and not (type(value) in (int, float) and 0 <= value < 1):
             raise InputError(f"{key} is {value!r}; give the fraction to remove, from 0 up to but not including 1")
     return reduction
@@ -204,7 +214,9 @@ class MeasuringJob(ModelJob):
     """A command that measures a model, which need not exist.
 
     Attributes:
-        model: folder, hub name, small:vilt, small:meter, or preset:vilt-b32 (full size, random weights, no download).
+        model: folder, hub name, small:vilt, small:meter, or, of full size with random weights and without a download,
+            preset:vilt-b32, preset:vilt-b32-nlvr2, preset:meter-b16 or preset:meter-b16-nlvr2; that generate:
+            preset:llava-0.1b, preset:llava-1.5-7b, preset:qwen2.5-vl-3b or preset:smolvlm-2.2b.
         text_length: words, special tokens counted; null for as many as the checkpoint was trained with, else 32 (or its
             positions, if fewer).
         text_tokens: of a model that generates, text tokens of a prompt; null for 64.
