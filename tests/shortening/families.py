@@ -9,27 +9,41 @@ import torch
 from tiny.decoders import DECODERS, IMAGE, IMAGE_START, Sample, text
 from transformers import LlavaModel
 
+from pumer import FastVConfig, PuMerConfig, Step
 from pumer.backbones.shortening import shorten_prompts
 from pumer.reducers.shortening.divprune import DivPruneConfig
+from pumer.reducers.shortening.pooling_prompt import PoolingPromptConfig
 
+OLD = "mm_encoder_outputs" not in signature(LlavaModel.forward).parameters
+"""Whether this is a transformers whose models do not take encoded images."""
 HALF = DivPruneConfig(prune_ratio=0.5)
+FASTV = FastVConfig(layers=(1,), prune_ratio=0.5)
+BOTH = replace(FASTV, before=HALF)
+PUMER = PuMerConfig(
+    schedule=(Step(stack="decoder", layer=0, prune_ratio=0.2, merge_ratio=0.3),), before=PoolingPromptConfig()
+)
+INSIDE = [HALF] if OLD else [HALF, BOTH, PUMER]
+"""Alone, and beside a reduction inside the decoder, where this transformers can do both."""
 TOLERANCE = 1e-5  # logits of generate are float32
 
 
 GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
 """Families whose positions have rows."""
-OLD = "mm_encoder_outputs" not in signature(LlavaModel.forward).parameters
-"""Whether this is a transformers whose models do not take encoded images."""
 together = pytest.mark.skipif(OLD, reason="this transformers' decoders cannot reduce what was shortened before")
 
 
+def able(*names):
+    """These families, but for those that this transformers cannot shorten."""
+    return [name for name in names if not (OLD and name == "qwen3_vl")]
+
+
 def each_of(*names):
-    """Run a test for these families, but for those that this transformers cannot shorten."""
-    able = [name for name in names if not (OLD and name == "qwen3_vl")]
-    return pytest.mark.parametrize("family", able)
+    """Run a test for these families."""
+    return pytest.mark.parametrize("family", able(*names))
 
 
 families = each_of(*DECODERS)
+few = each_of("llava", "qwen3_vl", "smolvlm")
 WITH_BEAMS = tuple(name for name in DECODERS if not (OLD and name == "glm4v"))
 """Older ones look for ids around images that the tiny GLM-4V does not have."""
 

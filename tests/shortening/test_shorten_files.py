@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
-from shortening.families import HALF, OLD, WITH_BEAMS, batch, check, each_of, generated, ids_left, model_of
+from shortening.families import HALF, OLD, WITH_BEAMS, able, batch, check, each_of, generated, ids_left, model_of
 from tiny.decoders import SIDE, VIDEO
 
 from pumer import InputError
@@ -18,8 +18,9 @@ import sys
 import torch
 from tiny.decoders import DECODERS
 from pumer.prompts import read_prompts
-model = DECODERS[sys.argv[1]].model().double()
-print(model.generate(**read_prompts(sys.argv[2]), max_new_tokens=3, do_sample=False)[:, -3:].tolist())
+for family, path in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+    model = DECODERS[family].model().double()
+    print(model.generate(**read_prompts(path), max_new_tokens=3, do_sample=False)[:, -3:].tolist())
 """
 
 
@@ -38,15 +39,18 @@ def test_what_is_read_is_what_was_written(family, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["prompts.safetensors"]
 
 
-@each_of("llava", "qwen3_vl")
-def test_another_process_answers(family, tmp_path):
-    model, path = model_of(family), tmp_path / "prompts.safetensors"
-    short = shorten(model, batch(family), HALF)
-    write_prompts(path, short)
+def test_another_process_answers(tmp_path):
+    arguments, expected = [], []
+    for family in able("llava", "qwen3_vl"):
+        model, path = model_of(family), tmp_path / f"{family}.safetensors"
+        short = shorten(model, batch(family), HALF)
+        write_prompts(path, short)
+        arguments += [family, str(path)]
+        expected.append(str(generated(model, short)[0].tolist()))
     paths = os.pathsep.join(path for path in sys.path if path)
-    command, environment = [sys.executable, "-c", ANSWER, family, str(path)], {**os.environ, "PYTHONPATH": paths}
+    command, environment = [sys.executable, "-c", ANSWER, *arguments], {**os.environ, "PYTHONPATH": paths}
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert run.stdout.strip() == str(generated(model, short)[0].tolist())
+    assert run.stdout.splitlines() == expected
 
 
 @pytest.mark.skipif(OLD, reason="this transformers adds the end of a video to its features elsewhere")

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from shortening.families import HALF, batch, families, model_of, samples
+from shortening.families import HALF, able, batch, model_of, samples
+from tiny import covering
+from tiny.decoders import DECODERS
 
 from pumer.prompts import shorten
 from pumer.reducers.shortening.cdpruner import CDPrunerConfig
@@ -24,12 +26,9 @@ METHODS = [
     VisPrunerConfig(prune_ratio=0.5),
 ]
 
-methods = pytest.mark.parametrize("config", METHODS, ids=lambda config: config.method)
 
-
-@families
-@methods
-def test_each_prompt_is_shortened_as_if_it_were_alone(config, family):
+@pytest.mark.parametrize(("family", "config"), covering(able(*DECODERS), METHODS))
+def test_each_prompt_is_shortened_as_if_it_were_alone(family, config):
     model, whole = model_of(family), shorten(model_of(family), batch(family), config)
     logits = model(**whole).logits
     for n, sample in enumerate(samples(family)):

@@ -1,52 +1,36 @@
 """Models that shorten every prompt they get, in generate and in later turns, alone and beside a reduction inside."""
 
 import copy
-from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from shortening.families import (
+    BOTH,
     GRID,
     HALF,
+    INSIDE,
     WITH_BEAMS,
+    able,
     batch,
     check,
     each_of,
-    families,
+    few,
     generated,
     ids_left,
     model_of,
     samples,
     together,
 )
-from tiny.decoders import IMAGE, Sample, text
+from tiny import covering
+from tiny.decoders import DECODERS, IMAGE, Sample, text
 from transformers import DynamicCache, StaticCache
 
 import pumer
-from pumer import FastVConfig, InputError, PuMerConfig, Step
+from pumer import InputError, PuMerConfig, Step
 from pumer.prompts import shorten, shortened
-from pumer.reducers.shortening.pooling_prompt import PoolingPromptConfig
 
-FASTV = FastVConfig(layers=(1,), prune_ratio=0.5)
-BOTH = replace(FASTV, before=HALF)
-PUMER = PuMerConfig(
-    schedule=(Step(stack="decoder", layer=0, prune_ratio=0.2, merge_ratio=0.3),), before=PoolingPromptConfig()
-)
 IN_VISION = PuMerConfig(schedule=(Step(stack="vision", layer=1, merge_ratio=0.3),), before=HALF)
-
-few = each_of("llava", "qwen3_vl", "smolvlm")
-configs = pytest.mark.parametrize(
-    "config",
-    [HALF, pytest.param(BOTH, marks=together), pytest.param(PUMER, marks=together)],
-    ids=["alone", "fastv", "pumer"],
-)
-
-
-@pytest.fixture
-def model(family):
-    """The family's model, which no test leaves patched."""
-    yield model_of(family)
-    pumer.unpatch(model_of(family))
 
 
 # ---------------------------------------------------------------- generate
@@ -71,9 +55,8 @@ def test_generate_shortens_and_returns_all_ids(family, model):
     assert not torch.equal(stock[1], expected[1])
 
 
-@families
-@configs
-def test_each_prompt_is_reduced_as_if_it_were_alone(config, family, model):
+@pytest.mark.parametrize(("family", "config"), covering(able(*DECODERS), INSIDE))
+def test_each_prompt_is_reduced_as_if_it_were_alone(family, config, model):
     pumer.patch(model, config)
     whole = generated(model, batch(family))
     for n, sample in enumerate(samples(family)):
@@ -126,11 +109,12 @@ def two_turns(model, inputs, more, cache):
     return ids, (out.sequences[:, -2:], torch.stack(out.logits, dim=1))
 
 
-@families
-@pytest.mark.parametrize("config", [HALF, pytest.param(BOTH, marks=together)], ids=["alone", "fastv"])
-@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
-def test_a_later_turn_sees_what_the_first_one_kept(kind, config, family, model):
+@pytest.mark.parametrize(
+    ("family", "turns"), covering(able(*DECODERS), [*product(INSIDE[:2], [DynamicCache, StaticCache])])
+)
+def test_a_later_turn_sees_what_the_first_one_kept(family, turns, model):
     """Against the stock model's forward over both turns, in which what is gone is masked and positions are kept."""
+    config, kind = turns
     chosen, more = samples(family)[:2], text(4, 5)
     size = {"max_cache_len": 200} if kind is StaticCache else {}
 

@@ -7,53 +7,33 @@ from dataclasses import replace
 import pytest
 import torch
 from shortening.families import (
+    BOTH,
+    FASTV,
     HALF,
+    INSIDE,
+    able,
     batch,
     check,
-    each_of,
     families,
+    few,
     generated,
-    model_of,
     samples,
     together,
 )
+from tiny import covering
 from tiny.decoders import DECODERS, IMAGE
 
 import pumer
-from pumer import FastVConfig, InputError, NoReduction, PuMerConfig, Step
+from pumer import InputError, NoReduction
 from pumer.prompts import shorten, shortened
 from pumer.reducers import config_from_dict, config_to_dict
 from pumer.reducers.shortening.divprune import DivPruneConfig
-from pumer.reducers.shortening.pooling_prompt import PoolingPromptConfig
-
-FASTV = FastVConfig(layers=(1,), prune_ratio=0.5)
-BOTH = replace(FASTV, before=HALF)
-PUMER = PuMerConfig(
-    schedule=(Step(stack="decoder", layer=0, prune_ratio=0.2, merge_ratio=0.3),), before=PoolingPromptConfig()
-)
-IN_VISION = PuMerConfig(schedule=(Step(stack="vision", layer=1, merge_ratio=0.3),), before=HALF)
-
-few = each_of("llava", "qwen3_vl", "smolvlm")
-configs = pytest.mark.parametrize(
-    "config",
-    [HALF, pytest.param(BOTH, marks=together), pytest.param(PUMER, marks=together)],
-    ids=["alone", "fastv", "pumer"],
-)
-
-
-@pytest.fixture
-def model(family):
-    """The family's model, which no test leaves patched."""
-    yield model_of(family)
-    pumer.unpatch(model_of(family))
-
 
 # ---------------------------------------------------------------- forward
 
 
-@families
-@configs
-def test_a_forward_gives_logits_of_the_input_s_length(config, family, model):
+@pytest.mark.parametrize(("family", "config"), covering(able(*DECODERS), INSIDE))
+def test_a_forward_gives_logits_of_the_input_s_length(family, config, model):
     inputs = batch(family)
     pumer.patch(model, config)
     output = model(**inputs, output_hidden_states=True)

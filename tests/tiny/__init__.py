@@ -6,10 +6,14 @@ METHODS, BACKBONES or TASKS is tested once it has an entry in EXAMPLES, TINY or 
 none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
+import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,6 +49,27 @@ GRID = grid([example for examples in EXAMPLES.values() for example in examples])
 
 HEADS = [(backbone, head) for backbone, tiny in TINY.items() for head in tiny.heads]
 """Every head class of every backbone."""
+
+
+def max_examples(count: int) -> settings:
+    """So many examples of hypothesis, where a test usually has 100; the profile may ask for fewer, or for more."""
+    return settings(max_examples=-(-count * settings.default.max_examples // 100))
+
+
+def covering(*axes: Iterable[Any]) -> list[Any]:
+    """Every combination, as parameters of a test; slow, but for a few among which every value of every axis is."""
+    values = [list(axis) for axis in axes]
+    quick = [tuple(axis[n % len(axis)] for axis in values) for n in range(max(map(len, values)))]
+    found = list(product(*values))
+    marks = [[] if case in quick else [pytest.mark.slow] for case in found]
+    return [pytest.param(*case, id=_named(case), marks=mark) for case, mark in zip(found, marks, strict=True)]
+
+
+def _named(value: Any) -> str:
+    """What a value is called in the name of a test."""
+    if isinstance(value, tuple):
+        return "-".join(map(_named, value))
+    return str(getattr(value, "method", getattr(value, "__name__", value)))
 
 
 def answer(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
 """Tiny random generative models of every decoder family, and prompts with images for them.
 
-Every model has a text decoder of 6 layers, width 32, 4 heads (2 of keys and values) and 200 ids. Those in `WORDS` are
-words; the others are padding, end and what stands around images. No model ever says one of those: greedy generation
-always runs to its last token.
+Every model has a text decoder of width 32, 4 heads (2 of keys and values), 200 ids and, if no other number is asked
+for, 6 layers. The ids in `WORDS` are words; the others are padding, end and what stands around images. No model ever
+says one of those: greedy generation always runs to its last token.
 """
 
 import contextlib
@@ -55,19 +55,19 @@ class TinyDecoder:
     """How tests make a model and inputs of one decoder family.
 
     Attributes:
-        build: A model with transformers' own first values.
+        build: From the layers of the text decoder to a model with transformers' own first values.
         image: From a generator and whether the image is alone in its prompt to a random image.
         collate: From samples and their padded ids ``(B, T)`` to keyword arguments beside ids and mask.
     """
 
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     image: Callable[[torch.Generator, bool], Image]
     collate: Callable[[Sequence[Sample], Tensor], dict[str, Tensor]]
 
-    def model(self) -> nn.Module:
+    def model(self, layers: int = 6) -> nn.Module:
         """A model in eval mode, float32, the same at every call; random numbers drawn outside stay as they are."""
         with _seeded():
-            model = self.build()
+            model = self.build(layers)
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.ndim > 1:
@@ -117,7 +117,6 @@ def _seeded() -> Iterator[None]:
 
 _LAYERS = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 _TEXT = _LAYERS | {
-    "num_hidden_layers": 6,
     "num_key_value_heads": 2,
     "head_dim": 8,
     "vocab_size": VOCABULARY,
@@ -138,20 +137,24 @@ _GRID_VISION = {
 _TILINGS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 
 
-def _builder(name: str, text: dict[str, Any], vision: dict[str, Any], **settings: Any) -> Callable[[], nn.Module]:
+def _builder(name: str, text: dict[str, Any], vision: dict[str, Any], **settings: Any) -> Callable[..., nn.Module]:
     """Builds ``name`` with these settings beside `_TEXT`."""
 
-    def build() -> nn.Module:
+    def build(layers: int = 6) -> nn.Module:
         whole = getattr(transformers, f"{name}ForConditionalGeneration")
         config = whole.config_class(
-            text_config=_TEXT | text, vision_config=vision, image_token_id=IMAGE, tie_word_embeddings=False, **settings
+            text_config=_TEXT | {"num_hidden_layers": layers} | text,
+            vision_config=vision,
+            image_token_id=IMAGE,
+            tie_word_embeddings=False,
+            **settings,
         )
         return whole._from_config(config, attn_implementation="sdpa")
 
     return build
 
 
-def _grid_builder(name: str, sections: list[int], **vision: Any) -> Callable[[], nn.Module]:
+def _grid_builder(name: str, sections: list[int], **vision: Any) -> Callable[..., nn.Module]:
     """Builds a Qwen-VL or GLM model; ``sections`` are the frequencies that stand for frame, row and column."""
     return _builder(
         name,
@@ -347,7 +350,7 @@ DECODERS: dict[str, TinyDecoder] = {
 """Every decoder family, by transformers' model type; InternVL 3.5 has another text model than InternVL 3."""
 
 
-REFUSED: dict[str, Callable[[], nn.Module]] = {
+REFUSED: dict[str, Callable[..., nn.Module]] = {
     "paligemma": _builder(
         "PaliGemma", {"model_type": "gemma"}, _VISION | {"model_type": "siglip_vision_model"}, projection_dim=32
     ),
