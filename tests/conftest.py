@@ -19,8 +19,14 @@ if not torch.cuda.is_available():  # before transformers imports Triton: the ker
 pytest_plugins = ["fixtures.checkpoints", "fixtures.datasets", "fixtures.scripts"]
 
 hypothesis.settings.register_profile("default", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("default"), max_examples=40)
 hypothesis.settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_configure(config):
+    """The quick tests try fewer examples."""
+    quick = "not slow" in config.option.markexpr
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick" if quick else "default"))
 
 
 def pytest_collection_modifyitems(items):

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 import torch
+from tiny import covering
 from tiny.decoder_examples import DECODER_EXAMPLES
 from tiny.decoders import DECODERS, IMAGE, Sample, text
 from transformers import GenerationConfig, LlamaModel, LlavaForConditionalGeneration, LlavaModel
@@ -77,9 +78,8 @@ def untouched(family):
     return pumer.unpatch(stock(family))(**batch(family, padding="right")).logits
 
 
-@families
-@methods
-def test_each_prompt_is_reduced_as_if_it_were_alone(method, config, family, model):
+@pytest.mark.parametrize(("family", "config"), covering(DECODERS, [config for _, config in EXAMPLES]))
+def test_each_prompt_is_reduced_as_if_it_were_alone(family, config, model):
     before, whole = untouched(family), pumer.patch(model, config)(**batch(family, padding="right")).logits
     for n, sample in enumerate(samples(family)):
         alone, length = model(**batch(family, sample)).logits[0], len(sample.ids)

@@ -14,6 +14,7 @@ from pumer import PuMerConfig
 
 CLOSE = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 CONFIG = PuMerConfig(layers=(0, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
+SHALLOW = PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
 OTHER_GRIDS = ((9, 5, 6), (10, 6, 4), (2, 1, 3))
 """Of the same shapes when padded as GRIDS are, and with other lengths."""
 WHOLE = ((10, 6, 6),) * 3
@@ -33,9 +34,9 @@ def traced(model, inputs):
         return torch.jit.trace(model, example_kwarg_inputs=dict(inputs), strict=False)
 
 
-def check_traced(case, head, config, first=GRIDS, second=OTHER_GRIDS):
+def check_traced(case, head, config, first=GRIDS, second=OTHER_GRIDS, **settings):
     """Equal to eager for the traced batch, and for another one of its shapes."""
-    model, inputs = pumer.patch(case.build(head), config), padded_alike(case, head, 0, first)
+    model, inputs = pumer.patch(case.build(head, **settings), config), padded_alike(case, head, 0, first)
     graph, name = traced(model, inputs), "logits" if "logits" in model(**inputs) else "pooler_output"
     other = padded_alike(case, head, 7, second)
     for batch in (inputs, other):
@@ -44,7 +45,10 @@ def check_traced(case, head, config, first=GRIDS, second=OTHER_GRIDS):
 
 @pytest.mark.parametrize(("backbone", "head"), HEADS)
 def test_traced_by_jit(backbone, head):
-    check_traced(TINY[backbone], head, TINY[backbone].fit(CONFIG))
+    """One head with several reductions, the others with few layers."""
+    case = TINY[backbone]
+    config, settings = (CONFIG, {}) if head == case.heads[0] else (SHALLOW, {"layers": 1})
+    check_traced(case, head, case.fit(config), **settings)
 
 
 @pytest.mark.slow
@@ -107,8 +111,7 @@ def check_onnx(case, model, grids=(*OTHER_GRIDS, *GRIDS)):
 
 @pytest.mark.parametrize("backbone", ["vilt", pytest.param("meter", marks=pytest.mark.slow)])
 def test_onnx(backbone):
-    config = PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
-    check_onnx(TINY[backbone], pumer.patch(shallow(backbone), config))
+    check_onnx(TINY[backbone], pumer.patch(shallow(backbone), SHALLOW))
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from tiny import EXAMPLES, FOLDERS, TINY, WITH_HEADS
+from tiny import EXAMPLES, FOLDERS, TINY, WITH_HEADS, covering
 
 import pumer
 from pumer.checkpoint import load_processor
@@ -19,15 +19,12 @@ from pumer.tasks import TASKS
 from pumer.tasks.loading import Collator, Examples, make_inputs
 from pumer.training import run as train
 
-backbones = pytest.mark.parametrize("backbone", TINY)
-
 
 def test_every_task_is_in_the_grid():
     assert set(FOLDERS) == set(TASKS), "add a data folder to tests/fixtures/datasets.py"
 
 
-@backbones
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(("name", "backbone"), covering(TASKS, TINY))
 def test_every_method_learns_every_task(name, backbone, request):
     root, checkpoint = request.getfixturevalue(FOLDERS[name]), request.getfixturevalue(f"tiny_{backbone}")
     task = TASKS[name](TASKS[name].vocabulary(root, 1))
@@ -59,8 +56,7 @@ def test_every_method_learns_every_task(name, backbone, request):
         model.eval()
 
 
-@backbones
-@pytest.mark.parametrize("method", WITH_HEADS)
+@pytest.mark.parametrize(("method", "backbone"), covering(WITH_HEADS, TINY))
 def test_every_method_is_planned_trained_saved_and_evaluated(method, backbone, training, request):
     example, *_ = EXAMPLES[method]
     config = TINY[backbone].fit(example.config)

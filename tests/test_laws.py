@@ -10,9 +10,9 @@ from itertools import product
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tiny import EXAMPLES, GRID, GRIDS, HEADS, TINY, WITH_HEADS, answer
+from tiny import EXAMPLES, GRID, GRIDS, HEADS, TINY, WITH_HEADS, answer, max_examples
 from torch import nn
 
 import pumer
@@ -91,7 +91,7 @@ def schedules(draw, layers=3):
 
 @pytest.mark.parametrize("backbone", TINY)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@settings(max_examples=25)
+@max_examples(25)
 @given(schedules(), SHAPES, PADDING, st.integers(0, 1000))
 def test_law_1_any_schedule(backbone, dtype, config, shapes, padding, seed):
     case = TINY[backbone]
@@ -131,6 +131,14 @@ def first_configs(layers):
     )
 
 
+def in_turn(configs, first=0):
+    """Each method in one backbone, from one method to the next another one; the others are slow tests."""
+    methods, backbones = list(EXAMPLES), list(TINY)
+    turns = [backbones[(methods.index(e.config.method) + first) % len(backbones)] for _, e in configs]
+    marks = [[] if b == turn else [pytest.mark.slow] for (b, _), turn in zip(configs, turns, strict=True)]
+    return [pytest.param(*case, marks=mark) for case, mark in zip(configs, marks, strict=True)]
+
+
 def slow_alike(configs):
     """Methods that are a score and nothing else have similar graphs: beyond the first backbone they are slow tests."""
     first = next(iter(TINY))
@@ -167,7 +175,7 @@ def check_compiled(case, model, backend, tolerance=1e-5):
                 torch.testing.assert_close(answer(compiled, inputs), expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("backbone", "example"), slow_alike(GRAPHS + IN_VISION), ids=tiny.label)
+@pytest.mark.parametrize(("backbone", "example"), in_turn(GRAPHS) + slow_alike(IN_VISION), ids=tiny.label)
 def test_law_2_compile(backbone, example, fresh_dynamo):
     case = TINY[backbone]
     model = case.build() if tiny.in_vision(example) else case.build(layers=SHALLOW)
@@ -193,7 +201,7 @@ def test_law_2_inductor(backbone, fresh_dynamo):
     check_compiled(case, model, backend="inductor")
 
 
-@pytest.mark.parametrize(("backbone", "example"), slow_alike(first_configs(1)), ids=tiny.label)
+@pytest.mark.parametrize(("backbone", "example"), in_turn(first_configs(1), first=1), ids=tiny.label)
 def test_law_2_export_with_dynamic_batch(backbone, example, fresh_dynamo):
     case = TINY[backbone]
     model, inputs = pumer.patch(case.build(layers=1), example.config), case.batch(GRIDS)
@@ -373,7 +381,7 @@ def test_law_5_states_sizes_masks_and_sources_agree(backbone, example):
 
 
 @pytest.mark.parametrize("backbone", TINY)
-@settings(max_examples=15)
+@max_examples(15)
 @given(schedules(), SHAPES, PADDING)
 def test_law_5_any_schedule(backbone, config, shapes, padding):
     case = TINY[backbone]
@@ -483,7 +491,7 @@ def test_law_6_every_method(backbone, example):
 
 
 @pytest.mark.parametrize("backbone", TINY)
-@settings(max_examples=15)
+@max_examples(15)
 @given(schedules(), SHAPES, PADDING)
 def test_law_6_any_schedule(backbone, config, shapes, padding):
     case = TINY[backbone]
@@ -656,7 +664,7 @@ MUTANTS = [
     Mutant(law_1, decisions, "counts", count_padding, PuMerConfig(layers=(0,), prune_ratio=0.4), PADDED_IMAGES),
     Mutant(law_1, decisions, "asked_for", all_rows, PuMerConfig(layers=(0,), prune_ratio=0.4)),
     Mutant(law_1, tokens.Tokens, "reduce", free_slots_attended),
-    Mutant(law_1, tokens, "attention_bias", free_slots_seen, replace(STRONG, proportional_attention=False)),
+    Mutant(law_1, tokens.tokens, "attention_bias", free_slots_seen, replace(STRONG, proportional_attention=False)),
     Mutant(law_1, decisions, "kept_first", unstable),
     Mutant(law_5, tokens.Tokens, "reduce", sizes_forgotten),
     Mutant(law_5, tokens.Tokens, "reduce", plain_mean),

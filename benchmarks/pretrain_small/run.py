@@ -19,7 +19,6 @@ import io
 import os
 import time
 from collections.abc import Callable
-from functools import cache
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -111,17 +110,12 @@ def _pretrained(config: PretrainConfig) -> Path:
             arguments = (config, trainee.share_memory(), clock.share_memory_(), stage, until)
             mp.spawn(_work, arguments, nprocs=config.workers)
     assert trainee is not None
-    return export(trainee, folder / f"{config.model}-small", _tokenizer())
-
-
-@cache
-def _tokenizer() -> Tokenizer:
-    return train_tokenizer()
+    return export(trainee, folder / f"{config.model}-small", train_tokenizer())
 
 
 def _begin(config: PretrainConfig, stage: int, before: Trainee | None) -> Trainee:
     """The model at the beginning of a stage."""
-    words = _tokenizer().get_vocab_size()
+    words = train_tokenizer().get_vocab_size()
     if config.model == "meter":
         meter = MeterTrainee(small_meter(config.pairs, vocabulary=words))
         if config.start:
@@ -139,7 +133,7 @@ def _begin(config: PretrainConfig, stage: int, before: Trainee | None) -> Traine
 def _go_on(trainee: Trainee, folder: Path) -> Trainee:
     """Give a model the weights of a finished checkpoint, each word's embedding by its spelling."""
     theirs = read_model(type(trainee.model), folder, dtype=torch.float32)[0].state_dict()
-    own, vocabulary = trainee.model.state_dict(), _tokenizer().get_vocab()
+    own, vocabulary = trainee.model.state_dict(), train_tokenizer().get_vocab()
     known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
     shared = [(vocabulary[word], index) for word, index in known.items() if word in vocabulary]
     new, old = torch.tensor(shared).unbind(1)
@@ -159,7 +153,7 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
     """One worker's training: the weights and the clock (seconds, steps of all workers) are shared, the rest is not."""
     torch.set_num_threads(1)
     parent, total, folder = os.getppid(), 60 * config.minutes, Path(config.out)
-    source = Source(_tokenizer(), seed=config.seed, tasks=config.tasks)
+    source = Source(train_tokenizer(), seed=config.seed, tasks=config.tasks)
     optimizer = _optimizer(trainee, config)
     path, step = _state(folder, stage, rank), 0
     if path.exists():
@@ -258,7 +252,7 @@ class _Watch:
         self.console = Console()
         self.average: dict[str, float] = {}
         self.reported, self.seconds, self.steps = time.monotonic(), clock[0].item(), clock[1].item()
-        self.source = Source(_tokenizer(), seed=config.seed + 1, captions=0.0, tasks=0.0)
+        self.source = Source(train_tokenizer(), seed=config.seed + 1, captions=0.0, tasks=0.0)
 
     def see(self, parts: dict[str, torch.Tensor]) -> None:
         for name, loss in parts.items():

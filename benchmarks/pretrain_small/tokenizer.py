@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -48,8 +49,9 @@ def _task_sentences(seed: int, scenes: int) -> Iterator[str]:
             yield from (statement.text for statement in made.statements)
 
 
+@cache
 def train_tokenizer(seed: int = 0, scenes: int = 1500, vocabulary: int = 800) -> Tokenizer:
-    """Train the WordPiece vocabulary.
+    """Train the WordPiece vocabulary, once in a process.
 
     Args:
         seed: seed of the sentences; the same seed gives the same vocabulary.

@@ -11,8 +11,8 @@ from pumer import PuMerConfig, Step
 from pumer.utils.errors import InputError
 
 STEPS = (
-    Step(stack="decoder", layer=1, prune_ratio=0.3, merge_ratio=0.2),
-    Step(stack="decoder", layer=3, prune_ratio=0.3),
+    Step(stack="decoder", layer=0, prune_ratio=0.3, merge_ratio=0.2),
+    Step(stack="decoder", layer=1, prune_ratio=0.3),
 )
 
 
@@ -31,7 +31,7 @@ class AfterEncoding(nn.Module):
 def prepared(family):
     """A model that has been patched and restored ten times, patched; inputs; those of the language model."""
     tiny = DECODERS[family]
-    model, inputs = tiny.model(), tiny.batch([tiny.sample(1)], padding="left", dtype=torch.float32)
+    model, inputs = tiny.model(layers=3), tiny.batch([tiny.sample(1)], padding="left", dtype=torch.float32)
     tokens = int((inputs["input_ids"] == IMAGE).sum())
     config = PuMerConfig(schedule=STEPS, image_tokens=tokens)
     for _ in range(10):

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reducers.prompts import kept_by_hand, merged_by_hand
+from tiny import max_examples
 from tiny.decoders import DECODERS, IMAGE, VOCABULARY, Sample, text
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
@@ -321,7 +322,7 @@ IMAGES = st.integers(1, 2).flatmap(
 HOW = st.builds(Talk, st.sampled_from(["left", "right"]), st.booleans(), st.integers(1, 3))
 
 
-@settings(max_examples=15)
+@max_examples(15)
 @given(st.sampled_from(["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm"]), STEPS, IMAGES, HOW)
 def test_any_schedule(family, steps, images, how):
     schedule = [

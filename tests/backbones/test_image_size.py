@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from tiny import TINY, covering
 from typer.testing import CliRunner
 
 import pumer
@@ -24,7 +25,7 @@ from pumer.tasks.loading import make_inputs
 from pumer.training import run as train
 from pumer.utils.errors import InputError
 
-backbones = pytest.mark.parametrize("backbone", ["vilt", "meter"])
+backbones = pytest.mark.parametrize("backbone", TINY)
 LAYERS = {"vilt": [2, 5], "meter": [0, 2]}
 PICTURE = "val2014/COCO_val2014_000000000000.jpg"
 
@@ -33,8 +34,7 @@ def reduction(backbone):
     return {"method": "pumer", "layers": LAYERS[backbone], "prune_ratio": 0.2, "merge_ratio": 0.2}
 
 
-@backbones
-@pytest.mark.parametrize("size", [8, 16, 32, 48])
+@pytest.mark.parametrize(("backbone", "size"), covering(TINY, [8, 48, 16, 32]))
 def test_tokens_follow_from_the_size(backbone, size, tiny_vqa, request):
     folder = request.getfixturevalue(f"tiny_{backbone}")
     model, processor = pumer.patch(pumer.load(folder), pumer.NoReduction()), load_processor(folder)
@@ -111,9 +111,9 @@ def test_another_size_without_fine_tuning(backbone, tiny_vqa, tmp_path, request)
     assert picture.is_file()
 
 
-@pytest.mark.parametrize(("size", "near"), [(20, 16), (4, 8), (35, 32)])
-@backbones
-def test_sizes_that_patches_do_not_fill_are_refused(backbone, size, near, tiny_vqa, request):
+@pytest.mark.parametrize(("backbone", "sizes"), covering(TINY, [(20, 16), (4, 8), (35, 32)]))
+def test_sizes_that_patches_do_not_fill_are_refused(backbone, sizes, tiny_vqa, request):
+    size, near = sizes
     folder = str(request.getfixturevalue(f"tiny_{backbone}"))
     message = f"image_size {size} is not a multiple of the patch size 8; give {near}"
     jobs = {

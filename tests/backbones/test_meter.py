@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 from by_hand import decide_by_hand, merge_by_hand
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tiny import GRIDS, TINY, answer
+from tiny import GRIDS, TINY, answer, max_examples
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pumer
@@ -107,7 +107,7 @@ SEEING = st.builds(Step, stack=st.just("vision"), layer=st.integers(0, 2), merge
 
 
 @pytest.mark.parametrize("order", ["parallel", "sequential"])
-@settings(max_examples=15)
+@max_examples(15)
 @given(st.lists(FUSION, min_size=1), st.lists(SEEING), st.lists(st.integers(1, 9), min_size=1, max_size=3))
 def test_reduced_model_against_a_loop(order, fusion, vision, words):
     config = PuMerConfig(schedule=tuple({(s.stack, s.layer): s for s in (*fusion, *vision)}.values()))

@@ -1,12 +1,6 @@
 """FSDP casts what goes into a layer, and copies every dataclass among it."""
 
-import subprocess
-import sys
-from pathlib import Path
-
-CHILD = """
-import sys
-
+import pytest
 import torch
 from tiny import GRIDS, TINY
 from torch.distributed import destroy_process_group, init_process_group
@@ -15,9 +9,19 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 import pumer
 from pumer.backbones.layers import SplitLayer
 
-init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
-policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
-for name, case in TINY.items():
+
+@pytest.fixture
+def _alone(tmp_path):
+    """A group of one process."""
+    init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    destroy_process_group()
+
+
+@pytest.mark.parametrize("backbone", TINY)
+@pytest.mark.usefixtures("_alone")
+def test_a_reduced_model_runs_in_mixed_precision(backbone):
+    case, policy = TINY[backbone], MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     config = pumer.PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.2, text_merge_ratio=0.2)
     model, inputs = pumer.patch(case.build(), config), case.batch(GRIDS)
     with torch.no_grad():
@@ -26,13 +30,4 @@ for name, case in TINY.items():
     for layer in [module for module in model.modules() if isinstance(module, SplitLayer)]:
         fully_shard(layer, mp_policy=policy)
     logits = fully_shard(model, mp_policy=policy)(**inputs).logits
-    assert logits.dtype == torch.bfloat16 and logits.shape == whole.shape and logits.isfinite().all(), name
-destroy_process_group()
-"""
-
-
-def test_a_reduced_model_runs_in_mixed_precision(tmp_path):
-    tests = Path(__file__).parents[1]
-    code = f"import sys; sys.path.insert(0, {str(tests)!r})\n{CHILD}"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert logits.dtype == torch.bfloat16 and logits.shape == whole.shape and logits.isfinite().all()

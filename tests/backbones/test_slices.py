@@ -12,6 +12,7 @@ from pumer.patching import reductions
 
 BATCH = GRIDS * 3
 CONFIG = PuMerConfig(layers=(0, 1), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
+SHALLOW = PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
 
 
 @pytest.mark.parametrize(("backbone", "example"), GRID, ids=tiny.label)
@@ -37,11 +38,12 @@ def test_every_head_answers_the_same(backbone, head):
 
 
 @pytest.mark.parametrize("backbone", TINY)
-@pytest.mark.parametrize("config", [CONFIG, NoReduction()], ids=["pumer", "none"])
-def test_slices_compile_as_one_graph(backbone, config):
+@pytest.mark.parametrize(("config", "layers"), [(SHALLOW, 2), (NoReduction(), 1)], ids=["pumer", "none"])
+def test_slices_compile_as_one_graph(backbone, config, layers):
+    """Few layers: the graph has each of them once for every slice."""
     case = TINY[backbone]
-    model, inputs = case.build(), case.batch(GRIDS, text=12)
-    pumer.patch(model, config if config == NoReduction() else case.fit(config), slice_size=2)
+    model, inputs = case.build(layers=layers), case.batch(GRIDS, text=12)
+    pumer.patch(model, case.fit(config), slice_size=2)
     torch._dynamo.reset()
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)

@@ -6,9 +6,9 @@ import pytest
 import tiny
 import torch
 from by_hand import decide_by_hand
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tiny import GRIDS, PATCH, TINY, answer
+from tiny import GRIDS, PATCH, TINY, answer, max_examples
 from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +20,7 @@ from pumer.backbones.vilt import interpolate_positions
 VILT = TINY["vilt"]
 CLOSE = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 STRONG = PuMerConfig(layers=(0, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
+SHALLOW = PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
 
 each_head = pytest.mark.parametrize("head", VILT.heads)
 
@@ -42,7 +43,7 @@ def test_fast_path_equals_transformers(head, masked):
     CLOSE(answer(pumer.patch(model, NoReduction()), inputs), plain)
 
 
-@settings(max_examples=15)
+@max_examples(15)
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=4),
     st.integers(0, 1000),
@@ -66,7 +67,7 @@ def test_images_that_are_no_multiple_of_the_patch(size):
     CLOSE(answer(pumer.patch(model, NoReduction()), inputs), plain)
 
 
-@settings(max_examples=25)
+@max_examples(25)
 @given(st.lists(st.tuples(st.just(2), st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=4))
 def test_patches_stand_in_raster_order_with_transformers_embedding(grids):
     """Position by position: what transformers embeds at a cell, we embed at that cell's raster rank."""
@@ -161,9 +162,9 @@ def test_an_image_without_a_real_pixel_is_refused(config):
         model(**inputs)
 
 
-@pytest.mark.parametrize("config", [NoReduction(), STRONG], ids=["none", "pumer"])
+@pytest.mark.parametrize("config", [NoReduction(), SHALLOW], ids=["none", "pumer"])
 def test_in_a_graph_an_image_without_a_real_pixel_has_no_answer(config):
-    model, inputs = pumer.patch(VILT.build(), config), VILT.batch(GRIDS)
+    model, inputs = pumer.patch(VILT.build(layers=1), config), VILT.batch(GRIDS)
     with torch.no_grad():
         expected = answer(model, inputs)
         exported = torch.export.export(model, (), inputs).module()
@@ -375,7 +376,7 @@ def reduced_by_hand(model, sample, config):
 RATIO = st.one_of(st.just(0.0), st.floats(0.05, 0.9))
 
 
-@settings(max_examples=25)
+@max_examples(25)
 @given(
     st.lists(st.builds(Step, layer=st.integers(0, 2), prune_ratio=RATIO, merge_ratio=RATIO, text_merge_ratio=RATIO)),
     st.booleans(),

@@ -9,7 +9,9 @@ from pumer.utils.files import read_json
 
 
 def test_a_file_for_each_model_with_the_limit_in_it(tiny_vilt, tmp_path, monkeypatch, capsys):
-    case = replace(full_size.CASES["vilt-small"], model=str(tiny_vilt), batch_sizes=(1, 2), sliced_batch=4)
+    case = full_size.CASES["vilt-small"]
+    first = {"2,5,8": case.schedules["2,5,8"]}
+    case = replace(case, model=str(tiny_vilt), schedules=first, batch_sizes=(1,), memory_batch=2, sliced_batch=4)
     monkeypatch.setitem(full_size.CASES, "vilt-small", case)
     monkeypatch.setattr(full_size, "peak_memory", peak_memory.measure)
     monkeypatch.setattr("pumer.profiling.benchmark.peak_memory", peak_memory.measure)

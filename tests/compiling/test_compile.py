@@ -397,10 +397,15 @@ def test_an_output_that_is_no_batch():
 # ---------------------------------------------------------------- torch.compile and CUDA graphs
 
 
+QUICK = {("vilt", "ViltForImagesAndTextClassification"), ("meter", "MeterForMaskedLM")}
+"""A head that sees two images, and one with an answer for each word."""
+
+
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.parametrize(
     ("backbone", "head", "backend"),
-    [(*head, "eager") for head in HEADS] + [(backbone, case.heads[0], "aot_eager") for backbone, case in TINY.items()],
+    [pytest.param(*head, "eager", marks=() if head in QUICK else pytest.mark.slow) for head in HEADS]
+    + [(backbone, case.heads[0], "aot_eager") for backbone, case in TINY.items()],
 )
 def test_one_graph_of_torch_compile(backbone, head, backend, monkeypatch):
     monkeypatch.setattr("pumer.compiling.compile.inductor", lambda forward: inductor(forward, backend))
@@ -414,7 +419,7 @@ def test_one_graph_of_torch_compile(backbone, head, backend, monkeypatch):
 
 
 @pytest.mark.usefixtures("_fresh_dynamo")
-@backends
+@pytest.mark.parametrize("backbone", ["vilt", pytest.param("meter", marks=pytest.mark.slow)])
 def test_inductor(backbone):
     """As users get it on a CPU."""
     fast = pumer.compile(build(backbone, PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.3), layers=1))
@@ -470,7 +475,7 @@ def made(monkeypatch):
 
 
 def test_benchmark(tiny_vilt, made):
-    settings = {"batch_sizes": (1, 3), "pairs": 1, "memory_batch": 0, "device": "cpu", "progress": False}
+    settings = {"batch_sizes": (1, 2), "pairs": 1, "memory_batch": 0, "device": "cpu", "progress": False}
     reductions = {"half": {"method": "pumer", "layers": [2], "prune_ratio": 0.5}}
     config = BenchmarkConfig(model=str(tiny_vilt), reductions=reductions, text_length=9, compile=True, **settings)
     result = benchmark.run(config, Console(file=io.StringIO()))

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernels import cases, oracle
 from kernels.cases import arguments
+from tiny import max_examples
 
 from pumer import kernels
 
@@ -28,7 +29,7 @@ def carry_out(case, code, following, x, size, weight, streams, proportional=True
     return torch.cat([y, z], 1), new_size, whole, bias[:, 0, 0]
 
 
-@settings(max_examples=60)
+@max_examples(60)
 @given(arguments(words=8, patches=14), st.booleans(), st.booleans())
 def test_outputs_are_those_of_the_loops(given, weighted, proportional):
     case = cases.make(**given)
@@ -49,7 +50,7 @@ def test_outputs_are_those_of_the_loops(given, weighted, proportional):
                 assert torch.equal(outputs[0][b, c // 2], x[b, n])
 
 
-@settings(max_examples=20)
+@max_examples(20)
 @given(arguments(words=6, patches=10), st.booleans())
 def test_gradient_is_each_tokens_share(given, weighted):
     case = cases.make(**given)

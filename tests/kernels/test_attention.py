@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kernels.cases import DEVICE
+from tiny import max_examples
 
 from pumer import kernels
 from pumer.kernels import flash, operators
@@ -35,7 +36,7 @@ def check(*tensors):
     assert y.transpose(1, 2).is_contiguous() and y.dtype == tensors[0].dtype
 
 
-@settings(max_examples=20)
+@max_examples(20)
 @given(
     st.integers(0, 2**31),
     st.integers(1, 2),

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kernels.cases import DEVICE
+from tiny import max_examples
 
 from pumer import kernels
 from pumer.kernels import operators
@@ -34,7 +35,7 @@ def check(states, mask, image_mask):
         assert a.dtype == b.dtype and torch.equal(a.cpu(), b)
 
 
-@settings(max_examples=25)
+@max_examples(25)
 @given(
     st.integers(0, 2**31),
     st.integers(1, 3),

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pumer.kernels import flash
 
-SHAPES = ("vilt", "meter-40", "long:fp32", "whole", "thin-heads", "small:ones", "small:pruned", "small:text")
+QUICK = ("vilt", "long:fp32", "small:ones")
+"""One stream and two, both sizes of numbers, and all integers that may be constants."""
+SLOW = ("meter-40", "whole", "thin-heads", "small:pruned", "small:text", "longest")
 
 
 def figures(*shapes, cache):
@@ -20,10 +24,11 @@ def figures(*shapes, cache):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_no_spills_and_little_shared_memory(tmp_path):
+@pytest.mark.parametrize("shapes", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["quick", "slow"])
+def test_no_spills_and_little_shared_memory(shapes, tmp_path):
     """2,940 tokens at the end: there it need only compile."""
-    found = figures(*SHAPES, "longest", cache=tmp_path)
-    assert len(found) == 8 * (len(SHAPES) + 1)
+    found = figures(*shapes, cache=tmp_path)
+    assert len(found) == 8 * len(shapes)
     for figure in found:
         if figure["shape"] != "longest":
             assert figure["spilled"] == 0 and figure["shared"] <= 48 * 1024, figure
@@ -31,8 +36,12 @@ def test_no_spills_and_little_shared_memory(tmp_path):
             assert figure["code"] <= 32 * 1024, figure
 
 
-def test_every_configuration_of_attention_fits_a_multiprocessor(tmp_path):
-    found = figures("attention", "attention-128", cache=tmp_path)
-    assert len(found) == len(flash.CONFIGURATIONS) + 2
+@pytest.mark.parametrize(
+    ("shape", "configurations"),
+    [("attention-128", 2), pytest.param("attention", len(flash.CONFIGURATIONS), marks=pytest.mark.slow)],
+)
+def test_every_configuration_of_attention_fits_a_multiprocessor(shape, configurations, tmp_path):
+    found = figures(shape, cache=tmp_path)
+    assert len(found) == configurations
     for figure in found:
         assert figure["spilled"] == 0 and figure["shared"] <= 200 * 1024 and figure["mma"] > 0, figure

@@ -1,10 +1,11 @@
 """Decisions of the kernels against loops over one sample: scores, pruning, matching, output slots."""
 
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kernels import cases, oracle
 from kernels.cases import arguments
+from tiny import max_examples
 
 
 def check(**given):
@@ -18,13 +19,13 @@ def check(**given):
         assert code[b].tolist() == wanted or choice.near, choice
 
 
-@settings(max_examples=160)
+@max_examples(160)
 @given(arguments())
 def test_decisions_are_those_of_the_loops(given):
     check(**given)
 
 
-@settings(max_examples=60)
+@max_examples(60)
 @given(arguments(words=16, patches=10))
 def test_ties_go_to_the_lower_rank(given):
     """Keys of -1 and 1: norms and products are exact, so nothing may differ."""
@@ -35,7 +36,7 @@ def test_ties_go_to_the_lower_rank(given):
         assert code[b].tolist() == oracle.decide(case, b)[0]
 
 
-@settings(max_examples=6)
+@max_examples(6)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(90, 330), st.sampled_from([1, 2]), st.booleans())
 @example(seed=1, words=40, patches=660, streams=1, coarse=False)
 @example(seed=2, words=32, patches=577, streams=2, coarse=True)

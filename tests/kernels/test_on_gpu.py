@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernels import cases, oracle
 from kernels.test_attention import case as attention_case
 from kernels.test_attention import definition as attention_definition
 from kernels.test_compact import case as compact_case
 from kernels.test_compact import loop as compact_loop
+from tiny import max_examples
 
 from pumer import kernels
 
@@ -27,7 +28,7 @@ BUCKETS = (
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bucket", BUCKETS)
-@settings(max_examples=20)
+@max_examples(20)
 @given(seed=st.integers(0, 2**31), coarse=st.booleans())
 def test_decisions_and_states(dtype, bucket, seed, coarse):
     given = bucket | {"dtype": dtype, "seed": seed, "B": 4, "coarse": coarse}

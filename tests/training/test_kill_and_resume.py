@@ -116,7 +116,10 @@ def stopping(vilt):
     )
 
 
-@pytest.mark.parametrize(("method", "step"), [("training_step", 5), ("_save_rng_state", 6), ("final_scores", 8)])
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [("training_step", 5), pytest.param("_save_rng_state", 6, marks=pytest.mark.slow), ("final_scores", 8)],
+)
 def test_early_stopping_counts_on_after_an_interruption(stopping, tmp_path, monkeypatch, method, step):
     undisturbed = train(stopping, output=tmp_path / "undisturbed")
     assert undisturbed["steps"] == 8
@@ -148,7 +151,9 @@ def test_finished_run_takes_no_further_step(vilt, monkeypatch):
     assert train(vilt)["steps"] == 23  # in the middle of an epoch
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_the_last_checkpoint(vilt, tmp_path, monkeypatch):
+    """To the same weights as without it; the quick tests of a full disk are in test_stopping.py."""
     train(vilt, output=tmp_path / "undisturbed")
     save = torch.save
 

@@ -118,7 +118,14 @@ def test_same_config_same_weights(unevaluated, tmp_path):
     assert not same(plain, trained("another seed", seed=1))
 
 
-@pytest.mark.parametrize(("teacher", "learning"), [(None, False), ("self", False), ("self", True)])
+@pytest.mark.parametrize(
+    ("teacher", "learning"),
+    [
+        pytest.param(None, False, marks=pytest.mark.slow),
+        pytest.param("self", False, marks=pytest.mark.slow),  # quick, and killed: test_kill_and_resume.py
+        ("self", True),
+    ],
+)
 def test_interrupted_run_ends_where_an_undisturbed_one_does(config, tmp_path, monkeypatch, teacher, learning):
     reduction = LEARNING if learning else config.reduction
     config = change(config, eval_steps=2, max_steps=8, teacher=teacher, reduction=reduction)
