@@ -6,8 +6,7 @@ from pumer.utils.files import read_json
 from pumer.world.write import write_world
 
 
-def test_a_row_has_both_kinds_of_files(tiny_vilt, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "SMALL", {"small:vilt": tiny_vilt})
+def test_a_row_has_both_kinds_of_files(tmp_path, monkeypatch):
     write_world(tmp_path / "world", WorldConfig(train=40, val=12, test=12, heldout=0, tasks=("snli_ve",)))
     out = tmp_path / "reading.json"
     given = ["reading.py", "--world", str(tmp_path / "world"), "--tasks", "snli_ve", "--steps", "2", "--out", str(out)]

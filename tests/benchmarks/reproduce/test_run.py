@@ -114,7 +114,7 @@ def test_a_report_keeps_what_earlier_runs_were_asked_for(config, tmp_path, run_n
 
 def test_the_results_of_other_runs_stay(reproduced, config, tmp_path, run_nothing):
     places = {"out": tmp_path / "out", "results": tmp_path / "results"}
-    counting = Reproduction(dataclasses.replace(config, only=("table7",), **places), run_nothing)
+    counting = Reproduction(dataclasses.replace(config, only=("table7",), cells=(), **places), run_nothing)
     assert counting.run(Console(file=io.StringIO())) == {}
     counting.report()
     Reproduction(dataclasses.replace(config, results=places["results"]), run_nothing).report()
