@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"conversion", "generative", "profiling", "tasks"},
     {"exporting"},
     {"evaluation"},
-    {"overview", "training", "visualization"},
+    {"overview", "serving", "training", "visualization"},
     {"demo"},
     {"cli", "__init__", "__main__"},
 ]

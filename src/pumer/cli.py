@@ -76,15 +76,22 @@ def evaluate(model: Model, settings: Settings = None, force: Force = False) -> N
 def predict(
     model: Model,
     settings: Settings = None,
-    out: Annotated[Path | None, _file("File to write: predictions.json, or predictions.csv for questions.")] = None,
-    questions: Annotated[Path | None, _file("CSV file with the columns image and question.")] = None,
-    images: Annotated[Path | None, _file("Folder of the images it names; the current one by default.")] = None,
+    out: Annotated[Path | None, _file("To write: predictions.json, predictions.csv, or the folder answers.")] = None,
+    questions: Annotated[
+        Path | None, _file("CSV file with the columns image and question, or shards: 'shards/*.parquet' or .tar.")
+    ] = None,
+    question: Annotated[str | None, _file("One question, about all images of a folder or of shards.")] = None,
+    images: Annotated[Path | None, _file("Folder of the images; the current one by default.")] = None,
     force: Force = False,
 ) -> None:
-    """Answers of a trained model to a split, as the official server wants them, or to a list of questions."""
+    """Answers of a trained model to a split, as the official server wants them, or to your questions.
+
+    Shards and folders of images are answered on a Ray cluster; the same command continues an interrupted run.
+    """
     given: dict[str, Any] = {"model": model, "images": images, "out": out, "questions": questions}
-    config = resolve(PredictConfig, settings, **given, force=force)
-    say(f"{run_job('pumer.evaluation.predict', config)} answers are in {config.file}")
+    config = resolve(PredictConfig, settings, **given, question=question, force=force)
+    job = "pumer.serving.batches" if config.sharded else "pumer.evaluation.predict"
+    say(f"{run_job(job, config)} answers are in {config.file}")
 
 
 @app.command()

@@ -27,7 +27,7 @@ from pumer.utils.locks import exclusive
 logger = logging.getLogger(__name__)
 
 _TEXTS = ("question", "text", "sentence")
-_ANSWER = "answer"
+ANSWER = "answer"
 
 
 class Predictor:
@@ -205,8 +205,7 @@ def _answer_list(config: PredictConfig, questions: Path) -> int:
 def _answer_rows(config: PredictConfig, questions: Path, processes: Processes) -> int:
     """Answer the rows in one of several processes, or alone."""
     columns, rows = _read_csv(questions)
-    images = sorted(name for name in columns if re.fullmatch(r"image\d*", name))
-    text = next((name for name in _TEXTS if name in columns), None)
+    images, text = asked_columns(columns)
     if not images or text is None:
         raise InputError(f"{questions} must have the columns image (or image1, image2) and question, not {columns}")
     for line, row in rows:
@@ -220,13 +219,19 @@ def _answer_rows(config: PredictConfig, questions: Path, processes: Processes) -
     parts = parts_beside([config.file])
     answers = predictor.answers(examples, config.batch_size, config.workers, True, processes, parts)
     written = io.StringIO()
-    writer = csv.DictWriter(written, [*columns, _ANSWER], lineterminator="\n")
+    writer = csv.DictWriter(written, [*columns, ANSWER], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, _ANSWER: answer} for (_, row), answer in zip(rows, answers, strict=True))
+    writer.writerows({**row, ANSWER: answer} for (_, row), answer in zip(rows, answers, strict=True))
     if processes.main:
         write_text(config.file, written.getvalue())
         remove_parts(parts)
     return len(rows)
+
+
+def asked_columns(columns: Sequence[str]) -> tuple[list[str], str | None]:
+    """Which columns of a table hold the images, in order, and which one the question; None where there is none."""
+    images = sorted(name for name in columns if re.fullmatch(r"image\d*", name))
+    return images, next((name for name in _TEXTS if name in columns), None)
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -238,8 +243,8 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     twice = next((name for name in columns if columns.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{path} has {columns.count(twice)} columns '{twice}'; give each a name of its own")
-    if _ANSWER in columns:
-        raise InputError(f"{path} has a column '{_ANSWER}' already, where the answers would go; rename it")
+    if ANSWER in columns:
+        raise InputError(f"{path} has a column '{ANSWER}' already, where the answers would go; rename it")
     for number, row in rows:
         if len(row) != len(columns):
             raise InputError(f"{path}: line {number} has {len(row)} values, not {len(columns)} as the heading has")

@@ -173,11 +173,8 @@ def fingerprint(session: Session | GenerativeSession, examples: Sequence[Example
 
     Of the files that hold images and weights, names, sizes and times count.
     """
-    folder = Path(session.name)
-    if not folder.is_dir():  # on the hub: the folder of the commit in force
-        folder = Path(str(cached_file(session.name, "config.json"))).parent
     about: dict[str, Any] = {
-        "versions": [version(name) for name in ("pumer", "torch", "transformers")],
+        "versions": versions(),
         "device": session.model.device.type,
         "model": [session.name, str(session.model.dtype)],
         "reduction": session.reduction,
@@ -187,8 +184,8 @@ def fingerprint(session: Session | GenerativeSession, examples: Sequence[Example
         "words": sorted(session.processor.tokenizer.get_vocab().items()),
         "batch_size": batch_size,
         "examples": [[example.id, example.text, *map(str, example.files)] for example in examples],
-        "files": _states(_files(examples)),
-        "model files": _states(file for file in folder.glob("[!.]*") if file.is_file()),
+        "files": states(_files(examples)),
+        "model files": model_states(session.name),
     }
     if isinstance(session, GenerativeSession):
         about |= {"prompt": session.prompt, "max_new_tokens": session.max_new_tokens}
@@ -200,6 +197,19 @@ def fingerprint(session: Session | GenerativeSession, examples: Sequence[Example
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def versions() -> list[str]:
+    """The versions of the libraries that answers depend on."""
+    return [version(name) for name in ("pumer", "torch", "transformers")]
+
+
+def model_states(name: str) -> list[tuple[str, int, int]]:
+    """The `states` of the files in a model's folder, which stand for its weights."""
+    folder = Path(name)
+    if not folder.is_dir():  # on the hub: the folder of the commit in force
+        folder = Path(str(cached_file(name, "config.json"))).parent
+    return states(file for file in folder.glob("[!.]*") if file.is_file())
+
+
 def _files(examples: Sequence[Example]) -> set[Path]:
     """The files that hold the images of examples."""
     files = {file for example in examples for file in example.files}
@@ -207,7 +217,7 @@ def _files(examples: Sequence[Example]) -> set[Path]:
     return files | {file for root in stored for file in (root / RECORD, *(root / SHARDS).glob("*.arrow"))}
 
 
-def _states(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+def states(files: Iterable[Path]) -> list[tuple[str, int, int]]:
     """Size and time of files; one that is missing is reported when it is read."""
     found = []
     for file in sorted(files):

@@ -1,0 +1,1 @@
+"""Models on a Ray cluster: batches and requests."""

@@ -1,0 +1,402 @@
+"""Answers to what outgrows one machine: shards of Parquet or WebDataset and folders of images, on a Ray cluster.
+
+Ray Data streams the rows through copies of the model, batch by batch, in order, and starts a copy whose process died
+again. Each shard gets a Parquet file, written as a whole when its last row is answered, with the columns `answer` and
+`error` beside the shard's own; of images the place is kept, not the content. A file names what its answers depend on,
+so that the same command goes on with the shards that have none.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from pumer.checkpoint import reading
+from pumer.data.images import decode, read_image
+from pumer.evaluation.predict import ANSWER, Predictor, asked_columns
+from pumer.evaluation.spread import model_states, states, versions
+from pumer.serving.cluster import cluster
+from pumer.settings.predict import PredictConfig
+from pumer.tasks import Example
+from pumer.utils.errors import InputError, some
+from pumer.utils.files import first_line, new_file
+from pumer.utils.locks import exclusive
+from pumer.utils.progress import progress_bar
+from pumer.utils.provenance import collect
+
+logger = logging.getLogger(__name__)
+
+ERROR, SHARD, FILES = "error", "path", "__files__"
+"""Columns: why a row has no answer; which shard it is of, as Ray calls it; the files of a WebDataset sample."""
+ABOUT = b"pumer"
+"""Key of an answered file's metadata: what its answers depend on, and where they come from."""
+PART = 1000
+"""Images of a folder that are answered into one file."""
+_IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_MODEL = ("model", "task", "image_size", "compile", "prompt", "max_new_tokens", "max_pixels")
+_SAID = re.compile(r"^(?:\w+\.)*(InputError|OutOfMemoryError): (.*)$", re.MULTILINE)
+"""What an error in a process of Ray's says, at the end of a traceback."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows that are answered into one file.
+
+    Attributes:
+        name: the absolute path; of a folder of images the number of the part.
+        out: the file of the answers.
+        key: a hash over all that they depend on.
+        rows: how many there are; None where only reading them shows it.
+        images: files of a part of a folder of images.
+    """
+
+    name: str
+    out: Path
+    key: str
+    rows: int | None = None
+    images: tuple[Path, ...] = ()
+
+
+@exclusive
+def run(config: PredictConfig) -> int:
+    """Write a model's answers, a file for each shard; returns how many rows are answered, by earlier runs too.
+
+    Args:
+        config: with `questions` that name shards, or a `question` about a folder of images.
+
+    Raises:
+        InputError: for shards that cannot be read, and answers of something else that are there already; for rows that
+            cannot be answered unless they are recorded; for a model that does not load; where Ray is missing, a cluster
+            does not answer or has no room for the replicas, and where processes of it keep dying.
+    """
+    shards = list(_shards(config))
+    for aside in config.file.rglob(".*.parquet.*"):  # of a run that was killed
+        aside.unlink()
+    answered = {shard.name: rows for shard in shards if (rows := _rows_answered(shard, config.force)) is not None}
+    left = [shard for shard in shards if shard.name not in answered]
+    if answered:
+        logger.info("going on with the answers to %d of %d shards", len(answered), len(shards))
+    if not left:
+        return sum(answered.values())
+    with cluster(config.address, objects=None):
+        return sum(answered.values()) + _answer(config, left, len(answered))
+
+
+def _shards(config: PredictConfig) -> Iterator[Shard]:
+    """All shards in order, checked as far as their headings show it."""
+    with reading(f"config.json of {config.model} cannot be read"):
+        about = {name: str(getattr(config, name)) for name in (*_MODEL, "question", "images")}
+        about |= {"versions": versions(), "files": model_states(config.model)}
+
+    def key(files: Iterable[Path]) -> str:
+        return hashlib.sha256(json.dumps([about, states(files)], sort_keys=True).encode()).hexdigest()[:32]
+
+    if config.questions is None:
+        images = sorted(path for path in config.images.rglob("*") if path.suffix.lower() in _IMAGES)
+        if not images:
+            raise InputError(f"images {config.images}: the folder holds no files in {', '.join(_IMAGES)}")
+        for start in range(0, len(images), PART):
+            part, name = tuple(images[start : start + PART]), f"{start // PART:06}"
+            yield Shard(name, config.file / f"{name}.parquet", key(part), len(part), part)
+    schema = None
+    for path, out in config.shards().items():
+        if "?" in str(path):
+            raise InputError(f"{path} has a ? in its name, which Ray does not read; rename it")
+        if path.suffix == ".tar":
+            yield Shard(str(path), out, key([path]))
+            continue
+        try:
+            file = parquet.ParquetFile(path)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise InputError(f"{path} is no Parquet file ({first_line(error)}); replace or remove it") from error
+        schema = schema or file.schema_arrow
+        _check_columns(path, file.schema_arrow, schema, config.question)
+        yield Shard(str(path), out, key([path]), file.metadata.num_rows)
+
+
+def _check_columns(path: Path, schema: pyarrow.Schema, first: pyarrow.Schema, question: str | None) -> None:
+    """Refuse a Parquet shard without the columns that are needed, or with others than the first shard."""
+    images, text = asked_columns(schema.names)
+    if not images or (text is None and question is None):
+        wanted = "image (or image1, image2)" + ("" if question else " and question, or --question given,")
+        raise InputError(f"{path} must have the columns {wanted} not {schema.names}")
+    if text is not None and question is not None:
+        raise InputError(f"{path} has a column '{text}' already; leave --question out")
+    for name in (ANSWER, ERROR, SHARD):
+        if name in schema.names:
+            raise InputError(f"{path} has a column '{name}', which is made here; rename it")
+    if not schema.equals(first):
+        raise InputError(f"{path} has other columns, or columns of other types, than the first shard; give it apart")
+
+
+def _rows_answered(shard: Shard, force: bool) -> int | None:
+    """The rows that the file of a shard's answers holds; None where it must be written."""
+    if not shard.out.exists():
+        return None
+    try:
+        found = parquet.ParquetFile(shard.out).metadata
+        key = json.loads((found.metadata or {}).get(ABOUT, b"{}")).get("key")
+    except (OSError, ValueError, pyarrow.ArrowException):
+        key = None
+    if key == shard.key:
+        return int(found.num_rows)
+    if not force:
+        reason = "other data, or of another model or other settings; give another folder, or --force to replace it"
+        raise InputError(f"{shard.out} holds answers to {reason}")
+    return None
+
+
+def _answer(config: PredictConfig, shards: Sequence[Shard], before: int) -> int:
+    """Answer shards on the cluster at hand, of which `before` are answered already; returns the number of rows."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    with DataContext.current(context):
+        room = _room(config.replicas)
+        rows = _read(shards, config).repartition(target_num_rows_per_block=config.batch_size, strict=True)
+        given = {name: getattr(config, name) for name in _MODEL}
+        if Path(config.model).exists():
+            given["model"] = os.path.abspath(config.model)
+        answers = rows.map_batches(
+            _Replica,
+            fn_constructor_args=(given, config.question, Path(os.path.abspath(config.images))),
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=room.pop("replicas")),
+            **room,
+        )
+        left = {shard.name: shard for shard in shards}
+        try:
+            return _write(config, answers.iter_batches(batch_size=None, batch_format="pyarrow"), left, before)
+        except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+            raise _reason(error, list(left)) from error
+
+
+def _room(replicas: int | None) -> dict[str, Any]:
+    """How many replicas there shall be, and the CPUs and GPUs of each; the rest reads the shards."""
+    import ray
+
+    has = ray.cluster_resources()
+    cores, cards = has.get("CPU", 0), int(has.get("GPU", 0))
+    most = cards or int(2 * cores - 1)
+    count = replicas or cards or sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+    if count > most:
+        raise InputError(f"replicas={count} do not fit {cores:g} cores and {cards} GPUs; give {most} or fewer")
+    return {"replicas": count, "num_cpus": max(0.5, (cores - 1) // count), "num_gpus": 1 if cards else 0}
+
+
+def _read(shards: Sequence[Shard], config: PredictConfig) -> Any:
+    """The rows of shards as a data set of Ray's, in order, with the column `SHARD`."""
+    from pyarrow.fs import LocalFileSystem
+    from ray import data
+
+    if config.questions is None:
+        tables = []
+        for shard in shards:
+            names = [str(path.relative_to(config.images)) for path in shard.images]
+            tables.append(pyarrow.table({"image": names, SHARD: [shard.name] * len(names)}))
+        return data.from_arrow(tables)
+    paths, common = [shard.name for shard in shards], {"include_paths": True, "num_cpus": 0.5}
+    if paths[0].endswith(".tar"):
+        return data.read_webdataset(paths, decoder=_packed, filesystem=LocalFileSystem(), **common)
+    return data.read_parquet(paths, partitioning=None, filesystem=LocalFileSystem(), **common)
+
+
+def _packed(sample: dict[str, Any]) -> dict[str, Any]:
+    """A WebDataset sample in two columns, whatever files it has."""
+    files = {name: content for name, content in sample.items() if not name.startswith("__")}
+    return {"key": sample["__key__"], "files": pickle.dumps(files)}
+
+
+class _Replica:
+    """A copy of the model in a process of Ray's: rows in, rows with `ANSWER` and `ERROR` out."""
+
+    def __init__(self, model: Mapping[str, Any], question: str | None, images: Path) -> None:
+        self.predictor = Predictor(**model)
+        self.predictor.answers([])  # refuses a model for retrieval
+        self.question, self.images = question, images
+        self.threads = ThreadPoolExecutor(torch.get_num_threads())
+
+    def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
+        """Answer a batch."""
+        packed = FILES in rows.column_names
+        kept, images, texts = _samples(rows) if packed else _columns(rows)
+        if self.question is not None:
+            texts = [self.question] * len(rows)
+        if self.question is not None or packed:
+            asked = [text if isinstance(text, str) else None for text in texts]
+            kept = kept.append_column("question", pyarrow.array(asked, pyarrow.string()))
+        examples = list(self.threads.map(self._example, images, texts))
+        usable = [each for each in examples if isinstance(each, Example)]
+        answers = iter(self.predictor.answers(usable, max(1, len(usable))))
+        given = [next(answers) if isinstance(each, Example) else None for each in examples]
+        errors = [None if isinstance(each, Example) else each for each in examples]
+        for name, values in ((ANSWER, given), (ERROR, errors)):
+            kept = kept.append_column(name, pyarrow.array(values, pyarrow.string()))
+        return kept
+
+    def _example(self, images: Sequence[Any], text: Any) -> Example | str:
+        """An example to be answered, or why it cannot be."""
+        try:
+            if not isinstance(text, str):
+                raise InputError("has no question")
+            example = Example(0, tuple(_opened(image, self.images) for image in images), text)
+            self.predictor.session.check(example)
+            return example
+        except InputError as error:
+            return str(error)
+
+
+def _columns(rows: pyarrow.Table) -> tuple[pyarrow.Table, list[tuple[Any, ...]], list[Any]]:
+    """The columns to keep, the images and the questions of rows of Parquet, or of a list of image files."""
+    names, text = asked_columns(rows.column_names)
+    images = list(zip(*(rows.column(name).to_pylist() for name in names), strict=True))
+    kept = rows
+    for name in names:
+        at, column = kept.column_names.index(name), rows.column(name)
+        if pyarrow.types.is_struct(column.type):
+            places = [value and value.get("path") for value in column.to_pylist()]
+            kept = kept.set_column(at, name, pyarrow.array(places, pyarrow.string()))
+        elif not pyarrow.types.is_string(column.type):
+            kept = kept.remove_column(at)
+    return kept, images, [None] * len(rows) if text is None else rows.column(text).to_pylist()
+
+
+def _samples(rows: pyarrow.Table) -> tuple[pyarrow.Table, list[tuple[Any, ...]], list[Any]]:
+    """The same of WebDataset samples: KEY.jpg, or KEY.image1.jpg and KEY.image2.jpg; KEY.txt, or KEY.json."""
+    images, texts, notes = [], [], []
+    for files in map(pickle.loads, rows.column("files").to_pylist()):
+        shown = sorted(name for name in files if PurePosixPath(f"_.{name}").suffix.lower() in _IMAGES)
+        images.append(tuple(files[name] for name in shown))
+        note = files.get("json", b"").decode(errors="replace")
+        text = next((files[name].decode(errors="replace") for name in ("txt", "text") if name in files), None)
+        try:
+            content = json.loads(note) if text is None else {}
+        except ValueError:
+            content = {}
+        name = asked_columns(list(content))[1] if isinstance(content, dict) else None
+        texts.append(text if name is None else content[name])
+        notes.append(note or None)
+    kept = rows.drop_columns(FILES).append_column("json", pyarrow.array(notes, pyarrow.string()))
+    return kept, images, texts
+
+
+def _opened(image: Any, folder: Path) -> Image.Image:
+    """An image of a row: the content of a file, the name of one, or datasets' pair of both."""
+    if isinstance(image, Mapping):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, str):
+        return read_image(folder / image)
+    if not isinstance(image, bytes):
+        raise InputError("has no image")
+    try:
+        return decode(image)
+    except InputError as error:
+        raise InputError(f"image {error}") from error
+
+
+def _write(config: PredictConfig, batches: Iterable[pyarrow.Table], shards: dict[str, Shard], before: int) -> int:
+    """Write the answers to shards, given in their order, as they come in; returns the number of rows."""
+    about = {name: value for name, value in collect(config).items() if name in ("command", "versions", "commit")}
+    answered, failed, total = 0, 0, before + len(shards)
+    with progress_bar() as bar:
+        shown = bar.add_task("predict shards", total=total, completed=before, note="")
+
+        def pieces(name: str, found: Iterable[tuple[str, pyarrow.Table]]) -> Iterator[pyarrow.Table]:
+            rows = 0
+            for _, table in found:
+                if config.on_error == "stop":
+                    _check_answered(shards[name], table, rows)
+                rows += len(table)
+                bar.update(shown, note=f"{answered + rows} answers")
+                yield table
+
+        for name, found in groupby(_by_shard(batches), key=itemgetter(0)):
+            table, shard = pyarrow.concat_tables(pieces(name, found)), shards[name]
+            if shard.rows not in (None, len(table)):
+                raise InputError(f"{name} holds {shard.rows} rows, but Ray read {len(table)}; did the file change?")
+            noted = {**(table.schema.metadata or {}), ABOUT: json.dumps({"key": shard.key, **about}).encode()}
+            with new_file(shard.out) as aside:
+                parquet.write_table(table.replace_schema_metadata(noted), aside)
+            del shards[name]
+            answered += len(table)
+            failed += len(table) - table.column(ERROR).null_count
+            bar.update(shown, completed=total - len(shards))
+    if lost := [name for name, shard in shards.items() if shard.rows]:
+        raise InputError(f"Ray read no rows of {some(lost)}; did the files change?")
+    if shards:
+        logger.warning("%d shards hold no rows: %s", len(shards), some(list(shards)))
+    if failed:
+        logger.warning("%d of %d rows have no answer, for the reason in the column %s", failed, answered, ERROR)
+    return answered
+
+
+def _check_answered(shard: Shard, table: pyarrow.Table, start: int) -> None:
+    """Refuse rows of a shard, from number `start` on, of which one has no answer."""
+    errors = table.column(ERROR).to_pylist()
+    row = next((row for row, error in enumerate(errors) if error is not None), None)
+    if row is None:
+        return
+    if shard.images:
+        raise InputError(f"{errors[row]}; or go on with on_error=record")
+    name = f"sample {table.column('key')[row]}" if shard.rows is None else f"row {start + row}"
+    raise InputError(f"{shard.name}: {name}: {errors[row]}; mend it, or go on with on_error=record")
+
+
+def _reason(error: Exception, shards: Iterable[str]) -> Exception:
+    """The line about an error in a process of Ray's, which reports it inside a traceback; a defect stays as it is."""
+    import ray
+
+    said = str(error)
+    if found := _SAID.findall(said):
+        kind, line = found[-1]
+        return InputError(line if kind == "InputError" else f"{line.removesuffix('.')}; lower batch_size")
+    if type(error).__name__ == "ExecutionTimeoutError":
+        return InputError("the cluster did nothing for half an hour; see whether others use it, or lower batch_size")
+    if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError):
+        return InputError(f"processes with the model died ({first_line(error)}); lower batch_size or replicas")
+    if isinstance(error, ray.exceptions.UserCodeException) or not isinstance(error, ray.exceptions.RayTaskError):
+        return error
+    shard = next((name for name in shards if name in said or _is_broken_tar(name)), "a shard")
+    return InputError(f"{shard} cannot be read ({first_line(error.cause)}); replace or remove it")
+
+
+def _is_broken_tar(name: str) -> bool:
+    """Whether reading a tar file through ends in an error, as Ray does not report which one."""
+    try:
+        if name.endswith(".tar"):
+            with tarfile.open(name, "r|*") as file:
+                for _ in file:
+                    pass
+    except (OSError, tarfile.TarError):
+        return True
+    return False
+
+
+def _by_shard(batches: Iterable[pyarrow.Table]) -> Iterator[tuple[str, pyarrow.Table]]:
+    """The rows of each shard in each batch, with the shard's name in place of its column."""
+    for batch in batches:
+        start = 0
+        for name, run in groupby(batch.column(SHARD).to_pylist()):
+            length = sum(1 for _ in run)
+            yield name, batch.slice(start, length).drop_columns(SHARD)
+            start += length
