@@ -100,7 +100,7 @@ def run(config: PredictConfig) -> int:
 def _shards(config: PredictConfig) -> Iterator[Shard]:
     """All shards in order, checked as far as their headings show it."""
     with reading(f"config.json of {config.model} cannot be read"):
-        about = {name: str(getattr(config, name)) for name in (*_MODEL, "question", "images")}
+        about: dict[str, Any] = {name: str(getattr(config, name)) for name in (*_MODEL, "question", "images")}
         about |= {"versions": versions(), "files": model_states(config.model)}
 
     def key(files: Iterable[Path]) -> str:
@@ -224,7 +224,7 @@ def _read(shards: Sequence[Shard], config: PredictConfig) -> Any:
 def _packed(sample: dict[str, Any]) -> dict[str, Any]:
     """A WebDataset sample in two columns, whatever files it has."""
     files = {name: content for name, content in sample.items() if not name.startswith("__")}
-    return {"key": sample["__key__"], "files": pickle.dumps(files)}
+    return {"key": sample["__key__"], FILES: pickle.dumps(files)}
 
 
 class _Replica:
@@ -284,7 +284,7 @@ def _columns(rows: pyarrow.Table) -> tuple[pyarrow.Table, list[tuple[Any, ...]],
 def _samples(rows: pyarrow.Table) -> tuple[pyarrow.Table, list[tuple[Any, ...]], list[Any]]:
     """The same of WebDataset samples: KEY.jpg, or KEY.image1.jpg and KEY.image2.jpg; KEY.txt, or KEY.json."""
     images, texts, notes = [], [], []
-    for files in map(pickle.loads, rows.column("files").to_pylist()):
+    for files in map(pickle.loads, rows.column(FILES).to_pylist()):
         shown = sorted(name for name in files if PurePosixPath(f"_.{name}").suffix.lower() in _IMAGES)
         images.append(tuple(files[name] for name in shown))
         note = files.get("json", b"").decode(errors="replace")
