@@ -318,7 +318,8 @@ def test_images_of_every_form_are_answered(model, predictor, tmp_path):
 
 
 def test_samples_of_pairs():
-    files = {"image2.jpg": b"second", "image1.jpg": b"first", "json": b'{"sentence": "both are red"}'}
+    files = {"image2.JPG": b"second", "image1.png": b"first", "json": b'{"sentence": "both are red"}'}
+    files |= {"depth.png": b"another", "npy": b"another"}
     rows = pa.Table.from_pylist([batches._packed({"__key__": "k", "__url__": "u", **files})])
     _, images, texts = batches._samples(rows)
     assert images == [(b"first", b"second")]
@@ -392,6 +393,32 @@ def test_places_are_checked_before_anything_is_loaded(model, shards, tmp_path):
 def test_settings_that_do_not_go_together(settings, named):
     with pytest.raises(InputError, match=named):
         PredictConfig(model="m", **settings)
+
+
+def test_replicas_fit_the_machines(monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def room(replicas, *machines):
+        nodes = [{"Alive": True, "Resources": dict(zip(("CPU", "GPU"), each, strict=False))} for each in machines]
+        monkeypatch.setattr(ray, "nodes", lambda: nodes)
+        return tuple(batches._room(replicas).values())
+
+    assert room(None, [1]) == (1, 0, 0)
+    assert room(2, [2]) == (2, 0.5, 0)
+    assert room(None, [8]) == room(1, [8], [8]) == (1, 7, 0)
+    assert room(None, [8], [8]) == (2, 7, 0)
+    assert room(3, [8]) == (3, 2, 0)
+    assert room(None, [16, 2], [40, 4], [8]) == (6, 7, 1)
+    assert room(3, [16, 4]) == (3, 3, 1)
+    for replicas, machines in ((3, [[2]]), (5, [[16, 4], [64]])):
+        with pytest.raises(InputError, match=f"replicas={replicas}"):
+            room(replicas, *machines)
+
+
+def test_processes_of_torchrun_are_refused(model, shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="torchrun"):
+        batches.run(config(model, shards, tmp_path / "out"))
 
 
 def test_ray_is_named_where_it_is_missing(model, shards, tmp_path, monkeypatch):

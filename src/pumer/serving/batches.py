@@ -9,6 +9,7 @@ so that the same command goes on with the shards that have none.
 import hashlib
 import json
 import logging
+import math
 import os
 import pickle
 import re
@@ -16,9 +17,10 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from glob import escape
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -48,6 +50,9 @@ ABOUT = b"pumer"
 PART = 1000
 """Images of a folder that are answered into one file."""
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SHOWN = re.compile(rf"(image\d*\.)?({'|'.join(ending[1:] for ending in _IMAGES)})")
+_TEXTS = ("json", "txt")
+"""Files of a WebDataset sample: images as in KEY.jpg and KEY.image1.jpg, and where its question is."""
 _MODEL = ("model", "task", "image_size", "compile", "prompt", "max_new_tokens", "max_pixels")
 _SAID = re.compile(r"^(?:\w+\.)*(InputError|OutOfMemoryError): (.*)$", re.MULTILINE)
 """What an error in a process of Ray's says, at the end of a traceback."""
@@ -84,9 +89,12 @@ def run(config: PredictConfig) -> int:
             cannot be answered unless they are recorded; for a model that does not load; where Ray is missing, a cluster
             does not answer or has no room for the replicas, and where processes of it keep dying.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("torchrun starts several processes, but a Ray cluster shares the work; start pumer alone")
     shards = list(_shards(config))
-    for aside in config.file.rglob(".*.parquet.*"):  # of a run that was killed
-        aside.unlink()
+    for shard in shards:
+        for aside in shard.out.parent.glob(f".{escape(shard.out.name)}.????????"):  # of a run that was killed
+            aside.unlink()
     answered = {shard.name: rows for shard in shards if (rows := _rows_answered(shard, config.force)) is not None}
     left = [shard for shard in shards if shard.name not in answered]
     if answered:
@@ -192,16 +200,20 @@ def _answer(config: PredictConfig, shards: Sequence[Shard], before: int) -> int:
 
 
 def _room(replicas: int | None) -> dict[str, Any]:
-    """How many replicas there shall be, and the CPUs and GPUs of each; the rest reads the shards."""
+    """How many replicas there shall be, and the CPUs and GPUs of each, which leave a CPU to what reads the shards."""
     import ray
 
-    has = ray.cluster_resources()
-    cores, cards = has.get("CPU", 0), int(has.get("GPU", 0))
-    most = cards or int(2 * cores - 1)
-    count = replicas or cards or sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    cores, cards = sum(node["CPU"] for node in nodes), int(sum(node.get("GPU", 0) for node in nodes))
+    count, most = replicas or cards or len(nodes), cards or max(1, int(cores))
     if count > most:
         raise InputError(f"replicas={count} do not fit {cores:g} cores and {cards} GPUs; give {most} or fewer")
-    return {"replicas": count, "num_cpus": max(0.5, (cores - 1) // count), "num_gpus": 1 if cards else 0}
+    if cards:
+        share = min((node["CPU"] - 1) / node["GPU"] for node in nodes if node.get("GPU"))
+    else:
+        share = min((cores - 1) / count, max(node["CPU"] for node in nodes) - 1)
+    whole = math.floor(share) if share >= 1 else math.floor(share * 100) / 100  # as Ray takes them
+    return {"replicas": count, "num_cpus": whole, "num_gpus": 1 if cards else 0}
 
 
 def _read(shards: Sequence[Shard], config: PredictConfig) -> Any:
@@ -223,7 +235,7 @@ def _read(shards: Sequence[Shard], config: PredictConfig) -> Any:
 
 def _packed(sample: dict[str, Any]) -> dict[str, Any]:
     """A WebDataset sample in two columns, whatever files it has."""
-    files = {name: content for name, content in sample.items() if not name.startswith("__")}
+    files = {name: content for name, content in sample.items() if name in _TEXTS or _SHOWN.fullmatch(name.lower())}
     return {"key": sample["__key__"], FILES: pickle.dumps(files)}
 
 
@@ -285,10 +297,9 @@ def _samples(rows: pyarrow.Table) -> tuple[pyarrow.Table, list[tuple[Any, ...]],
     """The same of WebDataset samples: KEY.jpg, or KEY.image1.jpg and KEY.image2.jpg; KEY.txt, or KEY.json."""
     images, texts, notes = [], [], []
     for files in map(pickle.loads, rows.column(FILES).to_pylist()):
-        shown = sorted(name for name in files if PurePosixPath(f"_.{name}").suffix.lower() in _IMAGES)
-        images.append(tuple(files[name] for name in shown))
+        images.append(tuple(files[name] for name in sorted(files) if name not in _TEXTS))
         note = files.get("json", b"").decode(errors="replace")
-        text = next((files[name].decode(errors="replace") for name in ("txt", "text") if name in files), None)
+        text = files["txt"].decode(errors="replace") if "txt" in files else None
         try:
             content = json.loads(note) if text is None else {}
         except ValueError:
