@@ -120,7 +120,7 @@ def answered(shards, replica, size=3):
 
 @pytest.fixture(scope="module")
 def replica(model):
-    return batches._Replica({"model": model}, None, Path())
+    return batches._Replica({"model": model})
 
 
 @pytest.fixture
@@ -207,6 +207,7 @@ def test_tar_files_and_a_folder_of_images(model, predictor, tmp_path, ray_cluste
     (tmp_path / "tars" / "2.tar").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"2\.tar cannot be read"):
         batches.run(job := config(model, tmp_path / "tars", tmp_path / "out", on_error="record"))
+    (tmp_path / "tars" / "2.tar").unlink()
     with pytest.raises(InputError, match="flickr30k"):
         batches.run(replace(job, task="flickr30k", out=tmp_path / "ranked"))
 
@@ -234,12 +235,12 @@ def test_a_killed_command_goes_on_with_the_shards_that_are_left(model, shards, p
     assert subprocess.run([sys.executable, "-c", KILLED, *command], **options).returncode == -signal.SIGKILL
     (tmp_path / "out" / ".2.parquet.0123abcd").touch()  # as a kill in the middle of writing leaves it
     assert [path.name for path in (tmp_path / "out").glob("*.parquet")] == ["0.parquet"]
-    first = (tmp_path / "out" / "0.parquet").stat()
+    first = (tmp_path / "out" / "0.parquet").stat().st_mtime_ns
     done = subprocess.run([sys.executable, "-m", "pumer", *command], **options)
     assert done.stdout == f"30 answers are in {tmp_path / 'out'}\n"
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert lines[0] == "going on with the answers to 1 of 3 shards" and len(lines) == 2  # one is empty
-    assert (tmp_path / "out" / "0.parquet").stat() == first
+    assert (tmp_path / "out" / "0.parquet").stat().st_mtime_ns == first
     for name in ("0.parquet", "2.parquet"):
         assert parquet.read_table(tmp_path / "out" / name).to_pylist() == expected(predictor, shards / name)
     assert not list((tmp_path / "out").glob(".*"))
@@ -305,16 +306,29 @@ def test_images_of_every_form_are_answered(model, predictor, tmp_path):
         "both": pa.array([{"bytes": png(7), "path": "x.png"}]),
         "named": pa.array([{"bytes": None, "path": "cat.png"}], IMAGE),
     }
-    replica = batches._Replica({"model": model}, None, tmp_path)
+    replica = batches._Replica({"model": model}, images=tmp_path)
     for form, column in forms.items():
         (row,) = replica(pa.table({"image": column, "sentence": ["is it red?"]})).to_pylist()
         assert row["answer"] == answer, form
         assert ("image" in row) == (form not in ("content", "large"))
-    (row,) = batches._Replica({"model": model}, "is it red?", tmp_path)(pa.table({"image": ["cat.png"]})).to_pylist()
+    asking = batches._Replica({"model": model}, "is it red?", tmp_path)
+    (row,) = asking(pa.table({"image": ["cat.png"]})).to_pylist()
     assert (row["question"], row["answer"]) == ("is it red?", answer)
     pair = pa.table({"image1": ["cat.png"], "image2": ["cat.png"], "question": ["is it red?"]})
     assert "not 2" in replica(pair).column("error")[0].as_py()
     assert replica(pa.table({"image": ["dog.png"], "question": ["?"]})).column("error")[0].as_py().count("dog.png") == 1
+
+
+def test_only_tar_files_are_unpacked(model):
+    """Or a Parquet file could run what it likes."""
+    packed = batches._packed({"__key__": "k", "png": png(1), "txt": b"what is this?"})
+    replica = batches._Replica({"model": model}, samples=True)
+    (row,) = replica(pa.Table.from_pylist([packed])).to_pylist()
+    assert row["key"] == "k" and row["answer"]
+    (row,) = batches._Replica({"model": model})(
+        pa.table({"image": [png(1)], "question": ["what is this?"], batches.FILES: [b"\x80"]})
+    ).to_pylist()
+    assert row[batches.FILES] == b"\x80" and row["answer"]
 
 
 def test_samples_of_pairs():

@@ -185,9 +185,10 @@ def _answer(config: PredictConfig, shards: Sequence[Shard], before: int) -> int:
         given = {name: getattr(config, name) for name in _MODEL}
         if Path(config.model).exists():
             given["model"] = os.path.abspath(config.model)
+        samples = shards[0].name.endswith(".tar")
         answers = rows.map_batches(
             _Replica,
-            fn_constructor_args=(given, config.question, Path(os.path.abspath(config.images))),
+            fn_constructor_args=(given, config.question, Path(os.path.abspath(config.images)), samples),
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=room.pop("replicas")),
             **room,
@@ -242,19 +243,28 @@ def _packed(sample: dict[str, Any]) -> dict[str, Any]:
 class _Replica:
     """A copy of the model in a process of Ray's: rows in, rows with `ANSWER` and `ERROR` out."""
 
-    def __init__(self, model: Mapping[str, Any], question: str | None, images: Path) -> None:
+    def __init__(
+        self, model: Mapping[str, Any], question: str | None = None, images: Path = Path(), samples: bool = False
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: settings of `Predictor`.
+            question: asked in place of those in the rows.
+            images: folder of the images that rows name.
+            samples: whether the rows are WebDataset samples, as `_packed` makes them; nothing else is unpickled.
+        """
         self.predictor = Predictor(**model)
         self.predictor.answers([])  # refuses a model for retrieval
-        self.question, self.images = question, images
+        self.question, self.images, self.samples = question, images, samples
         self.threads = ThreadPoolExecutor(torch.get_num_threads())
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
         """Answer a batch."""
-        packed = FILES in rows.column_names
-        kept, images, texts = _samples(rows) if packed else _columns(rows)
+        kept, images, texts = (_samples if self.samples else _columns)(rows)
         if self.question is not None:
             texts = [self.question] * len(rows)
-        if self.question is not None or packed:
+        if self.question is not None or self.samples:
             asked = [text if isinstance(text, str) else None for text in texts]
             kept = kept.append_column("question", pyarrow.array(asked, pyarrow.string()))
         examples = list(self.threads.map(self._example, images, texts))
@@ -302,7 +312,7 @@ def _samples(rows: pyarrow.Table) -> tuple[pyarrow.Table, list[tuple[Any, ...]],
         text = files["txt"].decode(errors="replace") if "txt" in files else None
         try:
             content = json.loads(note) if text is None else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             content = {}
         name = asked_columns(list(content))[1] if isinstance(content, dict) else None
         texts.append(text if name is None else content[name])
