@@ -16,6 +16,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from tiny.decoders import DECODERS
+from tiny.processors import PROCESSORS
 from typer.testing import CliRunner
 
 import pumer
@@ -317,6 +319,16 @@ def test_images_of_every_form_are_answered(model, predictor, tmp_path):
     pair = pa.table({"image1": ["cat.png"], "image2": ["cat.png"], "question": ["is it red?"]})
     assert "not 2" in replica(pair).column("error")[0].as_py()
     assert replica(pa.table({"image": ["dog.png"], "question": ["?"]})).column("error")[0].as_py().count("dog.png") == 1
+
+
+def test_a_model_that_generates(tmp_path):
+    pumer.save(DECODERS["llava"].model(), tmp_path / "llava")
+    PROCESSORS["llava"]().save_pretrained(tmp_path / "llava")
+    settings = {"model": str(tmp_path / "llava"), "max_new_tokens": 3}
+    predictor, replica = Predictor(**settings), batches._Replica(settings)
+    rows = table(0, 2)
+    answers = [predictor(Image.open(io.BytesIO(png(number))), QUESTIONS[number]) for number in range(2)]
+    assert replica(rows).column("answer").to_pylist() == answers
 
 
 def test_only_tar_files_are_unpacked(model):

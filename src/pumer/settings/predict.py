@@ -105,7 +105,8 @@ class PredictConfig(SplitJob):
             found += [self.questions] if not found and self.questions.exists() else []
         paths = sorted(Path(os.path.abspath(path)) for path in found)
         if not paths:
-            raise InputError(f"questions {self.questions}: there are no such files; give Parquet or tar files")
+            remedy = "give Parquet or tar files, or of a folder of images --images FOLDER --question TEXT"
+            raise InputError(f"questions {self.questions}: there are no such files; {remedy}")
         kinds = sorted({path.suffix for path in paths})
         if len(kinds) > 1 or kinds[0] not in SHARDS:
             others = some([kind or "no ending" for kind in kinds])
