@@ -279,6 +279,8 @@ def test_the_same_command_goes_on_and_another_one_is_refused(model, shards, pred
         batches.run(job)
     assert batches.run(replace(job, force=True)) == 30
     assert here[-1] == ["0", "1", "2"]
+    for name in ("0.parquet", "2.parquet"):  # a batch holds rows of both
+        assert parquet.read_table(out / name).to_pylist() == expected(predictor, shards / name)
 
 
 @pytest.mark.parametrize("broken", [b"no image", b"", None])
