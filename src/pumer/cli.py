@@ -45,6 +45,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 
 
+def _numbers(option: str, text: str) -> list[int]:
+    """The numbers of an option such as 8,16,32."""
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} is '{text}'; give whole numbers, as in 8,16,32") from None
+
+
 def _file(help_text: str) -> object:
     return typer.Option(help=help_text, show_default=False)
 
@@ -174,11 +182,15 @@ def export(
     to: Annotated[str, typer.Option(help="What runs it: openvino, onnx or torch.")] = "openvino",
     precision: Annotated[str, typer.Option(help="Of OpenVINO's arithmetic: f32, bf16 or f16.")] = "f32",
     image_size: Annotated[int | None, _file("Pixels along a side of the images; the model's own by default.")] = None,
-    text_length: Annotated[int | None, _file("Words, special tokens counted; as in training by default.")] = None,
+    text_length: Annotated[
+        str | None, _file("Words, special tokens counted; 8,16,32: a program for each. As in training by default.")
+    ] = None,
+    parts: Annotated[bool, typer.Option("--parts", help="Encoders as programs of their own, of METER.")] = False,
     force: Force = False,
 ) -> None:
     """Write a model as a program of OpenVINO, ONNX or torch; evaluate, predict and benchmark take it as a model."""
-    options: dict[str, Any] = {"to": to, "precision": precision, "image_size": image_size, "text_length": text_length}
+    options: dict[str, Any] = {"to": to, "precision": precision, "image_size": image_size, "parts": parts}
+    options["text_length"] = None if text_length is None else _numbers("--text-length", text_length)
     config = resolve(ExportConfig, None, model=model, out=out, **options, force=force)
     record = run_job("pumer.exporting.export", config)
     worst = max(row["largest"] for row in record["differences"])

@@ -49,8 +49,8 @@ def test_answers_as_the_model(backbone, head, name, runtime, tmp_path):
     pytest.importorskip(RUNTIMES[runtime])
     case, model = TINY[backbone], build(backbone, head, name)
     record = pumer.export(model, tmp_path / "out", runtime, text_length=10)
-    assert [(row["batch"], row["padded"]) for row in record["differences"]] == [
-        (batch, padded) for batch in (1, 3, 8) for padded in (False, True)
+    assert [(row["words"], row["batch"], row["padded"]) for row in record["differences"]] == [
+        (10, batch, padded) for batch in (1, 3, 8) for padded in (False, True)
     ]
     assert all(row["largest"] <= 1e-4 < row["logits"] for row in record["differences"])
     exported = pumer.ExportedModel(tmp_path / "out")
@@ -82,7 +82,9 @@ def test_shorter_texts_and_smaller_images_are_padded(program):
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"input_ids": torch.ones(2, 11)}, "input_ids"),
+        ({"input_ids": torch.ones(2, 11)}, "attention_mask"),
+        ({"input_ids": torch.ones(2, 11), "attention_mask": torch.ones(2, 11)}, "input_ids"),
+        ({"input_ids": torch.ones(1, 10), "attention_mask": torch.ones(1, 10)}, "1 of input_ids"),
         ({"pixel_values": torch.zeros(2, 3, 56, 48)}, "pixel_values"),
         ({"pixel_values": None}, "pixel_values"),
         ({"labels": torch.zeros(2)}, "labels"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 
@@ -13,9 +14,11 @@ from typer.testing import CliRunner
 
 import pumer
 from pumer.cli import app
-from pumer.exporting.session import ExportedSession
+from pumer.evaluation import evaluate
+from pumer.exporting.session import ExportedSession, Program
 from pumer.tasks import Example
 from pumer.tasks.base import model_inputs
+from pumer.tasks.fingerprint import weights_fingerprint
 from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
 
@@ -66,6 +69,40 @@ def test_predicts_as_the_model(exported, tiny_vilt, images, tmp_path):
     assert answers[0] == answers[1]
 
 
+KILLED = """
+import os, signal, sys
+from pumer.cli import app
+from pumer.evaluation import evaluate
+choose, calls = evaluate._choose, []
+def killed(*given):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return choose(*given)
+evaluate._choose = killed
+app(sys.argv[1:])
+"""
+"""`pumer`, which is killed in the second batch."""
+
+
+@pytest.mark.slow
+def test_predict_goes_on_after_kill_9(exported, images, tmp_path, monkeypatch):
+    questions, rows = tmp_path / "questions.csv", [[image, text] for image in images for text in QUESTIONS]
+    with questions.open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "question"], *rows])
+    command = ["predict", exported, "--questions", questions, "batch_size=1", "--out"]
+    invoke(*command, tmp_path / "whole.csv")
+    again = [*map(str, command), str(tmp_path / "again.csv")]
+    assert subprocess.run([sys.executable, "-c", KILLED, *again], check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "again.csv").exists()
+    choose, calls = evaluate._choose, []
+    monkeypatch.setattr(evaluate, "_choose", lambda *given: calls.append(1) or choose(*given))
+    invoke(*again)
+    assert len(calls) == 3  # of 4
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert sorted(path.suffix for path in tmp_path.glob("*again*")) == [".csv", ".lock"]
+
+
 def test_benchmarks(exported, tmp_path):
     output = tmp_path / "speed.json"
     invoke("benchmark", exported, "pairs=2", "batch_sizes=[1,2]", f"output={output}")
@@ -93,10 +130,12 @@ def test_what_the_program_cannot_change_is_refused(exported, settings, named):
         ExportedSession.load(exported, **settings)
 
 
-def test_its_hash_stands_for_the_weights(exported):
+def test_its_hash_stands_for_weights_and_precision(exported):
     session = ExportedSession.load(exported)
     assert list(session.model.state_dict()) == ["digest"]
     assert session.reduction["method"] == "none"
+    hashes = {weights_fingerprint(Program(pumer.ExportedModel(exported, precision=each))) for each in ("f32", "bf16")}
+    assert len(hashes) == 2 and weights_fingerprint(session.model) in hashes
 
 
 def test_reads_images_and_texts_as_a_session_does(exported, tiny_vilt, images):
@@ -132,6 +171,6 @@ def test_a_broken_folder_ends_in_one_line(exported, tmp_path):
     (tmp_path / "program.onnx").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"program\.onnx"):
         pumer.ExportedModel(tmp_path)
-    (tmp_path / "export.json").write_text('{"version": 2}')
-    with pytest.raises(InputError, match="version 2"):
+    (tmp_path / "export.json").write_text('{"version": 1}')
+    with pytest.raises(InputError, match="version 1"):
         pumer.ExportedModel(tmp_path)

@@ -300,9 +300,7 @@ def joined(words: Tensor, mask: Tensor, patches: Tensor, reduced: bool, image: M
     patch_slots = patches.shape[1]
     if image is not None and image.size is not None:
         _, last = image.decisions[-1]
-        size, bias = image.size, last.bias
-        if bias is None:
-            bias = (size.log()[:, None, None] if last.proportional else attention_bias(image.mask)).to(dtype)
+        size, bias = image.size, image_bias(image, dtype)
         history = tuple((decision, T) for _, decision in image.decisions)
         patch_slots = image.decisions[0][1].tokens
         counts = None if counts is None else counts + last.lengths
@@ -317,6 +315,15 @@ def joined(words: Tensor, mask: Tensor, patches: Tensor, reduced: bool, image: M
         history,
         counts,
     )
+
+
+def image_bias(image: MeterEncoding, dtype: torch.dtype) -> Tensor:
+    """``(B, 1, 1, K)``, the attention bias of the tokens of an image in which the vision encoder reduced."""
+    (_, last), size = image.decisions[-1], image.size
+    if last.bias is not None or size is None:
+        bias: Tensor = last.bias
+        return bias
+    return (size.log()[:, None, None] if last.proportional else attention_bias(image.mask)).to(dtype)
 
 
 def _start(text_mask: Tensor, patch_slots: int, reduced: bool) -> Tensor:

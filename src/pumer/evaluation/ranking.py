@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pumer.backbones import backbone_of
 from pumer.data.images import ImageLike
 from pumer.evaluation.spread import ALONE, Processes
 from pumer.settings.common import gallery_sizes
-from pumer.tasks import Example, Inputs
+from pumer.tasks import Example
 from pumer.tasks.base import tokenize
 from pumer.tasks.fingerprint import weights_fingerprint
 from pumer.tasks.metrics import best_of_columns, best_of_rows
@@ -146,13 +145,13 @@ def _fill(
     scores: np.ndarray, session: Session, images: Sequence[ImageLike], texts: Sequence[str], size: int
 ) -> Iterator[int]:
     """Compute, block by block, the scores (images, texts) that are NaN; yields how many pairs each block has."""
-    model = session.model.eval()
+    session.model.eval()
     for row in range(0, len(images), size):
         score: Score | None = None
         for column in range(0, len(texts), size):
             block = scores[row : row + size, column : column + size]
             if np.isnan(block).any():
-                score = score or _scorer(model, images[row : row + size], session.inputs)
+                score = score or _scorer(session, images[row : row + size])
                 _fill_block(block, score, texts[column : column + size])
             yield block.size
 
@@ -163,15 +162,16 @@ def _fill_block(block: np.ndarray, score: Score, texts: Sequence[str]) -> None:
     numbers(torch.from_numpy(block))
 
 
-def _scorer(model: Any, images: Sequence[ImageLike], inputs: Inputs) -> Score:
+def _scorer(session: Session, images: Sequence[ImageLike]) -> Score:
     """How captions are scored with the images of a block."""
+    model: Any = session.model
+    inputs, apart = session.inputs, session.separable
 
     def on_device(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(model.device) for name, tensor in tensors.items()}
 
-    pixels, family = on_device(inputs.pixels(images)), backbone_of(model)
-    apart = family is not None and family.separable
-    encoded = model.encode_image(pixels["pixel_values"]) if apart else None
+    pixels = on_device(inputs.pixels(images))
+    encoded: Any = model.encode_image(pixels["pixel_values"]) if apart else None
 
     def score(texts: Sequence[str]) -> Iterator[Tensor]:
         text = on_device(tokenize(texts, inputs))
@@ -179,7 +179,7 @@ def _scorer(model: Any, images: Sequence[ImageLike], inputs: Inputs) -> Score:
             text = {"encoded_text": model.encode_text(text["input_ids"], text["attention_mask"])}
         for row in range(len(images)):
             if apart:
-                image = {"encoded_image": encoded, "image_index": torch.full((len(texts),), row, device=model.device)}
+                image = {"encoded_image": encoded.select([row] * len(texts))}
             else:
                 image = {name: x[row : row + 1].expand(len(texts), *x.shape[1:]) for name, x in pixels.items()}
             yield model(**text, **image).logits[:, 0]

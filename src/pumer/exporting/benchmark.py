@@ -36,7 +36,7 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
         raise InputError(f"{config.model} is an exported model and takes no {', '.join(given)}; leave it out")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    make = partial(inputs_of, exported, config.text_length or record["text_length"])
+    make = partial(inputs_of, exported, config.text_length or exported.text_lengths[-1])
     result: dict[str, Any] = {
         "what": f"{record['source']} for {record['format']}, {record['precision']}",
         "speed": compare({ROW: Program(exported)}, make, config.batch_sizes, config.pairs, config.seconds),
@@ -57,6 +57,6 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
 def inputs_of(exported: ExportedModel, words: int, batch: int) -> dict[str, Tensor]:
     """Random inputs of an exported model without padding; the same in every call."""
     random = torch.Generator().manual_seed(0)
-    pixels = torch.randn(batch, *exported.record["inputs"]["pixel_values"], generator=random)
+    pixels = torch.randn(batch, *exported.shapes["pixel_values"], generator=random)
     ids = torch.randint(0, exported.record["vocabulary"], (batch, words), generator=random)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}

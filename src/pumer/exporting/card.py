@@ -9,10 +9,14 @@ def card(record: Mapping[str, Any]) -> str:
     """``README.md`` of an exported model, from its ``export.json``."""
     made = record["provenance"]
     rows = [
-        f"| {row['batch']} | {'yes' if row['padded'] else 'no'} | {row['largest']:.1e} | {row['logits']:.2f} |"
+        f"| {row['words']} | {row['batch']} | {'yes' if row['padded'] else 'no'} "
+        f"| {row['largest']:.1e} | {row['logits']:.2f} |"
         for row in record["differences"]
     ]
-    inputs = [f"| `{name}` | (batch, {', '.join(map(str, shape))}) |" for name, shape in record["inputs"].items()]
+    programs = [
+        f"| `{each['file']}` | {', '.join(map(_shown, each['inputs'].items()))} | `{'`, `'.join(each['outputs'])}` |"
+        for each in record["programs"]
+    ]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     reduction = json.dumps(record["reduction"], ensure_ascii=False)
     return "\n".join(
@@ -34,21 +38,27 @@ def card(record: Mapping[str, Any]) -> str:
             'print(model.answers(["cat.jpg"], ["what is it?"]))',
             "```",
             "",
-            "## Inputs",
+            "## Programs",
             "",
-            "A batch has any size; shorter texts and smaller images are padded.",
+            "A batch has any size; shorter texts, and smaller images where there is a mask for them, are padded.",
             "",
-            "| input | shape |",
-            "|---|---|",
-            *inputs,
+            "| program | inputs | outputs |",
+            "|---|---|---|",
+            *programs,
             "",
             "## Differences",
             "",
             "Of the logits, from those of the model in PyTorch in float32, on random inputs:",
             "",
-            "| batch | padded | largest difference | largest logit |",
-            "|---|---|---|---|",
+            "| words | batch | padded | largest difference | largest logit |",
+            "|---|---|---|---|---|",
             *rows,
             "",
         ]
     )
+
+
+def _shown(each: tuple[str, list[int]]) -> str:
+    """An input with its shape."""
+    name, shape = each
+    return f"`{name}` (batch, {', '.join(map(str, shape))})"

@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import logging
+from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from pumer.backbones.image_size import set_image_size
 from pumer.checkpoint import has_processor, load, load_processor, trained_with, write_reduction
 from pumer.data.images import Pixels
 from pumer.exporting.card import card
+from pumer.exporting.parts import parts_of
 from pumer.exporting.programs import write_program
-from pumer.exporting.runtime import PROGRAMS, VERSION, ExportedModel
+from pumer.exporting.runtime import SUFFIXES, VERSION, ExportedModel
+from pumer.exporting.weights import share_weights
 from pumer.generative import is_generative
 from pumer.patching import patch, reduction, unwrapped
 from pumer.profiling.inputs import inputs_for
@@ -50,13 +54,15 @@ def export(
     precision: Precision = "f32",
     *,
     image_size: int | None = None,
-    text_length: int | None = None,
+    text_length: int | Sequence[int] | None = None,
+    parts: bool = False,
     processor: Any = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Write a model as a program that takes batches of any size, of one image size and word count.
 
-    The folder holds the program, the processor, ``config.json``, ``reduction.json``, and a card: ``README.md`` and
+    Of several word counts there is a program for each, and each batch is answered by the smallest that its texts fit.
+    The folder holds the programs, the processor, ``config.json``, ``reduction.json``, and a card: ``README.md`` and
     ``export.json``, with how much its logits differ from the model's on random inputs. `pumer evaluate`, `predict` and
     `benchmark` take it in the place of a model, and so does `pumer.ExportedModel`, without torch.
 
@@ -66,7 +72,10 @@ def export(
         to: What is to run the program.
         precision: Of OpenVINO's arithmetic, where the processor has it; weights are stored as float32.
         image_size: Pixels along a side; None for the model's own.
-        text_length: Words, special tokens counted; None for as many as it was trained with, else 32.
+        text_length: Words, special tokens counted, or several such counts; None for as many as it was trained with,
+            else 32.
+        parts: Whether to write image encoder, text encoder and fusion as programs of their own, so that an image that
+            is asked many questions is encoded once; of METER.
         processor: The model's, where ``model`` is no name; without one, only `ExportedModel.__call__` works.
         force: Whether to replace an exported model that is in ``out``.
 
@@ -74,14 +83,15 @@ def export(
         The content of ``export.json``.
 
     Raises:
-        InputError: If the model generates or has no head, if a library is missing, and if the logits of a float32
-            program differ by more than `CLOSE`.
+        InputError: If the model generates or has no head, or reads text and image in one stream but is to be written
+            in parts, if a library is missing, and if the logits of a float32 program differ by more than `CLOSE`.
 
     Example:
         >>> pumer.export("out/vqav2-pumer", "out/vqav2-openvino")["differences"]  # doctest: +SKIP
     """
     settings: dict[str, Any] = {"to": to, "precision": precision, "image_size": image_size}
-    settings |= {"text_length": text_length, "force": force}
+    lengths = (text_length,) if isinstance(text_length, int) else text_length
+    settings |= {"text_length": lengths, "parts": parts, "force": force}
     named = isinstance(model, str | Path)
     config = ExportConfig(model=str(model) if named else type(model).__name__, out=Path(out), **settings)
     if isinstance(model, str | Path):
@@ -105,6 +115,9 @@ _GENERATES = "generates, and an exported model has no cache of keys and values y
 
 def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, Any]) -> dict[str, Any]:
     name, family = name_of(config.model), _family(model)
+    if config.parts and not family.separable:
+        kind = type(model).__name__
+        raise InputError(f"{kind} reads text and image in one stream, so it has no parts; leave out --parts")
     model = model.eval().to(device="cpu", dtype=torch.float32)
     if reduction(model) is None:
         patch(model, NoReduction())
@@ -113,10 +126,10 @@ def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, 
     size = config.image_size or own
     set_image_size(size, model, processor)
     usual = min(PAPER_TEXT_LENGTH, int(model.config.max_position_embeddings))
-    length = text_length_of(model, config.text_length or trained.get("text_length") or usual)
+    asked = config.text_length or (trained.get("text_length") or usual,)
+    lengths = sorted({text_length_of(model, each) for each in asked})
     if trained.get("resize", "square") != "square":
         logger.warning("%s was trained on images of any shape; the exported model reads squares", name)
-    inputs, file = _inputs(model, family, size, length, 2, padded=True), PROGRAMS[config.to]
     record: dict[str, Any] = {
         "version": VERSION,
         "format": config.to,
@@ -124,28 +137,36 @@ def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, 
         "source": name,
         "architecture": type(model).__name__,
         "reduction": config_to_dict(reduction(model) or NoReduction()),
-        "inputs": {each: list(x.shape[1:]) for each, x in inputs.items()},
         "image_size": size,
         "images": model.config.num_images if family.reads_pairs(model) else 1,
-        "text_length": length,
+        "text_lengths": lengths,
         "vocabulary": model.get_input_embeddings().num_embeddings,
         "labels": list(labels_of(model)),
         "task": trained.get("task"),
         "root": trained.get("data", {}).get("root"),
         "pixels": None if processor is None else _about_pixels(processor.image_processor),
         "padding": None if processor is None else _padding(processor.tokenizer),
+        "programs": [],
     }
+    make = partial(_inputs, model, family, size, batch=2, padded=True)
     with replacing(config.out, whole=True) as folder:
-        write_program(model, inputs, folder / file, config.to)
+        programs: list[tuple[str, Path]] = []
+        for part in parts_of(model, make, lengths, config.parts):
+            file = folder / f"{part.name}{SUFFIXES[config.to]}"
+            write_program(part.module, part.inputs, file, config.to)
+            programs.append((part.name, file))
+            shapes = {each: list(x.shape[1:]) for each, x in part.inputs.items()}
+            record["programs"].append({"file": file.name, "inputs": shapes, "outputs": list(part.outputs)})
+        if len(programs) > 1:
+            share_weights([file for _, file in programs], config.to)
+        record["sha256"] = _digest(folder)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
         write_reduction(model, folder)
         if processor is not None:
             processor.save_pretrained(folder)
-        weights = (folder / file).with_suffix(".bin") if config.to == "openvino" else folder / file
-        record["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
         write_json(folder / EXPORTED, record)
-        record["differences"] = differences(model, family, ExportedModel(folder), size, length)
+        record["differences"] = differences(model, family, ExportedModel(folder))
         worst = max(row["largest"] for row in record["differences"])
         if config.precision == "f32" and not worst <= CLOSE:
             raise InputError(
@@ -159,6 +180,14 @@ def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, 
     return record
 
 
+def _digest(folder: Path) -> str:
+    """A hash of the files that hold the programs' weights."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".onnx", ".pt2")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def _family(model: Any) -> Backbone:
     """The family of a model with a head; refuses others."""
     family, kind = backbone_of(model), type(model).__name__
@@ -170,8 +199,13 @@ def _family(model: Any) -> Backbone:
     return family
 
 
-def _inputs(model: Any, family: Backbone, size: int, length: int, batch: int, padded: bool) -> dict[str, Tensor]:
-    """Random inputs; if `padded`, each text but the first is shorter, and each image where it may be."""
+def _inputs(
+    model: Any, family: Backbone, size: int, length: int, batch: int, padded: bool, shortest: int = 2
+) -> dict[str, Tensor]:
+    """Random inputs; if `padded`, each text but the first is shorter, and each image where it may be.
+
+    One text alone has at least the `shortest` length.
+    """
     inputs = inputs_for(model, size, length, batch)
     random, patch_size = torch.Generator().manual_seed(batch), model.config.patch_size
     if family.pixel_mask:
@@ -185,29 +219,34 @@ def _inputs(model: Any, family: Backbone, size: int, length: int, batch: int, pa
             inputs["pixel_mask"][row, ..., height:, :] = 0
             inputs["pixel_mask"][row, ..., width:] = 0
     if padded and batch == 1:
-        inputs["attention_mask"][0, max(2, length // 2) :] = 0
+        inputs["attention_mask"][0, max(shortest, length // 2) :] = 0
         if family.pixel_mask and size > patch_size:
             inputs["pixel_mask"][..., patch_size * (size // patch_size // 2) :] = 0
     return inputs
 
 
-def differences(model: Any, family: Backbone, exported: ExportedModel, size: int, length: int) -> list[dict[str, Any]]:
+def differences(model: Any, family: Backbone, exported: ExportedModel) -> list[dict[str, Any]]:
     """How much the logits of an exported model differ on random inputs, by batch size, with padding and without.
 
     Returns:
-        Rows of ``batch``, ``padded``, ``largest`` (absolute difference) and ``logits`` (largest absolute logit). In the
-        rows of words, those of padding are left out.
+        Rows of ``words`` (of the program), ``batch``, ``padded``, ``largest`` (absolute difference) and ``logits``
+        (largest absolute logit). In the rows of words, those of padding are left out.
     """
     rows: list[dict[str, Any]] = []
-    for batch in BATCHES:
-        for padded in (False, True):
-            inputs = _inputs(model, family, size, length, batch, padded)
-            with torch.inference_mode():
-                own = model(**inputs).logits
-            real = inputs["attention_mask"] > 0 if own.ndim == 3 else torch.ones(batch, dtype=torch.bool)
-            other = torch.from_numpy(exported(**inputs).logits)
-            largest, logits = float((other - own)[real].abs().max()), float(own[real].abs().max())
-            rows.append({"batch": batch, "padded": padded, "largest": largest, "logits": logits})
+    shorter = 1
+    for length in exported.text_lengths:
+        for batch in BATCHES:
+            for padded in (False, True):
+                size = exported.record["image_size"]
+                inputs = _inputs(model, family, size, length, batch, padded, shortest=shorter + 1)
+                with torch.inference_mode():
+                    own = model(**inputs).logits
+                real = inputs["attention_mask"] > 0 if own.ndim == 3 else torch.ones(batch, dtype=torch.bool)
+                other = torch.from_numpy(exported(**inputs).logits)
+                largest, logits = float((other - own)[real].abs().max()), float(own[real].abs().max())
+                row = {"words": length, "batch": batch, "padded": padded, "largest": largest, "logits": logits}
+                rows.append(row)
+        shorter = length
     return rows
 
 

@@ -19,25 +19,13 @@ from pumer.utils.errors import InputError
 aten = torch.ops.aten
 
 
-class _Logits(nn.Module):
-    """A model whose inputs have an order and whose output is its logits."""
-
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        logits: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
-        return logits
-
-
-def write_program(model: nn.Module, inputs: Mapping[str, Tensor], file: Path, to: str) -> None:
-    """Write a model as a program.
+def write_program(module: nn.Module, inputs: Mapping[str, Tensor], file: Path, to: str) -> None:
+    """Write a module as a program.
 
     Args:
-        model: Patched, in eval mode and on the CPU.
+        module: Takes tensors as ``*inputs``; on the CPU.
         inputs: A batch of at least two examples, by name; all sizes but the batch's stay as they are here.
-        file: See `pumer.exporting.runtime.PROGRAMS`.
+        file: With the suffix of `pumer.exporting.runtime.SUFFIXES`.
         to: "openvino", "onnx" or "torch".
 
     Raises:
@@ -46,9 +34,7 @@ def write_program(model: nn.Module, inputs: Mapping[str, Tensor], file: Path, to
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     with torch.no_grad(), _quiet():
         program = torch.export.export(
-            _Logits(model, tuple(inputs)).eval(),
-            tuple(inputs.values()),
-            dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+            module.eval(), tuple(inputs.values()), dynamic_shapes=(tuple({0: batch} for _ in inputs),)
         )
         try:
             _WRITERS[to](program, inputs, file)

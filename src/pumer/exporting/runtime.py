@@ -1,6 +1,7 @@
 """Running an exported model: NumPy, Pillow, tokenizers and the program's own runtime, without torch or transformers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +13,20 @@ from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_config
 from pumer.utils.places import EXPORTED
 
-VERSION = 1
+VERSION = 2
 """Of the folder's layout, in its record."""
-PROGRAMS = {"openvino": "program.xml", "onnx": "program.onnx", "torch": "program.pt2"}
-"""The file of the program by what runs it."""
+SUFFIXES = {"openvino": ".xml", "onnx": ".onnx", "torch": ".pt2"}
+"""Of the file of a program, by what runs it."""
+WEIGHTS = "weights.bin"
+"""The file of the weights that several programs share."""
 MASKS = {"input_ids": "attention_mask", "pixel_values": "pixel_mask"}
 """Which input marks, by 1, what is real of another one."""
+_WORDS = ("input_ids", "attention_mask", "text_states")
+"""Inputs of programs that have an entry for each word."""
+_INTEGERS = ("input_ids", *MASKS.values())
 
 ImageLike = str | Path | Image.Image
-Run = Callable[[Sequence[np.ndarray]], np.ndarray]
+Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
 class Output(NamedTuple):
@@ -33,10 +39,44 @@ class Output(NamedTuple):
     logits: np.ndarray
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """B images, or texts, as the encoder of an exported model left them, to be kept for later.
+
+    Attributes:
+        arrays: inputs of the fusion by name, each with B rows.
+    """
+
+    arrays: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        """B."""
+        return len(next(iter(self.arrays.values())))
+
+    def select(self, index: Sequence[int] | np.ndarray) -> "Encoded":
+        """Some of them, in the order asked for; one may be asked for many times."""
+        return Encoded({name: array[np.asarray(index, np.int64)] for name, array in self.arrays.items()})
+
+
+class _Program(NamedTuple):
+    """A program that is ready to run.
+
+    Attributes:
+        inputs: their shapes by name, without the batch.
+        outputs: their names.
+        run: from inputs to outputs.
+    """
+
+    inputs: dict[str, list[int]]
+    outputs: list[str]
+    run: Run
+
+
 class ExportedModel:
     """A model that `pumer.export` wrote, called like the model it was made of.
 
-    Texts may have fewer words, and images fewer pixels, than the program was made for: they are padded. A batch has any
+    Texts may have fewer words, and images of ViLT fewer pixels, than the programs were made for: they are padded. Of
+    programs for several word counts the smallest that the longest text of the batch fits is taken. A batch has any
     size.
 
     Example:
@@ -44,10 +84,18 @@ class ExportedModel:
         >>> model.answers(["cat.jpg"], ["what is on the sofa?"])  # doctest: +SKIP
         ['cat']
 
+    A model that was exported in parts encodes an image once for many questions:
+        >>> images = model.encode_images(["cat.jpg", "dog.jpg"])  # doctest: +SKIP
+        >>> model.answers(images.select([0, 0, 1]), ["what is it?", "is it asleep?", "what is it?"])  # doctest: +SKIP
+        ['cat', 'yes', 'dog']
+
     Attributes:
         folder: where it lies.
         record: the content of its ``export.json``.
         labels: meaning of the logits' columns.
+        text_lengths: word counts that there are programs for, in rising order.
+        shapes: of the inputs of the programs for the most words, by name, without the batch.
+        separable: whether it was exported in parts.
         precision: of the arithmetic: "f32", "bf16" or "f16".
     """
 
@@ -64,19 +112,29 @@ class ExportedModel:
         """
         self.folder, remedy = Path(folder), "export the model again"
         self.record = read_config(self.folder / EXPORTED, "give a folder that `pumer export` wrote")
-        if self.record.get("version") != VERSION or self.record.get("format") not in PROGRAMS:
+        if self.record.get("version") != VERSION or self.record.get("format") not in SUFFIXES:
             seen = f"version {self.record.get('version')!r}, format {self.record.get('format')!r}"
             raise InputError(f"{self.folder / EXPORTED} has {seen}; this pumer reads version {VERSION}: {remedy}")
         self.labels: tuple[str, ...] = tuple(self.record["labels"])
+        self.text_lengths: tuple[int, ...] = tuple(self.record["text_lengths"])
         self.precision: str = precision or self.record["precision"]
-        kind = self.record["format"]
-        file = self.folder / PROGRAMS[kind]
+        opened = [self._open(each, threads, remedy) for each in self.record["programs"]]
+        self._programs = {
+            length: [each for each in opened if each.inputs.get("attention_mask", [length]) == [length]]
+            for length in self.text_lengths
+        }
+        self.shapes = _shapes(self._programs[self.text_lengths[-1]])
+        self.separable = len(self._programs[self.text_lengths[-1]]) > 1
+
+    def _open(self, about: Mapping[str, Any], threads: int | None, remedy: str) -> _Program:
+        file = self.folder / about["file"]
         try:
-            self._run = _OPENERS[kind](file, self.precision, threads)
+            run = _OPENERS[self.record["format"]](file, self.precision, threads)
         except ImportError as error:
             raise InputError(f"{file} needs {error.name}, which is not installed; install pumer[export]") from error
         except Exception as error:  # a runtime raises whatever it stumbles over in a broken file
             raise InputError(f"{file} cannot be opened ({first_line(error)}); {remedy}") from error
+        return _Program(about["inputs"], about["outputs"], run)
 
     def __call__(self, **inputs: Any) -> Output:
         """The logits of B examples.
@@ -84,28 +142,66 @@ class ExportedModel:
         Args:
             **inputs: as for the model, anything that NumPy reads (tensors on the CPU are): ``input_ids (B, T)``,
                 ``pixel_values (B, C, height, width)``, of pairs ``(B, 2, C, height, width)``, and their masks, where
-                padding is 0; left out, nothing is padding.
+                padding is 0; left out, nothing is padding. Of a model in parts instead of either the arrays of an
+                `Encoded`.
 
         Raises:
-            InputError: for inputs that the program does not have, and for larger ones than it was made for.
+            InputError: for inputs that the programs do not have, and for larger ones than they were made for.
         """
-        given = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
-        if given.pop("token_type_ids", np.zeros(0)).any():
-            raise InputError("token_type_ids are 0 in an exported model; leave them out")
-        arrays = self._arrays(given)
-        logits = self._run(arrays)
-        return Output(logits[:, : given["input_ids"].shape[1]] if logits.ndim == 3 else logits)
+        values, programs = self._fitted(inputs)
+        for program in programs:
+            if not set(program.outputs) <= values.keys():
+                lacking = next((name for name in program.inputs if name not in values), None)
+                if lacking is not None:
+                    raise self._wrong(f"needs {lacking}")
+                _compute(program, values)
+        logits = values["logits"]
+        if logits.ndim == 3:  # a row for each word that was given
+            mask = inputs.get("attention_mask")
+            words = np.shape(inputs["input_ids"] if mask is None else mask)[1]
+            missing = max(0, words - logits.shape[1])
+            logits = np.pad(logits[:, :words], ((0, 0), (0, missing), (0, 0)))
+        return Output(logits)
 
-    def inputs(self, images: Sequence[ImageLike | Sequence[ImageLike]], texts: Sequence[str]) -> dict[str, np.ndarray]:
+    def encode(self, **inputs: Any) -> Encoded:
+        """B images, or texts, encoded by themselves; of a model that was exported in parts.
+
+        Args:
+            **inputs: ``pixel_values``, or ``input_ids`` and ``attention_mask``, as of a call.
+
+        Raises:
+            InputError: as of a call, and for a model that is one program.
+        """
+        if not self.separable:
+            raise InputError(f"{self.folder} encodes no images or texts apart; export the model with --parts")
+        values, programs = self._fitted(inputs)
+        for program in programs[:-1]:
+            if program.inputs.keys() <= values.keys():
+                _compute(program, values)
+        return Encoded({name: values[name] for name in programs[-1].inputs if name in values})
+
+    def encode_images(self, images: Sequence[ImageLike | Sequence[ImageLike]]) -> Encoded:
+        """Images, or pairs of them, see `inputs`, encoded by themselves; of a model that was exported in parts."""
+        return self.encode(pixel_values=self._pixel_values(images))
+
+    def inputs(
+        self, images: Sequence[ImageLike | Sequence[ImageLike]] | Encoded, texts: Sequence[str]
+    ) -> dict[str, np.ndarray]:
         """What to call the model with for B images (of a model that reads pairs: pairs of images) and B texts.
 
-        Images are resized to squares, as `pumer evaluate` does by default.
+        Images are resized to squares, as `pumer evaluate` does by default; texts are padded to the longest.
         """
-        about = self.record["pixels"]
-        if about is None:
-            raise InputError(f"{self.folder} holds no processor; export the model with one")
         if len(images) != len(texts):
-            raise InputError(f"there are {len(images)} images but {len(texts)} texts; give one text per image")
+            remedy = "give one image per text, encoded ones by select()"
+            raise InputError(f"there are {len(images)} images but {len(texts)} texts; {remedy}")
+        pixels = images.arrays if isinstance(images, Encoded) else {"pixel_values": self._pixel_values(images)}
+        encoded = self._tokenizer().encode_batch(list(texts))
+        ids, mask = [each.ids for each in encoded], [each.attention_mask for each in encoded]
+        return {"input_ids": np.array(ids), "attention_mask": np.array(mask), **pixels}
+
+    def _pixel_values(self, images: Sequence[ImageLike | Sequence[ImageLike]]) -> np.ndarray:
+        """``(B, C, height, width)``, of pairs ``(B, 2, C, height, width)``."""
+        about = self._about_processor("pixels")
         count = self.record["images"]
         flat: list[np.ndarray] = []
         for each in images:
@@ -113,15 +209,18 @@ class ExportedModel:
             if len(several) != count:
                 raise InputError(f"the model looks at {count} image(s) at once, not {len(several)}")
             flat += [_pixels(image, self.record["image_size"], about) for image in several]
+        if not flat:
+            raise InputError("there are no images; give at least one")
         pixels = np.stack(flat)
-        encoded = self._tokenizer().encode_batch(list(texts))
-        return {
-            "input_ids": np.array([each.ids for each in encoded]),
-            "attention_mask": np.array([each.attention_mask for each in encoded]),
-            "pixel_values": pixels if count == 1 else pixels.reshape(-1, count, *pixels.shape[1:]),
-        }
+        return pixels if count == 1 else pixels.reshape(-1, count, *pixels.shape[1:])
 
-    def answers(self, images: Sequence[ImageLike | Sequence[ImageLike]], texts: Sequence[str]) -> list[str]:
+    def _about_processor(self, what: str) -> Any:
+        """A part of the record about the processor."""
+        if self.record[what] is None:
+            raise InputError(f"{self.folder} holds no processor; export the model with one")
+        return self.record[what]
+
+    def answers(self, images: Sequence[ImageLike | Sequence[ImageLike]] | Encoded, texts: Sequence[str]) -> list[str]:
         """The answers to B texts about B images, see `inputs`; of a model that chooses among labels."""
         logits = self(**self.inputs(images, texts)).logits
         if logits.ndim != 2 or logits.shape[1] != len(self.labels):
@@ -130,39 +229,76 @@ class ExportedModel:
             )
         return [self.labels[column] for column in logits.argmax(axis=1)]
 
-    def _arrays(self, given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The program's inputs, in order and at its sizes."""
-        names, own = list(self.record["inputs"]), MASKS.values()
-        unknown = [name for name in given if name not in (*names, *own)]
-        lacking = [name for name in MASKS if name not in given]
-        if unknown or lacking:
-            wrong = f"takes no {unknown[0]}" if unknown else f"needs {lacking[0]}"
-            raise InputError(f"the exported model {wrong}; its inputs are {', '.join(names)}")
-        masks = {mask: np.ones(_masked(given[name].shape, name), np.int64) for name, mask in MASKS.items()}
-        if not np.asarray(given.get("pixel_mask", 1)).all() and "pixel_mask" not in names:
+    def _fitted(self, inputs: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[_Program]]:
+        """The inputs at the sizes of the programs that are to run, and these."""
+        given = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
+        if given.pop("token_type_ids", np.zeros(0)).any():
+            raise InputError("token_type_ids are 0 in an exported model; leave them out")
+        unknown = next((name for name in given if name not in (*self.shapes, *MASKS.values())), None)
+        if unknown is not None:
+            raise self._wrong(f"takes no {unknown}")
+        for name, mask in MASKS.items():
+            if name in given:
+                _add_mask(given, name, mask)
+        if "pixel_mask" not in self.shapes and not np.all(given.pop("pixel_mask", 1)):
             raise InputError("pixel_mask marks padding, but the model takes whole images; leave it out")
-        arrays = []
-        for name, shape in self.record["inputs"].items():
-            array = given[name] if name in given else masks[name]
-            if array.ndim != len(shape) + 1 or any(a > b for a, b in zip(array.shape[1:], shape, strict=True)):
-                most = ", ".join(map(str, shape))
-                raise InputError(f"{name} is {array.shape}; the exported model takes (batch, {most}) or smaller")
-            free = [(0, 0), *((0, most - length) for length, most in zip(array.shape[1:], shape, strict=True))]
-            dtype = np.float32 if name == "pixel_values" else np.int64
-            arrays.append(np.ascontiguousarray(np.pad(array, free), dtype=dtype))
-        if "pixel_mask" not in names and given["pixel_values"].shape[1:] != tuple(
-            self.record["inputs"]["pixel_values"]
-        ):
-            raise InputError(f"pixel_values is {given['pixel_values'].shape}; the model takes whole images only")
-        return arrays
+        rows = {name: len(array) for name, array in given.items()}
+        if len(set(rows.values())) > 1:
+            counts = ", ".join(f"{count} of {name}" for name, count in rows.items())
+            raise InputError(f"the exported model needs as many rows of each input, not {counts}")
+        words = _longest(given.get("attention_mask"))
+        length = next((each for each in self.text_lengths if each >= words), self.text_lengths[-1])
+        programs = self._programs[length]
+        shapes = _shapes(programs)
+        smaller = (*_WORDS, *(MASKS["pixel_values"], "pixel_values") * ("pixel_mask" in shapes))
+        for name, array in given.items():
+            short = array[:, :words] if name in _WORDS and array.ndim > 1 else array
+            given[name] = _at_size(name, short, shapes[name], name in smaller)
+        return given, programs
+
+    def _wrong(self, what: str) -> InputError:
+        return InputError(f"the exported model {what}; its inputs are {', '.join(self.shapes)}")
 
     def _tokenizer(self) -> Any:
-        """The tokenizer, which pads and cuts texts to the program's words."""
-        words, (padding, token) = self.record["text_length"], self.record["padding"]
+        """The tokenizer, which cuts texts to the most words and pads them to the longest."""
+        padding, token = self._about_processor("padding")
         tokenizer = import_module("tokenizers").Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        tokenizer.enable_truncation(words)
-        tokenizer.enable_padding(length=words, pad_id=padding, pad_token=token)
+        tokenizer.enable_truncation(self.text_lengths[-1])
+        tokenizer.enable_padding(pad_id=padding, pad_token=token)
         return tokenizer
+
+
+def _shapes(programs: Sequence[_Program]) -> dict[str, list[int]]:
+    """The shapes of all inputs of programs, by name."""
+    return {name: shape for program in programs for name, shape in program.inputs.items()}
+
+
+def _compute(program: _Program, values: dict[str, np.ndarray]) -> None:
+    """Add the outputs of a program to the values that it is among."""
+    values |= zip(program.outputs, program.run([values[name] for name in program.inputs]), strict=True)
+
+
+def _add_mask(given: dict[str, np.ndarray], name: str, mask: str) -> None:
+    """Add the mask of an input where it is left out; refuse one of another shape."""
+    shape = _masked(given[name].shape, name)
+    if given.setdefault(mask, np.ones(shape, np.int64)).shape != shape:
+        raise InputError(f"{mask} is {given[mask].shape}, but {name} is {given[name].shape}; give {shape}")
+
+
+def _longest(mask: np.ndarray | None) -> int:
+    """The words of the longest text, by a mask ``(B, T)``."""
+    columns = np.flatnonzero(np.atleast_2d(mask).any(axis=0)) if mask is not None else np.zeros(0)
+    return 1 + int(columns[-1]) if columns.size else 1
+
+
+def _at_size(name: str, array: np.ndarray, shape: Sequence[int], smaller: bool) -> np.ndarray:
+    """An input of a program in its shape and type, padded where it may be `smaller`."""
+    missing = [most - length for length, most in zip(array.shape[1:], shape, strict=False)]
+    if array.ndim != len(shape) + 1 or min(missing) < 0 or (any(missing) and not smaller):
+        most = ", ".join(map(str, shape))
+        raise InputError(f"{name} is {array.shape}; the exported model takes (batch, {most}){' or smaller' * smaller}")
+    padded = np.pad(array, [(0, 0), *((0, free) for free in missing)])
+    return np.ascontiguousarray(padded, dtype=np.int64 if name in _INTEGERS else np.float32)
 
 
 def _masked(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
@@ -187,8 +323,10 @@ def _openvino(file: Path, precision: str, threads: int | None) -> Run:
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    compiled = import_module("openvino").Core().compile_model(str(file), "CPU", options)
-    return lambda arrays: np.array(compiled(list(arrays))[0])
+    core, own = import_module("openvino").Core(), file.with_suffix(".bin")
+    model = core.read_model(str(file), str(own if own.is_file() else file.parent / WEIGHTS))
+    compiled = core.compile_model(model, "CPU", options)
+    return lambda arrays: [np.array(each) for each in compiled(list(arrays)).values()]
 
 
 def _onnx(file: Path, precision: str, threads: int | None) -> Run:
@@ -198,16 +336,17 @@ def _onnx(file: Path, precision: str, threads: int | None) -> Run:
         options.intra_op_num_threads = threads
     session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
-    return lambda arrays: np.asarray(session.run(None, dict(zip(names, arrays, strict=True)))[0])
+    return lambda arrays: list(session.run(None, dict(zip(names, arrays, strict=True))))
 
 
 def _torch(file: Path, precision: str, threads: int | None) -> Run:
     torch = import_module("torch")
     program = torch.export.load(str(file)).module()
 
-    def run(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
-            return np.asarray(program(*map(torch.from_numpy, arrays)))
+            outputs = program(*map(torch.from_numpy, arrays))
+        return [np.asarray(each) for each in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     return run
 

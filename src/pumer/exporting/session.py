@@ -1,5 +1,6 @@
 """An exported model in the place of a model: in a session, called with tensors."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pumer.checkpoint import load_processor
-from pumer.exporting.runtime import ExportedModel
+from pumer.exporting.runtime import Encoded, ExportedModel
 from pumer.settings.common import Blank, Resize, Rule
 from pumer.tasks import task_class
 from pumer.tasks.loading import make_inputs
@@ -21,13 +22,13 @@ from pumer.utils.errors import InputError
 class Program(nn.Module):
     """An exported model as a module: tensors in, tensors out.
 
-    Its one buffer is the hash of the program, which stands for the weights where these are compared.
+    Its one buffer is a hash of weights and precision, which stands for the weights where these are compared.
     """
 
     def __init__(self, exported: ExportedModel) -> None:
         super().__init__()
         self.exported = exported
-        digest = bytes.fromhex(exported.record["sha256"])
+        digest = hashlib.sha256(f"{exported.record['sha256']} {exported.precision}".encode()).digest()
         self.register_buffer("digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
 
     @property
@@ -40,9 +41,22 @@ class Program(nn.Module):
         """The precision of the arithmetic."""
         return {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[self.exported.precision]
 
-    def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
+    def forward(
+        self, encoded_text: Encoded | None = None, encoded_image: Encoded | None = None, **inputs: Tensor
+    ) -> SequenceClassifierOutput:
         """The logits, see `ExportedModel`."""
-        return SequenceClassifierOutput(logits=torch.from_numpy(self.exported(**inputs).logits))
+        arrays: dict[str, Any] = dict(inputs)
+        for encoded in (encoded_text, encoded_image):
+            arrays |= {} if encoded is None else encoded.arrays
+        return SequenceClassifierOutput(logits=torch.from_numpy(self.exported(**arrays).logits))
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+        """Texts by themselves, see `ExportedModel.encode`."""
+        return self.exported.encode(input_ids=input_ids, attention_mask=attention_mask)
+
+    def encode_image(self, pixel_values: Tensor) -> Encoded:
+        """Images by themselves, see `ExportedModel.encode`."""
+        return self.exported.encode(pixel_values=pixel_values)
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,11 @@ class ExportedSession(Session):
     def reduction(self) -> dict[str, Any]:
         """The reduction it was exported with, as plain data."""
         return dict(cast(Program, self.forward).exported.record["reduction"])
+
+    @property
+    def separable(self) -> bool:
+        """Whether it was exported in parts."""
+        return cast(Program, self.forward).exported.separable
 
     @classmethod
     def load(
@@ -97,7 +116,7 @@ class ExportedSession(Session):
         if record["architecture"] not in classes:
             needed = " or ".join(classes)
             raise InputError(f"{name} is a {record['architecture']}; task {kind.name} needs a {needed}: give task=...")
-        most = record["text_length"]
+        most = program.exported.text_lengths[-1]
         if text_length is not None and not 2 <= text_length <= most:
             raise InputError(f"text_length must lie in [2, {most}] for {name}, not {text_length}")
         folder, processor = root or record["root"], load_processor(name)

@@ -1,6 +1,8 @@
 """Settings of `pumer export`."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pumer.settings.common import ImageSize, Job, Model, NewFolder, TextLength
 from pumer.utils.config import config
@@ -22,7 +24,9 @@ class ExportConfig(Job):
         to: What is to run the program.
         precision: Of OpenVINO's arithmetic, where the processor has it; weights are stored as float32.
         image_size: Pixels along a side of the images, a multiple of the patch size; None for the model's own.
-        text_length: Words, special tokens counted; None for as many as the model was trained with, else 32.
+        text_length: Words, special tokens counted, a program for each count; None for as many as the model was trained
+            with, else 32.
+        parts: Whether image encoder, text encoder and fusion are programs of their own.
         force: Whether to replace an exported model that is in ``out`` already.
     """
 
@@ -31,7 +35,8 @@ class ExportConfig(Job):
     to: Runtime = "openvino"
     precision: Precision = "f32"
     image_size: ImageSize | None = None
-    text_length: TextLength | None = None
+    text_length: Annotated[tuple[TextLength, ...], Field(min_length=1)] | None = None
+    parts: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:

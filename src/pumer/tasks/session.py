@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pumer.backbones import backbone_of
 from pumer.backbones.image_size import set_image_size
 from pumer.checkpoint import learned_names, load, load_processor, trained_with
 from pumer.compiling.compile import compile as compiled
@@ -75,6 +76,12 @@ class Session(TaskModel):
 
     inputs: Inputs
     forward: nn.Module
+
+    @property
+    def separable(self) -> bool:
+        """Whether the model encodes images and texts apart, see `pumer.backbones.Backbone`."""
+        family = backbone_of(self.model)
+        return family is not None and family.separable
 
     @classmethod
     def open(
