@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 from tiny import GRID, GRIDS, TINY, answer
 from typer.testing import CliRunner
 
@@ -21,7 +22,7 @@ from pumer.evaluation import ranking
 from pumer.exporting.parts import parts_of
 from pumer.exporting.runtime import _OPENERS
 from pumer.exporting.weights import share_weights
-from pumer.tasks import Flickr30k
+from pumer.models.meter import MeterConfig, MeterForImageAndTextRetrieval, MeterForQuestionAnswering
 from pumer.utils.errors import InputError
 
 CLOSE = partial(torch.testing.assert_close, atol=1e-4, rtol=0)
@@ -77,14 +78,24 @@ def test_parts_for_two_word_counts_answer_as_the_model(head, runtime, tmp_path):
         CLOSE(logits[real], expected[real])
 
 
+def saved(cls, tiny_meter, folder):
+    """A reduced METER with a head, of one layer of each kind, and its processor."""
+    config = MeterConfig.from_pretrained(tiny_meter)
+    config.num_cross_modal_pairs = config.vision_config.num_hidden_layers = 1
+    torch.manual_seed(0)
+    model = pumer.patch(cls(config).eval(), CONFIG)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)  # biases and heads too
+    pumer.save(model, folder)
+    load_processor(tiny_meter).save_pretrained(folder)
+    return model
+
+
 @pytest.fixture(scope="module")
 def parted(tiny_meter, tmp_path_factory):
     """The tiny METER, reduced, in parts and for two word counts, as torch runs it, which is the quickest to make."""
     root = tmp_path_factory.mktemp("parted")
-    model = pumer.patch(pumer.load(tiny_meter), CONFIG)
-    model.classifier[-1].weight.data.mul_(30)
-    pumer.save(model, root / "model")
-    load_processor(tiny_meter).save_pretrained(root / "model")
+    model = saved(MeterForQuestionAnswering, tiny_meter, root / "model")
     record = pumer.export(root / "model", root / "out", "torch", text_length=[8, 5], parts=True)
     assert [each["file"] for each in record["programs"]] == [
         *("image.pt2", "text-5.pt2", "fusion-5.pt2", "text-8.pt2", "fusion-8.pt2")
@@ -96,13 +107,7 @@ def parted(tiny_meter, tmp_path_factory):
 
 def images(count):
     random = np.random.default_rng(0)
-    return [tiny_image(random) for _ in range(count)]
-
-
-def tiny_image(random):
-    from PIL import Image
-
-    return Image.fromarray(random.integers(0, 256, (32, 40, 3), dtype=np.uint8))
+    return [Image.fromarray(random.integers(0, 256, (32, 40, 3), dtype=np.uint8)) for _ in range(count)]
 
 
 TEXTS = ["is it", "what colour is this ?", "is it blue"]
@@ -149,13 +154,15 @@ def test_what_the_parts_cannot_take_is_refused(parted):
     words = exported.inputs(encoded, TEXTS[:2])
     with pytest.raises(InputError, match="1 of image_states"):
         exported(**words | {"image_states": encoded.arrays["image_states"][:1]})
-    for lacking, named in (("image_size", "image_size"), ("image_states", "pixel_values"), ("input_ids", "input_ids")):
-        with pytest.raises(InputError, match=f"needs {named}"):
+    for lacking, needed in (("image_size", "pixel_values"), ("input_ids", "input_ids")):
+        with pytest.raises(InputError, match=f"needs {needed}"):
             exported(**{name: x for name, x in words.items() if name != lacking})
     with pytest.raises(InputError, match="image_states is"):
         exported(**words | {"image_states": encoded.arrays["image_states"][:, 1:]})
     with pytest.raises(InputError, match="at least one"):
         exported.encode_images([])
+    with pytest.raises(InputError, match="to encode"):
+        exported.encode()
 
 
 @pytest.mark.parametrize(
@@ -244,11 +251,7 @@ app(sys.argv[1:])
 def retrieval(tiny_meter, tmp_path_factory):
     """A reduced METER for retrieval, and its exported self in parts."""
     root = tmp_path_factory.mktemp("retrieval")
-    model = Flickr30k.model(str(tiny_meter), ())
-    torch.manual_seed(1)
-    model.rank_output.weight.data.normal_()
-    pumer.save(pumer.patch(model, CONFIG), root / "model")
-    load_processor(tiny_meter).save_pretrained(root / "model")
+    saved(MeterForImageAndTextRetrieval, tiny_meter, root / "model")
     pumer.export(root / "model", root / "out", "torch", parts=True)
     return root / "model", root / "out"
 

@@ -130,6 +130,11 @@ def test_what_the_program_cannot_change_is_refused(exported, settings, named):
         ExportedSession.load(exported, **settings)
 
 
+def test_one_program_encodes_nothing_apart(exported, images):
+    with pytest.raises(InputError, match="--parts"):
+        pumer.ExportedModel(exported).encode_images(images)
+
+
 def test_its_hash_stands_for_weights_and_precision(exported):
     session = ExportedSession.load(exported)
     assert list(session.model.state_dict()) == ["digest"]

@@ -175,9 +175,11 @@ class ExportedModel:
         if not self.separable:
             raise InputError(f"{self.folder} encodes no images or texts apart; export the model with --parts")
         values, programs = self._fitted(inputs)
-        for program in programs[:-1]:
-            if program.inputs.keys() <= values.keys():
-                _compute(program, values)
+        encoders = [each for each in programs[:-1] if each.inputs.keys() <= values.keys()]
+        if not encoders:
+            raise self._wrong("needs pixel_values or input_ids to encode")
+        for encoder in encoders:
+            _compute(encoder, values)
         return Encoded({name: values[name] for name in programs[-1].inputs if name in values})
 
     def encode_images(self, images: Sequence[ImageLike | Sequence[ImageLike]]) -> Encoded:
@@ -231,7 +233,7 @@ class ExportedModel:
 
     def _fitted(self, inputs: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[_Program]]:
         """The inputs at the sizes of the programs that are to run, and these."""
-        given = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
+        given = {name: np.atleast_1d(np.asarray(value)) for name, value in inputs.items() if value is not None}
         if given.pop("token_type_ids", np.zeros(0)).any():
             raise InputError("token_type_ids are 0 in an exported model; leave them out")
         unknown = next((name for name in given if name not in (*self.shapes, *MASKS.values())), None)
