@@ -58,7 +58,7 @@ def about(model: str | Path) -> dict[str, Any]:
     """
     if is_exported(model):
         record = ExportedModel(model).record
-        named = ("architecture", "format", "precision", "image_size", "text_length", "task", "source", "reduction")
+        named = ("architecture", "format", "precision", "image_size", "text_lengths", "task", "source", "reduction")
         return {"model": str(model)} | {name: record[name] for name in named} | {"labels": len(record["labels"])}
     with torch.device("meta"):
         found = skeleton(str(model))
