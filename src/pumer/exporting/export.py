@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import logging
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pumer.checkpoint import has_processor, load, load_processor, trained_with, 
 from pumer.data.images import Pixels
 from pumer.exporting.card import card
 from pumer.exporting.programs import write_program
+from pumer.exporting.quantizing import agreement, calibration_inputs, quantize
 from pumer.exporting.runtime import PROGRAMS, VERSION, ExportedModel
 from pumer.generative import is_generative
 from pumer.patching import patch, reduction, unwrapped
@@ -49,6 +51,8 @@ def export(
     to: Runtime = "openvino",
     precision: Precision = "f32",
     *,
+    calibration: str | Path | Sequence[Mapping[str, Tensor]] | None = None,
+    calibration_examples: int = 300,
     image_size: int | None = None,
     text_length: int | None = None,
     processor: Any = None,
@@ -64,7 +68,11 @@ def export(
         model: A model with a head, patched or not, or the name of one, as for `pumer.load`.
         out: Folder to write; as a whole or not at all.
         to: What is to run the program.
-        precision: Of OpenVINO's arithmetic, where the processor has it; weights are stored as float32.
+        precision: Of OpenVINO's arithmetic, where the processor has it. "int8" is of the linear layers, the rest is in
+            float32; of all others the weights are stored as float32.
+        calibration: What sets the ranges of an int8 program: a data folder, of whose training examples it takes some,
+            or batches of inputs; None for the folder that the model was trained on.
+        calibration_examples: How many training examples.
         image_size: Pixels along a side; None for the model's own.
         text_length: Words, special tokens counted; None for as many as it was trained with, else 32.
         processor: The model's, where ``model`` is no name; without one, only `ExportedModel.__call__` works.
@@ -74,36 +82,46 @@ def export(
         The content of ``export.json``.
 
     Raises:
-        InputError: If the model generates or has no head, if a library is missing, and if the logits of a float32
-            program differ by more than `CLOSE`.
+        InputError: If the model generates or has no head, if a library is missing, if there is nothing to calibrate an
+            int8 program on, and if the logits of a float32 program differ by more than `CLOSE`.
 
     Example:
         >>> pumer.export("out/vqav2-pumer", "out/vqav2-openvino")["differences"]  # doctest: +SKIP
     """
     settings: dict[str, Any] = {"to": to, "precision": precision, "image_size": image_size}
-    settings |= {"text_length": text_length, "force": force}
-    named = isinstance(model, str | Path)
+    settings |= {"text_length": text_length, "force": force, "calibration_examples": calibration_examples}
+    named, inputs = isinstance(model, str | Path), None
+    if calibration is None or isinstance(calibration, str | Path):
+        settings["calibration"] = None if calibration is None else Path(calibration)
+    else:
+        inputs = calibration
     config = ExportConfig(model=str(model) if named else type(model).__name__, out=Path(out), **settings)
     if isinstance(model, str | Path):
-        return run(config)
+        return run(config, inputs)
     check_export(config.out, force)
     with only_one(config.out):
-        return _write(config, copy.deepcopy(unwrapped(model)), processor, {})
+        return _write(config, copy.deepcopy(unwrapped(model)), processor, {}, inputs)
 
 
 @exclusive
-def run(config: ExportConfig) -> dict[str, Any]:
+def run(config: ExportConfig, calibration: Sequence[Mapping[str, Tensor]] | None = None) -> dict[str, Any]:
     """Export a model by its name; see `export`."""
     if is_generative(config.model):
         raise InputError(f"{name_of(config.model)} {_GENERATES}")
     processor = load_processor(config.model) if has_processor(config.model) else None
-    return _write(config, load(config.model), processor, trained_with(config.model))
+    return _write(config, load(config.model), processor, trained_with(config.model), calibration)
 
 
 _GENERATES = "generates, and an exported model has no cache of keys and values yet; give a model with a head"
 
 
-def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, Any]) -> dict[str, Any]:
+def _write(
+    config: ExportConfig,
+    model: Any,
+    processor: Any,
+    trained: dict[str, Any],
+    given: Sequence[Mapping[str, Tensor]] | None,
+) -> dict[str, Any]:
     name, family = name_of(config.model), _family(model)
     model = model.eval().to(device="cpu", dtype=torch.float32)
     if reduction(model) is None:
@@ -135,6 +153,9 @@ def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, 
         "pixels": None if processor is None else _about_pixels(processor.image_processor),
         "padding": None if processor is None else _padding(processor.tokenizer),
     }
+    calibration: list[dict[str, Tensor]] = []
+    if config.precision == "int8":
+        calibration, record["calibration"] = calibration_inputs(config, model, processor, trained, length, given)
     with replacing(config.out, whole=True) as folder:
         write_program(model, inputs, folder / file, config.to)
         model.config.architectures = [type(model).__name__]
@@ -142,11 +163,18 @@ def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, 
         write_reduction(model, folder)
         if processor is not None:
             processor.save_pretrained(folder)
+        if calibration:
+            write_json(folder / EXPORTED, record)
+            exported = ExportedModel(folder, precision="f32")
+            quantize(folder / file, [exported.arrays(**each) for each in calibration])
         weights = (folder / file).with_suffix(".bin") if config.to == "openvino" else folder / file
         record["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
         write_json(folder / EXPORTED, record)
-        record["differences"] = differences(model, family, ExportedModel(folder), size, length)
+        exported = ExportedModel(folder)
+        record["differences"] = differences(model, family, exported, size, length)
         worst = max(row["largest"] for row in record["differences"])
+        if calibration:
+            record["calibration"]["agreement"] = agreement(model, exported, calibration)
         if config.precision == "f32" and not worst <= CLOSE:
             raise InputError(
                 f"the logits of the exported {name} differ from the model's by up to {worst:.2g}, which is more than "

@@ -48,7 +48,7 @@ class ExportedModel:
         folder: where it lies.
         record: the content of its ``export.json``.
         labels: meaning of the logits' columns.
-        precision: of the arithmetic: "f32", "bf16" or "f16".
+        precision: of the arithmetic: "f32", "bf16", "f16" or "int8".
     """
 
     def __init__(self, folder: str | Path, threads: int | None = None, precision: str | None = None) -> None:
@@ -69,6 +69,8 @@ class ExportedModel:
             raise InputError(f"{self.folder / EXPORTED} has {seen}; this pumer reads version {VERSION}: {remedy}")
         self.labels: tuple[str, ...] = tuple(self.record["labels"])
         self.precision: str = precision or self.record["precision"]
+        if self.precision == "int8" != self.record["precision"]:
+            raise InputError(f"{self.folder} is no int8 program, but {self.record['precision']}; export one with int8")
         kind = self.record["format"]
         file = self.folder / PROGRAMS[kind]
         try:
@@ -89,12 +91,8 @@ class ExportedModel:
         Raises:
             InputError: for inputs that the program does not have, and for larger ones than it was made for.
         """
-        given = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
-        if given.pop("token_type_ids", np.zeros(0)).any():
-            raise InputError("token_type_ids are 0 in an exported model; leave them out")
-        arrays = self._arrays(given)
-        logits = self._run(arrays)
-        return Output(logits[:, : given["input_ids"].shape[1]] if logits.ndim == 3 else logits)
+        logits = self._run(self.arrays(**inputs))
+        return Output(logits[:, : np.shape(inputs["input_ids"])[1]] if logits.ndim == 3 else logits)
 
     def inputs(self, images: Sequence[ImageLike | Sequence[ImageLike]], texts: Sequence[str]) -> dict[str, np.ndarray]:
         """What to call the model with for B images (of a model that reads pairs: pairs of images) and B texts.
@@ -130,8 +128,11 @@ class ExportedModel:
             )
         return [self.labels[column] for column in logits.argmax(axis=1)]
 
-    def _arrays(self, given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The program's inputs, in order and at its sizes."""
+    def arrays(self, **inputs: Any) -> list[np.ndarray]:
+        """The program's inputs, in order and at its sizes, from those that the model is called with; see `__call__`."""
+        given = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
+        if given.pop("token_type_ids", np.zeros(0)).any():
+            raise InputError("token_type_ids are 0 in an exported model; leave them out")
         names, own = list(self.record["inputs"]), MASKS.values()
         unknown = [name for name in given if name not in (*names, *own)]
         lacking = [name for name in MASKS if name not in given]
@@ -184,7 +185,8 @@ def _pixels(image: ImageLike, size: int, about: Mapping[str, Any]) -> np.ndarray
 
 
 def _openvino(file: Path, precision: str, threads: int | None) -> Run:
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    rest = "f32" if precision == "int8" else precision  # of what is not quantised
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": rest, "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
     compiled = import_module("openvino").Core().compile_model(str(file), "CPU", options)

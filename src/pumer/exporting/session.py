@@ -17,6 +17,8 @@ from pumer.tasks.loading import make_inputs
 from pumer.tasks.session import Session, with_rule
 from pumer.utils.errors import InputError
 
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "int8": torch.int8}
+
 
 class Program(nn.Module):
     """An exported model as a module: tensors in, tensors out.
@@ -38,7 +40,7 @@ class Program(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the arithmetic."""
-        return {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[self.exported.precision]
+        return _DTYPES[self.exported.precision]
 
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
         """The logits, see `ExportedModel`."""
