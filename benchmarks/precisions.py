@@ -9,7 +9,7 @@ kept below `--work`; run it where the models' paths to their data hold.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from pumer.exporting.runtime import ExportedModel
 from pumer.exporting.session import ExportedSession, Program
 from pumer.profiling.timing import compare
 from pumer.settings.export import Precision, Runtime
-from pumer.tasks import Example, Retrieval, task_class
+from pumer.tasks import Example, Retrieval, Task, task_class
 from pumer.tasks.session import Session
 from pumer.utils.files import read_json, write_json
 from pumer.utils.provenance import collect
@@ -75,7 +75,7 @@ class Measured:
     """
 
     def __init__(self, folder: Path, arguments: argparse.Namespace, path: Path) -> None:
-        self.arguments, self.path, self.folder = arguments, path, folder
+        self.folder, self.arguments, self.path = folder, arguments, path
         recorded = trained_with(folder)
         task, reduction = task_class(recorded["task"]), read_reduction(folder)
         method = "none" if reduction is None else reduction.method
@@ -90,6 +90,7 @@ class Measured:
             self.sets, self.examples = None, task.read(root, split, arguments.limit)
             texts = [example.text for example in self.examples]
         words = max(map(len, load_processor(folder).tokenizer(texts)["input_ids"]))
+        self.task = task(())  # without labels: it scores alone
         about = {
             "task": task.name,
             "reduction": method,
@@ -102,27 +103,25 @@ class Measured:
 
     def accuracy(self) -> None:
         """Answer the questions with every row that the result file lacks."""
-        openers: dict[str, Callable[[], Session]] = {PYTORCH: lambda: Session.open(self.folder, device="cpu")}
-        openers |= {row: partial(self._session, row) for row in ROWS}
-        for row, opened in openers.items():
+        for row in (PYTORCH, *ROWS):
             if row not in self.result["rows"]:
-                own, answers = self._answers(PYTORCH, openers[PYTORCH]), self._answers(row, opened)
-                self.result["rows"][row] = compared(opened().task, self.examples, answers, own)
+                own, answers = self._answers(PYTORCH), self._answers(row)
+                self.result["rows"][row] = compared(self.task, self.examples, answers, own)
                 self._write()
 
     def speed(self) -> None:
         """Time all rows in turn, on random inputs."""
-        programs = {row: self._session(row).forward for row in ROWS}
-        session = Session.open(self.folder, device="cpu")
-        session.model.eval()
-        make = partial(inputs_of, programs["OpenVINO f32"].exported, self.result["words"])
-        models = {PYTORCH: session.model, **programs}
+        models = {row: self._session(row).model.eval() for row in (PYTORCH, *ROWS)}
+        exported = ExportedModel(self.work / "openvino-f32")
+        make = partial(inputs_of, exported, self.result["words"])
         self.result["speed"] = compare(models, make, self.arguments.batches, self.arguments.pairs)
         self.result["speed"]["provenance"] = collect(vars(self.arguments))
         self._write()
 
     def _session(self, row: str) -> Session:
-        """A row's program, exported unless it is there: bfloat16 runs the float32 one."""
+        """A row's model, exported unless it is there: bfloat16 runs the float32 program."""
+        if row == PYTORCH:
+            return Session.open(self.folder, device="cpu")
         runtime, precision = ROWS[row]
         kept = "int8" if precision == "int8" else "f32"
         folder = self.work / f"{runtime}-{kept}"
@@ -131,11 +130,11 @@ class Measured:
         program = Program(ExportedModel(folder, None, precision))
         return replace(ExportedSession.load(folder), model=program, forward=program)
 
-    def _answers(self, row: str, opened: Callable[[], Session]) -> list[str]:
+    def _answers(self, row: str) -> list[str]:
         """A row's answers, kept in a file."""
         file = self.work / f"{row}.json"
         if not file.is_file():
-            session = opened()
+            session = self._session(row)
             if self.sets is None:
                 found = predict(session, self.examples, BATCH, progress=True)
             else:
@@ -149,19 +148,19 @@ class Measured:
 
 
 def compared(
-    task: Any, examples: Sequence[Example], answers: Sequence[str], own: Sequence[str]
+    task: Task, examples: Sequence[Example], answers: Sequence[str], own: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """By metric: `mean`, `low`, `high`, its `difference` to the model's own answers (paired), and their `agreement`.
 
     The metric is the accuracy; in retrieval recall@1 of images (TR) and of captions (IR).
     """
-    kinds = [("TR" if example.images else "IR") if isinstance(task, Retrieval) else "accuracy" for example in examples]
+    retrieval = isinstance(task, Retrieval)
+    kinds = [("TR" if example.images else "IR") if retrieval else "accuracy" for example in examples]
     scores, before = task.scores(examples, answers).tolist(), task.scores(examples, own).tolist()
-    same = [
-        one.split(" ")[0] == other.split(" ")[0] if isinstance(task, Retrieval) else one == other
-        for one, other in zip(answers, own, strict=True)
-    ]
-    sources, found = sources_of(examples), {}
+    firsts = ([each.split()[0] if retrieval else each for each in found] for found in (answers, own))
+    same = [one == other for one, other in zip(*firsts, strict=True)]
+    sources = sources_of(examples)
+    found: dict[str, dict[str, Any]] = {}
     for kind in dict.fromkeys(kinds):
         rows = [row for row, each in enumerate(kinds) if each == kind]
         where = [sources[row] for row in rows]

@@ -66,13 +66,14 @@ def test_answers_mostly_as_the_model(quantised, model):
         own = model(**inputs).logits
     logits = torch.from_numpy(exported(**inputs).logits)
     assert same_choices(own, logits) >= 0.8
-    assert 1e-4 < (own - logits).abs().max() < 0.2 * own.abs().max()
+    assert 1e-4 < (own - logits).abs().median() < 0.1 * own.abs().median()
     assert record["precision"] == exported.precision == "int8"
     about = {"task": None, "root": None, "split": None, "examples": 8}
     assert about.items() <= record["calibration"].items() and record["calibration"]["agreement"] >= 0.8
     assert "8 examples" in (quantised / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_program_twice(model, quantised, tmp_path):
     pumer.export(model, tmp_path / "f32", text_length=10)
     exported, examples = pumer.ExportedModel(tmp_path / "f32"), []
@@ -83,6 +84,7 @@ def test_the_same_program_twice(model, quantised, tmp_path):
     assert (tmp_path / "f32" / "program.bin").read_bytes() == (quantised / "program.bin").read_bytes()
 
 
+@pytest.mark.slow
 def test_evaluates_what_it_is_calibrated_for(tiny_vilt, tiny_vqa, tmp_path):
     pytest.importorskip("nncf")
     given = ("--calibration", tiny_vqa, "--calibration-examples", 4)
