@@ -43,8 +43,8 @@ def quantised(model, tmp_path_factory):
     return out
 
 
-def operators(file):
-    """Names of a program's products, and whether what they multiply is quantised."""
+def quantised_products(file):
+    """Of each product of a program, by name, whether it is of integers."""
     import openvino
 
     products = [each for each in openvino.Core().read_model(file).get_ops() if each.get_type_name() == "MatMul"]
@@ -53,12 +53,40 @@ def operators(file):
     }
 
 
-def test_layers_are_quantised_and_decisions_are_not(quantised):
-    found = operators(quantised / "program.xml")
-    assert {name.startswith("bmm") for name in found} == {True, False}
-    assert all(done != name.startswith("bmm") for name, done in found.items())
+def write_choosing_program(file):
+    """A layer, a choice of two of five tokens by scores, their products with each other, and a layer."""
+    import openvino
+    from openvino import opset13 as ops
+
+    random = np.random.default_rng(0)
+
+    def linear(x, name, width=8):
+        weights = ops.constant(random.normal(size=(8, width)).astype(np.float32))
+        return ops.matmul(x, weights, False, False, name=name)
+
+    x = ops.parameter([-1, 5, 8], np.float32)
+    states = linear(x, "first")
+    best = ops.topk(ops.squeeze(linear(states, "scores", 1), -1), 2, 1, "max", "value").output(1)
+    chosen = ops.gather(states, best, 1, batch_dims=1)
+    similar = ops.matmul(chosen, chosen, False, True, name="similarities")
+    result = linear(ops.matmul(similar, chosen, False, False, name="averages"), "last")
+    openvino.save_model(openvino.Model([result], [x]), file, compress_to_fp16=False)
 
 
+def test_layers_are_quantised_and_what_decides_is_not(tmp_path):
+    pytest.importorskip("nncf")
+    random, files = np.random.default_rng(1), [tmp_path / "one.xml", tmp_path / "two.xml"]
+    examples = [[random.normal(size=(1, 5, 8)).astype(np.float32)] for _ in range(6)]
+    for file in files:
+        write_choosing_program(file)
+        quantize(file, examples)
+    expected = {"first": True, "scores": False, "similarities": False, "averages": False, "last": True}
+    assert quantised_products(files[0]) == expected
+    one, two = (file.with_suffix(".bin").read_bytes() for file in files)
+    assert one == two
+
+
+@pytest.mark.slow
 def test_answers_mostly_as_the_model(quantised, model):
     record, inputs = json.loads((quantised / "export.json").read_text()), random_inputs(12, 3)
     exported = pumer.ExportedModel(quantised)
@@ -113,8 +141,8 @@ def test_wrong_arguments_end_in_one_line(arguments, named, tiny_vilt, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_another_task_is_refused(tiny_vilt, tiny_snli_ve):
-    config = ExportConfig(model=str(tiny_vilt), out="out", precision="int8", calibration=tiny_snli_ve)
+def test_a_folder_of_another_task_is_refused(tiny_vilt, tiny_nlvr2):
+    config = ExportConfig(model=str(tiny_vilt), out="out", precision="int8", calibration=tiny_nlvr2)
     with pytest.raises(InputError, match="vqav2"):
         calibration_inputs(config, pumer.load(tiny_vilt), object(), {}, 10)
 

@@ -22,17 +22,15 @@ from pumer.tasks.loading import make_inputs
 from pumer.utils.errors import InputError
 from pumer.utils.shipped import name_of
 
-DECISIONS = ["bmm.*"]
-"""Names of what stays in floating point: products of two activations, which only a reduction has beside attention.
-
-They score and match tokens and average those that merge; in integers other tokens would be removed.
-"""
+_FLOATING = ["ScaledDotProductAttention", "Interpolate"]
+"""Operators that stay in floating point: OpenVINO has none of them in integers, where ranges would only cost."""
 
 
 def quantize(file: Path, examples: Sequence[Sequence[np.ndarray]]) -> None:
     """Quantise an OpenVINO program in place: weights and activations of its linear layers, after SmoothQuant.
 
-    The same program and examples give the same result.
+    What a reduction decides by stays in floating point: in integers other tokens would be removed. The same program and
+    examples give the same result.
 
     Args:
         file: The program, ``.xml``.
@@ -50,15 +48,41 @@ def quantize(file: Path, examples: Sequence[Sequence[np.ndarray]]) -> None:
     nncf.set_log_level(logging.ERROR)
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # the file is replaced
+    program = core.read_model(file)
+    floating = nncf.IgnoredScope(names=_floating_products(program), types=_FLOATING, validate=False)
     with redirect_stdout(sys.stderr):  # its progress bars
         quantised = nncf.quantize(
-            core.read_model(file),
+            program,
             nncf.Dataset(list(examples)),
             subset_size=len(examples),
             model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(patterns=DECISIONS, validate=False),
+            ignored_scope=floating,
         )
     openvino.save_model(quantised, file, compress_to_fp16=False)
+
+
+def _floating_products(program: Any) -> list[str]:
+    """Names of the products that stay in floating point: those without weights, and those that choose tokens.
+
+    A product chooses if its values reach the results through integers and booleans alone.
+    """
+    found, left = set(), list(program.get_results())
+    while left:
+        for value in left.pop().input_values():
+            node = value.get_node()
+            if value.get_element_type().is_real() and node.get_friendly_name() not in found:
+                found.add(node.get_friendly_name())
+                left.append(node)
+    products = [node for node in program.get_ops() if node.get_type_name() == "MatMul"]
+    return [
+        node.get_friendly_name()
+        for node in products
+        if node.get_friendly_name() not in found or not _is_weight(node.input_value(1))
+    ]
+
+
+def _is_weight(value: Any) -> bool:
+    return value.get_node().get_type_name() == "Constant" and len(value.get_partial_shape()) == 2
 
 
 def calibration_inputs(
