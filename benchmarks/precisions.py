@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -127,7 +128,7 @@ class Measured:
         folder = self.work / f"{runtime}-{kept}"
         if not (folder / "export.json").is_file():
             pumer.export(self.folder, folder, runtime, kept, text_length=self.result["words"])
-        program = Program(ExportedModel(folder, None, precision))
+        program = Program(ExportedModel(folder, torch.get_num_threads(), precision))
         return replace(ExportedSession.load(folder), model=program, forward=program)
 
     def _answers(self, row: str) -> list[str]:
