@@ -147,6 +147,13 @@ def test_a_folder_of_another_task_is_refused(tiny_vilt, tiny_nlvr2):
         calibration_inputs(config, pumer.load(tiny_vilt), object(), {}, 10)
 
 
+def test_inputs_that_do_not_calibrate_are_refused(model, tmp_path):
+    with pytest.raises(InputError, match="f32"):
+        pumer.export(model, tmp_path / "out", calibration=[random_inputs()])
+    with pytest.raises(InputError, match="no inputs"):
+        pumer.export(model, tmp_path / "out", precision="int8", calibration=[])
+
+
 def test_a_float_program_does_not_run_in_int8(tiny_vilt, tmp_path):
     (tmp_path / "export.json").write_text('{"version": 1, "format": "openvino", "precision": "f32", "labels": []}')
     with pytest.raises(InputError, match="int8"):

@@ -95,6 +95,8 @@ def export(
         settings["calibration"] = None if calibration is None else Path(calibration)
     else:
         inputs = calibration
+        if precision != "int8":
+            raise InputError(f"calibration is for precision int8, not for {precision}; leave it out")
     config = ExportConfig(model=str(model) if named else type(model).__name__, out=Path(out), **settings)
     if isinstance(model, str | Path):
         return run(config, inputs)
@@ -181,7 +183,8 @@ def _write(
                 f"{CLOSE:g}; nothing was written: give another format with --to"
             )
         record["provenance"] = collect(config, config.precision)
-        record["provenance"]["versions"] |= {name: version(name) for name in _PACKAGES[config.to]}
+        packages = (*_PACKAGES[config.to], *(["nncf"] if calibration else []))
+        record["provenance"]["versions"] |= {name: version(name) for name in packages}
         write_json(folder / EXPORTED, record)
         write_text(folder / "README.md", card(record))
     return record

@@ -23,7 +23,7 @@ from pumer.utils.errors import InputError
 from pumer.utils.shipped import name_of
 
 _FLOATING = ["ScaledDotProductAttention", "Interpolate"]
-"""Operators that stay in floating point: OpenVINO has none of them in integers, where ranges would only cost."""
+"""Operators that stay in floating point: attention, and what resizes masks and positions."""
 
 
 def quantize(file: Path, examples: Sequence[Sequence[np.ndarray]]) -> None:
@@ -46,9 +46,7 @@ def quantize(file: Path, examples: Sequence[Sequence[np.ndarray]]) -> None:
     except ImportError as error:
         raise InputError(f"int8 needs {error.name}, which is not installed; install pumer[export]") from error
     nncf.set_log_level(logging.ERROR)
-    core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # the file is replaced
-    program = core.read_model(file)
+    program, aside = openvino.Core().read_model(file), file.with_stem(f"{file.stem}-int8")
     floating = nncf.IgnoredScope(names=_floating_products(program), types=_FLOATING, validate=False)
     with redirect_stdout(sys.stderr):  # its progress bars
         quantised = nncf.quantize(
@@ -58,7 +56,9 @@ def quantize(file: Path, examples: Sequence[Sequence[np.ndarray]]) -> None:
             model_type=nncf.ModelType.TRANSFORMER,
             ignored_scope=floating,
         )
-    openvino.save_model(quantised, file, compress_to_fp16=False)
+    openvino.save_model(quantised, aside, compress_to_fp16=False)
+    for suffix in (".xml", ".bin"):  # not overwritten: weights that are open are mapped to memory
+        aside.with_suffix(suffix).replace(file.with_suffix(suffix))
 
 
 def _floating_products(program: Any) -> list[str]:
@@ -102,6 +102,8 @@ def calibration_inputs(
     """
     if given is not None:
         rows = [{name: x[row : row + 1] for name, x in each.items()} for each in given for row in _rows(each)]
+        if not rows:
+            raise InputError("calibration holds no inputs; give at least one batch of them")
         return rows, {"task": None, "root": None, "split": None, "examples": len(rows)}
     name, data = name_of(config.model), trained.get("data", {})
     root, split = config.calibration or data.get("root"), data.get("train") or "train"
