@@ -124,7 +124,7 @@ class Measured:
         if row == PYTORCH:
             return Session.open(self.folder, device="cpu")
         runtime, precision = ROWS[row]
-        kept = "int8" if precision == "int8" else "f32"
+        kept: Precision = "int8" if precision == "int8" else "f32"
         folder = self.work / f"{runtime}-{kept}"
         if not (folder / "export.json").is_file():
             pumer.export(self.folder, folder, runtime, kept, text_length=self.result["words"])
