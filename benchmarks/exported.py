@@ -1,9 +1,9 @@
 """Exported models beside PyTorch on this CPU: ViLT-B/32 and METER-B/16 at full size (384 pixels, 32 words).
 
-The models have random weights: speed follows from shapes alone. PyTorch and OpenVINO, float32 and bfloat16, unreduced
-and reduced, run in turn in one process; speed-ups are against unreduced PyTorch in float32. Writes
-`benchmarks/results/exported-cpu.json`, which names the processor and what it has for bfloat16. Run it on a machine that
-is idle otherwise.
+The models have random weights: speed follows from shapes alone. PyTorch and OpenVINO, float32 and bfloat16, and
+OpenVINO in int8 (calibrated on random inputs), unreduced and reduced, run in turn in one process; speed-ups are against
+unreduced PyTorch in float32. Writes `benchmarks/results/exported-cpu.json`, which names the processor and what it has
+for bfloat16 and int8. Run it on a machine that is idle otherwise.
 """
 
 import copy
@@ -32,6 +32,8 @@ from pumer.utils.provenance import collect
 
 PRESETS = {"vilt-b32": "vilt", "meter-b16": "meter"}
 WORDS = 32
+CALIBRATION = 8
+"""Random inputs that set the ranges of int8 programs."""
 UNREDUCED = "unreduced"
 BASELINE = f"PyTorch f32, {UNREDUCED}"
 
@@ -70,8 +72,10 @@ def measured(model: str, schedules: dict[str, Any], pairs: int, batches: list[in
             reduced, out = variant(base, config), Path(folder, str(len(macs)))
             macs[name] = pumer.plan(reduced, size, words).macs
             differences[name] = pumer.export(reduced, out, text_length=words)["differences"]
-            for precision in torches:
-                exported = ExportedModel(out, threads, precision)
+            eighth, calibration = Path(folder, f"{out.name}-int8"), [makers["f32"](CALIBRATION)]
+            pumer.export(reduced, eighth, precision="int8", calibration=calibration, text_length=words)
+            for precision in (*torches, "int8"):
+                exported = ExportedModel(eighth if precision == "int8" else out, threads, precision)
                 models[f"OpenVINO {precision}, {name}"] = Program(exported)
                 make[f"OpenVINO {precision}, {name}"] = partial(inputs_of, exported, words)
         speed = compare(models, make, batches, pairs)
@@ -86,10 +90,11 @@ def measured(model: str, schedules: dict[str, Any], pairs: int, batches: list[in
 
 
 def features() -> list[str]:
-    """What the processor has for bfloat16 and float16, as Linux names it."""
+    """What the processor has for bfloat16, float16 and int8, as Linux names it."""
     path = Path("/proc/cpuinfo")
     flags = set(path.read_text().split()) if path.is_file() else set()
-    return sorted(flags & {"amx_bf16", "amx_fp16", "amx_tile", "avx512_bf16", "avx512_fp16", "avx512f", "avx2"})
+    wanted = {"amx_bf16", "amx_fp16", "amx_int8", "amx_tile", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni"}
+    return sorted(flags & (wanted | {"avx512f", "avx2"}))
 
 
 def table(name: str, result: dict[str, Any]) -> Table:

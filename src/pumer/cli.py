@@ -180,7 +180,11 @@ def export(
     model: Model,
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     to: Annotated[str, typer.Option(help="What runs it: openvino, onnx or torch.")] = "openvino",
-    precision: Annotated[str, typer.Option(help="Of OpenVINO's arithmetic: f32, bf16 or f16.")] = "f32",
+    precision: Annotated[str, typer.Option(help="Of OpenVINO's arithmetic: f32, bf16, f16 or int8.")] = "f32",
+    calibration: Annotated[
+        Path | None, _file("Data folder an int8 program is calibrated on; the model's own by default.")
+    ] = None,
+    calibration_examples: Annotated[int, typer.Option(help="How many of its training examples.")] = 300,
     image_size: Annotated[int | None, _file("Pixels along a side of the images; the model's own by default.")] = None,
     text_length: Annotated[
         str | None, _file("Words, special tokens counted; 8,16,32: a program for each. As in training by default.")
@@ -191,10 +195,15 @@ def export(
     """Write a model as a program of OpenVINO, ONNX or torch; evaluate, predict and benchmark take it as a model."""
     options: dict[str, Any] = {"to": to, "precision": precision, "image_size": image_size, "parts": parts}
     options["text_length"] = None if text_length is None else _numbers("--text-length", text_length)
+    options |= {"calibration": calibration, "calibration_examples": calibration_examples}
     config = resolve(ExportConfig, None, model=model, out=out, **options, force=force)
     record = run_job("pumer.exporting.export", config)
-    worst = max(row["largest"] for row in record["differences"])
-    say(f"{config.out} answers as the model does, but for {worst:.1g} in its logits")
+    if config.precision == "int8":
+        same = record["calibration"]["agreement"]
+        say(f"{config.out} answers as the model does for {same:.1%} of the examples that it was calibrated on")
+    else:
+        worst = max(row["largest"] for row in record["differences"])
+        say(f"{config.out} answers as the model does, but for {worst:.1g} in its logits")
 
 
 @data.command("world", cls=with_settings(WorldConfig))

@@ -15,7 +15,7 @@ def test_every_row_is_measured():
     names = [
         f"{kind}, {row}"
         for row in ("unreduced", "2")
-        for kind in ("PyTorch f32", "PyTorch bf16", "OpenVINO f32", "OpenVINO bf16")
+        for kind in ("PyTorch f32", "PyTorch bf16", "OpenVINO f32", "OpenVINO bf16", "OpenVINO int8")
     ]
     assert [list(point["models"]) for point in result["speed"]["points"]] == [names, names]
     assert result["speed"]["baseline"] == exported.BASELINE and result["ideal"]["2"] > 1

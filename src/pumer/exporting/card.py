@@ -54,6 +54,7 @@ def card(record: Mapping[str, Any]) -> str:
             "|---|---|---|---|---|",
             *rows,
             "",
+            *calibrated(record.get("calibration")),
         ]
     )
 
@@ -62,3 +63,19 @@ def _shown(each: tuple[str, list[int]]) -> str:
     """An input with its shape."""
     name, shape = each
     return f"`{name}` (batch, {', '.join(map(str, shape))})"
+
+
+def calibrated(about: Mapping[str, Any] | None) -> list[str]:
+    """What an int8 program was calibrated on, in lines; of others none."""
+    if about is None:
+        return []
+    given = "inputs that were given" if about["task"] is None else f"split `{about['split']}` of `{about['root']}`"
+    task = "" if about["task"] is None else f" ({about['task']})"
+    return [
+        "## Calibration",
+        "",
+        f"{about['examples']} examples: {given}{task}.",
+        f"For {about['agreement']:.1%} of them the highest logit is that of the model in PyTorch in float32 (of single "
+        "scores: of pairs of examples, which one is higher).",
+        "",
+    ]

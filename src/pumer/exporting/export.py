@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from pumer.data.images import Pixels
 from pumer.exporting.card import card
 from pumer.exporting.parts import parts_of
 from pumer.exporting.programs import write_program
+from pumer.exporting.quantizing import agreement, calibration_inputs, quantize
 from pumer.exporting.runtime import SUFFIXES, VERSION, ExportedModel
 from pumer.exporting.weights import share_weights
 from pumer.generative import is_generative
@@ -53,6 +54,8 @@ def export(
     to: Runtime = "openvino",
     precision: Precision = "f32",
     *,
+    calibration: str | Path | Sequence[Mapping[str, Tensor]] | None = None,
+    calibration_examples: int = 300,
     image_size: int | None = None,
     text_length: int | Sequence[int] | None = None,
     parts: bool = False,
@@ -70,7 +73,11 @@ def export(
         model: A model with a head, patched or not, or the name of one, as for `pumer.load`.
         out: Folder to write; as a whole or not at all.
         to: What is to run the program.
-        precision: Of OpenVINO's arithmetic, where the processor has it; weights are stored as float32.
+        precision: Of OpenVINO's arithmetic, where the processor has it. "int8" is of the linear layers, the rest is in
+            float32; of all others the weights are stored as float32.
+        calibration: What sets the ranges of an int8 program: a data folder, of whose training examples it takes some,
+            or batches of inputs; None for the folder that the model was trained on.
+        calibration_examples: How many training examples.
         image_size: Pixels along a side; None for the model's own.
         text_length: Words, special tokens counted, or several such counts; None for as many as it was trained with,
             else 32.
@@ -84,7 +91,8 @@ def export(
 
     Raises:
         InputError: If the model generates or has no head, or reads text and image in one stream but is to be written
-            in parts, if a library is missing, and if the logits of a float32 program differ by more than `CLOSE`.
+            in parts, if a library is missing, if there is nothing to calibrate an int8 program on, and if the logits of
+            a float32 program differ by more than `CLOSE`.
 
     Example:
         >>> pumer.export("out/vqav2-pumer", "out/vqav2-openvino")["differences"]  # doctest: +SKIP
@@ -92,28 +100,41 @@ def export(
     settings: dict[str, Any] = {"to": to, "precision": precision, "image_size": image_size}
     lengths = (text_length,) if isinstance(text_length, int) else text_length
     settings |= {"text_length": lengths, "parts": parts, "force": force}
-    named = isinstance(model, str | Path)
+    settings["calibration_examples"] = calibration_examples
+    named, inputs = isinstance(model, str | Path), None
+    if calibration is None or isinstance(calibration, str | Path):
+        settings["calibration"] = None if calibration is None else Path(calibration)
+    else:
+        inputs = calibration
+        if precision != "int8":
+            raise InputError(f"calibration is for precision int8, not for {precision}; leave it out")
     config = ExportConfig(model=str(model) if named else type(model).__name__, out=Path(out), **settings)
     if isinstance(model, str | Path):
-        return run(config)
+        return run(config, inputs)
     check_export(config.out, force)
     with only_one(config.out):
-        return _write(config, copy.deepcopy(unwrapped(model)), processor, {})
+        return _write(config, copy.deepcopy(unwrapped(model)), processor, {}, inputs)
 
 
 @exclusive
-def run(config: ExportConfig) -> dict[str, Any]:
+def run(config: ExportConfig, calibration: Sequence[Mapping[str, Tensor]] | None = None) -> dict[str, Any]:
     """Export a model by its name; see `export`."""
     if is_generative(config.model):
         raise InputError(f"{name_of(config.model)} {_GENERATES}")
     processor = load_processor(config.model) if has_processor(config.model) else None
-    return _write(config, load(config.model), processor, trained_with(config.model))
+    return _write(config, load(config.model), processor, trained_with(config.model), calibration)
 
 
 _GENERATES = "generates, and an exported model has no cache of keys and values yet; give a model with a head"
 
 
-def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, Any]) -> dict[str, Any]:
+def _write(
+    config: ExportConfig,
+    model: Any,
+    processor: Any,
+    trained: dict[str, Any],
+    given: Sequence[Mapping[str, Tensor]] | None,
+) -> dict[str, Any]:
     name, family = name_of(config.model), _family(model)
     if config.parts and not family.separable:
         kind = type(model).__name__
@@ -149,6 +170,9 @@ def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, 
         "programs": [],
     }
     make = partial(_inputs, model, family, size, batch=2, padded=True)
+    calibration: list[dict[str, Tensor]] = []
+    if config.precision == "int8":
+        calibration, record["calibration"] = calibration_inputs(config, model, processor, trained, lengths[0], given)
     with replacing(config.out, whole=True) as folder:
         programs: list[tuple[str, Path]] = []
         for part in parts_of(model, make, lengths, config.parts):
@@ -166,15 +190,24 @@ def _write(config: ExportConfig, model: Any, processor: Any, trained: dict[str, 
         if processor is not None:
             processor.save_pretrained(folder)
         write_json(folder / EXPORTED, record)
-        record["differences"] = differences(model, family, ExportedModel(folder))
+        if calibration:
+            exported = ExportedModel(folder, precision="f32")
+            quantize(programs[0][1], [exported.arrays(**each) for each in calibration])
+            record["sha256"] = _digest(folder)
+            write_json(folder / EXPORTED, record)
+        exported = ExportedModel(folder)
+        record["differences"] = differences(model, family, exported)
         worst = max(row["largest"] for row in record["differences"])
+        if calibration:
+            record["calibration"]["agreement"] = agreement(model, exported, calibration)
         if config.precision == "f32" and not worst <= CLOSE:
             raise InputError(
                 f"the logits of the exported {name} differ from the model's by up to {worst:.2g}, which is more than "
                 f"{CLOSE:g}; nothing was written: give another format with --to"
             )
         record["provenance"] = collect(config, config.precision)
-        record["provenance"]["versions"] |= {name: version(name) for name in _PACKAGES[config.to]}
+        packages = (*_PACKAGES[config.to], *(["nncf"] if calibration else []))
+        record["provenance"]["versions"] |= {name: version(name) for name in packages}
         write_json(folder / EXPORTED, record)
         write_text(folder / "README.md", card(record))
     return record

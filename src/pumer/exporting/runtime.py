@@ -96,7 +96,7 @@ class ExportedModel:
         text_lengths: word counts that there are programs for, in rising order.
         shapes: of the inputs of the programs for the most words, by name, without the batch.
         separable: whether it was exported in parts.
-        precision: of the arithmetic: "f32", "bf16" or "f16".
+        precision: of the arithmetic: "f32", "bf16", "f16" or "int8".
     """
 
     def __init__(self, folder: str | Path, threads: int | None = None, precision: str | None = None) -> None:
@@ -118,6 +118,8 @@ class ExportedModel:
         self.labels: tuple[str, ...] = tuple(self.record["labels"])
         self.text_lengths: tuple[int, ...] = tuple(self.record["text_lengths"])
         self.precision: str = precision or self.record["precision"]
+        if self.precision == "int8" != self.record["precision"]:
+            raise InputError(f"{self.folder} is no int8 program, but {self.record['precision']}; export one with int8")
         opened = [self._open(each, threads, remedy) for each in self.record["programs"]]
         self._programs = {
             length: [each for each in opened if each.inputs.get("attention_mask", [length]) == [length]]
@@ -231,6 +233,11 @@ class ExportedModel:
             )
         return [self.labels[column] for column in logits.argmax(axis=1)]
 
+    def arrays(self, **inputs: Any) -> list[np.ndarray]:
+        """The inputs of a program that is all of the model, in order and at its sizes; see `__call__`."""
+        values, (program,) = self._fitted(inputs)
+        return [values[name] for name in program.inputs]
+
     def _fitted(self, inputs: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[_Program]]:
         """The inputs at the sizes of the programs that are to run, and these."""
         given = {name: np.atleast_1d(np.asarray(value)) for name, value in inputs.items() if value is not None}
@@ -322,7 +329,8 @@ def _pixels(image: ImageLike, size: int, about: Mapping[str, Any]) -> np.ndarray
 
 
 def _openvino(file: Path, precision: str, threads: int | None) -> Run:
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    rest = "f32" if precision == "int8" else precision  # of what is not quantised
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": rest, "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
     core, own = import_module("openvino").Core(), file.with_suffix(".bin")

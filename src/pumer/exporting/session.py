@@ -18,6 +18,8 @@ from pumer.tasks.loading import make_inputs
 from pumer.tasks.session import Session, with_rule
 from pumer.utils.errors import InputError
 
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "int8": torch.int8}
+
 
 class Program(nn.Module):
     """An exported model as a module: tensors in, tensors out.
@@ -39,7 +41,7 @@ class Program(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the arithmetic."""
-        return {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[self.exported.precision]
+        return _DTYPES[self.exported.precision]
 
     def forward(
         self, encoded_text: Encoded | None = None, encoded_image: Encoded | None = None, **inputs: Tensor

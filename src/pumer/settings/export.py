@@ -4,14 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pumer.settings.common import ImageSize, Job, Model, NewFolder, TextLength
+from pumer.settings.common import Count, Folder, ImageSize, Job, Model, NewFolder, TextLength
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
 from pumer.utils.limits import check_checkpoint
 from pumer.utils.places import check_export
 
 Runtime = Literal["openvino", "onnx", "torch"]
-Precision = Literal["f32", "bf16", "f16"]
+Precision = Literal["f32", "bf16", "f16", "int8"]
 
 
 @config
@@ -22,7 +22,11 @@ class ExportConfig(Job):
         model: Folder, hub name, or small:vilt or small:meter, which ship with the package.
         out: Folder to write.
         to: What is to run the program.
-        precision: Of OpenVINO's arithmetic, where the processor has it; weights are stored as float32.
+        precision: Of OpenVINO's arithmetic, where the processor has it. "int8" is of the linear layers, the rest is in
+            float32; of all others the weights are stored as float32.
+        calibration: Data folder whose training examples set the ranges of an int8 program; None for the one that the
+            model was trained on.
+        calibration_examples: How many of them.
         image_size: Pixels along a side of the images, a multiple of the patch size; None for the model's own.
         text_length: Words, special tokens counted, a program for each count; None for as many as the model was trained
             with, else 32.
@@ -34,6 +38,8 @@ class ExportConfig(Job):
     out: NewFolder
     to: Runtime = "openvino"
     precision: Precision = "f32"
+    calibration: Folder | None = None
+    calibration_examples: Count = 300
     image_size: ImageSize | None = None
     text_length: Annotated[tuple[TextLength, ...], Field(min_length=1)] | None = None
     parts: bool = False
@@ -42,6 +48,10 @@ class ExportConfig(Job):
     def __post_init__(self) -> None:
         if self.precision != "f32" and self.to != "openvino":
             raise InputError(f"precision {self.precision} is for openvino, not for {self.to}; give f32")
+        if self.precision != "int8" and self.calibration is not None:
+            raise InputError(f"calibration={self.calibration} is for precision int8, not for {self.precision}")
+        if self.precision == "int8" and (self.parts or len(self.text_length or ()) > 1):
+            raise InputError("precision int8 is for one program; leave out --parts and give one word count")
 
     def check_places(self) -> None:
         """Refuse a model that is missing and a folder that is not writable, or holds something else."""
