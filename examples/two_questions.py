@@ -4,6 +4,8 @@ python examples/two_questions.py docs/images/tokens.png
 """
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -11,7 +13,7 @@ from PIL import Image
 import pumer
 from pumer.tasks import Example
 from pumer.tasks.session import Session
-from pumer.visualization.drawing import INK, Drawing, Page, Picture, Strokes, together
+from pumer.visualization.drawing import INK, Drawing, Page, Picture, Strokes, frame, together
 from pumer.visualization.visualize import ask
 from pumer.world.scenes import Scene, generator, make_scene, render
 from pumer.world.sentences import matching
@@ -36,7 +38,7 @@ def main() -> None:
     out = parser.parse_args().out
     drawing = asked(make_scene(generator(0, "val", SCENE)))
     if out.suffix == ".png":
-        page = drawing.pages[-1]
+        page = drawing.last
         pixels = page.image(WIDTH / page.width).quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         pixels.save(out, format="PNG", optimize=True)
     else:
@@ -49,22 +51,18 @@ def asked(scene: Scene) -> Drawing:
     pumer.patch(session.model, REDUCTION)
     for question, attributes in QUESTIONS.items():
         (target,) = matching(scene, attributes)
-        drawings.append(ask(session, Example(0, (image,), question))[1])
-        for page in drawings[-1].pages:
-            page.shapes += [frame(shape, scene.objects[target].box, image.width) for shape in images_of(page)]
+        _, drawing = ask(session, Example(0, (image,), question))
+        drawings.append(replace(drawing, page=partial(framed, drawing, scene.objects[target].box, image.width)))
     return together(drawings)
 
 
-def images_of(page: Page) -> list[Picture]:
-    """The image, and the one with what was pruned."""
-    return [shape for shape in page.shapes if isinstance(shape, Picture)]
-
-
-def frame(shown: Picture, box: tuple[int, int, int, int], pixels: int) -> Strokes:
-    """The object that is asked about, in an image so many pixels wide."""
-    left, top, right, bottom = (edge * shown.width / pixels for edge in box)
-    sides = (left, top, right, top), (right, top, right, bottom), (left, bottom, right, bottom), (left, top, left, bottom)
-    return Strokes(shown.left, shown.top, sides, INK, 3)
+def framed(drawing: Drawing, box: tuple[int, int, int, int], pixels: int, at: int) -> Page:
+    """A page of a drawing with a frame around what is asked about, in images so many pixels wide."""
+    page = drawing.page(at)
+    for shown in [shape for shape in page.shapes if isinstance(shape, Picture)]:
+        sides = frame(*(edge * shown.width / pixels for edge in box))
+        page.shapes.append(Strokes(shown.left, shown.top, sides, INK, 3))
+    return page
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Lengths are in pixels of a page `WIDTH` wide. The colours of groups are told apa
 
 import base64
 import io
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -127,7 +127,7 @@ class Box(Shape):
             ImageDraw.Draw(page).rounded_rectangle(corners, round(self.radius * scale), self.colour)
 
     def write(self, svg: ElementTree.Element) -> None:  # noqa: D102
-        smooth = {"rx": self.radius} if self.radius else {"shape-rendering": "crispEdges"}
+        smooth: dict[str, float | str] = {"rx": self.radius} if self.radius else {"shape-rendering": "crispEdges"}
         _element(svg, "rect", **_place(self), fill=_hex(self.colour), **smooth)
 
 
@@ -151,7 +151,11 @@ class Strokes(Shape):
             f"M{self.left + x:.6g} {self.top + y:.6g}L{self.left + right:.6g} {self.top + bottom:.6g}"
             for x, y, right, bottom in self.segments
         )
-        style = {"stroke": _hex(self.colour), "stroke-width": self.thickness, "stroke-linecap": "square"}
+        style: dict[str, float | str] = {
+            "stroke": _hex(self.colour),
+            "stroke-width": self.thickness,
+            "stroke-linecap": "square",
+        }
         _element(svg, "path", d="".join(moves), **style)
 
 
@@ -169,7 +173,7 @@ class Label(Shape):
         ImageDraw.Draw(page).text(place, self._shown, self.colour, font(round(self.size * scale)), anchor)
 
     def write(self, svg: ElementTree.Element) -> None:  # noqa: D102
-        style = {"font-size": self.size, "text-anchor": "middle" if self.centred else "start"}
+        style: dict[str, float | str] = {"font-size": self.size, "text-anchor": "middle" if self.centred else "start"}
         place = {"x": self.left, "y": self.top + 0.35 * self.size}
         _element(svg, "text", **place, **style, fill=_hex(self.colour)).text = self._shown
 
@@ -235,18 +239,25 @@ class Page:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawing of tokens.
+    """A drawing of tokens, before and after each reduction.
 
     Attributes:
-        pages: The tokens that entered, then those left after each reduction; the last page is the drawing.
+        page: From a number to a page: 0 for the tokens that entered, then one for those left after each reduction.
+        count: Of pages; the last one is the drawing.
     """
 
-    pages: tuple[Page, ...]
+    page: Callable[[int], Page]
+    count: int
+
+    @property
+    def last(self) -> Page:
+        """What is drawn, unless it is an animation."""
+        return self.page(self.count - 1)
 
     @property
     def image(self) -> Image.Image:
         """The drawing as pixels, RGB."""
-        return self.pages[-1].image()
+        return self.last.image()
 
     def encoded(self, suffix: str) -> bytes:
         """The content of a file.
@@ -255,16 +266,17 @@ class Drawing:
             suffix: ".png"; ".svg", whose text is text; or ".gif", an animation with a frame for each page.
         """
         if suffix == ".svg":
-            return self.pages[-1].svg().encode("utf-8", errors="replace")
+            return self.last.svg().encode("utf-8", errors="replace")
         file = io.BytesIO()
         if suffix == ".gif":
-            size = max(page.width for page in self.pages), max(page.height for page in self.pages)
-            frames = [replace(page, width=size[0], height=size[1]).image(1) for page in self.pages]
-            frames = [frame.quantize(128) for frame in frames]
+            pages = [self.page(at) for at in range(self.count)]
+            width, height = max(page.width for page in pages), max(page.height for page in pages)
+            images = [replace(page, width=width, height=height).image(1) for page in pages]
+            frames = [image.quantize(128, dither=Image.Dither.NONE) for image in images]
             shown = [1200] * (len(frames) - 1) + [3000]
             frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=shown, loop=0)
         else:
-            self.image.save(file, format="PNG", optimize=True)
+            self.image.save(file, format="PNG")
         return file.getvalue()
 
     def save(self, path: str | Path) -> None:
@@ -278,9 +290,11 @@ class Drawing:
 
 def together(drawings: Sequence[Drawing]) -> Drawing:
     """Drawings below each other; one with fewer pages stays at its last."""
-    count = max(len(drawing.pages) for drawing in drawings)
-    rows = [[drawing.pages[min(at, len(drawing.pages) - 1)] for drawing in drawings] for at in range(count)]
-    return Drawing(tuple(stacked(pages, 0) for pages in rows))
+
+    def page(at: int) -> Page:
+        return stacked([drawing.page(min(at, drawing.count - 1)) for drawing in drawings], 0)
+
+    return Drawing(page, max(drawing.count for drawing in drawings))
 
 
 def beside(parts: Sequence[Page]) -> Page:
@@ -316,7 +330,7 @@ def framed(page: Page) -> Page:
 def panel(content: Page, title: str, legend: Sequence[tuple[Colour | None, str]] = ()) -> Page:
     """A page under a title and above a legend of (colour or none, text)."""
     lengths = [length(text, SMALL) + (20 if colour else 0) for colour, text in legend]
-    places, step = _wrapped(lengths, content.width, gap=14), SMALL + 6
+    places, step = _wrapped(lengths, content.width, gap=12), SMALL + 6
     below = 28 + content.height + 6
     page = Page(content.width, below + step * (places[-1][1] + 1 if places else 0), [Label(0, 12, title, TEXT)])
     page.place(content, 0, 28)
@@ -362,6 +376,16 @@ def borders(keys: Sequence[Hashable], rows: int, cols: int, width: float, height
             if grid.get((row, col)) != grid.get((row, col - 1)):
                 found.append((left, top, left, top + down))
     return tuple(found)
+
+
+def frame(left: float, top: float, right: float, bottom: float) -> tuple[Segment, ...]:
+    """The four sides of a box."""
+    return (
+        (left, top, right, top),
+        (right, top, right, bottom),
+        (left, bottom, right, bottom),
+        (left, top, left, bottom),
+    )
 
 
 def numbered(number: int, left: float, top: float) -> tuple[Shape, ...]:

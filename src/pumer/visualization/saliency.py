@@ -18,7 +18,7 @@ from pumer.reducers.pumer_released import ReleasedPuMerConfig
 from pumer.tokens import Decision
 
 Saliency = dict[Place, Tensor]
-"""By place ``(B, N0)``, the score of the token that held each input token there; NaN for what was gone, and for text."""
+"""By place ``(B, N0)``, the score of the token that held each input token; NaN for what was gone and for text."""
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def _score(reducer: Reducer, cues: Cues) -> Tensor | None:
     if isinstance(reducer, ScoringConfig):
         return reducer.score(cues)
     if isinstance(reducer, TokenPredictor):
-        return reducer(cues.image_states, cues.image_mask)
+        return reducer.forward(cues.image_states, cues.image_mask)
     pruning = isinstance(reducer, PuMerReducer) and reducer.step.prune_ratio > 0
     if pruning or isinstance(reducer, ReleasedPuMerConfig):
         rows, asking = cues.asking_rows()

@@ -37,6 +37,8 @@ WIDE = 2
 """Images so many times as wide as high take the whole width, below each other."""
 LARGEST = 3
 """Tokens whose numbers of patches are written out."""
+SPACE = "\u0120"
+"""How a byte-level tokenizer writes the space before a word."""
 
 
 def draw(
@@ -87,20 +89,23 @@ def draw(
     images = [read_image(each) for each in given]
     recorded = _forward(trace, forward)
     scores = saliency[forward] if saliency else {}
-    last = Fate(recorded, sample, images)
-    fates = [Fate(recorded, sample, images, after) for after in range(len(last.places))]
+    fates = [Fate(recorded, sample, images, after) for after in range(len(recorded.places) + 1)]
+    last = fates[-1]
+    levels = max(len(set(_levels(fate).values())) for fate in fates)
     whole = drawing.WIDTH - 2 * drawing.MARGIN
-    said = [] if answer is None else [drawing.lines([f"answer: {answer}"], whole, drawing.HEADING)]
-    levels = max(len(set(_levels(fate).values())) for fate in (*fates, last))
-    pages = []
-    for fate in (*fates, last):
-        rows = [part for view in fate.views for part in _view(view, fate, last)]
+
+    def page(at: int) -> Page:
+        fate, prompted = fates[at], recorded.segment is not None
+        parts = _prompt(question, whole) if prompted else _text(fate, levels, question, whole)
+        parts += [part for view in fate.views for part in _view(view, fate, last)]
         if fate is last:
-            rows += [part for view in fate.views for part in _maps(view, fate, recorded.places, scores, sample)]
-        below = drawing.lines([_counts(fate)], whole, drawing.SMALL, drawing.FAINT)
-        asked = _prompt(question, whole) if recorded.segment is not None else _text(fate, levels, question, whole)
-        pages.append(drawing.framed(drawing.stacked([*asked, *rows, *said, below])))
-    return Drawing(tuple(pages))
+            parts += [part for view in fate.views for part in _maps(view, fate, recorded.places, scores, sample)]
+        if answer is not None:
+            parts.append(drawing.lines([f"answer: {answer}"], whole, drawing.HEADING))
+        parts.append(drawing.lines([_counts(fate)], whole, drawing.SMALL, drawing.FAINT))
+        return drawing.framed(drawing.stacked(parts))
+
+    return Drawing(page, len(fates))
 
 
 @exclusive
@@ -238,13 +243,12 @@ def _view(view: View, fate: Fate, last: Fate) -> list[Page]:
     size = [ceil(min(max(own, edge), drawing.SCALE * edge) / cells) * cells for edge, own, cells in edges]
     image = view.image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
     shown = Page(width, height, [Picture(0, 0, width, height, image)])
-    reduced = _gone(view, last) or last.groups(view.tokens)
-    note = f"{view.rows} x {view.cols} {fate.unit}"
-    first = drawing.panel(shown, view.title, [(None, note if reduced else f"{note}; nothing was reduced")])
-    if not reduced:
-        return [first]
-    grey = Page(width, height, [Picture(0, 0, width, height, _greyed(image, view, fate))])
-    panels = first, drawing.panel(grey, *_pruned(view, fate)), _merged_panel(view, fate, width, height)
+    first = drawing.panel(shown, view.title, [(None, f"{view.rows} x {view.cols} {fate.unit}")])
+    if not (_gone(view, last) or last.groups(view.tokens)):
+        note = drawing.lines([f"nothing was reduced: each of the {fate.unit} is left"], PANEL_WIDTH)
+        return [drawing.beside((first, drawing.panel(note, "")))]
+    grey = Page(width, height, [Picture(0, 0, width, height, _greyed(image, view, fate, last))])
+    panels = first, drawing.panel(grey, *_pruned(view, fate, last)), _merged_panel(view, fate, width, height)
     return [drawing.stacked(panels) if wide else drawing.beside(panels)]
 
 
@@ -255,27 +259,26 @@ def _gone(view: View, fate: Fate) -> dict[int, int]:
     return {cell: at for cell, at in places if at >= 0 or (absent and view.tokens[cell] is None)}
 
 
-def _greyed(image: Image.Image, view: View, fate: Fate) -> Image.Image:
+def _greyed(image: Image.Image, view: View, fate: Fate, last: Fate) -> Image.Image:
     gone, cells = _gone(view, fate), range(len(view.tokens))
-    shares = [_wash(gone[cell], fate) if cell in gone else 0 for cell in cells]
+    shares = [_wash(gone[cell], last) if cell in gone else 0 for cell in cells]
     return drawing.greyed(image, shares, view.rows, view.cols)
 
 
-def _wash(place: int, fate: Fate) -> float:
+def _wash(place: int, last: Fate) -> float:
     """How pale the patches are that were pruned at a place."""
-    return 0.92 - 0.24 * (place + 1) / max(len(fate.places), 1)
+    return 0.92 - 0.24 * (place + 1) / max(len(last.places), 1)
 
 
-def _pruned(view: View, fate: Fate) -> tuple[str, list[tuple[Colour | None, str]]]:
+def _pruned(view: View, fate: Fate, last: Fate) -> tuple[str, list[tuple[Colour | None, str]]]:
     """Title and legend."""
-    gone = Counter(_gone(view, fate).values())
-    legend: list[tuple[Colour | None, str]] = []
-    for at, place in enumerate(fate.places, start=0):
-        # most methods only merge in a vision encoder: no legend for what did not happen there
-        if gone[at] or not place.startswith("vision"):
-            legend.append((drawing.mixed((0, 0, 0), drawing.PAPER, _wash(at, fate)), f"{place}: {gone[at]}"))
-    if gone[-1]:
-        legend.insert(0, (drawing.mixed((0, 0, 0), drawing.PAPER, _wash(-1, fate)), f"before the decoder: {gone[-1]}"))
+    gone, ever = Counter(_gone(view, fate).values()), Counter(_gone(view, last).values())
+    named = [(-1, "before the decoder")] if ever[-1] else []
+    # most methods only merge in a vision encoder: no legend for what did not happen there
+    named += [(at, name) for at, name in enumerate(last.places) if ever[at] or not name.startswith("vision")]
+    legend: list[tuple[Colour | None, str]] = [
+        (drawing.mixed((0, 0, 0), drawing.PAPER, _wash(at, last)), f"{name}: {gone[at]}") for at, name in named
+    ]
     return f"pruned: {gone.total()} of {view.rows * view.cols} {fate.unit}", legend
 
 
@@ -287,21 +290,20 @@ def _merged_panel(view: View, fate: Fate, width: float, height: float) -> Page:
     thin = drawing.borders(holders, *grid, width, height)
     page.shapes.append(Strokes(0, 0, thin, drawing.INK if light else drawing.PAPER, 0.75))
     sizes = Counter(at for at in holders if at is not None)
-    legend = []
-    for number, (holder, count) in enumerate(sizes.most_common(LARGEST), start=1):
-        if count == 1:
-            break
+    largest = [(holder, count) for holder, count in sizes.most_common(LARGEST) if count > 1]
+    for number, (holder, _) in enumerate(largest, start=1):
         own = [at if at == holder else None for at in holders]
         segments = drawing.borders(own, *grid, width, height)
         page.shapes += [Strokes(0, 0, segments, drawing.PAPER, 5), Strokes(0, 0, segments, drawing.INK, 2.5)]
-        cell = own.index(holder)
-        left, top = (cell % view.cols + 0.5) * width / view.cols, (cell // view.cols + 0.5) * height / view.rows
-        page.shapes += drawing.numbered(number, left, top)
-        legend.append(f"{number}: {count}" if legend else f"1: {count} {'patches' if fate.unit == 'patches' else 'cells'}")
+        row, col = divmod(own.index(holder), view.cols)
+        page.shapes += drawing.numbered(number, (col + 0.5) * width / view.cols, (row + 0.5) * height / view.rows)
+    counts = [f"{number}: {count}" for number, (_, count) in enumerate(largest, start=1)]
+    unit = "patches" if fate.unit == "patches" else "cells"  # of a token's that holds other tokens
+    legend = [(None, "  ".join([f"{counts[0]} {unit}", *counts[1:]]))] if counts else []
     title = f"left: {len(sizes)} tokens"
     if fate.unit == "patches":
         title = f"image tokens: {fate.counts['image'][0]} -> {fate.counts['image'][-1]}"
-    return drawing.panel(page, title, [(None, "   ".join(legend)), (drawing.GONE, "pruned")])
+    return drawing.panel(page, title, [*legend, (drawing.GONE, "pruned")])
 
 
 def _mean_colours(fate: Fate) -> dict[int | None, Colour]:
@@ -312,8 +314,8 @@ def _mean_colours(fate: Fate) -> dict[int | None, Colour]:
         for token, mean in zip(view.tokens, means, strict=True):
             if token is not None:
                 members[fate.holder[token]].append(mean)
-    means = {token: np.mean(colours, axis=0).round().astype(int).tolist() for token, colours in members.items()}
-    return {token: (red, green, blue) for token, (red, green, blue) in means.items() if token >= 0}
+    mixed = {token: np.mean(colours, axis=0).round().astype(int).tolist() for token, colours in members.items()}
+    return {token: (red, green, blue) for token, (red, green, blue) in mixed.items() if token >= 0}
 
 
 def _maps(view: View, fate: Fate, places: Sequence[Place], scores: Saliency, sample: int) -> list[Page]:
@@ -361,7 +363,7 @@ def _text(fate: Fate, levels: int, question: str | Sequence[str] | None, width: 
     for rank, level in _levels(fate).items():
         line.shapes += drawing.bracket(joined[rank], level, drawing.group_colour(rank))
     asked = [question] if isinstance(question, str) and words is None else []
-    note = [f"the question was cut after {len(fate.text)} tokens; not read: {' '.join(cut)}"] if cut else []
+    note = [f"the question was cut after {len(fate.text)} tokens; not read: {cut}"] if cut else []
     return [line, *([drawing.lines([*asked, *note], width)] if asked or note else [])]
 
 
@@ -379,14 +381,15 @@ def _levels(fate: Fate) -> dict[int, int]:
     return levels
 
 
-def _words(question: str | Sequence[str] | None, count: int) -> tuple[list[str] | None, list[str]]:
-    """One word for each of `count` real text tokens, None where the question does not give as many; and those cut."""
+def _words(question: str | Sequence[str] | None, count: int) -> tuple[list[str] | None, str]:
+    """One word for each of `count` real text tokens, None where the question does not give as many; and what is cut."""
     if isinstance(question, str):
         words = ["[CLS]", *re.findall(r"\w+|[^\w\s]", question), "[SEP]"]
-        cut = words[count - 1 : -1]  # a word is one token or more
-        return (words if len(words) == count else None), cut
-    words = [word.removeprefix("\u0120") for word in question or ()]  # how a byte-level tokenizer writes a space
-    return (words[:count] if len(words) >= count else None), words[count:]
+        return (words if len(words) == count else None), " ".join(words[count - 1 : -1])  # a token is a word at most
+    given = list(question or ())
+    words, rest = [word.removeprefix(SPACE) for word in given[:count]], given[count:]
+    cut = "".join(rest).replace(SPACE, " ") if any(SPACE in word for word in rest) else " ".join(rest)
+    return (words if len(words) == count else None), cut.replace(" ##", "").strip()
 
 
 def _counts(fate: Fate) -> str:
