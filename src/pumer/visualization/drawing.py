@@ -272,7 +272,8 @@ class Drawing:
             pages = [self.page(at) for at in range(self.count)]
             width, height = max(page.width for page in pages), max(page.height for page in pages)
             images = [replace(page, width=width, height=height).image(1) for page in pages]
-            frames = [image.quantize(128, dither=Image.Dither.NONE) for image in images]
+            colours = images[-1].quantize(128)  # the same in all frames: what does not change takes no space
+            frames = [image.quantize(palette=colours, dither=Image.Dither.NONE) for image in images]
             shown = [1200] * (len(frames) - 1) + [3000]
             frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=shown, loop=0)
         else:
