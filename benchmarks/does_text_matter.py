@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -173,7 +173,7 @@ def _percent(interval: Mapping[str, float], sign: str = "") -> str:
 
 
 def figure(backbone: str, ratio: float, asked: Asked) -> Image.Image:
-    """One image: a row per question, a column per method; pruned patches are faint, named objects framed."""
+    """One image: a row per question, a column per method; pruned patches are grey, named objects framed."""
     scene, questions = asked
     rows = []
     left = {method: Pruner(backbone, reduction(backbone, method, ratio))([asked])[0][:, -1] for method in METHODS}
@@ -182,25 +182,20 @@ def figure(backbone: str, ratio: float, asked: Asked) -> Image.Image:
             drawing.panel(_drawn(scene, question, kept), f"by {method}", [(None, f"{kept.sum()} patches left")])
             for method, kept in ((method, found[number]) for method, found in left.items())
         ]
-        rows += [_line(question.text, 1100), drawing.beside(tuple(panels))]
-    return drawing.stacked(tuple(rows))
+        rows += [drawing.lines([question.text], drawing.WIDTH), drawing.beside(panels)]
+    return drawing.framed(drawing.stacked(rows)).image(1)
 
 
-def _drawn(scene: Scene, question: Question, kept: np.ndarray) -> Image.Image:
-    cell, side = 28, round(len(kept) ** 0.5)
-    made = Image.fromarray(render(scene)).resize((side * cell, side * cell), Image.Resampling.BICUBIC)
-    for patch in np.flatnonzero(~kept):
-        drawing.tint(made, drawing.patch_box(int(patch), side, cell), drawing.PAPER, 0.85)
-    pen, scale = ImageDraw.Draw(made), side * cell / scene.config.image_size
+def _drawn(scene: Scene, question: Question, kept: np.ndarray) -> drawing.Page:
+    edge, side = 264, round(len(kept) ** 0.5)
+    shown = Image.fromarray(render(scene)).resize((edge, edge), Image.Resampling.BICUBIC)
+    grey = drawing.greyed(shown, np.where(kept, 0, 0.85).tolist(), side, side)
+    page = drawing.Page(edge, edge, [drawing.Picture(0, 0, edge, edge, grey)])
+    scale = edge / scene.config.image_size
     for index in (*question.targets, *question.anchors):
-        pen.rectangle([scale * edge for edge in scene.objects[index].box], outline=drawing.INK, width=3)
-    return made
-
-
-def _line(text: str, width: int) -> Image.Image:
-    made = Image.new("RGB", (width, 36), drawing.PAPER)
-    ImageDraw.Draw(made).text((0, 8), text, drawing.INK, drawing.font(20))
-    return made
+        box = [scale * place for place in scene.objects[index].box]
+        page.shapes.append(drawing.Strokes(0, 0, drawing.frame(*box), drawing.INK, 3))
+    return page
 
 
 if __name__ == "__main__":

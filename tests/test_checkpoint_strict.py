@@ -255,7 +255,7 @@ def broken(tiny_vilt, tmp_path):
         lambda name, data, training, image, out: evaluate.run(EvaluateConfig(model=name, data=data)),
         lambda name, data, training, image, out: Predictor(name),
         lambda name, data, training, image, out: visualize.run(
-            VisualizeConfig(model=name, images=(image,), question="what is it?", out=out / "out.png")
+            VisualizeConfig(model=name, images=(image,), questions=("what is it?",), out=out / "out.png")
         ),
         lambda name, data, training, image, out: benchmark.run(BenchmarkConfig(model=name)),
         lambda name, data, training, image, out: planning.run(PlanConfig(model=name)),
@@ -321,7 +321,7 @@ def test_answers_that_are_no_numbers_draw_nothing(tiny_vilt, tiny_vqa, tmp_path,
     rewrite(folder / WEIGHTS, replaced(lambda weight: weight * float("nan")))
     image, out = next((tiny_vqa / "val2014").iterdir()), tmp_path / "out.png"
     with pytest.raises(InputError, match="NaN"):
-        visualize.run(VisualizeConfig(model=str(folder), images=(image,), question="what is it?", out=out))
+        visualize.run(VisualizeConfig(model=str(folder), images=(image,), questions=("what is it?",), out=out))
     assert not out.exists()
 
 

@@ -268,7 +268,19 @@ def test_any_character_is_a_question(tiny_vilt, tiny_vqa, tmp_path):
     picture = tiny_vqa / "val2014" / "COCO_val2014_000000000000.jpg"
     result = invoke("visualize", tiny_vilt, picture, "what is \U0001f600?", "--out", tmp_path / "tokens.png")
     assert result.exit_code == 0, result.output
-    refused(invoke("visualize", tiny_vilt, picture, "what?", "--out", tmp_path / "tokens.jpg"), "must end in .png")
+    refused(
+        invoke("visualize", tiny_vilt, picture, "what?", "--out", tmp_path / "tokens.jpg"),
+        "must end in .png, .svg or .gif",
+    )
+
+
+def test_visualize_compares_questions(tiny_vilt, tiny_vqa, tmp_path):
+    picture, out = tiny_vqa / "val2014" / "COCO_val2014_000000000000.jpg", tmp_path / "tokens.svg"
+    given = ["--question", "what colour is this?", "--question", "x=y", "text_length=9", "--out", out]
+    result = invoke("visualize", tiny_vilt, picture, *given)
+    assert result.exit_code == 0 and len(result.stdout.split(", ")) == 2, result.output
+    refused(invoke("visualize", tiny_vilt, picture, "where?", *given), '"where?" is no image')
+    refused(invoke("visualize", tiny_vilt, picture), "question is missing")
 
 
 def test_visualize_writes_the_picture(tiny_vilt, tiny_vqa, tmp_path):
@@ -294,7 +306,7 @@ def test_visualize_draws_both_pictures_of_a_pair(backbone, tiny_nlvr2, tmp_path,
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(("True (", "False ("))
     drawn = Image.open(out)
-    inputs = [drawn.getpixel((300, height)) for height in (drawn.height // 4, 3 * drawn.height // 4)]
+    inputs = [drawn.getpixel((50, height)) for height in (drawn.height // 4, 3 * drawn.height // 4)]
     assert inputs == [Image.open(path).convert("RGB").getpixel((0, 0)) for path in pair]
     refused(invoke("visualize", tmp_path / "model", pair[0], "is this red?"), "task vqav2 needs", "give task=nlvr2")
 

@@ -138,18 +138,32 @@ def benchmark(model: ModelOrPreset = None, settings: Settings = None, force: For
 def visualize(
     model: Model,
     image: Annotated[Path, typer.Argument(help="Image file.")],
-    rest: Annotated[list[str], typer.Argument(metavar="[IMAGE]... QUESTION [KEY=VALUE]...", show_default=False)],
-    out: Annotated[Path | None, _file("PNG file to write; tokens.png by default.")] = None,
+    rest: Annotated[
+        list[str] | None, typer.Argument(metavar="[IMAGE]... [QUESTION] [KEY=VALUE]...", show_default=False)
+    ] = None,
+    question: Annotated[
+        list[str] | None, _file("Instead of the question after the images; repeat it to compare several.")
+    ] = None,
+    out: Annotated[
+        Path | None, _file("File to write, .png, .svg or .gif (an animation); tokens.png by default.")
+    ] = None,
     force: Force = False,
 ) -> None:
-    """Draw which patches and words a model pruned and merged for one question about an image, or about several."""
-    words = next((at for at, word in enumerate(rest) if at and SETTING.match(word)), len(rest))
+    """Draw which patches and words a model pruned and merged for a question about an image, or about several."""
+    rest = rest or []
+    words = next((at for at, word in enumerate(rest) if at + bool(question) and SETTING.match(word)), len(rest))
     files = next((at for at, word in enumerate(rest) if not Path(word).suffix and not Path(word).exists()), words)
-    if words - files > 1:
+    if question:
+        if files < words:
+            raise InputError(f'"{rest[files]}" is no image, and --question is given; give one or the other')
+    elif words - files > 1:
         asked = " ".join(rest[files:words])
         raise InputError(f'the question is {words - files} arguments; put it into quotes: "{asked}"')
-    images, question = [image, *rest[: words - 1]], rest[words - 1]
-    config = resolve(VisualizeConfig, rest[words:], model=model, images=images, question=question, out=out, force=force)
+    elif not words:
+        raise InputError("a question is missing; give it after the images, or as --question")
+    last = words if question else words - 1
+    given: dict[str, Any] = {"images": [image, *rest[:last]], "questions": question or rest[last:words]}
+    config = resolve(VisualizeConfig, rest[words:], model=model, **given, out=out, force=force)
     say(f"{run_job('pumer.visualization.visualize', config)} ({config.out})")
 
 

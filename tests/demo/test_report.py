@@ -119,6 +119,29 @@ def test_page_is_self_contained_and_escaped(results, tmp_path):
     assert '<li class="wrong">reduced: <b>no</b>' in page
 
 
+def test_words_are_explained_before_the_first_table_and_axes_are_named(results, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
+    report.write(results, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    before = page[: page.index("<table>")]
+    assert all(f"<dt>{word}</dt>" in before for word in ("token", "prune", "merge", "agreement"))
+    assert ">tokens after the layer</text>" in page and ">layer</text>" in page
+
+
+def test_it_opens_with_a_right_answer_and_shows_one_that_is_lost(results, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
+    (lost,) = results["examples"]
+    right, both = (
+        {**lost, "question": name, "answers": dict.fromkeys(lost["answers"], name)} for name in ("yes", "no")
+    )
+    results["examples"] = [both, lost, right]
+    report.write(results, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    questions = re.findall("<h3>(.*)</h3>", page)
+    assert questions == ["yes", "is 1 &lt; 2?", "no"]
+    assert page.index("<h3>yes") < page.index("<table>") < page.index("gets wrong</h2>") < page.index("is 1 &lt;")
+
+
 def test_token_bars_are_to_one_scale(results, tmp_path):
     results["examples"] = []
     report.write(results, tmp_path / "report.html")

@@ -43,7 +43,7 @@ GIVEN = {
     ReproduceConfig: {},
     TrainConfig: {"model": "m", "output": Path("out"), "data": TrainingData(root=Path("data"))},
     TrainingData: {"root": Path("data")},
-    VisualizeConfig: {"model": "m", "images": (Path("x.jpg"),), "question": "what?"},
+    VisualizeConfig: {"model": "m", "images": (Path("x.jpg"),), "questions": ("what?",)},
     WorldConfig: {},
 }
 

@@ -4,12 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import FOLDERS
 
 import pumer
-from pumer.tasks import NLVR2, TASKS, VQAv2
+from pumer.tasks import NLVR2, TASKS, Example, VQAv2
+from pumer.tasks import session as sessions
 from pumer.tasks.base import tokenize
 from pumer.tasks.session import Session, bind, labels_of
 from pumer.utils.errors import InputError
@@ -121,3 +124,20 @@ def test_every_column_has_a_name(tiny_vilt):
     model.config.id2label = {0: "red", 2: "blue"}
     with pytest.raises(InputError, match="columns 0 to 1, not lack 1"):
         labels_of(model)
+
+
+def test_a_model_that_ships_warns_once_of_what_it_does_not_know(tmp_path, caplog):
+    opened, names = Session.open("small:vilt"), ("world.png", "photo.png")
+    for name, size in zip(names, ((96, 96), (120, 80)), strict=True):
+        Image.new("RGB", size).save(tmp_path / name)
+    known, other = (tmp_path / name for name in names)
+    warn = sessions._warn_of_other_worlds
+    for image, text in ((other, "is there a ring?"), (Image.open(other), "where?"), (known, "is there a cat?")):
+        warn.cache_clear(), caplog.clear()
+        opened.check(Example(0, (known,), "what color is the large ring?"))
+        opened.check(Example(0, (np.zeros((96, 96, 3), np.uint8),), "where is the ring?"))
+        assert not caplog.messages
+        for _ in range(2):
+            opened.check(Example(0, (image,), text))
+        assert len(caplog.messages) == 1 and "small:vilt" in caplog.messages[0]
+    opened.check(Example(0, (tmp_path / "missing.png",), "where is the ring?"))

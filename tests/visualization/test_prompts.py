@@ -1,5 +1,6 @@
 """Traces of prompts, and drawings of them: several images of unequal size, tiles, and the answers."""
 
+import itertools
 import random
 
 import pytest
@@ -20,7 +21,7 @@ from pumer.settings.visualize import VisualizeConfig
 from pumer.visualization import drawing
 from pumer.visualization.tracing import ForwardTrace, Trace
 from pumer.visualization.views import Fate, columns_of
-from pumer.visualization.visualize import IMAGE_EDGE, draw, run
+from pumer.visualization.visualize import draw, run
 
 BLUE = (40, 90, 200)
 CONFIG = PuMerConfig(
@@ -92,7 +93,9 @@ def hand_made(tiles, pruned=(), merged=()):
     pruned_at = torch.full((1, count + 3), -1)
     pruned_at[0, list(pruned)] = 0
     owner = torch.where(pruned_at < 0, torch.arange(count + 3), -1)
-    owner[0, list(merged)] = min(merged, default=0)
+    merged_at, merged_into = torch.full_like(pruned_at, -1), torch.full_like(pruned_at, -1)
+    for first, other in itertools.product(merged[:1], merged[1:]):
+        owner[0, other], merged_at[0, other], merged_into[0, other] = first, 0, first
     forward = ForwardTrace(
         text_tokens=0,
         mask=torch.ones(1, count + 3, dtype=torch.bool),
@@ -101,8 +104,8 @@ def hand_made(tiles, pruned=(), merged=()):
         owner=owner,
         size=torch.ones(1, count + 3),
         pruned_at=pruned_at,
-        merged_at=torch.full_like(pruned_at, -1),
-        merged_into=torch.full_like(pruned_at, -1),
+        merged_at=merged_at,
+        merged_into=merged_into,
         places=(("decoder", 1),),
         tokens_per_place=[(torch.tensor([3]), torch.tensor([count - len(pruned)]))],
         segment=image + 1,
@@ -133,38 +136,47 @@ def test_an_overview_and_the_tiles_have_a_row_each_and_ends_of_rows_are_not_draw
     assert overview.tokens == [2, 3, 4, 5] and tiles.tokens == [6, 7, 8, 10, 11, 12]
 
 
-def colour(picture, top, panel, cell, at, cols):
-    """The colour in the middle of a token in a row of panels that begins `top` pixels below the upper edge."""
-    width = max(cols * cell, drawing.NARROWEST_PANEL)
-    row, col = divmod(at, cols)
-    left = drawing.MARGIN + panel * (width + drawing.MARGIN)
-    return picture.getpixel((left + col * cell + cell // 2, top + 34 + row * cell + cell // 2))
+def colours(drawn, number, view):
+    """The colours at one side of the middles of the cells of the view with this number: photo, pruned, left."""
+    shown = [shape for shape in drawn.last.shapes if isinstance(shape, drawing.Picture)][2 * number : 2 * number + 2]
+    pixels = drawn.image
+    right, down = shown[1].left - shown[0].left, shown[1].top - shown[0].top
+    for panel in range(3):
+        left, top = shown[0].left + panel * right, shown[0].top + panel * down
+        places = [divmod(at, view.cols) for at in range(len(view.tokens))]
+        yield [
+            pixels.getpixel(
+                (
+                    int(2 * (left + (col + 0.85) * shown[0].width / view.cols)),
+                    int(2 * (top + (row + 0.85) * shown[0].height / view.rows)),
+                )
+            )
+            for row, col in places
+        ]
 
 
-def test_pruned_tokens_are_tinted_on_their_own_grid():
+def test_pruned_tokens_are_grey_on_their_own_grid():
     tiles, gone = [Tile(2, 2), Tile(2, 4, row_ends=True)], {2, 5, 7, 12}
-    trace = hand_made(tiles, gone)
-    picture = draw(trace, Image.new("RGB", (40, 20), BLUE), QUESTION, "it")
-    top = drawing.MARGIN + drawing.title([QUESTION, "answer: it"], 800).height + 12
-    for view in Fate(trace.forwards[0], 0, [Image.new("RGB", (40, 20))]).views:
-        cell = IMAGE_EDGE // max(view.rows, view.cols)
+    trace, image = hand_made(tiles, gone), Image.new("RGB", (40, 20), BLUE)
+    drawn = draw(trace, image, QUESTION, "it")
+    for number, view in enumerate(Fate(trace.forwards[0], 0, [image]).views):
+        photo, pruned, _ = colours(drawn, number, view)
         for at, token in enumerate(view.tokens):
-            assert colour(picture, top, 0, cell, at, view.cols) == BLUE
-            assert (colour(picture, top, 1, cell, at, view.cols) != BLUE) == (token in gone)
-        top += 34 + view.rows * cell + 8 + drawing.LEGEND_LINE + 12
+            assert photo[at] == BLUE
+            assert (len(set(pruned[at])) == 1) == (token in gone)
 
 
-def test_tokens_of_one_colour_are_one_token_in_whatever_view():
+def test_a_token_has_one_colour_in_whatever_view():
     tiles, merged = [Tile(2, 2), Tile(2, 4, row_ends=True)], [3, 7, 12]
-    trace = hand_made(tiles, {5}, merged)
-    picture = draw(trace, Image.new("RGB", (40, 20), BLUE))
-    top, seen = drawing.MARGIN + 1 + 12, {}
-    for view in Fate(trace.forwards[0], 0, [Image.new("RGB", (40, 20))]).views:
-        cell = IMAGE_EDGE // max(view.rows, view.cols)
-        seen |= {token: colour(picture, top, 2, cell, at, view.cols) for at, token in enumerate(view.tokens)}
-        top += 34 + view.rows * cell + 8 + drawing.LEGEND_LINE + 12
-    assert len({seen[token] for token in merged}) == 1 and seen[3] != BLUE != seen[5] != seen[3]
-    assert {shown for token, shown in seen.items() if token not in (*merged, 5)} == {BLUE}
+    trace, image = hand_made(tiles, {5}, merged), Image.new("RGB", (40, 20), BLUE)
+    image.paste((200, 60, 20), (0, 0, 20, 20))
+    drawn, seen = draw(trace, image), {}
+    for number, view in enumerate(Fate(trace.forwards[0], 0, [image]).views):
+        *_, left = colours(drawn, number, view)
+        seen |= dict(zip(view.tokens, left, strict=True))
+    assert len({seen[token] for token in merged}) == 1 and len({BLUE, (200, 60, 20), seen[3], seen[5]}) == 4
+    assert seen[5] == drawing.GONE
+    assert {shown for token, shown in seen.items() if token not in (*merged, 5)} == {BLUE, (200, 60, 20)}
 
 
 @pytest.mark.parametrize(
@@ -176,17 +188,23 @@ def test_every_method_is_drawn(method, config, monkeypatch):
     said = []
     with pumer.trace(model) as trace:
         model(**inputs)
-    monkeypatch.setattr(drawing, "panel", lambda picture, title, legend: said.append((title, legend)) or picture)
-    draw(trace, [Image.new("RGB", (48, 48), BLUE)] * 2, QUESTION)
+    monkeypatch.setattr(drawing, "panel", lambda page, title, legend=(): said.append((title, legend)) or page)
+    assert draw(trace, [Image.new("RGB", (48, 48), BLUE)] * 2, QUESTION).last
     (told,) = trace.forwards
-    for number, (title, legend) in enumerate(said[1::3]):
+    panels = iter(said)
+    for number in range(2):
         ours = told.image[0] == number
+        _, (title, legend) = next(panels), next(panels)
+        if title == "":  # a note: nothing was reduced
+            assert len(told.owner[0, ours].unique()) == int(ours.sum()) and (told.owner[0, ours] >= 0).all()
+            continue
         assert title == f"pruned: {int((told.pruned_at[0, ours] >= 0).sum())} of {int(ours.sum())} tokens"
         counts = [int((told.pruned_at[0, ours] == place).sum()) for place in range(len(told.places))]
         assert [text for _, text in legend] == [
             f"decoder layer {x}: {n}" for (_, x), n in zip(told.places, counts, strict=True)
         ]
-    assert len(said) == 6
+        assert next(panels)[0].startswith("left: ")
+    assert next(panels, None) is None
 
 
 def test_what_a_vision_encoder_did_is_not_recorded():
@@ -199,9 +217,9 @@ def test_what_a_vision_encoder_did_is_not_recorded():
 
 
 def test_long_answers_are_broken_into_lines():
-    one, many = (drawing.title(["what?", "word " * n], 400) for n in (3, 60))
-    assert one.height == 64 and many.height > 200 and many.width == 400
-    assert drawing.title([], 400).height == 1
+    one, many = (drawing.lines(["what?", "word " * n], 400) for n in (3, 60))
+    assert one.height == 2 * (drawing.TEXT + 8) and many.height > 3 * one.height and many.width == 400
+    assert drawing.lines([], 400).height == 0
 
 
 def saved(family, folder, config=CONFIG):
@@ -223,17 +241,17 @@ def pictures(tmp_path):
 @pytest.mark.parametrize("family", PROCESSORS)
 def test_run_draws_each_image_and_gives_the_reduced_answer(family, pictures, tmp_path, monkeypatch):
     said, titles = [], []
-    panel, title = drawing.panel, drawing.title
+    panel, lines = drawing.panel, drawing.lines
     monkeypatch.setattr(drawing, "panel", lambda *given: said.append(given[1]) or panel(*given))
-    monkeypatch.setattr(drawing, "title", lambda lines, width: titles.extend(lines) or title(lines, width))
+    monkeypatch.setattr(drawing, "lines", lambda texts, *given: titles.extend(texts) or lines(texts, *given))
     folder, out = saved(family, tmp_path / "model"), tmp_path / "out" / "tokens.png"
-    answer = run(VisualizeConfig(model=folder, images=pictures, question=QUESTION, out=out))
+    answer = run(VisualizeConfig(model=folder, images=pictures, questions=(QUESTION,), out=out))
     model, processor = load_generative(folder)
     inputs = prompt(processor, [Image.open(file) for file in pictures], QUESTION)
     assert answer == generated(model, processor, inputs)
     with pumer.disabled(model):
         whole = generated(model, processor, inputs)
-    assert titles == [QUESTION, f"answer: {answer}\nwithout reduction: {whole}"] and answer != whole
+    assert titles[:2] == [QUESTION, f"answer: {answer}\nwithout reduction: {whole}"] and answer != whole
     views = ["overview", "tiles"] if family == "llava_next" else [None]
     expected = [f"image {n}" + (f", {view}" if view else "") for n in (1, 2) for view in views]
     assert said[::3] == expected
@@ -254,7 +272,7 @@ def test_an_image_is_drawn_as_its_processor_crops_it(tmp_path):
     image.save(tmp_path / "cat.png")
     config = PuMerConfig(schedule=(Step(stack="decoder", layer=1, merge_ratio=0.3),))
     folder, out = saved("llava", tmp_path / "model", config), tmp_path / "tokens.png"
-    run(VisualizeConfig(model=folder, images=(tmp_path / "cat.png",), question=QUESTION, out=out))
+    run(VisualizeConfig(model=folder, images=(tmp_path / "cat.png",), questions=(QUESTION,), out=out))
     drawn = {colour for _, colour in Image.open(out).getcolors(2**20)}
     assert BLUE in drawn and not [seen for seen in drawn if seen[0] > 150 and seen[2] < 60]
 
@@ -269,12 +287,12 @@ def test_an_image_is_drawn_as_its_processor_crops_it(tmp_path):
 def test_settings_that_do_not_go_with_a_generative_model(settings, named, pictures, tmp_path):
     folder = saved("llava", tmp_path / "model")
     with pytest.raises(pumer.InputError, match=named):
-        run(VisualizeConfig(model=folder, images=pictures, question=QUESTION, out=tmp_path / "x.png", **settings))
+        run(VisualizeConfig(model=folder, images=pictures, questions=(QUESTION,), out=tmp_path / "x.png", **settings))
 
 
 def test_a_model_needs_a_reduction_to_draw(pictures, tmp_path):
     folder = saved("llava", tmp_path / "model", config=None)
-    settings = {"model": folder, "images": pictures, "question": QUESTION, "out": tmp_path / "x.png"}
+    settings = {"model": folder, "images": pictures, "questions": (QUESTION,), "out": tmp_path / "x.png"}
     with pytest.raises(pumer.InputError, match="reduction"):
         run(VisualizeConfig(**settings))
     step = {"stack": "decoder", "layer": 2, "prune_ratio": 0.5}

@@ -1,5 +1,8 @@
+import base64
 import dataclasses
+import io
 import itertools
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,10 +14,13 @@ from transformers import ViltForQuestionAnswering
 
 import pumer
 from benchmarks.pretrain_small.small import small_processor, small_vilt
+from pumer.patching import reductions
 from pumer.settings.visualize import VisualizeConfig
 from pumer.visualization import drawing
+from pumer.visualization.saliency import _Scored, saliency
 from pumer.visualization.tracing import ForwardTrace, Trace, trace
-from pumer.visualization.visualize import IMAGE_EDGE, draw, run
+from pumer.visualization.views import Fate
+from pumer.visualization.visualize import _levels, draw, run
 
 BLUE = (40, 90, 200)
 
@@ -27,14 +33,12 @@ def hand_made(rows, cols, pruned=(), groups=(), words=4, word_groups=(), layers=
     mask[0, :words] = True
     mask[0, text : text + 1 + patches] = True
     owner = torch.where(mask, torch.arange(count), -1)
-    pruned_at = torch.full((1, count), -1)
+    pruned_at, merged_at, merged_into = (torch.full((1, count), -1) for _ in range(3))
     for patch, layer in dict(pruned).items():
         pruned_at[0, text + 1 + patch] = layers.index(layer)
         owner[0, text + 1 + patch] = -1
-    for group in groups:
-        owner[0, [text + 1 + patch for patch in group]] = text + 1 + group[0]
-    for group in word_groups:
-        owner[0, list(group)] = group[0]
+    for first, *others in [[text + 1 + patch for patch in group] for group in groups] + [list(g) for g in word_groups]:
+        owner[0, others], merged_at[0, others], merged_into[0, others] = first, len(layers) - 1, first
     cell = torch.full((1, 1 + patches + padding), -1)
     cell[0, 1 : 1 + patches] = torch.arange(patches)
     forward = ForwardTrace(
@@ -45,21 +49,34 @@ def hand_made(rows, cols, pruned=(), groups=(), words=4, word_groups=(), layers=
         owner=owner,
         size=mask.to(torch.float32),
         pruned_at=pruned_at,
-        merged_at=torch.full_like(pruned_at, -1),
-        merged_into=torch.full_like(pruned_at, -1),
+        merged_at=merged_at,
+        merged_into=merged_into,
         places=tuple(("fusion", layer) for layer in layers),
         tokens_per_place=[(torch.tensor([words]), torch.tensor([1 + patches]))] * len(layers),
     )
     return Trace([forward])
 
 
-def patch_colour(picture, panel, patch, rows, cols):
-    """The colour in the middle of a patch of a panel of `draw`'s picture."""
-    cell = IMAGE_EDGE // max(rows, cols)
-    width = max(cols * cell, drawing.NARROWEST_PANEL)
-    left = drawing.MARGIN + panel * (width + drawing.MARGIN)
-    row, col = divmod(patch, cols)
-    return picture.getpixel((left + col * cell + cell // 2, drawing.MARGIN + 34 + row * cell + cell // 2))
+def panels(page):
+    """The rectangles of the panels of a page, in order: those of the photo, of what was pruned, of what is left."""
+    shown = [shape for shape in page.shapes if isinstance(shape, drawing.Picture)]
+    places = [(shape.left, shape.top, shape.width, shape.height) for shape in shown]
+    (left, top, width, height), (second, *_) = places
+    return [*places, (2 * second - left, top, width, height)]
+
+
+def patch_colours(drawn, panel, rows, cols):
+    """The colours (rows x cols, 3) at one side of the middles of the patches of a panel, where no number stands."""
+    left, top, width, height = panels(drawn.last)[panel]
+    pixels = np.asarray(drawn.image)
+    places = [((row + 0.85) * height / rows, (col + 0.85) * width / cols) for row in range(rows) for col in range(cols)]
+    return np.array([pixels[int(2 * (top + y)), int(2 * (left + x))] for y, x in places], dtype=int)
+
+
+def photo(rows, cols, seed=0):
+    """An image whose patches have one colour each, and the colours."""
+    colours = np.random.default_rng(seed).integers(0, 256, (rows, cols, 3), dtype=np.uint8)
+    return Image.fromarray(colours.repeat(20, axis=0).repeat(20, axis=1)), colours.reshape(-1, 3).astype(int)
 
 
 def test_paths_pil_images_and_arrays_are_drawn_alike(tmp_path):
@@ -67,81 +84,159 @@ def test_paths_pil_images_and_arrays_are_drawn_alike(tmp_path):
     path, exif = tmp_path / "cat.png", Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(colours).save(path, exif=exif)
-    expected = draw(hand_made(3, 3), np.rot90(colours, -1)).tobytes()
+    expected = draw(hand_made(3, 3), np.rot90(colours, -1)).image.tobytes()
     for image in (path, str(path), Image.open(path), np.rot90(colours, -1) / 255):
-        assert draw(hand_made(3, 3), image).tobytes() == expected
+        assert draw(hand_made(3, 3), image).image.tobytes() == expected
     dark = np.full((8, 8), 60 << 8, dtype=np.uint16)
-    assert draw(hand_made(1, 1), dark).tobytes() == draw(hand_made(1, 1), np.uint8(dark >> 8)).tobytes()
+    seen, expected = (draw(hand_made(1, 1), image).image.tobytes() for image in (dark, np.uint8(dark >> 8)))
+    assert seen == expected
     with pytest.raises(pumer.InputError, match=r"\(3, 30, 40\)"):
         draw(hand_made(3, 3), colours.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(3, 3), (2, 5), (6, 2)])
-def test_pruned_patches_have_the_tint_of_their_layer_and_no_other_is_touched(rows, cols):
-    pruned = {0: 1, 4: 3, rows * cols - 1: 3}
-    picture = draw(hand_made(rows, cols, pruned), Image.new("RGB", (70, 50), BLUE))
-    expected = {
-        patch: drawing.mixed(BLUE, drawing.LAYER_COLOURS[(1, 3).index(at)], 0.75) for patch, at in pruned.items()
-    }
+@pytest.mark.parametrize(("rows", "cols"), [(3, 3), (4, 5), (6, 4)])
+def test_each_pruned_patch_is_grey_and_paler_where_it_was_pruned_early(rows, cols):
+    pruned, (image, colours) = {0: 1, 4: 3, rows * cols - 1: 3}, photo(rows, cols)
+    drawn = draw(hand_made(rows, cols, pruned), image)
+    assert np.abs(patch_colours(drawn, 0, rows, cols) - colours).max() <= 2
+    seen = patch_colours(drawn, 1, rows, cols)
     for patch in range(rows * cols):
-        assert patch_colour(picture, 0, patch, rows, cols) == BLUE
-        seen = patch_colour(picture, 1, patch, rows, cols)
-        assert seen == pytest.approx(expected.get(patch, BLUE), abs=1)
+        if patch in pruned:
+            assert len(set(seen[patch])) == 1
+            assert seen[patch, 0] > 255 * (0.8 if pruned[patch] == 1 else 0.6)
+        else:
+            assert np.abs(seen[patch] - colours[patch]).max() <= 2
+    (left,) = {tuple(colour) for colour in patch_colours(drawn, 2, rows, cols)[list(pruned)]}
+    assert left == drawing.GONE
 
 
-def test_patches_of_one_token_share_a_colour_that_no_other_token_has():
-    groups = [(0, 1, 5), (6, 7)]
-    picture = draw(hand_made(3, 3, {8: 1}, groups), Image.new("RGB", (9, 9), BLUE))
-    colours = [patch_colour(picture, 2, patch, 3, 3) for patch in range(9)]
-    assert colours[0] == colours[1] == colours[5]
-    assert colours[6] == colours[7]
-    assert colours[2] == colours[3] == colours[4] == BLUE  # alone: as they are
-    assert len({colours[0], colours[6], colours[8], BLUE}) == 4
+def test_the_patches_of_each_token_have_their_mean_colour():
+    groups, (image, colours) = [(0, 1, 5), (6, 7)], photo(3, 3)
+    seen = patch_colours(draw(hand_made(3, 3, {8: 1}, groups), image), 2, 3, 3)
+    for group in (*groups, (2,), (3,), (4,)):
+        for patch in group:
+            assert np.abs(seen[patch] - colours[list(group)].mean(axis=0)).max() <= 1
+    assert tuple(seen[8]) == drawing.GONE
 
 
-@pytest.mark.parametrize("corner", [0, 2, 6, 8])
-def test_an_outline_closes_around_a_patch_in_a_corner(corner):
-    picture = Image.new("RGB", (60, 60), BLUE)
-    drawing.outline(picture, {corner}, cols=3, cell=20, colour=(255, 0, 0))
-    left, top, right, bottom = drawing.patch_box(corner, 3, 20)
-    middle_x, middle_y = (left + right) // 2, (top + bottom) // 2
-    border = [(left, middle_y), (right - 1, middle_y), (middle_x, top), (middle_x, bottom - 1)]
-    assert all(picture.getpixel(place) == (255, 0, 0) for place in border)
-    assert picture.getpixel((middle_x, middle_y)) == BLUE
-    red = sum(count for count, colour in picture.getcolors() if colour == (255, 0, 0))
-    assert red == 20 * 20 - 16 * 16  # nothing outside of the patch
+def test_the_largest_tokens_are_numbered_and_counted():
+    groups = [(0, 1, 2, 3, 4), (5, 6), (7, 8, 9), (10, 11)]
+    page = draw(hand_made(4, 4, groups=groups), photo(4, 4)[0], ["word"] * 4).last
+    assert [text for text in texts(page) if text in "123"] == ["1", "2", "3"]
+    assert "1: 5 patches  2: 3  3: 2" in texts(page)
+    assert not any(text.startswith("1: ") for text in texts(draw(hand_made(4, 4, {3: 1}), photo(4, 4)[0]).last))
 
 
-def test_no_outline_between_patches_of_one_token():
-    picture = Image.new("RGB", (60, 60), BLUE)
-    drawing.outline(picture, {0, 1}, cols=3, cell=20, colour=(255, 0, 0))
-    assert picture.getpixel((19, 10)) == picture.getpixel((20, 10)) == BLUE
+def texts(page):
+    return [shape.text for shape in page.shapes if isinstance(shape, drawing.Label)]
+
+
+@pytest.mark.parametrize("size", [(40, 10), (10, 40), (30, 20), (20, 20)])
+def test_images_keep_their_aspect(size):
+    for traced in (hand_made(4, 4, {1: 1}), hand_made(4, 4)):
+        for shape in draw(traced, Image.new("RGB", size, BLUE)).last.shapes:
+            if isinstance(shape, drawing.Picture):
+                assert shape.width / shape.height == pytest.approx(size[0] / size[1])
+                assert shape.left + shape.width <= drawing.WIDTH
+
+
+def test_nothing_reduced_is_said_beside_the_image_alone():
+    drawn = draw(hand_made(3, 3), Image.new("RGB", (9, 9), BLUE))
+    assert sum(isinstance(shape, drawing.Picture) for shape in drawn.last.shapes) == 1
+    assert any(text.startswith("nothing was reduced") for text in texts(drawn.last))
+    words = draw(hand_made(3, 3, word_groups=[(1, 2)]), Image.new("RGB", (9, 9), BLUE))
+    assert any(text.startswith("nothing was reduced") for text in texts(words.last))
+
+
+def test_frames_show_one_reduction_after_the_other(tmp_path):
+    image, out = photo(3, 3)[0], tmp_path / "new" / "tokens.gif"
+    drawn = draw(hand_made(3, 3, {0: 1, 8: 3}, [(4, 5)]), image)
+    greys = [
+        [len(set(colour)) == 1 for colour in patch_colours(replaced, 1, 3, 3)]
+        for replaced in (drawing.Drawing(drawn.page, at) for at in (1, 2, 3))
+    ]
+    assert [sum(grey) for grey in greys] == [0, 1, 2]
+    drawn.save(out)
+    with Image.open(out) as animation:
+        assert animation.n_frames == drawn.count == 3
+
+
+def test_svg_is_xml_with_the_words_as_text_and_the_image_in_it(tmp_path):
+    image, question = photo(3, 3)[0], 'is "a" < b & \x00 \U0001f600?'
+    drawn = draw(hand_made(3, 3, {0: 1}, [(4, 5)], words=4), image, ["[CLS]", "<&>", '"', "\x07x"], question)
+    drawn.save(tmp_path / "tokens.svg")
+    root = ElementTree.parse(tmp_path / "tokens.svg").getroot()
+    words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert words[:4] == ["[CLS]", "<&>", '"', " x"]
+    assert 'answer: is "a" < b &   \U0001f600?' in words
+    shown = [element.get("href") for element in root.iter("{http://www.w3.org/2000/svg}image")]
+    assert len(shown) == 2
+    for href in shown:
+        data = base64.b64decode(href.removeprefix("data:image/png;base64,"))
+        assert Image.open(io.BytesIO(data)).width % 3 == 0
+
+
+def test_no_border_between_patches_of_one_token():
+    found = drawing.borders([7, 7, None, None], 2, 2, 20, 20)
+    assert set(found) == {
+        (0, 0, 10, 0),
+        (10, 0, 20, 0),
+        (0, 10, 10, 10),
+        (10, 10, 20, 10),
+        (0, 0, 0, 10),
+        (20, 0, 20, 10),
+    }
+    each = drawing.borders([1, 2, 3, 4], 2, 2, 20, 20)
+    assert len(each) == len(set(each)) == 12
 
 
 def test_merged_words_share_a_colour_and_a_bracket():
     image = Image.new("RGB", (9, 9), BLUE)
-    plain = draw(hand_made(3, 3, words=4), image, "red dots")
-    joined = draw(hand_made(3, 3, words=4, word_groups=[(1, 2)]), image, "red dots")
+    plain = draw(hand_made(3, 3, words=4), image, "red dots").image
+    joined = draw(hand_made(3, 3, words=4, word_groups=[(1, 2)]), image, "red dots").image
     colour = drawing.group_colour(0)
     assert colour not in {seen for _, seen in plain.getcolors(2**20)}
     assert colour in {seen for _, seen in joined.getcolors(2**20)}
 
 
+def test_brackets_that_overlap_stand_below_each_other():
+    traced = hand_made(2, 2, words=8, word_groups=[(0, 4), (1, 2), (5, 6)])
+    fate = Fate(traced.forwards[0], 0, [Image.new("RGB", (9, 9))])
+    levels = {token: _levels(fate)[group] for token, group in fate.text_groups.items()}
+    assert levels[0] == levels[4] != levels[1] == levels[2]
+    assert levels[5] == levels[6] == levels[0]
+
+
+def test_a_question_that_was_cut_is_reported():
+    image, traced = Image.new("RGB", (9, 9), BLUE), hand_made(3, 3, {0: 1}, words=4)
+    for words in (
+        "one two three four",
+        ["[CLS]", "one", "two", "[SEP]", "three", "fo", "##ur"],
+        ["<s>", "a", "\u0120b", "</s>", "\u0120three", "\u0120fo", "ur"],
+    ):
+        assert any(
+            text.endswith("three four") and " 4 tokens" in text for text in texts(draw(traced, image, words).last)
+        )
+    assert not any("cut" in text for text in texts(draw(traced, image, "one two").last))
+
+
 def test_long_questions_wrap_and_keep_their_brackets():
     words = ["[CLS]", *["extraordinarily"] * 20, "[SEP]"]
-    chips = drawing.chips(words, width=600, brackets=1)
+    chips = drawing.chips([*words, "x" * 200], width=600, brackets=1)
     assert max(chip.right for chip in chips) <= 600
     rows = sorted({chip.top for chip in chips})
     assert len(rows) > 2
     assert min(b - a for a, b in itertools.pairwise(rows)) >= drawing.CHIP_HEIGHT + drawing.bracket_room(1)
     traced = hand_made(3, 3, words=len(words), word_groups=[(1, 20)])
-    assert draw(traced, Image.new("RGB", (9, 9)), words).height > draw(hand_made(3, 3), Image.new("RGB", (9, 9))).height
+    tall, short = draw(traced, Image.new("RGB", (9, 9)), words), draw(hand_made(3, 3), Image.new("RGB", (9, 9)))
+    assert tall.image.height > short.image.height
 
 
 def test_a_text_that_does_not_fit_the_tokens_is_written_out_instead():
     traced, image = hand_made(3, 3, words=4), Image.new("RGB", (9, 9))
-    fitting, other = draw(traced, image, "red dots"), draw(traced, image, "how many are there?")
-    assert other.height == fitting.height + 30
+    fitting, other = draw(traced, image, "red dots").last, draw(traced, image, "red").last
+    assert texts(fitting)[:4] == ["[CLS]", "red", "dots", "[SEP]"]
+    assert texts(other)[:5] == ["0", "1", "2", "3", "red"]
 
 
 @pytest.mark.parametrize(("sample", "forward", "seen"), [(1, 0, "sample 1"), (0, 1, "forward 1")])
@@ -181,11 +276,11 @@ def test_every_patch_of_a_padded_batch_is_drawn_as_the_trace_says(checkpoint):
     for sample, image in enumerate(images):
         rows, cols = forward.grid[sample].tolist()
         assert rows != cols
-        picture = draw(traced, image, sample=sample)
+        seen = patch_colours(draw(traced, image, sample=sample), 1, rows, cols)
         for token, patch in enumerate(forward.patch_cell[sample].tolist(), start=forward.text_tokens):
             if patch >= 0:
                 gone = forward.pruned_at[sample, token] >= 0
-                assert (patch_colour(picture, 1, patch, rows, cols) != image.getpixel((0, 0))) == gone
+                assert (len(set(seen[patch])) == 1) == gone
 
 
 def test_run_writes_the_picture_and_gives_the_models_answer(checkpoint, tmp_path):
@@ -193,18 +288,66 @@ def test_run_writes_the_picture_and_gives_the_models_answer(checkpoint, tmp_path
     config = VisualizeConfig(
         model=str(checkpoint),
         images=(tmp_path / "cat.png",),
-        question="what is it?",
+        questions=("what is it?",),
         out=tmp_path / "new" / "tokens.png",
     )
     answer = run(config)
     model = pumer.checkpoint.load(checkpoint)
     assert answer in model.config.label2id
-    reduced = Image.open(config.out)
+    one = np.asarray(Image.open(config.out))
     run(dataclasses.replace(config, reduction="none", out=tmp_path / "unreduced.png"))
-    unreduced = Image.open(tmp_path / "unreduced.png")
-    tinted = [patch_colour(unreduced, 1, patch, 12, 12) != BLUE for patch in range(144)]
-    assert not any(tinted)
-    assert sum(patch_colour(reduced, 1, patch, 12, 12) != BLUE for patch in range(144)) > 20
+    assert Image.open(tmp_path / "unreduced.png").height < len(one)
+    two = dataclasses.replace(config, questions=("what is it?", "where is it?"), out=tmp_path / "two.png")
+    assert run(two).split(", ")[0] == answer
+    both = np.asarray(Image.open(two.out))
+    assert np.array_equal(both[: len(one)], one) and len(both) > 1.8 * len(one)
+
+
+def test_scores_are_drawn_where_the_method_has_some(checkpoint, tmp_path):
+    Image.new("RGB", (120, 80), BLUE).save(tmp_path / "cat.png")
+    given = {"model": str(checkpoint), "images": (tmp_path / "cat.png",), "questions": ("what is it?",)}
+    plain, scored = (VisualizeConfig(**given, saliency=on, out=tmp_path / f"{on}.svg") for on in (False, True))
+    run(plain), run(scored)
+    without, drawn = plain.out.read_text(), scored.out.read_text()
+    assert drawn.count(">layer 0<") == 1 and ">layer 0<" not in without
+    with pytest.raises(pumer.InputError, match="'tome' scores no"):
+        run(
+            dataclasses.replace(
+                scored, reduction={"method": "tome", "layers": [1], "merge_count": 2}, out=tmp_path / "x.png"
+            )
+        )
+
+
+@pytest.mark.parametrize(("backbone", "example"), GRID, ids=tiny.label)
+def test_the_lowest_scores_are_pruned(backbone, example):
+    case = TINY[backbone]
+    inputs = case.batch([(6, 6, 6)])
+    model = pumer.patch(case.build(), example.config)
+    with torch.no_grad(), pumer.trace(model) as recorded, saliency(model) as scores:
+        model(**inputs)
+    (told,) = recorded.forwards
+    assert not any(isinstance(reducer, _Scored) for state in reductions(model) for reducer in state.reducers.values())
+    for place, values in (scores[0] if scores else {}).items():
+        rank, real = told.places.index(place), told.patch_cell >= 0
+        image, gone = values[:, told.text_tokens :], told.pruned_at[:, told.text_tokens :]
+        assert image[real & ((gone < 0) | (gone >= rank))].isfinite().all()
+        assert values[:, : told.text_tokens].isnan().all()
+        here, left = image[real & (gone == rank)], image[real & ((gone < 0) | (gone > rank))]
+        assert len(here) == 0 or here.max() <= left.min()
+
+
+@pytest.mark.parametrize(("backbone", "example"), GRID, ids=tiny.label)
+def test_who_holds_whom_is_what_the_trace_says(backbone, example):
+    case = TINY[backbone]
+    with torch.no_grad(), pumer.trace(model := pumer.patch(case.build(), example.config)) as recorded:
+        model(**case.batch([(6, 6, 6)]))
+    (told,) = recorded.forwards
+    fates = [Fate(told, 0, [Image.new("RGB", (9, 9))], after) for after in range(len(told.places) + 1)]
+    for number, fate in enumerate(fates):
+        left = set(fate.holder) - {-1}
+        assert len(left) == sum(counts[number] for counts in fate.counts.values())
+    pairs = set(zip(fates[-1].holder, told.owner[0].tolist(), strict=True))
+    assert len(pairs) == len({holder for holder, _ in pairs}) == len({slot for _, slot in pairs})
 
 
 @pytest.mark.parametrize(("backbone", "example"), GRID, ids=tiny.label)
@@ -213,10 +356,14 @@ def test_every_method_is_drawn(backbone, example, monkeypatch):
     inputs = case.batch([(6, 6, 6)])
     with torch.no_grad(), pumer.trace(model := pumer.patch(case.build(), example.config)) as recorded:
         model(**inputs)
-    monkeypatch.setattr(drawing, "panel", lambda picture, title, legend: said.append((title, legend)) or picture)
-    draw(recorded, Image.new("RGB", (48, 48), BLUE), ["word"] * 6)
-    told = recorded.forwards[0]
+    monkeypatch.setattr(drawing, "panel", lambda page, title, legend=(): said.append((title, legend)) or page)
+    assert draw(recorded, Image.new("RGB", (48, 48), BLUE), ["word"] * 6).last
+    told, said = recorded.forwards[0], said[-3:]
     pruned = int((told.pruned_at[0, told.text_tokens :][told.patch_cell[0] >= 0] >= 0).sum())
+    owners = told.owner[0, told.text_tokens :][told.patch_cell[0] >= 0]
+    if not pruned and len(owners.unique()) == len(owners):
+        assert len(said) == 2 and said[1][0] == ""  # the image, and the note beside it
+        return
     ((title, legend),) = [(title, legend) for title, legend in said if title.startswith("pruned")]
     assert title == f"pruned: {pruned} of 36 patches"
     assert sum(int(text.rpartition(": ")[2]) for _, text in legend) == pruned
@@ -229,7 +376,7 @@ def test_run_refuses_a_broken_image(checkpoint, tmp_path):
             VisualizeConfig(
                 model=str(checkpoint),
                 images=(tmp_path / "cat.jpg",),
-                question="what is it?",
+                questions=("what is it?",),
                 out=tmp_path / "tokens.png",
             )
         )

@@ -40,6 +40,7 @@ def write(results: Results, path: Path) -> None:
     columns = headline(results)
     columns["model"] = [f"{row['name']}\n{row.get('note', '')}" for row in results["rows"]]
     tokens = results.get("tokens", {})
+    examples = [{**each, "png": (path.parent / each["path"]).read_bytes()} for each in results.get("examples", ())]
     page = render(
         "report.html",
         title=results["title"],
@@ -49,7 +50,7 @@ def write(results: Results, path: Path) -> None:
         note=_note(results),
         tokens=tokens,
         highest=max((text + image for layers in tokens.values() for _, text, image in layers), default=0),
-        examples=[{**each, "png": (path.parent / each["path"]).read_bytes()} for each in results.get("examples", ())],
+        **_sorted(examples),
         provenance=results.get("provenance", {}),
         **_by_type(results["rows"]),
     )
@@ -143,6 +144,19 @@ def _note(results: Results) -> str:
         "points. In brackets: 95 % intervals (paired bootstrap); for speed-ups their middle half. "
         f"{UNMEASURED} not measured."
     )
+
+
+def _sorted(examples: Sequence[Results]) -> dict[str, Any]:
+    """`opening`, an example that all models get right, `lost`, one that the first model alone does, and the others.
+
+    Neither of the two need exist.
+    """
+    right = [[answer == each["truth"] for answer in each["answers"].values()] for each in examples]
+    opening = next((at for at, all_of in enumerate(right) if all(all_of)), None)
+    lost = next((at for at, (first, *others) in enumerate(right) if first and not any(others)), None)
+    named = {"opening": opening, "lost": lost}
+    others = [each for at, each in enumerate(examples) if at not in named.values()]
+    return {name: None if at is None else examples[at] for name, at in named.items()} | {"examples": others}
 
 
 def _by_type(rows: Sequence[Results]) -> dict[str, Any]:

@@ -169,23 +169,31 @@ class _Comparison:
         return summarise(task, test_split, answers, against=OtherRun(self._answers(), task, test_split))
 
     def _draw(self) -> list[dict[str, Any]]:
-        """The first test question of each type: its tokens drawn, and the answers."""
+        """The first test question of each type, and one that is lost: its tokens drawn, and the answers."""
         session, folder = Session.open(self.reduced), self.config.output / "images"
-        answers = {entry["id"]: entry["answer"] for entry in read_json(self._answers())["examples"]}
+        answers, reduced = (
+            {entry["id"]: entry["answer"] for entry in read_json(self._answers(key))["examples"]}
+            for key in ("original", "reduced")
+        )
         first: dict[str, Example] = {}
+        lost: list[Example] = []
         for example in TASK.read(self.data, "val"):
             first.setdefault(example.groups["question_type"], example)
+            if answers[example.id] == _truth(example) != reduced[example.id]:
+                lost.append(example)
+        chosen = [example for _, example in sorted(first.items())]
+        if not any(example in lost for example in chosen):
+            chosen += lost[:1]
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         drawn = []
-        for number, (_, example) in enumerate(sorted(first.items())):
-            answer, image = ask(session, example)
+        for number, example in enumerate(chosen):
+            answer, drawing = ask(session, example)
             path = folder / f"{number}.png"
-            image.save(path)
+            drawing.save(path)
             given = {ORIGINAL: answers[example.id], REDUCED: answer}
-            (truth, _), *_ = Counter(example.answers).most_common(1)
             place = str(path.relative_to(self.config.output))
-            drawn.append({"path": place, "question": example.text, "truth": truth, "answers": given})
+            drawn.append({"path": place, "question": example.text, "truth": _truth(example), "answers": given})
         return drawn
 
     def _time(self) -> dict[str, Any]:
@@ -224,6 +232,11 @@ class _Comparison:
             "training": {name: done[name] for name in done if name.startswith("train-")},
             "provenance": collect(self.config),
         }
+
+
+def _truth(example: Example) -> str:
+    (answer, _), *_ = Counter(example.answers).most_common(1)
+    return answer
 
 
 def _row(name: str, note: str, test: Mapping[str, Any]) -> dict[str, Any]:

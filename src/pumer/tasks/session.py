@@ -2,11 +2,15 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,7 +25,9 @@ from pumer.settings.common import Blank, Resize, Rule, check_rule
 from pumer.tasks import TASKS, Example, Inputs, Task, VQAv2, task_class
 from pumer.tasks.loading import make_inputs, text_length_of
 from pumer.utils.errors import InputError
+from pumer.utils.shipped import SMALL, name_of
 from pumer.utils.tensors import best_device
+from pumer.world.scenes import SceneConfig
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +88,23 @@ class Session(TaskModel):
         """Whether the model encodes images and texts apart, see `pumer.backbones.Backbone`."""
         family = backbone_of(self.model)
         return family is not None and family.separable
+
+    def check(self, example: Example) -> None:
+        """Refuse an example with another number of images than the task has; warn where the model knows nothing."""
+        super().check(example)
+        if (name := name_of(self.name)) in SMALL and not self._of_world(example):
+            _warn_of_other_worlds(name)
+
+    def _of_world(self, example: Example) -> bool:
+        """Whether images have the size of those of the built-in world, and the words are some of its own."""
+        sizes = set()
+        for image in example.images:
+            with suppress(OSError):  # of a prepared folder, or broken, which is said when it is read
+                sizes.add(image.shape[1::-1] if isinstance(image, np.ndarray) else _size(image))
+        tokenizer, edge = self.inputs.tokenizer, SceneConfig().image_size
+        words = tokenizer.tokenize(example.text)
+        known = not any(word == tokenizer.unk_token or word.startswith("##") for word in words)
+        return known and sizes <= {(edge, edge)}
 
     @classmethod
     def open(
@@ -156,6 +179,19 @@ class Session(TaskModel):
         length = text_length_of(model, text_length)
         inputs = make_inputs(processor, length, resize, blank, fixed_length)
         return cls(name, model, processor, task, inputs, forward=model)
+
+
+def _size(image: Path | str | Image.Image) -> tuple[int, int]:
+    if isinstance(image, Image.Image):
+        return image.size
+    with Image.open(image) as opened:
+        return opened.size
+
+
+@cache
+def _warn_of_other_worlds(name: str) -> None:
+    """Log once what a model that ships does not know."""
+    logger.warning("%s knows the built-in world alone; its answers about other images and words mean nothing", name)
 
 
 def warn_of_random_weights(name: str | Path, model: nn.Module, saved: ReductionConfig | None) -> None:

@@ -1,7 +1,7 @@
 """One sample's part of a trace, as it is drawn: grids of image tokens on their images, and its text."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -32,7 +32,7 @@ class View:
 
 
 class Fate:
-    """What became of one sample's tokens.
+    """What had become of one sample's tokens after some of the reductions.
 
     Attributes:
         views: Its images.
@@ -40,14 +40,21 @@ class Fate:
         text: Its text tokens.
         places: Names of the places that reduced.
         pruned_at: Of each input token the index of its place, or -1.
-        owner: Of each input token its final slot, or -1.
-        image_groups: Of each image token that shares its slot the number of its group; those of large groups are low.
-        text_groups: The same for text.
+        holder: Of each input token the one that it is in by then, itself if it was not merged, or -1 if it was pruned.
+        text_groups: Of each text token that shares its slot the number of its group; those of large groups are low.
         counts: By kind ("image", "text") how many real tokens entered, then how many were left after each place.
     """
 
-    def __init__(self, forward: ForwardTrace, sample: int, images: Sequence[Image.Image]) -> None:
+    def __init__(
+        self, forward: ForwardTrace, sample: int, images: Sequence[Image.Image], after: int | None = None
+    ) -> None:
         """Read a sample's part of a trace.
+
+        Args:
+            forward: The run of the encoder.
+            sample: Index in the batch.
+            images: That it saw.
+            after: How many reductions count; None: all.
 
         Raises:
             InputError: For a sample that is not there, other images than it has, and images of unknown layout.
@@ -55,9 +62,15 @@ class Fate:
         batch, length = forward.mask.shape[0], forward.text_tokens
         if not -batch <= sample < batch:
             raise InputError(f"sample {sample} is not in the trace; it holds samples 0 to {batch - 1}")
-        self.places = tuple(map(place_name, forward.places))
-        self.pruned_at: list[int] = forward.pruned_at[sample].tolist()
-        self.owner: list[int] = forward.owner[sample].tolist()
+        self.places = tuple(map(place_name, forward.places[:after]))
+        count = len(self.places)
+        self.pruned_at: list[int] = [at if at < count else -1 for at in forward.pruned_at[sample].tolist()]
+        merged_at, into = forward.merged_at[sample].tolist(), forward.merged_into[sample].tolist()
+        self.holder = list(range(len(into)))
+        for token in self.holder:
+            while 0 <= merged_at[self.holder[token]] < count:
+                self.holder[token] = into[self.holder[token]]
+        self.holder = [-1 if at >= 0 else holder for at, holder in zip(self.pruned_at, self.holder, strict=True)]
         mask = forward.mask[sample].tolist()
         real = [token for token, there in enumerate(mask) if there]
         if forward.segment is None:
@@ -66,20 +79,18 @@ class Fate:
         else:
             self.unit, self.views = "tokens", _of_prompt(forward, sample, images)
             self.text = [token for token in real if forward.segment[sample, token] == 0]
-        left = [[int(count[sample]) for count in counts] for counts in forward.tokens_per_place]
+        left = [[int(count[sample]) for count in counts] for counts in forward.tokens_per_place[:count]]
         entered = {"image": len(real) - len(self.text), "text": len(self.text)}
         self.counts = {kind: [entered[kind], *(n[at] for n in left)] for at, kind in ((1, "image"), (0, "text"))}
+        self.text_groups = {token: rank for rank, group in enumerate(self.groups(self.text)) for token in group}
 
-        self.image_groups = self._groups([token for view in self.views for token in view.tokens if token is not None])
-        self.text_groups = self._groups(self.text)
-
-    def _groups(self, tokens: Sequence[int]) -> dict[int, int]:
+    def groups(self, tokens: Iterable[int | None]) -> list[list[int]]:
+        """Those of these tokens that share a slot, the largest groups first."""
         members: dict[int, list[int]] = defaultdict(list)
         for token in tokens:
-            if self.owner[token] >= 0:
-                members[self.owner[token]].append(token)
-        shared = sorted((group for group in members.values() if len(group) > 1), key=lambda group: (-len(group), group))
-        return {token: rank for rank, group in enumerate(shared) for token in group}
+            if token is not None and self.holder[token] >= 0:
+                members[self.holder[token]].append(token)
+        return sorted((group for group in members.values() if len(group) > 1), key=lambda group: (-len(group), group))
 
 
 def _whole(forward: ForwardTrace, sample: int, images: Sequence[Image.Image]) -> View:
@@ -88,7 +99,7 @@ def _whole(forward: ForwardTrace, sample: int, images: Sequence[Image.Image]) ->
     rows, cols = forward.grid[sample].tolist()
     cells = enumerate(forward.patch_cell[sample].tolist(), start=forward.text_tokens)
     token_at = {cell: token for token, cell in cells}
-    return View("input", images[0], rows, cols, [token_at.get(cell) for cell in range(rows * cols)])
+    return View("image", images[0], rows, cols, [token_at.get(cell) for cell in range(rows * cols)])
 
 
 def _of_prompt(forward: ForwardTrace, sample: int, images: Sequence[Image.Image]) -> list[View]:

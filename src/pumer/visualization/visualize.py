@@ -1,33 +1,44 @@
 """What a reduced model did to one image and its question: what was pruned, what was merged."""
 
-import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from math import ceil, isfinite
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from pumer import patching
 from pumer.data.images import ImageLike, read_image
 from pumer.generative import generated, is_generative, load_generative, prompt
-from pumer.reducers import reduction_from
+from pumer.reducers import NoReduction, reduction_from
+from pumer.reducers.base import Place
 from pumer.settings.visualize import VisualizeConfig
 from pumer.tasks import Example, Retrieval
 from pumer.tasks.base import model_inputs
 from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
-from pumer.utils.files import write_bytes
 from pumer.utils.locks import exclusive
 from pumer.utils.tensors import numbers
 from pumer.visualization import drawing, tracing
+from pumer.visualization.drawing import Colour, Drawing, Page, Picture, Strokes
+from pumer.visualization.saliency import Saliency
+from pumer.visualization.saliency import saliency as scored
 from pumer.visualization.tracing import ForwardTrace, Trace
 from pumer.visualization.views import Fate, View
 
-IMAGE_EDGE = 396  # pixels along the longer side of the image in a panel
-PRUNED = (222, 222, 226)  # where the panel of merged patches shows pruned ones
+PANEL_WIDTH, PANEL_HEIGHT = 264, 420
+"""The most pixels of a page that an image takes in a panel, beside two others."""
+WIDE = 2
+"""Images so many times as wide as high take the whole width, below each other."""
+LARGEST = 3
+"""Tokens whose numbers of patches are written out."""
+SPACE = "\u0120"
+"""How a byte-level tokenizer writes the space before a word."""
 
 
 def draw(
@@ -37,12 +48,13 @@ def draw(
     answer: str | None = None,
     sample: int = 0,
     forward: int = 0,
-) -> Image.Image:
+    saliency: Sequence[Saliency] | None = None,
+) -> Drawing:
     """Draw what became of every patch and every word of one sample.
 
-    Three panels show the image as the model saw it, the pruned patches (one tint per layer), and the merged patches
-    (one colour and outline per final token; a patch that was not merged stays as it is). Below them, words that were
-    merged share a colour and a bracket.
+    Three panels show the image with its own aspect ratio, the pruned patches in grey (the earlier, the paler), and the
+    tokens that are left: each is its patches' mean colour, and the largest three are numbered. Above them stand the
+    words: those that were merged share a colour and a bracket, those that were pruned are struck out.
 
     The prompt of a generative model has such a row of panels for each of its images, on the image's own grid. Of an
     image that the processor cut into tiles, the tiles are put together, and the view of the whole image has a row of
@@ -50,17 +62,19 @@ def draw(
 
     Args:
         trace: the recording of a forward pass, see `pumer.trace`.
-        image: a file name, a PIL image or an array, see `pumer.data.images.read_image`; it is resized to the sample's
-            patch grid, as the processor did (one that cuts off borders, as LLaVA's does, needs the image without them).
-            A list of them for a prompt with several images.
-        question: the text, or its tokens as the tokenizer names them (`[CLS]` and `[SEP]` included). A text is split at
-            spaces and punctuation; where that does not give one word per token, tokens are shown by their position.
-        answer: written below the question, such as the model's answer.
+        image: a file name, a PIL image or an array, see `pumer.data.images.read_image`; the model's patches are laid
+            over the whole of it (a processor that cuts off borders, as LLaVA's does, needs the image without them). A
+            list of them for a prompt with several images.
+        question: the text, or its tokens as the tokenizer names them (`[CLS]` and `[SEP]` included); those beyond what
+            the model read are reported as cut off. A text is split at spaces and punctuation; where that does not give
+            one word per token, tokens are shown by their position.
+        answer: written below, such as the model's answer.
         sample: index in the batch.
         forward: index of the encoder run; NLVR2 has one per image.
+        saliency: the scores that `pumer.visualization.saliency` recorded beside the trace; adds a map per layer.
 
     Returns:
-        An RGB image about 1270 pixels wide for a square image.
+        A drawing, which a notebook shows, and whose ``save`` writes a PNG, an SVG or an animated GIF file.
 
     Raises:
         InputError: when `sample` or `forward` is not in the trace, for an image that cannot be read, and for images
@@ -74,37 +88,40 @@ def draw(
     given: Any = image if isinstance(image, list | tuple) else [image]
     images = [read_image(each) for each in given]
     recorded = _forward(trace, forward)
-    fate = Fate(recorded, sample, images)
-    panels = [_panels(view, fate) for view in fate.views]
-    width = max(row.width for row in panels)
-    answers = [] if answer is None else [f"answer: {answer}"]
-    if recorded.segment is not None:
-        asked = [question if isinstance(question, str) else " ".join(question)] if question else []
-        return drawing.stacked((drawing.title([*asked, *answers], width), *panels, _counts_line(fate, width)))
-    words = _words(question, len(fate.text))
-    lines = [question] if isinstance(question, str) and words is None else []
-    return drawing.stacked((*panels, _text_line(fate, words, [*lines, *answers], width), _counts_line(fate, width)))
+    scores = saliency[forward] if saliency else {}
+    fates = [Fate(recorded, sample, images, after) for after in range(len(recorded.places) + 1)]
+    last = fates[-1]
+    levels = max(len(set(_levels(fate).values())) for fate in fates)
+    whole = drawing.WIDTH - 2 * drawing.MARGIN
+
+    def page(at: int) -> Page:
+        fate, prompted = fates[at], recorded.segment is not None
+        parts = _prompt(question, whole) if prompted else _text(fate, levels, question, whole)
+        parts += [part for view in fate.views for part in _view(view, fate, last)]
+        if fate is last:
+            parts += [part for view in fate.views for part in _maps(view, fate, recorded.places, scores, sample)]
+        if answer is not None:
+            parts.append(drawing.lines([f"answer: {answer}"], whole, drawing.HEADING))
+        parts.append(drawing.lines([_counts(fate)], whole, drawing.SMALL, drawing.FAINT))
+        return drawing.framed(drawing.stacked(parts))
+
+    return Drawing(page, len(fates))
 
 
 @exclusive
 def run(config: VisualizeConfig) -> str:
-    """Ask a model one question and write the drawing of what it did with the tokens.
+    """Ask a model about images and write the drawing of what it did with the tokens.
 
     Returns:
-        The model's answer.
+        The model's answer; of several questions their answers, with commas between them.
     """
     images = [read_image(image) for image in config.images]  # the cheap check first
-    if is_generative(config.model):
-        answer, drawn = _generated(config, images)
-    else:
-        answer, drawn = _classified(config)
-    file = io.BytesIO()
-    drawn.save(file, format="PNG")
-    write_bytes(config.out, file.getvalue())
-    return answer
+    asked = _generated(config, images) if is_generative(config.model) else _classified(config)
+    drawing.together([drawn for _, drawn in asked]).save(config.out)
+    return ", ".join(answer for answer, _ in asked)
 
 
-def _classified(config: VisualizeConfig) -> tuple[str, Image.Image]:
+def _classified(config: VisualizeConfig) -> list[tuple[str, Drawing]]:
     session = Session.open(
         config.model,
         config.task,
@@ -113,10 +130,11 @@ def _classified(config: VisualizeConfig) -> tuple[str, Image.Image]:
         image_size=config.image_size,
         reduction=config.reduction,
     )
-    return ask(session, Example(0, config.images, config.question))
+    examples = [Example(number, config.images, question) for number, question in enumerate(config.questions)]
+    return [ask(session, example, config.saliency) for example in examples]
 
 
-def _generated(config: VisualizeConfig, images: Sequence[Image.Image]) -> tuple[str, Image.Image]:
+def _generated(config: VisualizeConfig, images: Sequence[Image.Image]) -> list[tuple[str, Drawing]]:
     given = {name: getattr(config, name) for name in ("task", "text_length", "resize", "image_size")}
     if others := [f"{name}={value}" for name, value in given.items() if value is not None]:
         raise InputError(f"{config.model} generates its answers and takes no {', '.join(others)}; leave it out")
@@ -125,11 +143,13 @@ def _generated(config: VisualizeConfig, images: Sequence[Image.Image]) -> tuple[
         patching.patch(model, reduction_from(config.reduction))
     if patching.reduction(model) is None:
         raise InputError(f"{config.model} was saved without a reduction; give one, as in reduction.method=pumer")
-    return ask_generative(model, processor, images, config.question)
+    return [ask_generative(model, processor, images, question, config.saliency) for question in config.questions]
 
 
 @torch.inference_mode()
-def ask_generative(model: Any, processor: Any, images: Sequence[ImageLike], question: str) -> tuple[str, Image.Image]:
+def ask_generative(
+    model: Any, processor: Any, images: Sequence[ImageLike], question: str, saliency: bool = False
+) -> tuple[str, Drawing]:
     """A patched generative model's answer to a question about images, and the drawing of what it did with the tokens.
 
     Args:
@@ -137,13 +157,14 @@ def ask_generative(model: Any, processor: Any, images: Sequence[ImageLike], ques
         processor: Its processor.
         images: In the order of the prompt, before the question.
         question: The text.
+        saliency: Whether to draw the scores of each layer as well.
 
     Raises:
         InputError: If the model has no reduction in its decoder, and for images that cannot be read.
     """
     pictures = [read_image(image) for image in images]
     inputs = prompt(processor, pictures, question).to(model.device, model.dtype)
-    with tracing.trace(model) as recorded:
+    with tracing.trace(model) as recorded, scored(model) if saliency else nullcontext() as scores:
         answer = generated(model, processor, inputs)
     if not recorded.forwards:
         raise InputError(
@@ -153,7 +174,14 @@ def ask_generative(model: Any, processor: Any, images: Sequence[ImageLike], ques
     with patching.disabled(model):
         whole = generated(model, processor, inputs)
     answers = f"{answer}\nwithout reduction: {whole}"
-    return answer, draw(recorded, _as_seen(processor, inputs, pictures), question, answers)
+    _check_scores(model, scores)
+    return answer, draw(recorded, _as_seen(processor, inputs, pictures), question, answers, saliency=scores)
+
+
+def _check_scores(model: torch.nn.Module, scores: Sequence[Saliency] | None) -> None:
+    if scores == []:
+        method = (patching.reduction(model) or NoReduction()).method
+        raise InputError(f"saliency is true, but method '{method}' scores no image tokens here; leave it out")
 
 
 def _as_seen(processor: Any, inputs: Mapping[str, Tensor], images: list[Image.Image]) -> list[Image.Image]:
@@ -171,21 +199,29 @@ def _as_seen(processor: Any, inputs: Mapping[str, Tensor], images: list[Image.Im
 
 
 @torch.inference_mode()
-def ask(session: Session, example: Example) -> tuple[str, Image.Image]:
-    """A model's answer to one example, of retrieval its score, and the drawing of what it did with the tokens."""
+def ask(session: Session, example: Example, saliency: bool = False) -> tuple[str, Drawing]:
+    """A model's answer to one example, of retrieval its score, and the drawing of what it did with the tokens.
+
+    Args:
+        session: The model.
+        example: Its images and text.
+        saliency: Whether to draw the scores of each layer as well.
+    """
     session.check(example)
     model, task, tokenizer = session.model, session.task, session.inputs.tokenizer
     batch = {name: tensor.to(model.device) for name, tensor in model_inputs([example], session.inputs).items()}
-    with tracing.trace(model) as recorded:
+    with tracing.trace(model) as recorded, scored(model) if saliency else nullcontext() as scores:
         logits = numbers(model(**batch).logits)
+    _check_scores(model, scores)
     answer = f"score {float(logits):.2f}" if isinstance(task, Retrieval) else task.labels[int(task.choose(logits))]
-    words = tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
+    words = tokenizer.convert_ids_to_tokens(batch["input_ids"][0][batch["attention_mask"][0] > 0].tolist())
+    words += tokenizer.tokenize(example.text)[len(words) - 2 :]  # cut off, without [CLS] and [SEP]
     last = len(example.images) - 1
     drawings = [
-        draw(recorded, image, words, answer if forward == last else None, forward=forward)
+        draw(recorded, image, words, answer if forward == last else None, forward=forward, saliency=scores)
         for forward, image in enumerate(example.images)
     ]
-    return answer, drawing.stacked(drawings) if last else drawings[0]
+    return answer, drawing.together(drawings)
 
 
 def _forward(trace: Trace, forward: int) -> ForwardTrace:
@@ -197,103 +233,169 @@ def _forward(trace: Trace, forward: int) -> ForwardTrace:
     return trace.forwards[forward]
 
 
-def _panels(view: View, fate: Fate) -> Image.Image:
-    """A view as the model saw it, with what was pruned, and with what was merged, side by side."""
-    cell = max(4, IMAGE_EDGE // max(view.rows, view.cols))
-    shown = view.image.resize((view.cols * cell, view.rows * cell), Image.Resampling.BICUBIC)
-    as_read = drawing.panel(shown, view.title, [(None, f"{view.rows} x {view.cols} {fate.unit}")])
-    return drawing.beside((as_read, _pruned_panel(shown, view, fate, cell), _merged_panel(shown, view, fate, cell)))
+def _view(view: View, fate: Fate, last: Fate) -> list[Page]:
+    """A view, what was pruned of it, and the tokens that are left."""
+    wide = view.image.width > WIDE * view.image.height
+    most = drawing.WIDTH - 2 * drawing.MARGIN if wide else PANEL_WIDTH
+    width = min(most, max(PANEL_HEIGHT * view.image.width / view.image.height, most / 2))
+    height = min(width * view.image.height / view.image.width, 2 * PANEL_HEIGHT)
+    edges = zip((width, height), view.image.size, (view.cols, view.rows), strict=True)
+    size = [ceil(min(max(own, edge), drawing.SCALE * edge) / cells) * cells for edge, own, cells in edges]
+    image = view.image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    shown = Page(width, height, [Picture(0, 0, width, height, image)])
+    first = drawing.panel(shown, view.title, [(None, f"{view.rows} x {view.cols} {fate.unit}")])
+    if not (_gone(view, last) or last.groups(view.tokens)):
+        note = drawing.lines([f"nothing was reduced: each of the {fate.unit} is left"], PANEL_WIDTH)
+        return [drawing.beside((first, drawing.panel(note, "")))]
+    grey = Page(width, height, [Picture(0, 0, width, height, _greyed(image, view, fate, last))])
+    panels = first, drawing.panel(grey, *_pruned(view, fate, last)), _merged_panel(view, fate, width, height)
+    return [drawing.stacked(panels) if wide else drawing.beside(panels)]
 
 
-def _pruned_panel(image: Image.Image, view: View, fate: Fate, cell: int) -> Image.Image:
-    pruned_at = [-1 if token is None else fate.pruned_at[token] for token in view.tokens]
-    counts = Counter(place for place in pruned_at if place >= 0)
+def _gone(view: View, fate: Fate) -> dict[int, int]:
+    """Of each cell that is gone the index of the place where it was pruned; -1: before the decoder."""
+    places = ((cell, -1 if token is None else fate.pruned_at[token]) for cell, token in enumerate(view.tokens))
+    absent = fate.unit == "tokens"  # of an image in a prompt; a grid of patches has a token in each cell
+    return {cell: at for cell, at in places if at >= 0 or (absent and view.tokens[cell] is None)}
+
+
+def _greyed(image: Image.Image, view: View, fate: Fate, last: Fate) -> Image.Image:
+    gone, cells = _gone(view, fate), range(len(view.tokens))
+    shares = [_wash(gone[cell], last) if cell in gone else 0 for cell in cells]
+    return drawing.greyed(image, shares, view.rows, view.cols)
+
+
+def _wash(place: int, last: Fate) -> float:
+    """How pale the patches are that were pruned at a place."""
+    return 0.92 - 0.24 * (place + 1) / max(len(last.places), 1)
+
+
+def _pruned(view: View, fate: Fate, last: Fate) -> tuple[str, list[tuple[Colour | None, str]]]:
+    """Title and legend."""
+    gone, ever = Counter(_gone(view, fate).values()), Counter(_gone(view, last).values())
+    named = [(-1, "before the decoder")] if ever[-1] else []
     # most methods only merge in a vision encoder: no legend for what did not happen there
-    pruning = [rank for rank, place in enumerate(fate.places) if counts[rank] or not place.startswith("vision")]
-    colours = {place: drawing.layer_colour(rank, len(pruning)) for rank, place in enumerate(pruning)}
-    legend = [(colour, f"{fate.places[place]}: {counts[place]}") for place, colour in colours.items()]
-    shown, absent = image.copy(), _absent(view, fate)
-    if absent:
-        legend.insert(0, (PRUNED, f"before the decoder: {len(absent)}"))
-    for patch, place in enumerate(pruned_at):
-        if place >= 0 or patch in absent:
-            colour, share = (colours[place], 0.75) if place >= 0 else (PRUNED, 0.9)
-            drawing.tint(shown, drawing.patch_box(patch, view.cols, cell), colour, share)
-    gone = counts.total() + len(absent)
-    return drawing.panel(shown, f"pruned: {gone} of {view.rows * view.cols} {fate.unit}", legend)
+    named += [(at, name) for at, name in enumerate(last.places) if ever[at] or not name.startswith("vision")]
+    legend: list[tuple[Colour | None, str]] = [
+        (drawing.mixed((0, 0, 0), drawing.PAPER, _wash(at, last)), f"{name}: {gone[at]}") for at, name in named
+    ]
+    return f"pruned: {gone.total()} of {view.rows * view.cols} {fate.unit}", legend
 
 
-def _absent(view: View, fate: Fate) -> set[int]:
-    """The cells of an image in a prompt whose tokens were gone before the decoder."""
-    in_prompt = fate.unit == "tokens"
-    return {patch for patch, token in enumerate(view.tokens) if token is None} if in_prompt else set()
+def _merged_panel(view: View, fate: Fate, width: float, height: float) -> Page:
+    grid, light = (view.rows, view.cols), np.asarray(view.image).mean() > 140
+    holders = [None if token is None or fate.holder[token] < 0 else fate.holder[token] for token in view.tokens]
+    colours = _mean_colours(fate)
+    page = drawing.mosaic([colours.get(at, drawing.GONE) for at in holders], *grid, width, height)
+    thin = drawing.borders(holders, *grid, width, height)
+    page.shapes.append(Strokes(0, 0, thin, drawing.INK if light else drawing.PAPER, 0.75))
+    sizes = Counter(at for at in holders if at is not None)
+    largest = [(holder, count) for holder, count in sizes.most_common(LARGEST) if count > 1]
+    for number, (holder, _) in enumerate(largest, start=1):
+        own = [at if at == holder else None for at in holders]
+        segments = drawing.borders(own, *grid, width, height)
+        page.shapes += [Strokes(0, 0, segments, drawing.PAPER, 5), Strokes(0, 0, segments, drawing.INK, 2.5)]
+        row, col = divmod(own.index(holder), view.cols)
+        page.shapes += drawing.numbered(number, (col + 0.5) * width / view.cols, (row + 0.5) * height / view.rows)
+    counts = [f"{number}: {count}" for number, (_, count) in enumerate(largest, start=1)]
+    unit = "patches" if fate.unit == "patches" else "cells"  # of a token's that holds other tokens
+    legend = [(None, "  ".join([f"{counts[0]} {unit}", *counts[1:]]))] if counts else []
+    title = f"left: {len(sizes)} tokens"
+    if fate.unit == "patches":
+        title = f"image tokens: {fate.counts['image'][0]} -> {fate.counts['image'][-1]}"
+    return drawing.panel(page, title, [*legend, (drawing.GONE, "pruned")])
 
 
-def _merged_panel(image: Image.Image, view: View, fate: Fate, cell: int) -> Image.Image:
-    groups, shown = defaultdict(set), image.copy()
-    absent = _absent(view, fate)
-    for patch, token in enumerate(view.tokens):
-        if token in fate.image_groups:
-            groups[fate.image_groups[token]].add(patch)
-        elif patch in absent or (
-            token is not None and fate.pruned_at[token] >= 0
-        ):  # pale, so that what is left stands out
-            drawing.tint(shown, drawing.patch_box(patch, view.cols, cell), PRUNED, 0.9)
-    for rank, patches in groups.items():
-        colour = drawing.group_colour(rank)
-        for patch in patches:
-            drawing.tint(shown, drawing.patch_box(patch, view.cols, cell), colour, 0.42)
-        drawing.outline(shown, patches, view.cols, cell, colour)
-    merged = sum(map(len, groups.values()))
-    alone = sum(token is not None and fate.owner[token] >= 0 for token in view.tokens) - merged
-    legend = [(None, "one colour = one token"), (None, f"alone: {alone}"), (PRUNED, "pruned")]
-    return drawing.panel(shown, f"merged: {merged} {fate.unit} into {len(groups)} tokens", legend)
+def _mean_colours(fate: Fate) -> dict[int | None, Colour]:
+    """Of each token that is left the mean colour of its patches, in whatever view."""
+    members = defaultdict(list)
+    for view in fate.views:
+        means = np.asarray(view.image.resize((view.cols, view.rows), Image.Resampling.BOX)).reshape(-1, 3)
+        for token, mean in zip(view.tokens, means, strict=True):
+            if token is not None:
+                members[fate.holder[token]].append(mean)
+    mixed = {token: np.mean(colours, axis=0).round().astype(int).tolist() for token, colours in members.items()}
+    return {token: (red, green, blue) for token, (red, green, blue) in mixed.items() if token >= 0}
 
 
-def _text_line(fate: Fate, words: Sequence[str] | None, lines: Sequence[str], width: int) -> Image.Image:
-    """The words in boxes, merged ones coloured and bracketed, pruned ones struck out; then lines of text."""
+def _maps(view: View, fate: Fate, places: Sequence[Place], scores: Saliency, sample: int) -> list[Page]:
+    """A view's scores at each place that scored: the highest dark, the lowest pale, what was gone white."""
+    panels = []
+    width = (drawing.WIDTH - 2 * drawing.MARGIN - 3 * drawing.GAP) / 4
+    height = min(width * view.image.height / view.image.width, 2 * width)
+    for place, name in zip(places, fate.places, strict=True):
+        if place not in scores:
+            continue
+        values = [float("nan") if token is None else float(scores[place][sample, token]) for token in view.tokens]
+        ordered = sorted({value for value in values if isfinite(value)})
+        shares = {value: rank / max(len(ordered) - 1, 1) for rank, value in enumerate(ordered)}
+        colours = [
+            drawing.mixed(drawing.LOW, drawing.HIGH, shares[value]) if value in shares else drawing.PAPER
+            for value in values
+        ]
+        panels.append(drawing.panel(drawing.mosaic(colours, view.rows, view.cols, width, height), name))
+    if not panels:
+        return []
+    rows = [drawing.beside(panels[start : start + 4]) for start in range(0, len(panels), 4)]
+    legend: list[tuple[Colour | None, str]] = [(drawing.LOW, "lowest score: pruned first"), (drawing.HIGH, "highest")]
+    return [drawing.panel(drawing.stacked(rows), f"what each layer keeps of the {view.title}, by score", legend)]
+
+
+def _prompt(question: str | Sequence[str] | None, width: float) -> list[Page]:
+    asked = question if isinstance(question, str) or question is None else " ".join(question)
+    return [drawing.lines([asked], width, drawing.HEADING)] if asked else []
+
+
+def _text(fate: Fate, levels: int, question: str | Sequence[str] | None, width: float) -> list[Page]:
+    """The words in boxes, merged ones coloured and bracketed, pruned ones struck out; and what else is to be said."""
+    words, cut = _words(question, len(fate.text))
     labels = [str(position) for position in range(len(fate.text))] if words is None else words
-    count = len(set(fate.text_groups.values()))
-    chips = dict(zip(fate.text, drawing.chips(labels, width, brackets=count), strict=True))
+    chips = dict(zip(fate.text, drawing.chips(labels, width, brackets=levels), strict=True))
     bottom = max((chip.bottom for chip in chips.values()), default=0)
-    bottom += drawing.bracket_room(count) if chips else 0
-    line = Image.new("RGB", (width, max(1, bottom + 30 * len(lines))), drawing.PAPER)
-    pen = ImageDraw.Draw(line)
+    line = Page(width, bottom + drawing.bracket_room(levels) if chips else 0)
     joined = defaultdict(list)
     for token, chip in chips.items():
         colour = drawing.BOX
         if token in fate.text_groups:
             colour = drawing.mixed(drawing.PAPER, drawing.group_colour(fate.text_groups[token]), 0.55)
             joined[fate.text_groups[token]].append(chip)
-        chip.draw(pen, colour, gone=fate.pruned_at[token] >= 0)
-    for rank, members in joined.items():
-        drawing.bracket(pen, members, rank)
-    for row, text in enumerate(lines):
-        pen.text((0, bottom + 15 + 30 * row), text, drawing.INK, drawing.font(19), anchor="lm")
-    return line
+        line.shapes += chip.draw(colour, gone=fate.pruned_at[token] >= 0)
+    for rank, level in _levels(fate).items():
+        line.shapes += drawing.bracket(joined[rank], level, drawing.group_colour(rank))
+    asked = [question] if isinstance(question, str) and words is None else []
+    note = [f"the question was cut after {len(fate.text)} tokens; not read: {cut}"] if cut else []
+    return [line, *([drawing.lines([*asked, *note], width)] if asked or note else [])]
 
 
-def _words(question: str | Sequence[str] | None, count: int) -> list[str] | None:
-    """One word for each of `count` real text tokens; None where the question does not give as many."""
+def _levels(fate: Fate) -> dict[int, int]:
+    """How far below the words the bracket of each group is, so that no two of them touch."""
+    spans: dict[int, list[int]] = defaultdict(list)
+    for token in fate.text:
+        if token in fate.text_groups:
+            spans[fate.text_groups[token]].append(token)
+    levels: dict[int, int] = {}
+    ends: list[int] = []
+    for rank, tokens in sorted(spans.items(), key=lambda span: span[1][0]):
+        levels[rank] = next((level for level, end in enumerate(ends) if end < tokens[0]), len(ends))
+        ends[levels[rank] : levels[rank] + 1] = [tokens[-1]]
+    return levels
+
+
+def _words(question: str | Sequence[str] | None, count: int) -> tuple[list[str] | None, str]:
+    """One word for each of `count` real text tokens, None where the question does not give as many; and what is cut."""
     if isinstance(question, str):
         words = ["[CLS]", *re.findall(r"\w+|[^\w\s]", question), "[SEP]"]
-    else:
-        words = list(question or ())[:count]
-    return words if len(words) == count else None
+        return (words if len(words) == count else None), " ".join(words[count - 1 : -1])  # a token is a word at most
+    given = list(question or ())
+    words, rest = [word.removeprefix(SPACE) for word in given[:count]], given[count:]
+    cut = "".join(rest).replace(SPACE, " ") if any(SPACE in word for word in rest) else " ".join(rest)
+    return (words if len(words) == count else None), cut.replace(" ##", "").strip()
 
 
-def _counts_line(fate: Fate, width: int) -> Image.Image:
+def _counts(fate: Fate) -> str:
     """How many tokens of each kind were left after each reduction."""
-    parts = []
-    counted = [(f"{kind} tokens", counts) for kind, counts in fate.counts.items()]
+    counted = {f"{kind} tokens": counts for kind, counts in fate.counts.items()}
     if 0 in fate.counts["text"][1:]:  # words and patches were merged alike: there is no telling them apart
-        counted = [("tokens of image and text", [sum(both) for both in zip(*fate.counts.values(), strict=True)])]
-    for name, (entered, *left) in counted:
-        counts = zip(fate.places, left, strict=True)
-        seen = [(place, count) for place, count in counts if "image" in name or not place.startswith("vision")]
-        parts.append(f"{name}: {', '.join([str(entered), *(f'{count} after {place}' for place, count in seen)])}")
-    text = "      ".join(parts)
-    sizes = [size for size in (15, 14, 13, 12, 11, 10) if drawing.font(size).getlength(text) <= width]
-    line = Image.new("RGB", (width, 26), drawing.PAPER)
-    ImageDraw.Draw(line).text((0, 13), text, drawing.FAINT, drawing.font(max(sizes, default=9)), anchor="lm")
-    return line
+        counted = {"tokens of image and text": [sum(each) for each in zip(*fate.counts.values(), strict=True)]}
+    said = "; ".join(f"{name}: {' -> '.join(map(str, counts))}" for name, counts in counted.items())
+    return f"{said} (after {', '.join(fate.places)})" if fate.places else said
