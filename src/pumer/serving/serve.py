@@ -1,5 +1,6 @@
 """`pumer serve`: replicas on a Ray cluster, and a server of HTTP before them."""
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from ray.serve.exceptions import ReplicaUnavailableError
 from ray.serve.schema import LoggingConfig
 
 from pumer.serving.app import Reply, Server
-from pumer.serving.cluster import cluster, is_own
+from pumer.serving.cluster import cluster
 from pumer.serving.protocols import Asked, RefusedRequest
 from pumer.serving.replica import Replica
 from pumer.settings.serve import ServeConfig
@@ -124,5 +125,5 @@ def _replicas(config: ServeConfig) -> Iterator[tuple[str, Any]]:
     try:
         yield app, serve.run(deployment.bind(config), name=app, route_prefix=None)
     finally:
-        if not is_own():
+        if os.environ.get("RAY_ADDRESS"):  # else it ends with the cluster
             serve.delete(app)
