@@ -150,7 +150,7 @@ def main() -> None:
     asked = [questions[number % len(questions)] for number in range(arguments.requests)]
     draw.shuffle(asked)
     result: dict[str, Any] = {"questions": about(questions)}
-    command = [arguments.model, f"replicas={arguments.replicas}"]
+    command = [arguments.model, f"replicas={arguments.replicas}", "timeout_s=300"]  # new replicas take long to start
     with serving(*command) as running:
         result["load"] = load(running, asked, arguments.clients)
         result["kills"] = load(running, asked, arguments.clients, kills=2)

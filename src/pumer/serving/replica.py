@@ -25,7 +25,9 @@ class Replica:
         """Load the model; what is wrong with it is kept for `about`, as Ray would only try again."""
         self.config, self._refusal = config, ""
         self._reader, self._answerer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._waiting: _Waiting | None = None
+        self._room = asyncio.Semaphore(2 * config.max_batch_size)  # a batch that is answered, and one that is read
+        self._waiting: _Waiting = asyncio.Queue()
+        self._working: asyncio.Task[None] | None = None
         try:  # with torch, which the process that deploys does not need
             self._model: Any = import_module("pumer.serving.model").ServedModel(config)
         except InputError as error:
@@ -39,20 +41,20 @@ class Replica:
     async def __call__(self, asked: Asked) -> Reply:
         """The answer to a question, or why there is none."""
         loop = asyncio.get_running_loop()
-        if self._waiting is None:
-            self._waiting = asyncio.Queue()
-            self._work_task = loop.create_task(self._work(self._waiting))
-        try:
-            read = await loop.run_in_executor(self._reader, self._model.read, asked)
-        except InputError as error:
-            return Reply(str(error), refused=True)
-        answer: asyncio.Future[Reply] = loop.create_future()
-        self._waiting.put_nowait((read, answer))
-        return await answer
+        if self._working is None:
+            self._working = loop.create_task(self._work())
+        async with self._room:
+            try:
+                read = await loop.run_in_executor(self._reader, self._model.read, asked)
+            except InputError as error:
+                return Reply(str(error), refused=True)
+            answer: asyncio.Future[Reply] = loop.create_future()
+            self._waiting.put_nowait((read, answer))
+            return await answer
 
-    async def _work(self, waiting: _Waiting) -> None:
+    async def _work(self) -> None:
         """Answer what waits, for ever."""
-        loop = asyncio.get_running_loop()
+        loop, waiting = asyncio.get_running_loop(), self._waiting
         while True:
             batch = [await waiting.get()]
             while not waiting.empty() and len(batch) < self.config.max_batch_size:

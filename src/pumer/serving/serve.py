@@ -117,7 +117,7 @@ def _replicas(config: ServeConfig) -> Iterator[tuple[str, Any]]:
         Replica,
         name=_DEPLOYMENT,
         num_replicas=config.replicas,
-        max_ongoing_requests=2 * config.max_batch_size,  # a batch that is answered, and one that is read
+        max_ongoing_requests=config.max_waiting,  # all: Ray asks replicas that may be full how full they are, for long
         ray_actor_options=share,
         logging_config=quiet,
     )
