@@ -76,7 +76,7 @@ def test_chats_are_answered_in_a_batch_as_alone(folder):
         [user(image(3), text("what is it ?")), {"role": "assistant", "content": "blue"}, user(text("is it red ?"))],
         [user(image(1), image(2), text("what is this ?"))],
     ]
-    responses = send(config, *(chat(*messages) for messages in turns), chat(*turns[0], max_tokens=2))
+    responses = send(config, *(chat(*messages) for messages in turns), chat(*turns[0], max_tokens=2, temperature=0.0))
     model, processor = load_generative(folder, device="cpu")
     for messages, response in zip([*turns, turns[0]], responses, strict=True):
         seeds = [n for n in (1, 2, 3) for m in messages if image(n) in _parts(m["content"])]

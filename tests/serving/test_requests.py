@@ -171,7 +171,7 @@ def test_a_failure_is_one_line_and_the_servers_fault():
     [
         ({"stream": True}, "stream"),
         ({"n": 2}, "n:"),
-        ({"temperature": 0.7}, "temperature"),
+        ({"temperature": 0.7}, "0.7"),
         ({"max_tokens": 65}, "65"),
         ({"max_tokens": 0}, "0"),
         ({"model": "other"}, "other"),

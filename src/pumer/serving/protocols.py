@@ -157,7 +157,7 @@ class Chat(_Strict):
     model: str | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    temperature: Literal[0] | None = None
+    temperature: float | None = None
     top_p: float | None = None
     n: Literal[1] | None = None
     seed: int | None = None
@@ -168,6 +168,8 @@ class Chat(_Strict):
         """What the model is asked; `most` tokens may be asked for."""
         if self.messages[-1].role != "user":
             raise RefusedRequest(400, f"the last message is of {self.messages[-1].role}; it must be of user")
+        if self.temperature:
+            raise RefusedRequest(400, f"temperature is {self.temperature}; give 0: the likeliest token is taken")
         length = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
         if length is not None and not 1 <= length <= most:
             raise RefusedRequest(400, f"max_tokens must lie in [1, {most}], not {length}")
