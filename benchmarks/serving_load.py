@@ -138,7 +138,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default="small:vilt", help="with its task; fusion models alone")
     options.add_argument("--requests", type=int, default=2000)
-    options.add_argument("--distinct", type=int, default=400, help="questions, each asked several times")
+    options.add_argument("--distinct", type=int, default=200, help="questions, each asked several times")
     options.add_argument("--clients", type=int, default=32)
     options.add_argument("--bad", type=int, default=300)
     options.add_argument("--replicas", type=int, default=2)

@@ -23,8 +23,11 @@ BYTES = 2**20
 class Running:
     def __init__(self, *arguments):
         command = [sys.executable, "-m", "pumer", "serve", *map(str, arguments), "port=0"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        line = self.process.stderr.readline()
+        for _ in range(3):  # Ray waits 30 seconds for itself, which a busy machine may not keep
+            self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            line = self.process.stderr.readline()
+            if "Ray does not start" not in line:
+                break
         found = re.fullmatch(r"serving (\S+) at (http://127\.0\.0\.1:\d+)\n", line)
         assert found, line + self.process.stderr.read()
         self.name, self.url = found.groups()
