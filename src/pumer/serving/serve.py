@@ -8,13 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-import ray
 import typer
 import uvicorn
-from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import ReplicaUnavailableError
-from ray.serve.schema import LoggingConfig
 
 from pumer.serving.app import Reply, Server
 from pumer.serving.cluster import cluster
@@ -38,7 +33,11 @@ def run(config: ServeConfig) -> None:
         InputError: for a model that cannot be served, and an address that cannot be taken.
         KeyboardInterrupt: after SIGINT.
     """
-    with _bound(config) as listening, cluster(), _replicas(config) as (app, handle):
+    with _bound(config) as listening, cluster(), _replicas(config) as (app, handle):  # imports Ray, with its settings
+        from ray import serve
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import ReplicaUnavailableError
+
         about = handle.about.remote().result()
         if isinstance(about, str):
             raise InputError(about)
@@ -106,6 +105,10 @@ def _address(listening: socket.socket) -> str:
 @contextmanager
 def _replicas(config: ServeConfig) -> Iterator[tuple[str, Any]]:
     """The application's name and a handle of its replicas, once all of them are there."""
+    import ray
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
     resources, nodes = ray.cluster_resources(), ray.nodes()
     cores, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
     if config.replicas > cores:
