@@ -191,7 +191,7 @@ def test_defect_keeps_its_traceback(recipe, monkeypatch):
         (["trian"], ["'trian'", "'train'"]),
         (["train", "x.yaml", "--epochs", "3"], ["--epochs", "epochs=3"]),
         (["evaluate", "small:vilt", "--batch-size=5"], ["--batch-size", "batch_size=5"]),
-        (["predict", "small:vilt", "--question", "x.csv"], ["--questions", "predict --help"]),
+        (["predict", "small:vilt", "--question", "x.csv"], ["--questions", "--images"]),
         (["convert", "EMPTY.ckpt", "out", "--size", "3"], ["--size", "convert --help"]),
         (["evaluate", "small:vlt"], ["'small:vlt'", "'small:vilt'", "small:meter"]),
         (["plan", "preset:vilt-b23"], ["'vilt-b23'", "'vilt-b32'"]),

@@ -16,6 +16,7 @@ from pumer.settings.overview import InfoConfig, ListConfig
 from pumer.settings.plan import PlanConfig
 from pumer.settings.predict import PredictConfig
 from pumer.settings.score import ScoreConfig
+from pumer.settings.serve import ServeConfig
 from pumer.settings.train import TrainConfig
 from pumer.settings.visualize import VisualizeConfig
 from pumer.utils.commands import SETTING, application, console, group, resolve, run_job, say, show_table, with_settings
@@ -218,6 +219,12 @@ def export(
     else:
         worst = max(row["largest"] for row in record["differences"])
         say(f"{config.out} answers as the model does, but for {worst:.1g} in its logits")
+
+
+@app.command(cls=with_settings(ServeConfig))
+def serve(model: Model, settings: Settings = None) -> None:
+    """Answer questions over HTTP, until Ctrl-C: KServe's protocol, and chats of models that generate."""
+    run_job("pumer.serving.serve", resolve(ServeConfig, settings, model=model))
 
 
 @data.command("world", cls=with_settings(WorldConfig))

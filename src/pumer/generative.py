@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -71,6 +71,11 @@ def prompts(processor: Any, asked: Iterable[tuple[Sequence[Image.Image], str]]) 
     for images, question in asked:
         content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
         conversations.append([{"role": "user", "content": [*content, {"type": "text", "text": question}]}])
+    return conversed(processor, conversations)
+
+
+def conversed(processor: Any, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> Any:
+    """Model inputs of several conversations, as the processor's chat template takes them; images are PIL images."""
     return processor.apply_chat_template(
         conversations,
         add_generation_prompt=True,
@@ -90,8 +95,33 @@ def answers(
     model: Any, processor: Any, inputs: Mapping[str, Tensor], max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any
 ) -> list[str]:
     """A model's answers to several prompts, by the likeliest token each time; `settings` are those of ``generate``."""
+    return [each.text for each in replies(model, processor, inputs, max_new_tokens, **settings)]
+
+
+class Reply(NamedTuple):
+    """A model's answer.
+
+    Attributes:
+        text: Without the tokens that end it.
+        new_tokens: How many it has, with the one that ends it.
+        ended: Whether it has one that ends it.
+    """
+
+    text: str
+    new_tokens: int
+    ended: bool
+
+
+def replies(
+    model: Any, processor: Any, inputs: Mapping[str, Tensor], max_new_tokens: int = MAX_NEW_TOKENS, **settings: Any
+) -> list[Reply]:
+    """A model's answers, as of `answers`, with their lengths."""
     unused = dict.fromkeys(("temperature", "top_p", "top_k"))  # that a checkpoint gives for sampling
     settings |= {"max_new_tokens": max_new_tokens, "pad_token_id": processor.tokenizer.pad_token_id}
     ids = model.generate(**inputs, do_sample=False, num_beams=1, **settings, **unused)
-    texts: list[str] = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    new = ids[:, inputs["input_ids"].shape[1] :]
+    ends = model.generation_config.eos_token_id
+    ended = torch.isin(new, torch.tensor([] if ends is None else ends, dtype=new.dtype, device=new.device))
+    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1]).tolist()
+    texts: list[str] = processor.batch_decode(new, skip_special_tokens=True)
+    return [Reply(text.strip(), *more) for text, *more in zip(texts, lengths, ended.any(1).tolist(), strict=True)]

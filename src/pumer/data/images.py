@@ -90,13 +90,16 @@ def image_bytes(path: Path) -> bytes:
         raise InputError(f"cannot be read ({error})") from error
 
 
-def decode(data: bytes) -> Image.Image:
-    """Decode the content of an image file to RGB, whatever its name; all of it must be there. See `read_image`."""
+def decode(data: bytes, most: int = MAX_PIXELS) -> Image.Image:
+    """Decode the content of an image file to RGB, whatever its name; all of it must be there. See `read_image`.
+
+    More than `most` pixels are refused before they are decoded.
+    """
     if not data:
         raise InputError("is empty")
     Image.init()  # or Pillow may not know the formats yet; done once
     with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return _usable(image)
+        return _usable(image, most)
 
 
 @contextmanager
@@ -117,9 +120,9 @@ def _reasons() -> Iterator[None]:
         raise InputError(f"cannot be decoded ({reason})") from error
 
 
-def _usable(image: Image.Image) -> Image.Image:
+def _usable(image: Image.Image, most: int = MAX_PIXELS) -> Image.Image:
     """A PIL image as upright RGB."""
-    _check_size(image.width, image.height)
+    _check_size(image.width, image.height, most)
     with _reasons():
         about = getattr(image, "tag_v2", {})  # of a TIFF file; turning the image forgets them, and the format
         known_as_16_bits = image.mode.startswith("I;") or image.format in ("PNG", "PPM")
@@ -152,11 +155,11 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(_eight_bits(values, bits)).convert("RGB")
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
     if not width * height:
         raise InputError(f"is empty ({width} x {height} pixels)")
-    if width * height > MAX_PIXELS:
-        raise InputError(f"is too large ({width} x {height} pixels; at most {MAX_PIXELS})")
+    if width * height > most:
+        raise InputError(f"is too large ({width} x {height} pixels; at most {most})")
 
 
 def _eight_bits(values: np.ndarray, bits: int | None) -> np.ndarray:
@@ -236,10 +239,17 @@ class Pixels:
             self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return image
 
+    def smaller(self, image: Image.Image) -> Image.Image:
+        """An RGB image in the size the model sees, if that is a square; else as it is. For images that have to wait.
+
+        `resized` makes the same of both.
+        """
+        return image.resize((self.edge, self.edge), self.square) if self.resize == "square" else image
+
     def resized(self, image: Image.Image) -> np.ndarray:
         """An RGB image as 8-bit array (3, height, width) in the size the model sees."""
         if self.resize == "square":
-            return _channels_first(image.resize((self.edge, self.edge), self.square))
+            return _channels_first(self.smaller(image))
         resample = PILImageResampling(self.image_processor.resample)
         patch, longest = self.image_processor.size_divisor, int(self.edge * _LONGER)
         if min(image.size) * longest < max(image.size) * patch:  # so narrow that the processor would leave nothing

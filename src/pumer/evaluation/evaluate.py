@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pumer.evaluation import summary
@@ -162,10 +163,15 @@ def _forget(number: int, answers: list[str]) -> None:
     """Keep nothing."""
 
 
+def logits_of(session: Session, batch: Mapping[str, Any]) -> Tensor:
+    """The logits ``(B, labels)`` of a classifier for a batch of its task; NaN is refused."""
+    inputs = {name: tensor.to(session.model.device) for name, tensor in batch["inputs"].items()}
+    return numbers(session.forward(**inputs).logits)
+
+
 def _choose(session: Session, batch: Mapping[str, Any]) -> list[str]:
     """The labels that a classifier answers a batch with."""
-    inputs = {name: tensor.to(session.model.device) for name, tensor in batch["inputs"].items()}
-    columns = session.task.choose(numbers(session.forward(**inputs).logits)).tolist()
+    columns = session.task.choose(logits_of(session, batch)).tolist()
     return [session.task.labels[column] for column in columns]
 
 

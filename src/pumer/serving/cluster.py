@@ -27,6 +27,7 @@ def cluster(address: str | None = None, objects: int | None = OBJECTS) -> Iterat
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: behind everything else on this machine
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address == "local":  # or it would listen at the address that other machines know
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -68,6 +68,10 @@ class PredictConfig(SplitJob):
             raise InputError(f"workers={self.workers} is not for a Ray cluster; give replicas, or leave it out")
         if self.question is not None and not self.question.strip():
             raise InputError("question is empty; give the question to ask about every image")
+        if self.question is not None and self.questions is None and self.images == Path():
+            raise InputError(
+                "question is asked about every image of a folder: give --images FOLDER, or --questions FILE"
+            )
         if self.question is not None and not self.sharded:
             raise InputError("question is for a folder of images and for shards; write it into the CSV file")
         if self.out is None:

@@ -1,0 +1,132 @@
+"""`pumer serve`: replicas on a Ray cluster, and a server of HTTP before them."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import typer
+import uvicorn
+
+from pumer.serving.app import Reply, Server
+from pumer.serving.cluster import cluster
+from pumer.serving.protocols import Asked, RefusedRequest
+from pumer.serving.replica import Replica
+from pumer.settings.serve import ServeConfig
+from pumer.utils.errors import InputError
+
+ATTEMPTS = 4
+"""Replicas that are asked one question, as long as each dies over it. An answer changes nothing, so asking is safe."""
+_DEPLOYMENT = "model"
+
+
+def run(config: ServeConfig) -> None:
+    """Serve a model until SIGINT or SIGTERM, then answer what is asked already.
+
+    The server of HTTP runs in this process, not in Ray Serve's proxy, which buffers a body of any size before anything
+    can refuse it.
+
+    Raises:
+        InputError: for a model that cannot be served, and an address that cannot be taken.
+        KeyboardInterrupt: after SIGINT.
+    """
+    with _bound(config) as listening, cluster(), _replicas(config) as (app, handle):  # imports Ray, with its settings
+        from ray import serve
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import ReplicaUnavailableError
+
+        about = handle.about.remote().result()
+        if isinstance(about, str):
+            raise InputError(about)
+
+        async def ask(asked: Asked) -> Reply:
+            for _ in range(ATTEMPTS):
+                try:
+                    reply: Reply = await handle.remote(asked)
+                    return reply
+                except (RayActorError, ReplicaUnavailableError):
+                    continue
+            raise RefusedRequest(503, f"{ATTEMPTS} replicas in a row died over this question; ask another one")
+
+        def ready() -> bool:
+            deployments = serve.status().applications[app].deployments
+            return bool(deployments[_DEPLOYMENT].replica_states.get("RUNNING", 0))
+
+        http = uvicorn.Config(
+            Server(config, about, ask, ready).app,
+            http="h11",  # bounds the head of a request
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=4 * config.max_waiting + 64,
+            timeout_graceful_shutdown=max(1, round(config.timeout_s)),
+        )
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which uvicorn handles, and raises again when all is answered
+        _Announcing(http, f"serving {about.name} at http://{_address(listening)}").run(sockets=[listening])
+
+
+class _Announcing(uvicorn.Server):
+    """A server that says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, line: str) -> None:
+        super().__init__(config)
+        self._line = line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        typer.echo(self._line, err=True)
+
+
+def _bound(config: ServeConfig) -> socket.socket:
+    """A socket with the address, taken before anything takes long; nobody is let in yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        return bound
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no such host"
+        place = f"port {config.port} of {config.host}"
+        raise InputError(f"{place} cannot be taken ({reason}); give another port=... or host=...") from error
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@contextmanager
+def _replicas(config: ServeConfig) -> Iterator[tuple[str, Any]]:
+    """The application's name and a handle of its replicas, once all of them are there."""
+    import ray
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    resources, nodes = ray.cluster_resources(), ray.nodes()
+    cores, gpus = int(resources.get("CPU", 0)), resources.get("GPU", 0)
+    if config.replicas > cores:
+        raise InputError(f"replicas={config.replicas} need a core each, and there are {cores}; give fewer")
+    share = {"num_cpus": cores // config.replicas if len(nodes) == 1 else 1, "num_gpus": min(1, gpus / config.replicas)}
+    quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+    serve.start(proxy_location="Disabled", logging_config=quiet)
+    deployment = serve.deployment(
+        Replica,
+        name=_DEPLOYMENT,
+        num_replicas=config.replicas,
+        max_ongoing_requests=config.max_waiting,  # all: Ray asks replicas that may be full how full they are, for long
+        ray_actor_options=share,
+        logging_config=quiet,
+    )
+    app = f"pumer-{uuid4().hex[:8]}"
+    try:
+        yield app, serve.run(deployment.bind(config), name=app, route_prefix=None)
+    finally:
+        if os.environ.get("RAY_ADDRESS"):  # else it ends with the cluster
+            serve.delete(app)
