@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pumer.compiling.compile import compile as compile
     from pumer.evaluation.predict import Predictor as Predictor
     from pumer.exporting.export import export as export
+    from pumer.exporting.generation_runtime import ExportedGenerator as ExportedGenerator
     from pumer.exporting.runtime import ExportedModel as ExportedModel
     from pumer.patching import disabled as disabled
     from pumer.patching import patch as patch
@@ -72,6 +73,7 @@ _MODULES = {
     "compiling.compile": ("compile",),
     "evaluation.predict": ("Predictor",),
     "exporting.export": ("export",),
+    "exporting.generation_runtime": ("ExportedGenerator",),
     "exporting.runtime": ("ExportedModel",),
     "utils.errors": ("InputError",),
     "patching": ("disabled", "patch", "patched", "reduction", "unpatch"),

@@ -46,6 +46,13 @@ def load_generative(
     if not is_generative(source):
         kind = model_class(source).__name__
         raise InputError(f"{source} is a {kind}, which does not generate; give a model such as LLaVA or Qwen2.5-VL")
+    processor = load_generative_processor(source)
+    model: Any = load(source, **({} if dtype is None else {"dtype": dtype}))
+    return model.to(device or best_device()), processor
+
+
+def load_generative_processor(source: str | Path) -> Any:
+    """The processor alone; arguments and errors as of `load_generative`."""
     if not has_processor(source):
         raise InputError(f"{source} holds no processor; add one: processor.save_pretrained('{source}')")
     with reading(f"the processor of {source} cannot be read"):
@@ -56,8 +63,7 @@ def load_generative(
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model: Any = load(source, **({} if dtype is None else {"dtype": dtype}))
-    return model.to(device or best_device()), processor
+    return processor
 
 
 def prompt(processor: Any, images: Sequence[Image.Image], question: str) -> Any:

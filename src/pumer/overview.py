@@ -9,6 +9,7 @@ import torch
 
 from pumer.backbones import BACKBONES, DECODERS
 from pumer.checkpoint import trained_with
+from pumer.exporting.generation_runtime import ExportedGenerator, is_exported_generator
 from pumer.exporting.runtime import ExportedModel
 from pumer.patching import reduction
 from pumer.profiling.named_models import PREFIX, skeleton
@@ -56,6 +57,11 @@ def about(model: str | Path) -> dict[str, Any]:
     Raises:
         InputError: for a missing or broken checkpoint, and for an exported folder that cannot be opened.
     """
+    if is_exported(model) and is_exported_generator(model):
+        record = ExportedGenerator(model).record
+        named: tuple[str, ...] = ("architecture", "format", "precision", "image_tokens", "text_length")
+        named += "source", "reduction"
+        return {"model": str(model)} | {name: record[name] for name in named}
     if is_exported(model):
         record = ExportedModel(model).record
         named = ("architecture", "format", "precision", "image_size", "text_lengths", "task", "source", "reduction")

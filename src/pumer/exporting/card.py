@@ -7,7 +7,6 @@ from typing import Any
 
 def card(record: Mapping[str, Any]) -> str:
     """``README.md`` of an exported model, from its ``export.json``."""
-    made = record["provenance"]
     rows = [
         f"| {row['words']} | {row['batch']} | {'yes' if row['padded'] else 'no'} "
         f"| {row['largest']:.1e} | {row['logits']:.2f} |"
@@ -17,27 +16,9 @@ def card(record: Mapping[str, Any]) -> str:
         f"| `{each['file']}` | {', '.join(map(_shown, each['inputs'].items()))} | `{'`, `'.join(each['outputs'])}` |"
         for each in record["programs"]
     ]
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    reduction = json.dumps(record["reduction"], ensure_ascii=False)
     return "\n".join(
         [
-            "---",
-            "library_name: pumer",
-            "tags: [pumer, token-pruning, token-merging]",
-            "---",
-            "",
-            f"# {record['architecture']} for {record['format']}, {record['precision']}",
-            "",
-            f"Exported from `{record['source']}` by `{made['command']}` on {made['date']} ({versions}).",
-            "",
-            f"Reduction: `{reduction}`",
-            "",
-            "```python",
-            "import pumer",
-            'model = pumer.ExportedModel("THIS_FOLDER")',
-            'print(model.answers(["cat.jpg"], ["what is it?"]))',
-            "```",
-            "",
+            *_head(record, "ExportedModel"),
             "## Programs",
             "",
             "A batch has any size; shorter texts, and smaller images where there is a mask for them, are padded.",
@@ -63,6 +44,56 @@ def _shown(each: tuple[str, list[int]]) -> str:
     """An input with its shape."""
     name, shape = each
     return f"`{name}` (batch, {', '.join(map(str, shape))})"
+
+
+def generative_card(record: Mapping[str, Any]) -> str:
+    """The same of a model that generates."""
+    rows = [f"| {row['token']} | {row['largest']:.1e} | {row['logits']:.2f} |" for row in record["differences"]]
+    left = ", ".join(map(str, record["stages"]))
+    return "\n".join(
+        [
+            *_head(record, "ExportedGenerator"),
+            "## Prompts",
+            "",
+            f"One image of {record['image_tokens']} tokens, and up to {record['text_length']} other tokens.",
+            f"Layers that begin with another number of tokens in their cache than the one before: {left}.",
+            "",
+            "## Differences",
+            "",
+            "Of the logits, from those of the model in PyTorch in float32, on random prompts, one of them padded:",
+            "",
+            "| token after the prompt | largest difference | largest logit |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _head(record: Mapping[str, Any], opener: str) -> list[str]:
+    """What the card of each model begins with."""
+    made = record["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    reduction = json.dumps(record["reduction"], ensure_ascii=False)
+    return [
+        "---",
+        "library_name: pumer",
+        "tags: [pumer, token-pruning, token-merging]",
+        "---",
+        "",
+        f"# {record['architecture']} for {record['format']}, {record['precision']}",
+        "",
+        f"Exported from `{record['source']}` by `{made['command']}` on {made['date']} ({versions}).",
+        "",
+        f"Reduction: `{reduction}`",
+        "",
+        "```python",
+        "import pumer",
+        f'model = pumer.{opener}("THIS_FOLDER")',
+        'print(model.answers(["cat.jpg"], ["what is it?"]))',
+        "```",
+        "",
+    ]
 
 
 def calibrated(about: Mapping[str, Any] | None) -> list[str]:

@@ -1,7 +1,6 @@
 """`pumer export`: a model as a folder that OpenVINO, ONNX Runtime or torch runs, checked against the model itself."""
 
 import copy
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,17 +12,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pumer.backbones import DECODERS, Backbone, backbone_of
+from pumer.backbones import DECODERS, REFUSED, Backbone, backbone_of
 from pumer.backbones.image_size import set_image_size
 from pumer.checkpoint import has_processor, load, load_processor, trained_with, write_reduction
 from pumer.data.images import Pixels
+from pumer.exporting import generative
 from pumer.exporting.card import card
 from pumer.exporting.parts import parts_of
-from pumer.exporting.programs import write_program
+from pumer.exporting.programs import CLOSE, PACKAGES, write_program
 from pumer.exporting.quantizing import agreement, calibration_inputs, quantize
 from pumer.exporting.runtime import SUFFIXES, VERSION, ExportedModel
-from pumer.exporting.weights import share_weights
-from pumer.generative import is_generative
+from pumer.exporting.weights import digest, share_weights
+from pumer.generative import is_generative, load_generative
 from pumer.patching import patch, reduction, unwrapped
 from pumer.profiling.inputs import inputs_for
 from pumer.profiling.named_models import PAPER_TEXT_LENGTH
@@ -40,12 +40,8 @@ from pumer.utils.shipped import name_of
 
 logger = logging.getLogger(__name__)
 
-CLOSE = 1e-4
-"""How much the logits of a float32 program may differ from the model's."""
 BATCHES = (1, 3, 8)
 """Sizes of the batches that a program is checked with."""
-
-_PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 
 
 def export(
@@ -67,7 +63,8 @@ def export(
     Of several word counts there is a program for each, and each batch is answered by the smallest that its texts fit.
     The folder holds the programs, the processor, ``config.json``, ``reduction.json``, and a card: ``README.md`` and
     ``export.json``, with how much its logits differ from the model's on random inputs. `pumer evaluate`, `predict` and
-    `benchmark` take it in the place of a model, and so does `pumer.ExportedModel`, without torch.
+    `benchmark` take it in the place of a model, and so does `pumer.ExportedModel`, without torch. A model that
+    generates becomes two programs, for `pumer.ExportedGenerator`.
 
     Args:
         model: A model with a head, patched or not, or the name of one, as for `pumer.load`.
@@ -80,7 +77,7 @@ def export(
         calibration_examples: How many training examples.
         image_size: Pixels along a side; None for the model's own.
         text_length: Words, special tokens counted, or several such counts; None for as many as it was trained with,
-            else 32.
+            else 32. Of a model that generates, tokens of a prompt beside those of its image; None for 64.
         parts: Whether to write image encoder, text encoder and fusion as programs of their own, so that an image that
             is asked many questions is encoded once; of METER.
         processor: The model's, where ``model`` is no name; without one, only `ExportedModel.__call__` works.
@@ -90,8 +87,8 @@ def export(
         The content of ``export.json``.
 
     Raises:
-        InputError: If the model generates or has no head, or reads text and image in one stream but is to be written
-            in parts, if a library is missing, if there is nothing to calibrate an int8 program on, and if the logits of
+        InputError: If the model has no head, generates and is none that a graph can hold, or reads text and image in
+            one stream but is to be written in parts, if a library is missing, if there is nothing to calibrate an int8 program on, and if the logits of
             a float32 program differ by more than `CLOSE`.
 
     Example:
@@ -113,19 +110,24 @@ def export(
         return run(config, inputs)
     check_export(config.out, force)
     with only_one(config.out):
-        return _write(config, copy.deepcopy(unwrapped(model)), processor, {}, inputs)
+        own = copy.deepcopy(unwrapped(model))
+        if _generates(own):
+            return generative.write(config, own, processor)
+        return _write(config, own, processor, {}, inputs)
 
 
 @exclusive
 def run(config: ExportConfig, calibration: Sequence[Mapping[str, Tensor]] | None = None) -> dict[str, Any]:
     """Export a model by its name; see `export`."""
     if is_generative(config.model):
-        raise InputError(f"{name_of(config.model)} {_GENERATES}")
+        model, processor = load_generative(config.model, dtype=torch.float32, device="cpu")
+        return generative.write(config, model, processor)
     processor = load_processor(config.model) if has_processor(config.model) else None
     return _write(config, load(config.model), processor, trained_with(config.model), calibration)
 
 
-_GENERATES = "generates, and an exported model has no cache of keys and values yet; give a model with a head"
+def _generates(model: Any) -> bool:
+    return getattr(getattr(model, "config", None), "model_type", "") in (*DECODERS, *REFUSED)
 
 
 def _write(
@@ -183,7 +185,7 @@ def _write(
             record["programs"].append({"file": file.name, "inputs": shapes, "outputs": list(part.outputs)})
         if len(programs) > 1:
             share_weights([file for _, file in programs], config.to)
-        record["sha256"] = _digest(folder)
+        record["sha256"] = digest(folder)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
         write_reduction(model, folder)
@@ -206,26 +208,16 @@ def _write(
                 f"{CLOSE:g}; nothing was written: give another format with --to"
             )
         record["provenance"] = collect(config, config.precision)
-        packages = (*_PACKAGES[config.to], *(["nncf"] if calibration else []))
+        packages = (*PACKAGES[config.to], *(["nncf"] if calibration else []))
         record["provenance"]["versions"] |= {name: version(name) for name in packages}
         write_json(folder / EXPORTED, record)
         write_text(folder / "README.md", card(record))
     return record
 
 
-def _digest(folder: Path) -> str:
-    """A hash of the files that hold the programs' weights."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".onnx", ".pt2")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def _family(model: Any) -> Backbone:
     """The family of a model with a head; refuses others."""
     family, kind = backbone_of(model), type(model).__name__
-    if getattr(getattr(model, "config", None), "model_type", "") in DECODERS:
-        raise InputError(f"{kind} {_GENERATES}")
     heads = () if family is None else (*family.heads.values(), *family.word_heads)
     if family is None or not isinstance(model, heads):
         raise InputError(f"{kind} has no head whose logits could be exported; give a model of ViLT or METER with one")

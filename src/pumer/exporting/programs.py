@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,11 @@ from pumer.utils.errors import InputError
 
 aten = torch.ops.aten
 
+CLOSE = 1e-4
+"""How much the logits of a float32 program may differ from the model's."""
+PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+"""What writes and runs programs, by their format."""
+
 
 def write_program(module: nn.Module, inputs: Mapping[str, Tensor], file: Path, to: str) -> None:
     """Write a module as a program.
@@ -31,29 +36,50 @@ def write_program(module: nn.Module, inputs: Mapping[str, Tensor], file: Path, t
     Raises:
         InputError: If the library that writes such programs is not installed.
     """
+    write_graph(module.eval(), tuple(inputs.values()), [(0,)] * len(inputs), file, to)
+
+
+def write_graph(
+    module: nn.Module, inputs: Sequence[Tensor], free: Sequence[Sequence[int]], file: Path, to: str
+) -> None:
+    """Write a module as a program, which takes and returns tensors by their place.
+
+    Args:
+        module: Takes ``*inputs``; in eval mode and on the CPU.
+        inputs: Examples; a batch of at least two, where its size is free.
+        free: Dimensions of each input whose size is not that of the example; the first one is the batch's.
+        file: As for `write_program`.
+        to: "openvino", "onnx" or "torch".
+
+    Raises:
+        InputError: As of `write_program`.
+    """
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    sizes = tuple({each: torch.export.Dim.DYNAMIC if each else batch for each in own} for own in free)
+    shapes = [
+        [-1 if place in own else size for place, size in enumerate(x.shape)]
+        for x, own in zip(inputs, free, strict=True)
+    ]
     with torch.no_grad(), _quiet():
-        program = torch.export.export(
-            module.eval(), tuple(inputs.values()), dynamic_shapes=(tuple({0: batch} for _ in inputs),)
-        )
+        program = torch.export.export(module, tuple(inputs), dynamic_shapes=(sizes,))
         try:
-            _WRITERS[to](program, inputs, file)
+            _WRITERS[to](program, shapes, file)
         except ImportError as error:
             raise InputError(f"--to {to} needs {error.name}, which is not installed; install pumer[export]") from error
 
 
-def _write_torch(program: ExportedProgram, inputs: Mapping[str, Tensor], file: Path) -> None:
+def _write_torch(program: ExportedProgram, shapes: Sequence[Sequence[int]], file: Path) -> None:
     torch.export.save(program.run_decompositions({}), file)  # else parts under autocast cannot be read back
 
 
-def _write_onnx(program: ExportedProgram, inputs: Mapping[str, Tensor], file: Path) -> None:
+def _write_onnx(program: ExportedProgram, shapes: Sequence[Sequence[int]], file: Path) -> None:
     import_module("onnxscript")
     written = torch.onnx.export(program, verbose=False)
     if written is not None:
         written.save(str(file))
 
 
-def _write_openvino(program: ExportedProgram, inputs: Mapping[str, Tensor], file: Path) -> None:
+def _write_openvino(program: ExportedProgram, shapes: Sequence[Sequence[int]], file: Path) -> None:
     openvino, decoders = import_module("openvino"), import_module("openvino.frontend.pytorch.fx_decoder")
     decompositions = import_module("openvino.frontend.pytorch.torchdynamo.export_decompositions")
     table = CustomDecompTable()
@@ -62,8 +88,7 @@ def _write_openvino(program: ExportedProgram, inputs: Mapping[str, Tensor], file
         table.pop(operator, None)
     decoder = decoders.TorchFXPythonDecoder(program.run_decompositions(table).module())
     model = openvino.convert_model(decoder)
-    shapes = [openvino.PartialShape([-1, *x.shape[1:]]) for x in inputs.values()]
-    model.reshape(dict(zip(range(len(shapes)), shapes, strict=True)))
+    model.reshape({place: openvino.PartialShape(list(shape)) for place, shape in enumerate(shapes)})
     openvino.save_model(model, file, compress_to_fp16=False)
 
 

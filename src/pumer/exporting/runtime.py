@@ -112,6 +112,8 @@ class ExportedModel:
         """
         self.folder, remedy = Path(folder), "export the model again"
         self.record = read_config(self.folder / EXPORTED, "give a folder that `pumer export` wrote")
+        if self.record.get("kind") == "generative":
+            raise InputError(f"{folder} holds a model that generates; open it with pumer.ExportedGenerator")
         if self.record.get("version") != VERSION or self.record.get("format") not in SUFFIXES:
             seen = f"version {self.record.get('version')!r}, format {self.record.get('format')!r}"
             raise InputError(f"{self.folder / EXPORTED} has {seen}; this pumer reads version {VERSION}: {remedy}")
@@ -120,7 +122,7 @@ class ExportedModel:
         self.precision: str = precision or self.record["precision"]
         if self.precision == "int8" != self.record["precision"]:
             raise InputError(f"{self.folder} is no int8 program, but {self.record['precision']}; export one with int8")
-        opened = [self._open(each, threads, remedy) for each in self.record["programs"]]
+        opened = [self._open(each, threads) for each in self.record["programs"]]
         self._programs = {
             length: [each for each in opened if each.inputs.get("attention_mask", [length]) == [length]]
             for length in self.text_lengths
@@ -128,14 +130,8 @@ class ExportedModel:
         self.shapes = _shapes(self._programs[self.text_lengths[-1]])
         self.separable = len(self._programs[self.text_lengths[-1]]) > 1
 
-    def _open(self, about: Mapping[str, Any], threads: int | None, remedy: str) -> _Program:
-        file = self.folder / about["file"]
-        try:
-            run = _OPENERS[self.record["format"]](file, self.precision, threads)
-        except ImportError as error:
-            raise InputError(f"{file} needs {error.name}, which is not installed; install pumer[export]") from error
-        except Exception as error:  # a runtime raises whatever it stumbles over in a broken file
-            raise InputError(f"{file} cannot be opened ({first_line(error)}); {remedy}") from error
+    def _open(self, about: Mapping[str, Any], threads: int | None) -> _Program:
+        run = open_program(self.folder / about["file"], self.record["format"], self.precision, threads)
         return _Program(about["inputs"], about["outputs"], run)
 
     def __call__(self, **inputs: Any) -> Output:
@@ -317,15 +313,43 @@ def _masked(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
 
 def _pixels(image: ImageLike, size: int, about: Mapping[str, Any]) -> np.ndarray:
     """An image as ``(3, size, size)``, resized and normalised as the model's processor does."""
+    return normalised(opened(image).resize((size, size), Image.Resampling(about["resample"])), about)
+
+
+def opened(image: ImageLike) -> Image.Image:
+    """An image, upright and in colours."""
     try:
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        upright = ImageOps.exif_transpose(opened).convert("RGB")
+        read = image if isinstance(image, Image.Image) else Image.open(image)
+        return ImageOps.exif_transpose(read).convert("RGB")
     except OSError as error:
         raise InputError(f"image {image} cannot be read ({first_line(error)}); give a file that can be") from error
-    resized = upright.resize((size, size), Image.Resampling(about["resample"]))
-    values = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) * np.float32(about["scale"])
+
+
+def normalised(image: Image.Image, about: Mapping[str, Any]) -> np.ndarray:
+    """An image as ``(3, height, width)``, normalised as the model's processor does."""
+    values = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) * np.float32(about["scale"])
     mean, deviation = (np.array(about[name], np.float32)[:, None, None] for name in ("mean", "std"))
     return (values - mean) / deviation
+
+
+def open_program(file: Path, kind: str, precision: str, threads: int | None) -> Run:
+    """What runs a program: arrays in, in the order of its inputs, and arrays out.
+
+    Args:
+        file: The program.
+        kind: What it was written for.
+        precision: Of OpenVINO's arithmetic.
+        threads: CPU threads of OpenVINO and ONNX Runtime; None for their own choice.
+
+    Raises:
+        InputError: If its runtime is not installed, or cannot read it.
+    """
+    try:
+        return _OPENERS[kind](file, precision, threads)
+    except ImportError as error:
+        raise InputError(f"{file} needs {error.name}, which is not installed; install pumer[export]") from error
+    except Exception as error:  # a runtime raises whatever it stumbles over in a broken file
+        raise InputError(f"{file} cannot be opened ({first_line(error)}); export the model again") from error
 
 
 def _openvino(file: Path, precision: str, threads: int | None) -> Run:
@@ -336,7 +360,7 @@ def _openvino(file: Path, precision: str, threads: int | None) -> Run:
     core, own = import_module("openvino").Core(), file.with_suffix(".bin")
     model = core.read_model(str(file), str(own if own.is_file() else file.parent / WEIGHTS))
     compiled = core.compile_model(model, "CPU", options)
-    return lambda arrays: [np.array(each) for each in compiled(list(arrays)).values()]
+    return lambda arrays: [np.array(each) for each in compiled(list(arrays), share_inputs=True).values()]
 
 
 def _onnx(file: Path, precision: str, threads: int | None) -> Run:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pumer.checkpoint import load_processor
+from pumer.exporting.generation_runtime import ExportedGenerator
 from pumer.exporting.runtime import Encoded, ExportedModel
 from pumer.settings.common import Blank, Resize, Rule
 from pumer.tasks import task_class
@@ -27,7 +28,7 @@ class Program(nn.Module):
     Its one buffer is a hash of weights and precision, which stands for the weights where these are compared.
     """
 
-    def __init__(self, exported: ExportedModel) -> None:
+    def __init__(self, exported: ExportedModel | ExportedGenerator) -> None:
         super().__init__()
         self.exported = exported
         digest = hashlib.sha256(f"{exported.record['sha256']} {exported.precision}".encode()).digest()
@@ -105,8 +106,8 @@ class ExportedSession(Session):
         Raises:
             InputError: for settings that the program does not have, a model of another task, and a broken folder.
         """
-        program = Program(ExportedModel(name))
-        record = program.exported.record
+        exported = ExportedModel(name)
+        program, record = Program(exported), exported.record
         if image_size not in (None, record["image_size"]):
             fixed["image_size"] = image_size
         if resize not in (None, "square"):
@@ -126,7 +127,7 @@ class ExportedSession(Session):
             str(name),
             cast(PreTrainedModel, program),
             processor,
-            with_rule(kind, program.exported.labels, rule),
+            with_rule(kind, exported.labels, rule),
             make_inputs(processor, text_length or most, "square", blank or "none"),
             forward=program,
             root=None if folder is None else Path(folder),

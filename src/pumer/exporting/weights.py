@@ -31,6 +31,14 @@ def share_weights(files: Sequence[Path], to: str) -> None:
                 share(each, store)
 
 
+def digest(folder: Path) -> str:
+    """A hash of the files that hold the programs' weights."""
+    whole = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".onnx", ".pt2")):
+        whole.update(file.read_bytes())
+    return whole.hexdigest()
+
+
 class _Store:
     """A file to which each content is written once."""
 

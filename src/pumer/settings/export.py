@@ -29,7 +29,7 @@ class ExportConfig(Job):
         calibration_examples: How many of them.
         image_size: Pixels along a side of the images, a multiple of the patch size; None for the model's own.
         text_length: Words, special tokens counted, a program for each count; None for as many as the model was trained
-            with, else 32.
+            with, else 32. Of a model that generates, tokens of a prompt beside those of its image; None for 64.
         parts: Whether image encoder, text encoder and fusion are programs of their own.
         force: Whether to replace an exported model that is in ``out`` already.
     """

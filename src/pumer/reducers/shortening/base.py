@@ -65,14 +65,16 @@ class Choice:
         return cls(index, group.index_copy(0, index, index))
 
     @classmethod
-    def merged(cls, group: Tensor, features: Tensor) -> "Choice":
+    def merged(cls, group: Tensor, features: Tensor, count: int | None = None) -> "Choice":
         """The choice in which each token that stays becomes the mean of those that it holds.
 
         Args:
             group: ``(n,)`` int64, the token that holds each token: itself if it stays, -1 if it is gone.
             features: ``(n, D)``.
+            count: How many stay, where that is no question of data, as a graph needs it.
         """
-        index = (group == torch.arange(len(group), device=group.device)).nonzero()[:, 0]
+        stays = group == torch.arange(len(group), device=group.device)
+        index = stays.nonzero()[:, 0] if count is None else ordered(~stays[None])[0, :count]
         holds = group == index[:, None]
         size, own = holds.sum(dim=1, keepdim=True), features[index]
         x = wide(features)

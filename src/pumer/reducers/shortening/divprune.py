@@ -31,7 +31,8 @@ class DivPruneConfig(RatioShorteningConfig):
         n = len(features)
         distance = 1 - features @ features.T
         distance = torch.minimum(distance, distance.T)  # rounding must not decide between two that are neighbours
-        distance.masked_fill_(distance < _SAME, 0).fill_diagonal_(torch.inf)
+        itself = torch.eye(n, dtype=torch.bool, device=distance.device)
+        distance = distance.masked_fill(distance < _SAME, 0).masked_fill(itself, torch.inf)
         nearest = distance.amin(dim=1)
         chosen: list[Tensor] = []
         for step in range(self.kept(n)):

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch
 
-from pumer.functional import unit
+from pumer.functional import ordered, unit
 from pumer.reducers.base import Ratio
 from pumer.reducers.shortening.base import Choice, ImageTokens, RatioShorteningConfig, largest
 from pumer.utils.config import config
@@ -40,9 +40,10 @@ class VisionZipConfig(RatioShorteningConfig):
         if contextual == 0:
             return Choice.of(dominant, n)
         group = torch.arange(n, device=dominant.device)
-        rest = torch.ones_like(group, dtype=torch.bool).index_fill(0, dominant, False).nonzero()[:, 0]
+        stays = torch.zeros_like(group, dtype=torch.bool).index_fill(0, dominant, True)
+        rest = ordered(stays[None])[0, : n - len(dominant)]
         target = rest[torch.arange(contextual, device=rest.device) * len(rest) // contextual]
         key = unit(image.key())
         group[rest] = target[(key[rest] @ key[target].T).argmax(dim=1)]
         group[target] = target
-        return Choice.merged(group, image.features)
+        return Choice.merged(group, image.features, count)
