@@ -192,7 +192,7 @@ class ExportedGenerativeSession(GenerativeSession):
         if given := [f"{key}={value}" for key, value in fixed.items() if value not in (None, False)]:
             raise InputError(f"{name} is an exported model and cannot change {', '.join(given)}; export it that way")
         bound, prompt, length = _asked(name, task, prompt, max_new_tokens, rule)
-        model: Any = Program(ExportedGenerator(name))
+        model: Any = Program(cast(Any, ExportedGenerator(name)))
         return cls(str(name), model, load_generative_processor(name), bound, prompt, length, root=root)
 
     def answer(self, inputs: Any) -> list[str]:

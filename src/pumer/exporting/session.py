@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pumer.checkpoint import load_processor
-from pumer.exporting.generation_runtime import ExportedGenerator
 from pumer.exporting.runtime import Encoded, ExportedModel
 from pumer.settings.common import Blank, Resize, Rule
 from pumer.tasks import task_class
@@ -28,7 +27,7 @@ class Program(nn.Module):
     Its one buffer is a hash of weights and precision, which stands for the weights where these are compared.
     """
 
-    def __init__(self, exported: ExportedModel | ExportedGenerator) -> None:
+    def __init__(self, exported: ExportedModel) -> None:
         super().__init__()
         self.exported = exported
         digest = hashlib.sha256(f"{exported.record['sha256']} {exported.precision}".encode()).digest()
