@@ -161,6 +161,8 @@ def test_models_and_reductions_that_cannot_be_exported_are_refused(tmp_path):
         pumer.export(model, tmp_path / "out")
     with pytest.raises(InputError, match="image_size=64"):
         pumer.export(build(), tmp_path / "out", image_size=64)
+    with pytest.raises(InputError, match="precision=int8"):
+        pumer.export(build(), tmp_path / "out", precision="int8")
     assert not (tmp_path / "out").exists()
 
 

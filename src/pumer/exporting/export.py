@@ -88,8 +88,8 @@ def export(
 
     Raises:
         InputError: If the model has no head, generates and is none that a graph can hold, or reads text and image in
-            one stream but is to be written in parts, if a library is missing, if there is nothing to calibrate an int8 program on, and if the logits of
-            a float32 program differ by more than `CLOSE`.
+            one stream but is to be written in parts; if a library is missing; if there is nothing to calibrate an int8
+            program on; and if the logits of a float32 program differ by more than `CLOSE`.
 
     Example:
         >>> pumer.export("out/vqav2-pumer", "out/vqav2-openvino")["differences"]  # doctest: +SKIP
@@ -195,7 +195,7 @@ def _write(
         if calibration:
             exported = ExportedModel(folder, precision="f32")
             quantize(programs[0][1], [exported.arrays(**each) for each in calibration])
-            record["sha256"] = _digest(folder)
+            record["sha256"] = digest(folder)
             write_json(folder / EXPORTED, record)
         exported = ExportedModel(folder)
         record["differences"] = differences(model, family, exported)

@@ -69,6 +69,7 @@ def write(config: ExportConfig, model: Any, processor: Any) -> dict[str, Any]:
     model = model.eval().to(device="cpu", dtype=torch.float32)
     before, inside = _split(own)
     given: dict[str, Any] = {"image_size": config.image_size, "parts": config.parts}
+    given["precision"] = "int8" if config.precision == "int8" else None
     given["text_length"] = config.text_length if len(config.text_length or ()) > 1 else None  # one is taken
     if wrong := [f"{option}={value}" for option, value in given.items() if value]:
         raise InputError(f"{wrong[0]} is not for a model that generates; leave it out")
