@@ -350,7 +350,7 @@ import sys
 from typer.testing import CliRunner
 from benchmarks.__main__ import app as experiments
 from pumer.cli import app
-commands = "train evaluate predict score benchmark visualize plan convert demo"
+commands = "train evaluate predict score benchmark visualize plan convert demo tune"
 for command in commands.split():
     assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
 for arguments, said in {arguments!r}:
@@ -390,6 +390,9 @@ def test_help_and_mistakes_are_told_before_anything_heavy_is_loaded(recipe, tiny
         (["data", "check", "vqav2", str(tiny_vqa), "workers=-1"], "workers"),
         (["pretrain", "minutes=-1"], "minutes"),
         (["demo", "qestions=3"], "qestions"),
+        (["tune", model, str(tmp_path / "t"), "budget.spedup=2"], "budget.spedup"),
+        (["tune", model, str(tmp_path / "t")], "budget.speedup"),
+        (["tune", "/nowhere", str(tmp_path / "t"), "budget.speedup=2"], "/nowhere"),
         (["reproduce", "--cells", "vilt/vqa"], "vilt/vqa"),
     ]
     command = [sys.executable, "-c", EARLY.format(arguments=mistakes)]

@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"conversion", "generative", "profiling", "tasks"},
     {"exporting"},
     {"evaluation"},
-    {"overview", "serving", "training", "visualization"},
+    {"overview", "serving", "training", "tuning", "visualization"},
     {"demo"},
     {"cli", "__init__", "__main__"},
 ]

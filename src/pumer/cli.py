@@ -18,6 +18,7 @@ from pumer.settings.predict import PredictConfig
 from pumer.settings.score import ScoreConfig
 from pumer.settings.serve import ServeConfig
 from pumer.settings.train import TrainConfig
+from pumer.settings.tune import TuneConfig
 from pumer.settings.visualize import VisualizeConfig
 from pumer.utils.commands import SETTING, application, console, group, resolve, run_job, say, show_table, with_settings
 from pumer.utils.errors import InputError
@@ -225,6 +226,18 @@ def export(
 def serve(model: Model, settings: Settings = None) -> None:
     """Answer questions over HTTP, until Ctrl-C: KServe's protocol, and chats of models that generate."""
     run_job("pumer.serving.serve", resolve(ServeConfig, settings, model=model))
+
+
+@app.command(cls=with_settings(TuneConfig))
+def tune(
+    source: Annotated[str, typer.Argument(help="Folder, hub name, small:vilt or small:meter.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    settings: Settings = None,
+) -> None:
+    """Find the layers and ratios that lose least at a speed, on this machine; the same command continues a run."""
+    config = resolve(TuneConfig, settings, model=source, out=out)
+    run_job("pumer.tuning.run", config, console())
+    say(f"model, card and tuning.json are in {config.out}")
 
 
 @data.command("world", cls=with_settings(WorldConfig))

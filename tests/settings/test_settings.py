@@ -24,6 +24,7 @@ from pumer.settings.plan import PlanConfig
 from pumer.settings.predict import PredictConfig
 from pumer.settings.score import ScoreConfig
 from pumer.settings.train import DistillationConfig, OptimizerConfig, TrainConfig, TrainingData
+from pumer.settings.tune import BudgetConfig, TuneConfig
 from pumer.settings.visualize import VisualizeConfig
 from pumer.utils.config import load, parts
 from pumer.utils.errors import InputError
@@ -43,6 +44,8 @@ GIVEN = {
     ReproduceConfig: {},
     TrainConfig: {"model": "m", "output": Path("out"), "data": TrainingData(root=Path("data"))},
     TrainingData: {"root": Path("data")},
+    BudgetConfig: {},
+    TuneConfig: {"model": "m", "out": Path("out"), "budget": BudgetConfig(speedup=2.0)},
     VisualizeConfig: {"model": "m", "images": (Path("x.jpg"),), "questions": ("what?",)},
     WorldConfig: {},
 }

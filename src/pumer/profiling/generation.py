@@ -61,8 +61,8 @@ def time_stages(
             decoders[name] = _Decoder(model, inputs["input_ids"] if each is None else each.ids, seen)
         decoding = {name: Decoding(model, inputs, new_tokens) for name, model in models.items()}
     calls: dict[str, dict[str, Any]] = {
-        FIRST_TOKEN: {name: _Prefill(model) for name, model in models.items()},
-        AFTER_ENCODER: {name: _Prefill(model) for name, model in models.items()},
+        FIRST_TOKEN: {name: Prefill(model) for name, model in models.items()},
+        AFTER_ENCODER: {name: Prefill(model) for name, model in models.items()},
         DECODER: decoders,
         DECODE: decoding,
     }
@@ -89,12 +89,13 @@ def _one(timed: Mapping[str, Any], repeats: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Prefill:
+class Prefill:
     """A prompt until its first token is known."""
 
     model: PreTrainedModel
 
     def __call__(self, **inputs: Any) -> Any:
+        """The output for a batch of prompts."""
         return self.model(**inputs, use_cache=True, logits_to_keep=1)
 
 
@@ -126,7 +127,7 @@ class Decoding:
         self.model, self.new_tokens, self.start = model, new_tokens, inputs["input_ids"].shape[1]
         short = _short(model, inputs)
         given = inputs if short is None else short.inputs
-        output = _Prefill(model)(**given)
+        output = Prefill(model)(**given)
         self.cache, self.token = output.past_key_values, output.logits[:, -1:].argmax(dim=-1)
         mask = given["attention_mask"]
         self.mask = torch.cat([mask, mask.new_ones(len(mask), new_tokens)], dim=1)
@@ -201,7 +202,7 @@ def _captured(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, An
         lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True
     )
     try:
-        _Prefill(model)(**inputs)
+        Prefill(model)(**inputs)
     finally:
         handle.remove()
     own = ("pumer", "past_key_values", "use_cache")

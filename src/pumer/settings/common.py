@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 
 from pumer.utils.config import config, parts
 from pumer.utils.errors import InputError, unknown
+from pumer.utils.files import read_config
 from pumer.utils.limits import check_checkpoint, checkpoint_files
 from pumer.utils.places import check_input, check_new_files, check_new_folder
 from pumer.utils.shipped import located
@@ -84,7 +85,12 @@ def known_split(split: str, task: str | None = None) -> str:
 
 
 def known_reduction(reduction: Any) -> Any:
-    """Refuse a reduction by a method that does not exist, settings that no method has, ratios that are no fractions."""
+    """Refuse a reduction by a method that does not exist, settings that no method has, ratios that are no fractions.
+
+    The name of a ``reduction.json`` stands for its content.
+    """
+    if isinstance(reduction, str) and reduction.endswith(".json"):
+        reduction = read_config(reduction, "give the reduction.json of a model, or method and settings")
     settings = reduction if isinstance(reduction, Mapping) else {"method": reduction}
     if "method" not in settings:
         raise InputError(f"{reduction} names no method; add one of {', '.join(METHODS)}, as in reduction.method=pumer")

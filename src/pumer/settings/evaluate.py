@@ -21,7 +21,8 @@ class EvaluateConfig(common.SplitJob, common.ReadingJob):
 
     Attributes:
         split: of the task's official files; one without public answers needs `submission`.
-        reduction: another reduction than the saved one, without fine-tuning; "none" switches it off.
+        reduction: another reduction than the saved one, without fine-tuning: method and settings, or a reduction.json;
+            "none" switches it off.
         blank: "image" or "text" hides that input from the model, "none" neither.
         output: result file (JSON).
         per_example: file for the answer and score of every example, to compare other runs `against`.

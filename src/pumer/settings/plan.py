@@ -9,7 +9,7 @@ class PlanConfig(MeasuringJob):
     """Settings of `pumer plan`; of a model only ``config.json`` and ``reduction.json`` are read.
 
     Attributes:
-        reduction: method and settings; null for what the checkpoint was saved with.
+        reduction: method and settings, or a reduction.json; null for what the checkpoint was saved with.
         dtype: of a model that generates, number format of the cache; null for that of the config.
     """
 
