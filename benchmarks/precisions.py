@@ -91,7 +91,7 @@ class Measured:
             self.sets, self.examples = None, task.read(root, split, arguments.limit)
             texts = [example.text for example in self.examples]
         words = max(map(len, load_processor(folder).tokenizer(texts)["input_ids"]))
-        self.task = task(())  # without labels: it scores alone
+        self.task = task(task.fixed_labels)  # it scores alone, whatever the labels of a model are
         about = {
             "task": task.name,
             "reduction": method,
