@@ -48,9 +48,13 @@ class _Answers:
     tokens: Tensor
     real: Tensor
 
+    def to(self, device: torch.device | str) -> "_Answers":
+        """The same on a device."""
+        return _Answers(self.log.to(device), self.tokens.to(device), self.real.to(device))
+
 
 class Calibration:
-    """Examples as inputs of a model, kept in memory with what the unreduced model makes of them.
+    """Examples as inputs of a model, kept in the host's memory with what the unreduced model makes of them.
 
     Attributes:
         session: The model, whose reduction is replaced for the time of a measurement.
@@ -65,11 +69,11 @@ class Calibration:
         self.sizes = [len(group) for group in groups]
         self._inputs = [self._collate(group) for group in groups]
         with torch.inference_mode(), patched(session.model, NoReduction()):
-            self._teacher = [self._answers(inputs) for inputs in self._inputs]
+            self._teacher = [self._answers(inputs).to("cpu") for inputs in self._inputs]
 
     def change(self, config: ReductionConfig, number: int) -> Change:
         """What a schedule changes in a batch."""
-        teacher = self._teacher[number]
+        teacher = self._teacher[number].to(self.session.model.device)
         with torch.inference_mode(), patched(self.session.model, config):
             found = self._answers(self._inputs[number], teacher.tokens)
         before, after = teacher.log.float(), found.log.float()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from pumer.checkpoint import TRAINING_RECORD, save, trained_with
 from pumer.evaluation.generation import GenerativeSession, open_session
+from pumer.evaluation.spread import states, versions
 from pumer.evaluation.statistics import bootstrap
 from pumer.evaluation.summary import sources_of
 from pumer.patching import patch
@@ -27,12 +29,12 @@ from pumer.tuning.calibration import Calibration
 from pumer.tuning.costs import Gauge, Table, meeting
 from pumer.tuning.machine import UNREDUCED, Machine
 from pumer.tuning.search import Search, best_shapes, finished, open_study
-from pumer.tuning.space import PAPER, Shape, Space
+from pumer.tuning.space import PAPER, STRONGEST, Shape, Space
 from pumer.utils.errors import InputError
 from pumer.utils.files import write_bytes, write_json, write_text
 from pumer.utils.locks import exclusive
 from pumer.utils.progress import progress_bar
-from pumer.utils.provenance import collect
+from pumer.utils.provenance import collect, device_name
 from pumer.utils.shipped import name_of
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 RESULT, PLOT = "tuning.json", "pareto.png"
 FINALISTS = 3
 SEARCHED = 2.0
-"""Where the budget is accuracy: the gain at which shapes are compared."""
+"""Where the budget is accuracy: the gain at which shapes are compared, or a little below the most that is possible."""
 LADDER = (1.25, 1.5, 2.0, 2.5, 3.0)
 """Gains at which the best shape is measured for the front."""
 PROBED = (0.15, 0.35)
@@ -108,9 +110,23 @@ class _Tuning:
     def _key(self, examples: Sequence[Example]) -> dict[str, Any]:
         """What the trials depend on; the error about another tuning names the first that differs."""
         config = self.config
-        read = json.dumps([[each.id, each.text, *(file.name for file in each.files)] for each in examples])
-        names = ("cost", "examples", "batch_size", "timed_batch", "threads", "seed", "image_size", "text_length")
+        read = json.dumps([[each.id, each.text, each.answers, *_images(each)] for each in examples])
+        names = (
+            "cost",
+            "examples",
+            "batch_size",
+            "timed_batch",
+            "pairs",
+            "threads",
+            "seed",
+            "image_size",
+            "text_length",
+        )
         return {
+            "task": self.session.task.name,
+            "device": device_name() if config.cost == "time" else "any",  # kept times are of one machine
+            "dtype": str(self.session.model.dtype),
+            "versions": ", ".join(versions()),
             **{f"budget.{name}": value for name, value in config.budget.given.items()},
             **{name: getattr(config, name) for name in (*names, "resize", "prompt", "max_new_tokens")},
             "methods": list(self.space.methods),
@@ -152,7 +168,7 @@ class _Tuning:
     def _target(self) -> float:
         """The gain that every trial has to reach."""
         if self.budget == "accuracy_drop":
-            return SEARCHED
+            return max(1.0, min(SEARCHED, 0.9 * self._most()))
         if self.budget == "speedup":
             return self.amount
         own, unit = (self.unreduced / MIB, "MiB") if self.budget == "memory" else (1e3 * self.unreduced, "ms")
@@ -160,6 +176,13 @@ class _Tuning:
             given = f"budget.{self.budget}={self.amount}"
             raise InputError(f"{given}, but the unreduced model takes {own:.4g} {unit} already; give less")
         return own / self.amount
+
+    def _most(self) -> float:
+        """The gain, as estimated, of the shape that is tried first and gains most."""
+        return max(self._strongest(shape) for shape in self.seeds.values())
+
+    def _strongest(self, shape: Shape) -> float:
+        return self.gauge(self.space.config(shape, STRONGEST))
 
     def _gains(self, configs: Mapping[str, ReductionConfig]) -> dict[str, dict[str, float]]:
         """The gains of schedules, measured in turn: ``median``, ``low``, ``high``."""
@@ -224,10 +247,9 @@ class _Tuning:
             found = Search(self.space, self.seeds, schedule, self._loss, self.calibration.sizes, config.seed)
             found.run(self.study, config.trials, 60 * config.minutes, tick)
         if not finished(self.study):
-            most = max(self.gauge(self.space.config(shape, 2.0)) for shape in self.seeds.values())
             raise InputError(
                 f"no schedule that was tried reaches budget.{self.budget}={self.amount}; those tried first reach "
-                f"{most:.2f}x at most: give a weaker budget, or more trials"
+                f"{self._most():.2f}x at most: give a weaker budget, or more trials"
             )
 
     def result(self) -> dict[str, Any]:
@@ -280,7 +302,7 @@ class _Tuning:
 
     def _affordable(self, shape: Shape) -> ReductionConfig | None:
         """The strongest schedule of a shape, to a fiftieth, that loses no more accuracy than allowed."""
-        low, high, found = 1.0, max(LADDER), None
+        low, high, found = 1.0, self._strongest(shape), None
         while high / low > 1.02:
             middle = (low * high) ** 0.5
             config = self._at(shape, middle)
@@ -343,6 +365,11 @@ def _session(config: TuneConfig) -> Session | GenerativeSession:
     )
     assert isinstance(found, Session | GenerativeSession)  # no exported model: `TuneConfig.check_places`
     return found
+
+
+def _images(example: Example) -> list[tuple[str, int, int]]:
+    """Name, size and time of an example's image files."""
+    return [(Path(file).name, size, time) for file, size, time in states(example.files)]
 
 
 def _trial(trial: Any) -> dict[str, Any]:
