@@ -116,7 +116,7 @@ class Measured:
         exported = ExportedModel(self.work / "openvino-f32")
         make = partial(inputs_of, exported, self.result["words"])
         self.result["speed"] = compare(models, make, self.arguments.batches, self.arguments.pairs)
-        self.result["speed"]["provenance"] = collect(vars(self.arguments))
+        self.result["speed"]["provenance"] = collect(self._settings())
         self._write()
 
     def _session(self, row: str) -> Session:
@@ -143,8 +143,12 @@ class Measured:
             write_json(file, found)
         return list(read_json(file))
 
+    def _settings(self) -> dict[str, Any]:
+        """The arguments, without the folders that are written to."""
+        return {name: value for name, value in vars(self.arguments).items() if name not in ("results", "work")}
+
     def _write(self) -> None:
-        self.result["provenance"] = collect(vars(self.arguments))
+        self.result["provenance"] = collect(self._settings())
         write_json(self.path, (read_json(self.path) if self.path.exists() else {}) | {self.name: self.result})
 
 

@@ -18,7 +18,7 @@ from pumer.utils.files import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "gpu.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "gpu.md", ROOT / "docs" / "export.md")
 MARKED = re.compile(r"(<!-- table ([\w-]+), made by [^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {
     "vilt": "ViLT",
@@ -211,6 +211,33 @@ def objects() -> str:
     return table(columns, lines)
 
 
+def exported() -> str:
+    """Exported models beside PyTorch on a CPU, unreduced and reduced."""
+    kinds = ("PyTorch f32", "PyTorch bf16", "OpenVINO f32", "OpenVINO bf16", "OpenVINO int8")
+    lines = []
+    for name, measured in read_json(RESULTS / "exported-cpu.json").items():
+        for point in measured["speed"]["points"]:
+            for reduction, fewer in measured["ideal"].items():
+                speeds = [point["models"][f"{kind}, {reduction}"]["speedup"]["median"] for kind in kinds]
+                label = f"{name}, {point['batch']}, {reduction}"
+                lines.append([label, f"{fewer:.2f}x", *(f"{speed:.2f}x" for speed in speeds)])
+    return table(("model, batch, reduction", "MACs, fewer", *kinds), lines)
+
+
+def precisions() -> str:
+    """What a precision costs: accuracy of the small ViLT on the five tasks."""
+    kinds = ("OpenVINO f32", "ONNX Runtime f32", "OpenVINO bf16", "OpenVINO int8")
+    lines = []
+    for measured in read_json(RESULTS / "precisions-vilt-small-cpu.json").values():
+        model = "original" if measured["reduction"] == "none" else "reduced"
+        for metric, own in measured["rows"]["PyTorch f32"].items():
+            found = [measured["rows"][kind][metric] for kind in kinds]
+            cells = [f"{points(each['difference'], '+')}, {100 * each['agreement']:.1f}" for each in found]
+            label = f"{NAMES[measured['task']]}{'' if metric == 'accuracy' else f', {NAMES[metric]}'}, {model}"
+            lines.append([label, f"{100 * own['mean']:.1f}", *cells])
+    return table(("small ViLT", "PyTorch f32", *kinds), lines)
+
+
 def demo() -> str:
     """What `make demo` prints."""
     lines = []
@@ -229,6 +256,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "parts": lambda: parts("table3"),
     "vision": lambda: parts("vision"),
     "objects": objects,
+    "exported": exported,
+    "precisions": precisions,
     "demo": demo,
     "gpu": lambda: gpu("bfloat16"),
     "gpu-float32": lambda: gpu("float32"),
