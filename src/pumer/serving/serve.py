@@ -40,12 +40,8 @@ def run(config: ServeConfig) -> None:
         InputError: for a model that cannot be served, and an address that cannot be taken.
         KeyboardInterrupt: after SIGINT.
     """
-    with (
-        _bound(config) as listening,
-        cluster(),
-        _replicas(config) as (app, handle, about),
-    ):  # imports Ray, with its settings
-        from ray import serve
+    with _bound(config) as listening, cluster(), _replicas(config) as (app, handle, about):
+        from ray import serve  # with the settings of `cluster`
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import ReplicaUnavailableError
 
