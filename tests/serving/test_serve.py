@@ -22,7 +22,7 @@ def test_all_replicas_find_a_place_on_the_gpus(replicas, gpus):
 def test_without_gpus_and_with_too_few_cores():
     assert _share(3, {"CPU": 8.0}, 1) == {"num_cpus": 2, "num_gpus": 0}
     assert _share(3, {"CPU": 8.0}, 2) == {"num_cpus": 1, "num_gpus": 0}
-    with pytest.raises(InputError, match="replicas=9 .* 8"):
+    with pytest.raises(InputError, match=r"replicas=9 .* 8"):
         _share(9, {"CPU": 8.0}, 1)
 
 
