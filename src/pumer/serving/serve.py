@@ -1,5 +1,6 @@
 """`pumer serve`: replicas on a Ray cluster, and a server of HTTP before them."""
 
+import logging
 import math
 import os
 import re
@@ -112,6 +113,7 @@ def _replicas(config: ServeConfig) -> Iterator[tuple[str, Any, About]]:
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # which its import sets to report all it does
     if Path(config.model).exists():  # from another working directory too, on a cluster that runs already
         config = replace(config, model=os.path.abspath(config.model))
     share = _share(config.replicas, ray.cluster_resources(), len(ray.nodes()))
