@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,9 @@ def _replicas(config: ServeConfig) -> Iterator[tuple[str, Any, About]]:
             handle = serve.run(deployment.bind(config), name=app, route_prefix=None)
             about = handle.about.remote().result()
         except (RuntimeError, ray.exceptions.RayError) as error:
+            with suppress(Exception):  # Ray's error itself does not say why
+                deployment_status = serve.status().applications[app].deployments[_DEPLOYMENT]
+                error.add_note(deployment_status.message)
             raise InputError(_reason(error, config.model)) from error
         if isinstance(about, str):
             raise InputError(about)
@@ -153,5 +156,5 @@ def _share(replicas: int, resources: Mapping[str, float], machines: int) -> dict
 
 def _reason(error: Exception, model: str) -> str:
     """The line about replicas that do not start, of which Ray reports the whole traceback."""
-    said = _SAID.findall(str(error))
+    said = _SAID.findall("\n".join([str(error), *getattr(error, "__notes__", ())]))
     return f"no replica of {model} starts ({said[-1] if said else first_line(error)}); see whether memory is free"
