@@ -151,6 +151,11 @@ _JSON: dict[str, Callable[[random.Random, int], Any]] = {
     "two images for a question": lambda draw, pixels: _shaped(draw, [1, 2]),
     "wrong shape": lambda draw, pixels: _shaped(draw, [3]),
     "negative shape": lambda draw, pixels: _shaped(draw, [-2]),
+    "shape of 60,000 numbers": lambda draw, pixels: _shaped(draw, [2**62] * 60_000),
+    "60,000 numbers for inputs": lambda draw, pixels: {"inputs": [1] * 60_000},
+    "a shape that multiplies on": lambda draw, pixels: _shaped(draw, [2**62] * 10_000),
+    "10,000 numbers for inputs": lambda draw, pixels: {"inputs": [1] * 10_000},
+    "10,000 numbers for images": lambda draw, pixels: infer([1] * 10_000, ["what?"]),  # type: ignore[list-item]
     "huge shape": lambda draw, pixels: _shaped(draw, [10**30]),
     "numbers for texts": lambda draw, pixels: infer([_base64(draw)], [7]),  # type: ignore[list-item]
     "file path for an image": lambda draw, pixels: infer(["/etc/passwd"], ["what?"]),
@@ -168,6 +173,7 @@ _ADDRESSES: dict[str, Callable[[str], tuple[str, str]]] = {
     "blank question": lambda model: ("POST", "/answer?question=++"),
     "question of 60,000 characters in the address": lambda model: ("POST", f"/answer?question={'x' * 60_000}"),
     "another model": lambda model: ("POST", "/v2/models/other/infer"),
+    "address of two lines": lambda model: ("POST", "/a%0Ab"),
     "address that is not there": lambda model: ("POST", "/../../etc/passwd"),
     "wrong method": lambda model: ("GET", f"/v2/models/{model}/infer"),
     "method that nobody knows": lambda model: ("BREW", "/answer"),

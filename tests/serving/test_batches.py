@@ -159,12 +159,12 @@ def test_two_replicas_answer_as_one_model_also_when_one_is_killed(
     assert batches.run(job) == 30
     assert len(killed) == 1 and not killed[0].is_running()
     assert "1.parquet" in caplog.text  # holds no rows
-    for name in ("0.parquet", "2.parquet"):
+    for name in ("0.parquet", "1.parquet", "2.parquet"):
         found = parquet.read_table(tmp_path / "out" / name)
         assert found.to_pylist() == expected(predictor, shards / name)
         assert json.loads(found.schema.metadata[batches.ABOUT])["versions"]["pumer"]
     assert len({row["answer"] for row in found.to_pylist()}) > 2
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.parquet", "2.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.parquet", "1.parquet", "2.parquet"]
 
 
 @pytest.mark.slow
@@ -264,8 +264,10 @@ def test_the_same_command_goes_on_and_another_one_is_refused(model, shards, pred
     assert [path.name for path in out.iterdir()] == ["0.parquet"]
     monkeypatch.setattr(batches, "_by_shard", by_shard)
     assert batches.run(replace(job, batch_size=2, on_error="record")) == batches.run(job) == 30
-    assert here == [["0", "1", "2"], ["1", "2"], ["1"]]
-    for name in ("0.parquet", "2.parquet"):
+    assert here == [["0", "1", "2"], ["1", "2"]]
+    without, one = (parquet.read_schema(out / name) for name in ("1.parquet", "0.parquet"))
+    assert without == one
+    for name in ("0.parquet", "1.parquet", "2.parquet"):
         assert parquet.read_table(out / name).to_pylist() == expected(predictor, shards / name)
 
     other = replace(job, image_size=64)
@@ -278,7 +280,7 @@ def test_the_same_command_goes_on_and_another_one_is_refused(model, shards, pred
     with pytest.raises(InputError, match=r"0\.parquet .*--force"):
         batches.run(job)
     assert batches.run(replace(job, force=True)) == 30
-    assert here[-1] == ["0", "1", "2"]
+    assert here[-1] == ["0", "2"]
     for name in ("0.parquet", "2.parquet"):  # a batch holds rows of both
         assert parquet.read_table(out / name).to_pylist() == expected(predictor, shards / name)
 
@@ -298,6 +300,11 @@ def test_a_row_that_cannot_be_answered(model, shards, tmp_path, here, broken, ca
     found = parquet.read_table(tmp_path / "out" / "2.parquet").to_pylist()
     assert [row["id"] for row in found if row["error"]] == [217, 219]
     assert [row["id"] for row in found if row["answer"] is None] == [217, 219]
+    assert batches.run(replace(job, on_error="record")) == 30  # without asking again
+    with pytest.raises(InputError, match=r"2\.parquet: row 17: "):
+        batches.run(job)
+    assert here == [["0", "1", "2"], ["1", "2"], ["2"]]
+    assert len(parquet.read_table(tmp_path / "out" / "2.parquet")) == 25
 
 
 def test_images_of_every_form_are_answered(model, predictor, tmp_path):
@@ -307,6 +314,7 @@ def test_images_of_every_form_are_answered(model, predictor, tmp_path):
         "content": pa.array([png(7)]),
         "large": pa.array([png(7)], pa.large_binary()),
         "name": pa.array(["cat.png"]),
+        "large name": pa.array(["cat.png"], pa.large_string()),
         "both": pa.array([{"bytes": png(7), "path": "x.png"}]),
         "named": pa.array([{"bytes": None, "path": "cat.png"}], IMAGE),
     }

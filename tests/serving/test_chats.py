@@ -16,7 +16,7 @@ from benchmarks.bad_requests import encoded, infer
 from pumer import PuMerConfig, Step
 from pumer.evaluation.predict import Predictor
 from pumer.generative import answers, conversed, load_generative
-from pumer.serving.app import Server
+from pumer.serving.app import About, Server
 from pumer.serving.replica import Replica
 from pumer.settings.serve import ServeConfig
 
@@ -126,6 +126,27 @@ def test_a_question_is_asked_as_it_is(folder):
     predictor = Predictor(folder, prompt="{question}", max_new_tokens=5)
     expected = [predictor(noise(1), "what colour is it ?"), predictor(noise(2), "is this red ?")]
     assert response.json()["outputs"][0]["data"] == expected
+
+
+@pytest.mark.slow
+def test_an_exported_model_that_generates_is_served(folder, tmp_path):
+    """As the model itself; a question without its one image, or with two, is refused alone."""
+    out, model = tmp_path / "out", pumer.load(folder)
+    pumer.export(model, out, "torch", text_length=24, processor=PROCESSORS["llava"]())
+    assert Replica(ServeConfig(model=str(out))).about() == About("out", "torch", 1, 64)
+    turns = [
+        *([user(image(seed), text("is this red ?"))] for seed in (1, 2)),
+        [user(text("what ?"))],
+        [user(image(1), image(2), text("what ?"))],
+    ]
+    chats = [*(chat(*messages, max_tokens=5) for messages in turns), chat(*turns[0], max_tokens=2)]
+    responses = send(ServeConfig(model=str(out)), *chats)
+    expected = send(ServeConfig(model=str(folder)), *chats)
+    assert [response.status_code for response in responses] == [200, 200, 400, 400, 200]
+    for response, own in zip(responses, expected, strict=True):
+        if response.status_code == 200:
+            assert response.json()["choices"] == own.json()["choices"]
+            assert response.json()["usage"] == own.json()["usage"]
 
 
 def test_a_model_that_cannot_be_served_is_named(tmp_path, tiny_vilt):

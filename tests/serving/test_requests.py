@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tracemalloc
 from base64 import b64encode
 from contextlib import asynccontextmanager
 
@@ -10,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
 from benchmarks.bad_requests import bad_requests, encoded, infer
 from pumer.evaluation.predict import Predictor
 from pumer.serving import app as application
 from pumer.serving.app import About, Reply, Server
 from pumer.serving.model import ServedModel
-from pumer.serving.protocols import Infer, parsed
+from pumer.serving.protocols import Chat, Infer, RefusedRequest, parsed
 from pumer.serving.replica import Replica
 from pumer.settings.serve import ServeConfig
 from pumer.utils.errors import InputError
@@ -137,6 +139,88 @@ def test_any_json_is_answered_or_refused(data):
             line_of(response)
 
 
+def test_an_unknown_key_is_named():
+    with pytest.raises(RefusedRequest, match="'paths'"):
+        parsed(json.dumps(infer([BASE64], ["?"], paths=1)).encode(), Infer, ServeConfig(model="small:vilt"))
+
+
+LONG = 12_000
+"""Values in a list: fewer than a body may have in all."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (Infer, {"inputs": [1] * LONG}),
+        (Infer, {"inputs": [], **{str(number): 1 for number in range(LONG)}}),
+        (Infer, {"inputs": [], "outputs": [1] * LONG}),
+        (Infer, {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [1] * LONG}]}),
+        (Infer, {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [[1] * LONG]}]}),
+        (Infer, {"inputs": [{"name": "image", "shape": ["1"] * LONG, "datatype": "BYTES", "data": []}]}),
+        (Infer, {"inputs": [{"name": "image", "shape": [1] * LONG, "datatype": "BYTES", "data": []}]}),
+        (Chat, {"messages": [1] * LONG}),
+        (Chat, {"messages": [{"role": "user", "content": "hello"}] * 1025}),
+        (Chat, {"messages": [{"role": "user", "content": [1] * LONG}]}),
+    ],
+)
+def test_errors_are_not_collected(kind, body):
+    """Else a small body takes a thousand times its memory."""
+    with pytest.raises(ValidationError) as found:
+        kind.model_validate_json(json.dumps(body))
+    assert found.value.error_count() <= 7  # a field that is missing or wrong, or a kind that an entry may have
+
+
+@pytest.mark.parametrize("character", ["[],", "{},", '{"":[', "1,"])
+def test_values_are_counted_before_they_are_read(character):
+    body = b'{"inputs":[' + character.encode() * 2**20
+    tracemalloc.start()
+    with pytest.raises(RefusedRequest, match=str(most := 10_000 + 2**14)):
+        parsed(body, Infer, ServeConfig(model="small:vilt"))
+    assert tracemalloc.get_traced_memory()[1] < 2**20 and most < 2**20
+    tracemalloc.stop()
+
+
+def test_a_text_may_have_many_commas():
+    config = ServeConfig(model="small:vilt")
+    text = ",[{" * 3000
+    body = json.dumps(infer([BASE64] * 16, [text] * 16)).encode()
+    with pytest.raises(RefusedRequest, match="commas"):
+        parsed(body, Infer, config)
+    assert parsed(json.dumps(infer([BASE64], [text])).encode(), Infer, config).asked(config)[0].text == text
+
+
+def test_a_question_that_fails_ends_the_others_of_its_request():
+    ended = []
+
+    async def ask(asked):
+        if asked.text == "bad":
+            raise RefusedRequest(503, "no replica")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(asked.text)
+
+    server = served(ServeConfig(model="small:vilt"), ask)
+    response = post(server, "/v2/models/tiny/infer", json=infer([BASE64] * 3, ["one", "bad", "two"]))
+    assert response.status_code == 503 and "no replica" in line_of(response)
+    assert sorted(ended) == ["one", "two"] and server._waiting == 0
+
+
+def test_a_cluster_that_is_gone_is_not_ready():
+    def gone():
+        raise ConnectionError("no cluster\nat all")
+
+    server = Server(ServeConfig(model="small:vilt"), About("tiny", "pytorch", 1), None, gone)
+
+    async def check():
+        async with client_of(server) as client:
+            return await client.get("/v2/health/ready")
+
+    response = asyncio.run(check())
+    assert response.status_code == 503
+    line_of(response)
+
+
 def test_what_is_too_much_is_refused(monkeypatch):
     config = ServeConfig(model="small:vilt", max_waiting=16, timeout_s=0.2)
     forever = asyncio.Event
@@ -222,8 +306,9 @@ def test_a_replica_answers_in_batches_as_alone(tiny_vilt):
     questions = ["what colour is this", "is it blue", "is this", "what", "is it red or green or blue"]
     pictures = [Image.effect_noise((20 + 11 * n, 90 - 9 * n), 90).convert("RGB") for n in range(7)]
     pairs = [(picture, text) for picture in pictures for text in questions]
-    bodies = [parsed(json.dumps(infer([b64encode(encoded(p, "PNG")).decode()], [t])).encode(), Infer) for p, t in pairs]
     config = ServeConfig(model=str(tiny_vilt), max_batch_size=8)
+    sent = [json.dumps(infer([b64encode(encoded(p, "PNG")).decode()], [t])).encode() for p, t in pairs]
+    bodies = [parsed(body, Infer, config) for body in sent]
     predictor = Predictor(tiny_vilt)
     expected = [predictor(*pair) for pair in pairs]
 
@@ -236,6 +321,24 @@ def test_a_replica_answers_in_batches_as_alone(tiny_vilt):
     assert len(set(expected)) > 1
     assert sum(reply.batch for reply in replies) == len(pairs)
     assert max(reply.batch for reply in replies) > 1
+
+
+def test_a_replica_goes_on_after_an_error(tiny_vilt, monkeypatch):
+    """Of whatever answers, and of what hands it over."""
+    (asked,) = _questions("is it")
+
+    async def check():
+        replica = Replica(ServeConfig(model=str(tiny_vilt)))
+        with monkeypatch.context() as patched:
+            patched.setattr(replica._model, "replies", lambda batch: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await replica(asked)
+        assert (await replica(asked)).text
+        replica._working.cancel()
+        await asyncio.wait([replica._working])
+        return await replica(asked)
+
+    assert asyncio.run(asyncio.wait_for(check(), 60)).text
 
 
 def test_what_fails_in_a_batch_fails_alone(model, monkeypatch):
@@ -253,4 +356,5 @@ def test_what_fails_in_a_batch_fails_alone(model, monkeypatch):
 
 
 def _questions(text):
-    return parsed(json.dumps(infer([BASE64], [text])).encode(), Infer).asked(ServeConfig(model="small:vilt"))
+    config = ServeConfig(model="small:vilt")
+    return parsed(json.dumps(infer([BASE64], [text])).encode(), Infer, config).asked(config)

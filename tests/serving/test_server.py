@@ -74,7 +74,7 @@ def test_every_answer_is_the_single_one_though_the_replica_dies(running, tiny_vi
 
 def test_bad_requests_on_real_sockets(running):
     with httpx.Client(base_url=running.url, timeout=60) as client:
-        for bad in bad_requests(running.name, 52, BYTES, 10**6):
+        for bad in bad_requests(running.name, 58, BYTES, 10**6):
             content = iter(bad.content) if isinstance(bad.content, list) else bad.content
             response = client.request(bad.method, bad.path, content=content)
             assert 400 <= response.status_code < 500, (bad.kind, response.text)

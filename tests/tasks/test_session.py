@@ -141,3 +141,14 @@ def test_a_model_that_ships_warns_once_of_what_it_does_not_know(tmp_path, caplog
             opened.check(Example(0, (image,), text))
         assert len(caplog.messages) == 1 and "small:vilt" in caplog.messages[0]
     opened.check(Example(0, (tmp_path / "missing.png",), "where is the ring?"))
+
+
+def test_a_check_leaves_the_tokenizer_as_a_batch_set_it():
+    """Another thread may be about to encode with these settings."""
+    opened = Session.open("small:vilt")
+    tokenizer = opened.inputs.tokenizer
+    tokenizer(["what", "is there a ring"], padding=True, truncation=True, max_length=9)
+    before = tokenizer.backend_tokenizer.padding, tokenizer.backend_tokenizer.truncation
+    assert all(before)
+    opened.check(Example(0, (np.zeros((96, 96, 3), np.uint8),), "where is the ring?"))
+    assert (tokenizer.backend_tokenizer.padding, tokenizer.backend_tokenizer.truncation) == before

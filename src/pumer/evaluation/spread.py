@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from shutil import rmtree
@@ -198,8 +198,12 @@ def fingerprint(session: Session | GenerativeSession, examples: Sequence[Example
 
 
 def versions() -> list[str]:
-    """The versions of the libraries that answers depend on."""
-    return [version(name) for name in ("pumer", "torch", "transformers")]
+    """The versions of the libraries that answers depend on, of those that are installed."""
+    found = []
+    for name in ("pumer", "torch", "transformers", "openvino", "onnxruntime"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return found
 
 
 def model_states(name: str) -> list[tuple[str, int, int]]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +70,7 @@ class Reply:
     batch: int = 0
 
 
-Ask = Callable[[Asked], Awaitable[Reply]]
+Ask = Callable[[Asked], Coroutine[Any, Any, Reply]]
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -149,7 +149,8 @@ class Server:
     async def _elsewhere(self, request: Request, error: Exception) -> Response:
         """The one line about an address or a method that does not exist."""
         status = error.status_code if isinstance(error, HTTPException) else 404
-        line = f"{request.method} {request.url.path[:80]} is not there; there are: POST /answer"
+        path = " ".join(request.scope["path"].split())[:80]
+        line = f"{request.method} {path} is not there; there are: POST /answer"
         line += f", /v2/models/{self.about.name}/infer"
         line += ", /v1/chat/completions" * (self.about.max_new_tokens is not None)
         return _refusal(request, status, f"{line}; GET /v2, /v2/health/ready, /metrics")
@@ -177,23 +178,30 @@ class Server:
         return b"".join(chunks)
 
     async def _replies(self, asked: Sequence[Asked]) -> list[Reply]:
-        """The model's answers; a request whose fault it is that one cannot be given is refused."""
+        """The model's answers; a request whose fault it is that one cannot be given is refused.
+
+        Where one question fails, the others of the request are given up.
+        """
         if self._waiting + len(asked) > self.config.max_waiting:
             raise RefusedRequest(429, f"{self._waiting} questions are waiting already; ask again later")
         self._waiting += len(asked)
         try:
-            replies = await asyncio.gather(*map(self._ask, asked))
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._ask(each)) for each in asked]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         finally:
             self._waiting -= len(asked)
+        replies = [task.result() for task in tasks]
         for reply in replies:
             if reply.refused:
                 raise RefusedRequest(400, reply.text)
             if reply.batch:
                 self._batches.observe(reply.batch)
-        return list(replies)
+        return replies
 
     async def _infer(self, request: Request) -> Response:
-        infer = parsed(await self._body(request), Infer)
+        infer = parsed(await self._body(request), Infer, self.config)
         wanted = [each.name for each in infer.outputs or ()] or ["answer"]
         named = {} if infer.id is None else {"id": infer.id}
         asked = infer.asked(self.config)
@@ -213,7 +221,7 @@ class Server:
         return JSONResponse({"answer": reply.text})
 
     async def _chat(self, request: Request) -> Response:
-        chat = parsed(await self._body(request), Chat)
+        chat = parsed(await self._body(request), Chat, self.config)
         if chat.model not in (None, self.about.name):
             raise RefusedRequest(404, f"model {chat.model!r} is not here; give {self.about.name}")
         asked = chat.asked(self.config, self.about.max_new_tokens or 0)
@@ -258,8 +266,9 @@ class Server:
         return JSONResponse({"live": True})
 
     async def _is_ready(self, request: Request) -> Response:
-        if await asyncio.to_thread(self._ready):
-            return JSONResponse({"ready": True})
+        with suppress(Exception):  # of a cluster that is gone, whatever Ray raises
+            if await asyncio.to_thread(self._ready):
+                return JSONResponse({"ready": True})
         return _refusal(request, 503, "no replica is ready; ask again later")
 
     async def _show_metrics(self, request: Request) -> Response:

@@ -95,7 +95,7 @@ def run(config: PredictConfig) -> int:
     for shard in shards:
         for aside in shard.out.parent.glob(f".{escape(shard.out.name)}.????????"):  # of a run that was killed
             aside.unlink()
-    answered = {shard.name: rows for shard in shards if (rows := _rows_answered(shard, config.force)) is not None}
+    answered = {shard.name: rows for shard in shards if (rows := _rows_answered(shard, config)) is not None}
     left = [shard for shard in shards if shard.name not in answered]
     if answered:
         logger.info("going on with the answers to %d of %d shards", len(answered), len(shards))
@@ -108,8 +108,8 @@ def run(config: PredictConfig) -> int:
 def _shards(config: PredictConfig) -> Iterator[Shard]:
     """All shards in order, checked as far as their headings show it."""
     with reading(f"config.json of {config.model} cannot be read"):
-        about: dict[str, Any] = {name: str(getattr(config, name)) for name in (*_MODEL, "question", "images")}
-        about |= {"versions": versions(), "files": model_states(config.model)}
+        about: dict[str, Any] = {name: str(getattr(config, name)) for name in (*_MODEL, "question")}
+        about |= {"images": os.path.abspath(config.images), "versions": versions(), "files": model_states(config.model)}
 
     def key(files: Iterable[Path]) -> str:
         return hashlib.sha256(json.dumps([about, states(files)], sort_keys=True).encode()).hexdigest()[:32]
@@ -152,18 +152,21 @@ def _check_columns(path: Path, schema: pyarrow.Schema, first: pyarrow.Schema, qu
         raise InputError(f"{path} has other columns, or columns of other types, than the first shard; give it apart")
 
 
-def _rows_answered(shard: Shard, force: bool) -> int | None:
-    """The rows that the file of a shard's answers holds; None where it must be written."""
+def _rows_answered(shard: Shard, config: PredictConfig) -> int | None:
+    """The rows that the file of a shard's answers holds; None where it must be written.
+
+    A file of an earlier run that recorded rows without an answer is written again by a run that stops at them.
+    """
     if not shard.out.exists():
         return None
     try:
         found = parquet.ParquetFile(shard.out).metadata
-        key = json.loads((found.metadata or {}).get(ABOUT, b"{}")).get("key")
+        about = json.loads((found.metadata or {}).get(ABOUT, b"{}"))
     except (OSError, ValueError, pyarrow.ArrowException):
-        key = None
-    if key == shard.key:
-        return int(found.num_rows)
-    if not force:
+        about = {}
+    if about.get("key") == shard.key:
+        return None if about.get("failed") and config.on_error == "stop" else int(found.num_rows)
+    if not config.force:
         reason = "other data, or of another model or other settings; give another folder, or --force to replace it"
         raise InputError(f"{shard.out} holds answers to {reason}")
     return None
@@ -298,7 +301,7 @@ def _columns(rows: pyarrow.Table) -> tuple[pyarrow.Table, list[tuple[Any, ...]],
         if pyarrow.types.is_struct(column.type):
             places = [value and value.get("path") for value in column.to_pylist()]
             kept = kept.set_column(at, name, pyarrow.array(places, pyarrow.string()))
-        elif not pyarrow.types.is_string(column.type):
+        elif not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
             kept = kept.remove_column(at)
     return kept, images, [None] * len(rows) if text is None else rows.column(text).to_pylist()
 
@@ -355,20 +358,39 @@ def _write(config: PredictConfig, batches: Iterable[pyarrow.Table], shards: dict
             table, shard = pyarrow.concat_tables(pieces(name, found)), shards[name]
             if shard.rows not in (None, len(table)):
                 raise InputError(f"{name} holds {shard.rows} rows, but Ray read {len(table)}; did the file change?")
-            noted = {**(table.schema.metadata or {}), ABOUT: json.dumps({"key": shard.key, **about}).encode()}
-            with new_file(shard.out) as aside:
-                parquet.write_table(table.replace_schema_metadata(noted), aside)
+            failed += _keep(shard, table, about)
             del shards[name]
             answered += len(table)
-            failed += len(table) - table.column(ERROR).null_count
             bar.update(shown, completed=total - len(shards))
     if lost := [name for name, shard in shards.items() if shard.rows]:
         raise InputError(f"Ray read no rows of {some(lost)}; did the files change?")
     if shards:
         logger.warning("%d shards hold no rows: %s", len(shards), some(list(shards)))
+    for shard in shards.values():
+        _keep(shard, _without_rows(shard, config.question is not None), about)
     if failed:
         logger.warning("%d of %d rows have no answer, for the reason in the column %s", failed, answered, ERROR)
     return answered
+
+
+def _keep(shard: Shard, table: pyarrow.Table, about: Mapping[str, Any]) -> int:
+    """Write the file of a shard's answers, with what they depend on; returns how many rows have no answer."""
+    failed = len(table) - int(table.column(ERROR).null_count)
+    noted = json.dumps({"key": shard.key, "failed": failed, **about}).encode()
+    with new_file(shard.out) as aside:
+        parquet.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), ABOUT: noted}), aside)
+    return failed
+
+
+def _without_rows(shard: Shard, asked: bool) -> pyarrow.Table:
+    """The answers to a shard that holds no rows."""
+    if shard.name.endswith(".tar"):
+        kept, names = pyarrow.table({}), ["key", "json", "question"]
+    else:
+        kept, names = _columns(parquet.ParquetFile(shard.name).read())[0], ["question"] * asked
+    for name in (*names, ANSWER, ERROR):
+        kept = kept.append_column(name, pyarrow.array([], pyarrow.string()))
+    return kept
 
 
 def _check_answered(shard: Shard, table: pyarrow.Table, start: int) -> None:

@@ -15,9 +15,10 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from pumer.checkpoint import reading
 from pumer.data.images import decode
 from pumer.evaluation.evaluate import logits_of
-from pumer.evaluation.generation import GenerativeSession, open_session
+from pumer.evaluation.generation import ExportedGenerativeSession, GenerativeSession, open_session
 from pumer.exporting.session import Program
 from pumer.generative import MAX_NEW_TOKENS, conversed, replies
+from pumer.generative import Reply as Generated
 from pumer.serving.app import About, Reply
 from pumer.serving.protocols import Asked
 from pumer.settings.serve import ServeConfig
@@ -54,10 +55,10 @@ class ServedModel:
     def about(self) -> About:
         """What the model is."""
         session, name = self.session, Path(self.config.model).resolve().name
-        if isinstance(session, GenerativeSession):
-            return About(name, "pytorch", None, self._most)
-        program = session.forward
+        program: Any = session.model
         platform = program.exported.record["format"] if isinstance(program, Program) else "pytorch"
+        if isinstance(session, GenerativeSession):
+            return About(name, platform, 1 if isinstance(program, Program) else None, self._most)
         return About(name, platform, session.task.image_count)
 
     @property
@@ -115,16 +116,30 @@ class ServedModel:
         rows_of, found = defaultdict[int, list[int]](list), dict[int, Reply]()
         for row, (_, most) in enumerate(asked):
             rows_of[most].append(row)
-        model, processor = self.session.model, self.session.processor
-        checked = LogitsProcessorList([lambda ids, logits: numbers(logits)])
+        processor = self.session.processor
         for most, rows in rows_of.items():
             with reading("no prompt can be made of this conversation"):
-                inputs = conversed(processor, [asked[row][0] for row in rows]).to(model.device, model.dtype)
+                inputs = conversed(processor, [asked[row][0] for row in rows])
             lengths = inputs["attention_mask"].sum(1).tolist()
-            answers = replies(model, processor, inputs, most, logits_processor=checked)
+            answers = self._answers(inputs, most)
             for row, length, (text, new, ended) in zip(rows, lengths, answers, strict=True):
                 found[row] = Reply(text, prompt_tokens=length, new_tokens=new, ended=ended)
         return [found[row] for row in range(len(asked))]
+
+    def _answers(self, inputs: Any, most: int) -> list[Generated]:
+        """The answers to prompts, of at most so many tokens."""
+        processor = self.session.processor
+        if isinstance(self.session, ExportedGenerativeSession):
+            exported: Any = self.session.model
+            rows = exported.exported.generate(most, None, **inputs)  # without the token that ends an answer
+            texts = processor.batch_decode(rows, skip_special_tokens=True)
+            return [
+                Generated(text.strip(), len(row) + (len(row) < most), len(row) < most)
+                for text, row in zip(texts, rows, strict=True)
+            ]
+        model = self.session.model
+        checked = LogitsProcessorList([lambda ids, logits: numbers(logits)])
+        return replies(model, processor, inputs.to(model.device, model.dtype), most, logits_processor=checked)
 
 
 def _part(part: str | None, images: Iterator[Image.Image]) -> dict[str, Any]:

@@ -9,16 +9,21 @@ from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from pumer.settings.serve import ServeConfig
 from pumer.utils.errors import some
 
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 _LONGEST_LINE = 300
+_STRUCTURE = 2**14
+"""Commas and brackets of a body, beside those of its texts: each may stand for a value, which takes memory."""
 Body = TypeVar("Body", bound=BaseModel)
+_Parameters = Annotated[dict[str, Any], Field(max_length=64)]
+"""What clients of KServe's protocol send along, without a meaning here."""
 
 
 class RefusedRequest(Exception):
@@ -53,23 +58,30 @@ class Asked:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    @model_validator(mode="after")
+    def _nothing_more(self) -> Self:
+        """Refuse unknown keys: the first of them alone, where pydantic itself would collect all."""
+        for key in self.model_extra or ():
+            raise PydanticCustomError("unknown_key", "key {key} is not known; leave it out", {"key": repr(key[:40])})
+        return self
 
 
 class InputTensor(_Strict):
     """An input of `Infer`: strings, row by row or nested."""
 
     name: str
-    shape: list[int]
+    shape: Annotated[list[int], Field(max_length=4, fail_fast=True)]
     datatype: Literal["BYTES"]
-    data: list[str | list[str]]
-    parameters: dict[str, Any] | None = None
+    data: Annotated[list[str | Annotated[list[str], Field(fail_fast=True)]], Field(fail_fast=True)]
+    parameters: _Parameters | None = None
 
     def rows(self) -> list[list[str]]:
         """The strings of each of the B rows."""
         flat = [each for entry in self.data for each in ([entry] if isinstance(entry, str) else entry)]
         if not self.shape or min(self.shape) < 1 or prod(self.shape) != len(flat):
-            line = f"input {self.name} holds {len(flat)} strings, but its shape is {self.shape[:8]}; give one string of"
+            line = f"input {self.name} holds {len(flat)} strings, but its shape is {self.shape}; give one string of"
             raise RefusedRequest(400, f"{line} base64 per image, and one question per row")
         width = len(flat) // self.shape[0]
         return [flat[start : start + width] for start in range(0, len(flat), width)]
@@ -79,16 +91,16 @@ class WantedOutput(_Strict):
     """An output that `Infer` asks for."""
 
     name: Literal["answer", "score"]
-    parameters: dict[str, Any] | None = None
+    parameters: _Parameters | None = None
 
 
 class Infer(_Strict):
     """The body of KServe's `POST /v2/models/NAME/infer`."""
 
     id: str | None = None
-    parameters: dict[str, Any] | None = None
-    inputs: list[InputTensor]
-    outputs: list[WantedOutput] | None = None
+    parameters: _Parameters | None = None
+    inputs: Annotated[list[InputTensor], Field(max_length=2, fail_fast=True)]
+    outputs: Annotated[list[WantedOutput], Field(max_length=2, fail_fast=True)] | None = None
 
     def asked(self, config: ServeConfig) -> list[Asked]:
         """What the model is asked: the inputs `image` [B], of pairs [B, 2], and `question` [B]."""
@@ -98,7 +110,7 @@ class Infer(_Strict):
             raise RefusedRequest(400, f"inputs must be image and question, once each, not {names}")
         images, questions = given["image"].rows(), given["question"].rows()
         if len(images) != len(questions) or len(questions[0]) != 1:
-            shapes = f"image {given['image'].shape[:8]} and question {given['question'].shape[:8]}"
+            shapes = f"image {given['image'].shape} and question {given['question'].shape}"
             raise RefusedRequest(400, f"shapes are {shapes}; give as many rows of images as questions, question as [B]")
         _check_count(sum(map(len, images)), config)
         return [
@@ -140,7 +152,7 @@ class Message(_Strict):
     """A message of a chat."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart | ImagePart]
+    content: str | Annotated[list[TextPart | ImagePart], Field(fail_fast=True)]
     name: str | None = None
 
     def parts(self) -> Sequence[str | ImagePart]:
@@ -153,7 +165,7 @@ class Message(_Strict):
 class Chat(_Strict):
     """The body of `POST /v1/chat/completions`: what of OpenAI's has a meaning where the likeliest token is taken."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1024, fail_fast=True)]
     model: str | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -185,8 +197,11 @@ class Chat(_Strict):
         return Asked(images, texts[-1] if texts else "", turns, length)
 
 
-def parsed(body: bytes, kind: type[Body]) -> Body:
+def parsed(body: bytes, kind: type[Body], config: ServeConfig) -> Body:
     """A body of JSON, checked; what is wrong with it first as `RefusedRequest`."""
+    found, most = sum(map(body.count, (b",", b"[", b"{"))), config.max_characters + _STRUCTURE
+    if found > most:
+        raise RefusedRequest(400, f"the body has {found} commas and brackets; at most {most} are taken")
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

@@ -41,7 +41,7 @@ class Replica:
     async def __call__(self, asked: Asked) -> Reply:
         """The answer to a question, or why there is none."""
         loop = asyncio.get_running_loop()
-        if self._working is None:
+        if self._working is None or self._working.done():
             self._working = loop.create_task(self._work())
         async with self._room:
             try:
@@ -62,7 +62,11 @@ class Replica:
             batch = [(read, answer) for read, answer in batch if not answer.done()]  # cancelled: too late
             if not batch:
                 continue
-            replies = await loop.run_in_executor(self._answerer, self._model.replies, [read for read, _ in batch])
+            replies: list[Reply | Exception]
+            try:
+                replies = await loop.run_in_executor(self._answerer, self._model.replies, [read for read, _ in batch])
+            except Exception as error:
+                replies = [error] * len(batch)
             for (_, answer), reply in zip(batch, replies, strict=True):
                 if answer.done():
                     continue

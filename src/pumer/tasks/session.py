@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from pumer.world.scenes import SceneConfig
 
 logger = logging.getLogger(__name__)
 
+_TOKENIZING = Lock()
 _DEFAULTS: Mapping[str, Any] = {"task": "vqav2", "text_length": None, "resize": "square", "blank": "none"}
 
 
@@ -101,10 +104,17 @@ class Session(TaskModel):
         for image in example.images:
             with suppress(OSError):  # of a prepared folder, or broken, which is said when it is read
                 sizes.add(image.shape[1::-1] if isinstance(image, np.ndarray) else _size(image))
-        tokenizer, edge = self.inputs.tokenizer, SceneConfig().image_size
-        words = tokenizer.tokenize(example.text)
+        edge = SceneConfig().image_size
+        with _TOKENIZING:
+            tokenizer = self._own_tokenizer
+            words = tokenizer.tokenize(example.text)
         known = not any(word == tokenizer.unk_token or word.startswith("##") for word in words)
         return known and sizes <= {(edge, edge)}
+
+    @cached_property
+    def _own_tokenizer(self) -> Any:
+        """A copy for `check`, which other threads call while the tokenizer pads a batch: its settings change then."""
+        return deepcopy(self.inputs.tokenizer)
 
     @classmethod
     def open(
