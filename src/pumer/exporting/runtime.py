@@ -1,6 +1,9 @@
 """Running an exported model: NumPy, Pillow, tokenizers and the program's own runtime, without torch or transformers."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +24,8 @@ WEIGHTS = "weights.bin"
 """The file of the weights that several programs share."""
 MASKS = {"input_ids": "attention_mask", "pixel_values": "pixel_mask"}
 """Which input marks, by 1, what is real of another one."""
+_CODE = ("aotinductor/", "constants/custom_obj", "constants/opaque_obj")
+"""Parts of torch's archives that are pickles or machine code."""
 _WORDS = ("input_ids", "attention_mask", "text_states")
 """Inputs of programs that have an entry for each word."""
 _INTEGERS = ("input_ids", *MASKS.values())
@@ -348,8 +353,20 @@ def open_program(file: Path, kind: str, precision: str, threads: int | None) -> 
         return _OPENERS[kind](file, precision, threads)
     except ImportError as error:
         raise InputError(f"{file} needs {error.name}, which is not installed; install pumer[export]") from error
+    except (InputError, MemoryError):
+        raise
     except Exception as error:  # a runtime raises whatever it stumbles over in a broken file
         raise InputError(f"{file} cannot be opened ({first_line(error)}); export the model again") from error
+
+
+def without_reports(name: str) -> Any:
+    """OpenVINO or NNCF, or a module of theirs, kept from reporting to Google Analytics; all imports go through here.
+
+    Both do without the package that sends, so it is made to seem missing. One that was imported before stays.
+    """
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
+    return import_module(name)
 
 
 def _openvino(file: Path, precision: str, threads: int | None) -> Run:
@@ -357,7 +374,7 @@ def _openvino(file: Path, precision: str, threads: int | None) -> Run:
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": rest, "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    core, own = import_module("openvino").Core(), file.with_suffix(".bin")
+    core, own = without_reports("openvino").Core(), file.with_suffix(".bin")
     model = core.read_model(str(file), str(own if own.is_file() else file.parent / WEIGHTS))
     compiled = core.compile_model(model, "CPU", options)
     return lambda arrays: [np.array(each) for each in compiled(list(arrays), share_inputs=True).values()]
@@ -374,8 +391,13 @@ def _onnx(file: Path, precision: str, threads: int | None) -> Run:
 
 
 def _torch(file: Path, precision: str, threads: int | None) -> Run:
-    torch = import_module("torch")
-    program = torch.export.load(str(file)).module()
+    torch, archives = import_module("torch"), import_module("torch.export.pt2_archive")
+    with archives.PT2ArchiveReader(str(file)) as archive:
+        names = [name for name in archive.get_file_names() if any(each in name.lower() for each in _CODE)]
+    if names:
+        raise InputError(f"{file} holds {names[0]}, which can run code as it is read; export the model again")
+    with _weights_only():
+        program = torch.export.load(str(file)).module()
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
@@ -383,6 +405,21 @@ def _torch(file: Path, precision: str, threads: int | None) -> Run:
         return [np.asarray(each) for each in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     return run
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Let `torch.load` build tensors alone, also where torch itself asks it for more."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 _OPENERS: dict[str, Callable[[Path, str, int | None], Run]] = {"openvino": _openvino, "onnx": _onnx, "torch": _torch}
