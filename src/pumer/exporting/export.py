@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pumer.backbones import DECODERS, REFUSED, Backbone, backbone_of
 from pumer.backbones.image_size import set_image_size
 from pumer.checkpoint import has_processor, load, load_processor, trained_with, write_reduction
-from pumer.data.images import Pixels
+from pumer.data.pixels import Pixels
 from pumer.exporting import generative
 from pumer.exporting.card import card
 from pumer.exporting.parts import parts_of

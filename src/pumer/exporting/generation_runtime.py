@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pumer.exporting.runtime import SUFFIXES, ImageLike, Output, normalised, open_program, opened
+from pumer.data.images import ImageLike, read_image
+from pumer.exporting.runtime import SUFFIXES, Output, normalised, open_program
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_config
 from pumer.utils.places import EXPORTED
@@ -215,7 +216,7 @@ def prompt_ids(tokenizer: Any, about: Mapping[str, Any], image_tokens: int, text
 
 def cropped(image: ImageLike, about: Mapping[str, Any]) -> np.ndarray:
     """An image as ``(3, height, width)``: resized to its shorter edge, cropped in the middle, and normalised."""
-    upright = opened(image)
+    upright = read_image(image)
     shorter, (height, width) = min(upright.size), about["crop"]
     size = [about["edge"] if each == shorter else int(about["edge"] * each / shorter) for each in upright.size]
     resized = upright.resize((size[0], size[1]), Image.Resampling(about["resample"]))

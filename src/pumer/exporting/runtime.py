@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from pumer.data.images import ImageLike, read_image
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_config
 from pumer.utils.places import EXPORTED
@@ -30,7 +31,6 @@ _WORDS = ("input_ids", "attention_mask", "text_states")
 """Inputs of programs that have an entry for each word."""
 _INTEGERS = ("input_ids", *MASKS.values())
 
-ImageLike = str | Path | Image.Image
 Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
@@ -210,7 +210,7 @@ class ExportedModel:
         count = self.record["images"]
         flat: list[np.ndarray] = []
         for each in images:
-            several = [each] if isinstance(each, str | Path | Image.Image) else each
+            several = each if isinstance(each, Sequence) and not isinstance(each, str) else [each]
             if len(several) != count:
                 raise InputError(f"the model looks at {count} image(s) at once, not {len(several)}")
             flat += [_pixels(image, self.record["image_size"], about) for image in several]
@@ -318,16 +318,7 @@ def _masked(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
 
 def _pixels(image: ImageLike, size: int, about: Mapping[str, Any]) -> np.ndarray:
     """An image as ``(3, size, size)``, resized and normalised as the model's processor does."""
-    return normalised(opened(image).resize((size, size), Image.Resampling(about["resample"])), about)
-
-
-def opened(image: ImageLike) -> Image.Image:
-    """An image, upright and in colours."""
-    try:
-        read = image if isinstance(image, Image.Image) else Image.open(image)
-        return ImageOps.exif_transpose(read).convert("RGB")
-    except OSError as error:
-        raise InputError(f"image {image} cannot be read ({first_line(error)}); give a file that can be") from error
+    return normalised(read_image(image).resize((size, size), Image.Resampling(about["resample"])), about)
 
 
 def normalised(image: Image.Image, about: Mapping[str, Any]) -> np.ndarray:
