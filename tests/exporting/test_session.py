@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import pumer
 from pumer.cli import app
 from pumer.evaluation import evaluate
+from pumer.exporting import runtime
 from pumer.exporting.generation_runtime import cropped
 from pumer.exporting.session import ExportedSession, Program
 from pumer.tasks import Example
@@ -22,6 +23,7 @@ from pumer.tasks.base import model_inputs
 from pumer.tasks.fingerprint import weights_fingerprint
 from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
+from pumer.utils.files import write_json
 
 
 def invoke(*arguments):
@@ -218,6 +220,11 @@ def test_a_broken_folder_ends_in_one_line(exported, tmp_path):
     (tmp_path / "program.onnx").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"program\.onnx"):
         pumer.ExportedModel(tmp_path)
+    record = json.loads((tmp_path / "export.json").read_text())
+    for name in (*runtime._BOTH, *runtime._MODEL):
+        write_json(tmp_path / "export.json", {key: value for key, value in record.items() if key != name})
+        with pytest.raises(InputError, match=name):
+            pumer.ExportedModel(tmp_path)
     (tmp_path / "export.json").write_text('{"version": 1}')
     with pytest.raises(InputError, match="version 1"):
         pumer.ExportedModel(tmp_path)

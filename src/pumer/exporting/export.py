@@ -110,7 +110,7 @@ def export(
         return run(config, inputs)
     check_export(config.out, force)
     with only_one(config.out):
-        own = copy.deepcopy(unwrapped(model))
+        own, processor = copy.deepcopy(unwrapped(model)), copy.deepcopy(processor)
         if _generates(own):
             return generative.write(config, own, processor)
         return _write(config, own, processor, {}, inputs)

@@ -108,6 +108,8 @@ def calibration_inputs(
     root, split = config.calibration or data.get("root"), data.get("train") or "train"
     if root is None:
         raise InputError(f"{name} has no record of its training data, which int8 needs; give --calibration FOLDER")
+    if split.startswith("test"):
+        raise InputError(f"{name} was trained on split {split}, which int8 may not see; give batches of other inputs")
     if processor is None:
         raise InputError(f"{name} has no processor, which reads calibration examples; give one, or batches of inputs")
     task = _task(model, trained, Path(root), split)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +20,18 @@ from pumer.utils.places import EXPORTED
 
 VERSION = 2
 """Of the folder's layout, in its record."""
+GENERATIVE, GENERATIVE_VERSION = "generative", 1
+"""The kind of an exported model that generates, in its record, and the version of its layout."""
 SUFFIXES = {"openvino": ".xml", "onnx": ".onnx", "torch": ".pt2"}
 """Of the file of a program, by what runs it."""
 WEIGHTS = "weights.bin"
 """The file of the weights that several programs share."""
 MASKS = {"input_ids": "attention_mask", "pixel_values": "pixel_mask"}
 """Which input marks, by 1, what is real of another one."""
+_BOTH = ("precision", "source", "architecture", "reduction", "vocabulary", "pixels", "sha256")
+_MODEL = ("image_size", "images", "text_lengths", "labels", "task", "root", "padding", "programs")
+_GENERATIVE = ("image_tokens", "image_token_id", "text_length", "pixel_shape", "stages", "end", "padding", "prompt")
+"""What the record holds, of each model and of either kind."""
 _CODE = ("aotinductor/", "constants/custom_obj", "constants/opaque_obj")
 """Parts of torch's archives that are pickles or machine code."""
 _WORDS = ("input_ids", "attention_mask", "text_states")
@@ -77,6 +84,33 @@ class _Program(NamedTuple):
     run: Run
 
 
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The content of the ``export.json`` of a folder that `pumer export` wrote, as this pumer reads it.
+
+    Raises:
+        InputError: for a folder without one, one of another version, and one that lacks an entry.
+    """
+    file, remedy = Path(folder) / EXPORTED, "export the model again"
+    record = read_config(file, "give a folder that `pumer export` wrote")
+    version, names = (GENERATIVE_VERSION, _GENERATIVE) if record.get("kind") == GENERATIVE else (VERSION, _MODEL)
+    if record.get("version") != version or record.get("format") not in SUFFIXES:
+        seen = f"version {record.get('version')!r}, format {record.get('format')!r}"
+        raise InputError(f"{file} has {seen}; this pumer reads version {version}: {remedy}")
+    if lacking := [name for name in (*_BOTH, *names) if name not in record]:
+        raise InputError(f"{file} has no {lacking[0]}; {remedy}")
+    return record
+
+
+def arithmetic(folder: Path, record: Mapping[str, Any], asked: str | None) -> str:
+    """The precision that programs run in: the one asked for, else that of the export; int8 programs alone have int8."""
+    own: str = record["precision"]
+    if asked not in (None, "f32", "bf16", "f16", "int8"):
+        raise InputError(f"precision must be f32, bf16, f16 or int8, not {asked!r}")
+    if asked == "int8" != own:
+        raise InputError(f"{folder} is no int8 program, but {own}; export one with int8")
+    return asked or own
+
+
 class ExportedModel:
     """A model that `pumer.export` wrote, called like the model it was made of.
 
@@ -115,18 +149,12 @@ class ExportedModel:
         Raises:
             InputError: for a folder without a program, one of another version, and a runtime that is not installed.
         """
-        self.folder, remedy = Path(folder), "export the model again"
-        self.record = read_config(self.folder / EXPORTED, "give a folder that `pumer export` wrote")
-        if self.record.get("kind") == "generative":
+        self.folder, self.record = Path(folder), read_record(folder)
+        if self.record.get("kind") == GENERATIVE:
             raise InputError(f"{folder} holds a model that generates; open it with pumer.ExportedGenerator")
-        if self.record.get("version") != VERSION or self.record.get("format") not in SUFFIXES:
-            seen = f"version {self.record.get('version')!r}, format {self.record.get('format')!r}"
-            raise InputError(f"{self.folder / EXPORTED} has {seen}; this pumer reads version {VERSION}: {remedy}")
         self.labels: tuple[str, ...] = tuple(self.record["labels"])
         self.text_lengths: tuple[int, ...] = tuple(self.record["text_lengths"])
-        self.precision: str = precision or self.record["precision"]
-        if self.precision == "int8" != self.record["precision"]:
-            raise InputError(f"{self.folder} is no int8 program, but {self.record['precision']}; export one with int8")
+        self.precision = arithmetic(self.folder, self.record, precision)
         opened = [self._open(each, threads) for each in self.record["programs"]]
         self._programs = {
             length: [each for each in opened if each.inputs.get("attention_mask", [length]) == [length]]
@@ -200,7 +228,7 @@ class ExportedModel:
             remedy = "give one image per text, encoded ones by select()"
             raise InputError(f"there are {len(images)} images but {len(texts)} texts; {remedy}")
         pixels = images.arrays if isinstance(images, Encoded) else {"pixel_values": self._pixel_values(images)}
-        encoded = self._tokenizer().encode_batch(list(texts))
+        encoded = self._tokenizer.encode_batch(list(texts))
         ids, mask = [each.ids for each in encoded], [each.attention_mask for each in encoded]
         return {"input_ids": np.array(ids), "attention_mask": np.array(mask), **pixels}
 
@@ -269,6 +297,7 @@ class ExportedModel:
     def _wrong(self, what: str) -> InputError:
         return InputError(f"the exported model {what}; its inputs are {', '.join(self.shapes)}")
 
+    @cached_property
     def _tokenizer(self) -> Any:
         """The tokenizer, which cuts texts to the most words and pads them to the longest."""
         padding, token = self._about_processor("padding")
