@@ -32,7 +32,7 @@ from pumer.settings.export import ExportConfig, Precision, Runtime
 from pumer.tasks.loading import text_length_of
 from pumer.tasks.session import labels_of
 from pumer.utils.errors import InputError
-from pumer.utils.files import replacing, write_json, write_text
+from pumer.utils.files import remove_leftovers, replacing, write_json, write_text
 from pumer.utils.locks import exclusive, only_one
 from pumer.utils.places import EXPORTED, check_export
 from pumer.utils.provenance import collect
@@ -175,6 +175,7 @@ def _write(
     calibration: list[dict[str, Tensor]] = []
     if config.precision == "int8":
         calibration, record["calibration"] = calibration_inputs(config, model, processor, trained, lengths[0], given)
+    remove_leftovers(config.out)
     with replacing(config.out, whole=True) as folder:
         programs: list[tuple[str, Path]] = []
         for part in parts_of(model, make, lengths, config.parts):

@@ -28,7 +28,7 @@ from pumer.reducers import DivPruneConfig, NoReduction, ReductionConfig, VisionZ
 from pumer.reducers.shortening.base import RatioShorteningConfig, ShorteningConfig
 from pumer.settings.export import ExportConfig, Runtime
 from pumer.utils.errors import InputError
-from pumer.utils.files import first_line, replacing, write_json, write_text
+from pumer.utils.files import first_line, remove_leftovers, replacing, write_json, write_text
 from pumer.utils.places import EXPORTED
 from pumer.utils.provenance import collect
 from pumer.utils.shipped import name_of
@@ -92,6 +92,7 @@ def write(config: ExportConfig, model: Any, processor: Any) -> dict[str, Any]:
         "prompt": None if processor is None else _about_prompt(processor, image_tokens),
     }
     examples = _examples(model, record)
+    remove_leftovers(config.out)
     with replacing(config.out, whole=True) as folder:
         files = program_files(folder, config.to)
         with _patched(model, replace(inside, image_tokens=left)), exported_attention(text):
