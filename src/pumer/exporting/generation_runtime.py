@@ -77,6 +77,8 @@ class ExportedGenerator:
             raise InputError(f"{self.folder} makes no prompts of images and texts; call it with its processor's inputs")
         if len(images) != len(texts):
             raise InputError(f"there are {len(images)} images but {len(texts)} texts; give one text per image")
+        if not texts:
+            raise InputError("there are no images; give at least one")
         rows = prompt_ids(self._tokenizer, self.record["prompt"], self.record["image_tokens"], texts)
         ids, mask = self._padded(rows)
         pixels = np.stack([cropped(image, self.record["pixels"]) for image in images])
