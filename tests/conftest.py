@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; what a test starts must hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -15,6 +16,7 @@ import torch
 
 if not torch.cuda.is_available():  # before transformers imports Triton: the kernels run in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # before openvino is imported: tests report to nobody
 
 pytest_plugins = ["fixtures.checkpoints", "fixtures.datasets", "fixtures.scripts"]
 

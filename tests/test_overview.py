@@ -9,9 +9,11 @@ import pumer
 from pumer.backbones import BACKBONES, DECODERS
 from pumer.checkpoint import load_processor
 from pumer.cli import app
+from pumer.exporting import runtime
 from pumer.reducers import METHODS, PuMerConfig
 from pumer.settings.common import PRESETS
 from pumer.tasks import TASKS
+from pumer.utils.files import write_json
 from pumer.utils.shipped import SMALL, recipe_file, recipes
 
 REDUCTION = PuMerConfig(layers=(1,), prune_ratio=0.1)
@@ -58,6 +60,21 @@ def test_info_of_a_saved_model(tiny_vilt, tmp_path):
 @pytest.mark.parametrize("name", SMALL)
 def test_info_of_what_ships(name):
     assert shown("info", name)["model"] == name
+
+
+@pytest.mark.parametrize("generative", [False, True])
+def test_info_of_an_exported_folder_opens_no_program(generative, tmp_path):
+    names = runtime._GENERATIVE if generative else runtime._MODEL
+    record = dict.fromkeys((*runtime._BOTH, *names), ()) | {"format": "onnx", "version": runtime.VERSION}
+    if generative:
+        record |= {"kind": runtime.GENERATIVE, "version": runtime.GENERATIVE_VERSION}
+    write_json(tmp_path / "config.json", {})
+    write_json(tmp_path / "export.json", record)
+    found = shown("info", tmp_path)
+    assert found["format"] == "onnx" and found.get("labels") == (None if generative else 0)
+    write_json(tmp_path / "export.json", record | {"version": 99})
+    result = CliRunner().invoke(app, ["info", str(tmp_path)])
+    assert result.exit_code == 2 and "version 99" in result.stderr
 
 
 def test_info_of_nothing():

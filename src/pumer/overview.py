@@ -9,8 +9,7 @@ import torch
 
 from pumer.backbones import BACKBONES, DECODERS
 from pumer.checkpoint import trained_with
-from pumer.exporting.generation_runtime import ExportedGenerator, is_exported_generator
-from pumer.exporting.runtime import ExportedModel
+from pumer.exporting.runtime import GENERATIVE, read_record
 from pumer.patching import reduction
 from pumer.profiling.named_models import PREFIX, skeleton
 from pumer.reducers import METHODS, NoReduction, config_to_dict
@@ -55,17 +54,15 @@ def about(model: str | Path) -> dict[str, Any]:
     """Facts about a checkpoint, without reading its weights.
 
     Raises:
-        InputError: for a missing or broken checkpoint, and for an exported folder that cannot be opened.
+        InputError: for a missing or broken checkpoint, and for an exported folder of another version.
     """
-    if is_exported(model) and is_exported_generator(model):
-        record = ExportedGenerator(model).record
-        named: tuple[str, ...] = ("architecture", "format", "precision", "image_tokens", "text_length")
-        named += "source", "reduction"
-        return {"model": str(model)} | {name: record[name] for name in named}
     if is_exported(model):
-        record = ExportedModel(model).record
-        named = ("architecture", "format", "precision", "image_size", "text_lengths", "task", "source", "reduction")
-        return {"model": str(model)} | {name: record[name] for name in named} | {"labels": len(record["labels"])}
+        record = read_record(model)
+        generates = record.get("kind") == GENERATIVE
+        own = ("image_tokens", "text_length") if generates else ("image_size", "text_lengths", "task")
+        named = ("architecture", "format", "precision", *own, "source", "reduction")
+        labels = {} if generates else {"labels": len(record["labels"])}
+        return {"model": str(model)} | {name: record[name] for name in named} | labels
     with torch.device("meta"):
         found = skeleton(str(model))
     config: Any = found.config

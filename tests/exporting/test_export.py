@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import pumer
 from pumer import NoReduction, PuMerConfig, ToMeConfig
+from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.exporting import export as exporting
 from pumer.utils.errors import InputError
@@ -115,6 +116,14 @@ def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch, program):
         pumer.export(build("vilt", "ViltForQuestionAnswering"), tmp_path / "out", "torch", text_length=10)
     assert "\n" not in str(error.value)
     assert not [path for path in tmp_path.iterdir() if not path.name.endswith(".lock")]
+
+
+def test_a_processor_stays_as_it_is(tiny_vilt, tmp_path):
+    processor = load_processor(tiny_vilt)
+    edge = processor.image_processor.size["shortest_edge"]
+    pumer.export(pumer.load(tiny_vilt), tmp_path / "out", "torch", image_size=2 * edge, processor=processor)
+    assert processor.image_processor.size["shortest_edge"] == edge
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["image_size"] == 2 * edge
 
 
 def test_models_without_a_head_are_refused(tmp_path):

@@ -115,6 +115,8 @@ def test_what_the_programs_were_not_made_for_is_refused(exported):
         generator.generate(2, input_ids=inputs["input_ids"])
     with pytest.raises(InputError, match="max_new_tokens must be at least 1, not 0"):
         generator.generate(0, **inputs)
+    with pytest.raises(InputError, match="no images"):
+        generator.answers([], [])
     with pytest.raises(InputError, match="ExportedGenerator"):
         pumer.ExportedModel(out)
 

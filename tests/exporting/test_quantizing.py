@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import pumer
 from pumer import PuMerConfig
 from pumer.cli import app
+from pumer.exporting import runtime
 from pumer.exporting.quantizing import calibration_inputs, quantize, same_choices, training_examples
-from pumer.exporting.runtime import VERSION
 from pumer.settings.export import ExportConfig
 from pumer.tasks import TASKS
 from pumer.utils.errors import InputError
@@ -159,10 +159,21 @@ def test_inputs_that_do_not_calibrate_are_refused(model, tmp_path):
 
 
 def test_a_float_program_does_not_run_in_int8(tiny_vilt, tmp_path):
-    record = {"version": VERSION, "format": "openvino", "precision": "f32", "labels": [], "text_lengths": [4]}
-    write_json(tmp_path / "export.json", record | {"programs": []})
+    record = dict.fromkeys((*runtime._BOTH, *runtime._MODEL), ()) | {"format": "openvino", "precision": "f32"}
+    write_json(tmp_path / "export.json", record | {"version": runtime.VERSION, "text_lengths": [4]})
     with pytest.raises(InputError, match="int8"):
         pumer.ExportedModel(tmp_path, precision="int8")
+    record = dict.fromkeys((*runtime._BOTH, *runtime._GENERATIVE), ()) | {"format": "openvino", "precision": "f32"}
+    write_json(tmp_path / "export.json", record | {"version": runtime.GENERATIVE_VERSION, "kind": runtime.GENERATIVE})
+    for precision in ("int8", "f64"):
+        with pytest.raises(InputError, match=precision):
+            pumer.ExportedGenerator(tmp_path, precision=precision)
+
+
+def test_a_test_split_calibrates_nothing(model, tiny_vqa):
+    config = ExportConfig(model="model", out="out", precision="int8", calibration=tiny_vqa)
+    with pytest.raises(InputError, match="split test-dev"):
+        calibration_inputs(config, model, object(), {"data": {"train": "test-dev"}}, 10)
 
 
 def test_pairs_are_of_training_images_and_every_second_has_another_caption(tiny_flickr):

@@ -15,12 +15,15 @@ from typer.testing import CliRunner
 import pumer
 from pumer.cli import app
 from pumer.evaluation import evaluate
+from pumer.exporting import runtime
+from pumer.exporting.generation_runtime import cropped
 from pumer.exporting.session import ExportedSession, Program
 from pumer.tasks import Example
 from pumer.tasks.base import model_inputs
 from pumer.tasks.fingerprint import weights_fingerprint
 from pumer.tasks.session import Session
 from pumer.utils.errors import InputError
+from pumer.utils.files import write_json
 
 
 def invoke(*arguments):
@@ -158,13 +161,54 @@ def test_reads_images_and_texts_as_a_session_does(exported, tiny_vilt, images):
     )
 
 
+@pytest.fixture
+def kinds(tmp_path):
+    """The same ramp in kinds of files that Pillow reads in modes of their own."""
+    ramp = np.tile(np.arange(0, 240, 5, np.uint8), (40, 1))
+    grey = Image.fromarray(ramp)
+    kinds = {
+        "16-bits.png": Image.fromarray(ramp.astype(np.uint16) << 8),
+        "floats.tif": Image.fromarray((ramp / 255).astype(np.float32)),
+        "palette.gif": grey.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE),
+        "cmyk.tif": grey.convert("RGB").convert("CMYK"),
+    }
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+    return ramp, [tmp_path / name for name in kinds]
+
+
+def test_reads_every_kind_of_image_as_a_session_does(exported, tiny_vilt, kinds):
+    ramp, files = kinds
+    inputs, texts = Session.open(tiny_vilt).inputs, ["what"] * len(files)
+    expected = model_inputs([Example(i, (file,), "what") for i, file in enumerate(files)], inputs)["pixel_values"]
+    model = pumer.ExportedModel(exported)
+    pixels = model.inputs(files, texts)["pixel_values"]
+    torch.testing.assert_close(torch.from_numpy(pixels), expected, atol=1e-6, rtol=0)
+    plain = model.inputs([ramp] * len(files), texts)["pixel_values"]
+    np.testing.assert_allclose(pixels, plain, atol=0.02)
+
+
+def test_generators_read_images_as_well(kinds):
+    ramp, (file, *_) = kinds
+    about = {"edge": 16, "crop": [16, 16], "resample": 3, "scale": 1 / 255, "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert (cropped(file, about) == cropped(ramp, about)).all()
+
+
+def test_files_that_are_no_images_are_refused(exported, tmp_path):
+    model, drawing = pumer.ExportedModel(exported), tmp_path / "drawing.eps"
+    Image.new("RGB", (8, 8)).save(drawing)
+    for image, named in ((drawing, "known format"), (tmp_path, "directory"), (None, "NoneType")):
+        with pytest.raises(InputError, match=named):
+            model.answers([image], ["what"])
+
+
 def test_runs_without_torch(exported, images):
     code = f"""
 import sys
 import pumer
 model = pumer.ExportedModel({str(exported)!r})
 print(model.answers([{str(images[0])!r}], ["is it blue"])[0])
-assert not {{"torch", "transformers"}} & sys.modules.keys()
+assert not {{"torch", "transformers", "pydantic"}} & sys.modules.keys()
 """
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert [answer] == pumer.ExportedModel(exported).answers([images[0]], ["is it blue"])
@@ -176,6 +220,11 @@ def test_a_broken_folder_ends_in_one_line(exported, tmp_path):
     (tmp_path / "program.onnx").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"program\.onnx"):
         pumer.ExportedModel(tmp_path)
+    record = json.loads((tmp_path / "export.json").read_text())
+    for name in (*runtime._BOTH, *runtime._MODEL):
+        write_json(tmp_path / "export.json", {key: value for key, value in record.items() if key != name})
+        with pytest.raises(InputError, match=name):
+            pumer.ExportedModel(tmp_path)
     (tmp_path / "export.json").write_text('{"version": 1}')
     with pytest.raises(InputError, match="version 1"):
         pumer.ExportedModel(tmp_path)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +17,7 @@ from pumer.utils.files import (
     read_json_lines,
     read_lines,
     read_text,
+    remove_leftovers,
     write_json,
     write_text,
 )
@@ -175,6 +179,23 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     assert "No space left" in refusal(lambda path: write_text(path, "x"), tmp_path / "file")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "before")]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    code = """
+import os, signal, sys
+from pumer.utils.files import replacing
+with replacing(sys.argv[1], whole=True) as folder:
+    (folder / "part").write_text("half")
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    assert killed.returncode == -signal.SIGTERM and len(list(tmp_path.iterdir())) == 1
+    others = [tmp_path / name for name in (".out.settings", ".out.0123abcd-before", ".outer.0123abcd", "out")]
+    for folder in others:
+        folder.mkdir()
+    remove_leftovers(tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
 def test_a_file_name_in_another_encoding_is_written(tmp_path):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pumer.backbones import DECODERS, REFUSED, Backbone, backbone_of
 from pumer.backbones.image_size import set_image_size
 from pumer.checkpoint import has_processor, load, load_processor, trained_with, write_reduction
-from pumer.data.images import Pixels
+from pumer.data.pixels import Pixels
 from pumer.exporting import generative
 from pumer.exporting.card import card
 from pumer.exporting.parts import parts_of
@@ -32,7 +32,7 @@ from pumer.settings.export import ExportConfig, Precision, Runtime
 from pumer.tasks.loading import text_length_of
 from pumer.tasks.session import labels_of
 from pumer.utils.errors import InputError
-from pumer.utils.files import replacing, write_json, write_text
+from pumer.utils.files import remove_leftovers, replacing, write_json, write_text
 from pumer.utils.locks import exclusive, only_one
 from pumer.utils.places import EXPORTED, check_export
 from pumer.utils.provenance import collect
@@ -110,7 +110,7 @@ def export(
         return run(config, inputs)
     check_export(config.out, force)
     with only_one(config.out):
-        own = copy.deepcopy(unwrapped(model))
+        own, processor = copy.deepcopy(unwrapped(model)), copy.deepcopy(processor)
         if _generates(own):
             return generative.write(config, own, processor)
         return _write(config, own, processor, {}, inputs)
@@ -175,6 +175,7 @@ def _write(
     calibration: list[dict[str, Tensor]] = []
     if config.precision == "int8":
         calibration, record["calibration"] = calibration_inputs(config, model, processor, trained, lengths[0], given)
+    remove_leftovers(config.out)
     with replacing(config.out, whole=True) as folder:
         programs: list[tuple[str, Path]] = []
         for part in parts_of(model, make, lengths, config.parts):

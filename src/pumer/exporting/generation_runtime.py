@@ -1,6 +1,7 @@
 """Running an exported generative model: NumPy, Pillow, tokenizers and the programs' own runtime, without torch."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pumer.exporting.runtime import SUFFIXES, ImageLike, Output, normalised, open_program, opened
+from pumer.data.images import ImageLike, read_image
+from pumer.exporting.runtime import GENERATIVE, SUFFIXES, Output, arithmetic, normalised, open_program, read_record
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_config
 from pumer.utils.places import EXPORTED
 
-GENERATIVE = "generative"
-"""The kind of an exported model that generates, in its record."""
-VERSION = 1
-"""Of the folder's layout, in its record."""
 QUESTION = "{question}"
 """Where the question goes in a recorded prompt."""
 MAX_NEW_TOKENS = 64
@@ -49,16 +47,10 @@ class ExportedGenerator:
 
     def __init__(self, folder: str | Path, threads: int | None = None, precision: str | None = None) -> None:
         """Open a folder; arguments and errors as of `pumer.ExportedModel`."""
-        self.folder = Path(folder)
-        self.record = read_config(self.folder / EXPORTED, "give a folder that `pumer export` wrote")
+        self.folder, self.record = Path(folder), read_record(folder)
         if self.record.get("kind") != GENERATIVE:
             raise InputError(f"{folder} holds a model that does not generate; open it with pumer.ExportedModel")
-        if self.record.get("version") != VERSION or self.record.get("format") not in SUFFIXES:
-            seen = f"version {self.record.get('version')!r}, format {self.record.get('format')!r}"
-            raise InputError(
-                f"{self.folder / EXPORTED} has {seen}; this pumer reads version {VERSION}: export it again"
-            )
-        self.precision: str = precision or self.record["precision"]
+        self.precision = arithmetic(self.folder, self.record, precision)
         kind = self.record["format"]
         self._prefill, self._decode = (
             open_program(file, kind, self.precision, threads) for file in program_files(self.folder, kind)
@@ -72,9 +64,8 @@ class ExportedGenerator:
         self, images: Sequence[ImageLike], texts: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS
     ) -> list[str]:
         """The answers to B texts about B images, see `inputs`."""
-        tokenizer = self._tokenizer()
         rows = self.generate(max_new_tokens, None, **self.inputs(images, texts))
-        return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+        return [self._tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
     def inputs(self, images: Sequence[ImageLike], texts: Sequence[str]) -> dict[str, np.ndarray]:
         """What to call the model with for B images and B texts, which stand after them, by the model's chat template.
@@ -86,7 +77,9 @@ class ExportedGenerator:
             raise InputError(f"{self.folder} makes no prompts of images and texts; call it with its processor's inputs")
         if len(images) != len(texts):
             raise InputError(f"there are {len(images)} images but {len(texts)} texts; give one text per image")
-        rows = prompt_ids(self._tokenizer(), self.record["prompt"], self.record["image_tokens"], texts)
+        if not texts:
+            raise InputError("there are no images; give at least one")
+        rows = prompt_ids(self._tokenizer, self.record["prompt"], self.record["image_tokens"], texts)
         ids, mask = self._padded(rows)
         pixels = np.stack([cropped(image, self.record["pixels"]) for image in images])
         return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
@@ -187,6 +180,7 @@ class ExportedGenerator:
             own[len(own) - len(row) :], real[len(own) - len(row) :] = row, 1
         return ids, mask
 
+    @cached_property
     def _tokenizer(self) -> Any:
         tokenizer = import_module("tokenizers").Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         tokenizer.no_padding()
@@ -215,7 +209,7 @@ def prompt_ids(tokenizer: Any, about: Mapping[str, Any], image_tokens: int, text
 
 def cropped(image: ImageLike, about: Mapping[str, Any]) -> np.ndarray:
     """An image as ``(3, height, width)``: resized to its shorter edge, cropped in the middle, and normalised."""
-    upright = opened(image)
+    upright = read_image(image)
     shorter, (height, width) = min(upright.size), about["crop"]
     size = [about["edge"] if each == shorter else int(about["edge"] * each / shorter) for each in upright.size]
     resized = upright.resize((size[0], size[1]), Image.Resampling(about["resample"]))

@@ -17,17 +17,10 @@ from pumer.backbones.decoders import DECODERS, DecoderFamily
 from pumer.backbones.encoding import encode
 from pumer.checkpoint import write_reduction
 from pumer.exporting.card import generative_card
-from pumer.exporting.generation_runtime import (
-    GENERATIVE,
-    QUESTION,
-    VERSION,
-    ExportedGenerator,
-    cropped,
-    program_files,
-    prompt_ids,
-)
+from pumer.exporting.generation_runtime import QUESTION, ExportedGenerator, cropped, program_files, prompt_ids
 from pumer.exporting.programs import CLOSE, PACKAGES, write_graph
 from pumer.exporting.prompt_programs import Decode, Prefill, exported_attention
+from pumer.exporting.runtime import GENERATIVE, GENERATIVE_VERSION
 from pumer.exporting.weights import digest, share_weights
 from pumer.generative import prompts
 from pumer.patching import patch, reduction, unpatch
@@ -35,7 +28,7 @@ from pumer.reducers import DivPruneConfig, NoReduction, ReductionConfig, VisionZ
 from pumer.reducers.shortening.base import RatioShorteningConfig, ShorteningConfig
 from pumer.settings.export import ExportConfig, Runtime
 from pumer.utils.errors import InputError
-from pumer.utils.files import first_line, replacing, write_json, write_text
+from pumer.utils.files import first_line, remove_leftovers, replacing, write_json, write_text
 from pumer.utils.places import EXPORTED
 from pumer.utils.provenance import collect
 from pumer.utils.shipped import name_of
@@ -80,7 +73,7 @@ def write(config: ExportConfig, model: Any, processor: Any) -> dict[str, Any]:
     stages = [0, *sorted({layer + 1 for stack, layer in inside.reducers() if stack == "decoder"})]
     (length,) = config.text_length or (TEXT_LENGTH,)
     record: dict[str, Any] = {
-        "version": VERSION,
+        "version": GENERATIVE_VERSION,
         "kind": GENERATIVE,
         "format": config.to,
         "precision": config.precision,
@@ -99,6 +92,7 @@ def write(config: ExportConfig, model: Any, processor: Any) -> dict[str, Any]:
         "prompt": None if processor is None else _about_prompt(processor, image_tokens),
     }
     examples = _examples(model, record)
+    remove_leftovers(config.out)
     with replacing(config.out, whole=True) as folder:
         files = program_files(folder, config.to)
         with _patched(model, replace(inside, image_tokens=left)), exported_attention(text):

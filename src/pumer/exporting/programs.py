@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.decomp_utils import CustomDecompTable
 
+from pumer.exporting.runtime import without_reports
 from pumer.settings.common import LARGEST_BATCH
 from pumer.utils.errors import InputError
 
@@ -80,7 +81,7 @@ def _write_onnx(program: ExportedProgram, shapes: Sequence[Sequence[int]], file:
 
 
 def _write_openvino(program: ExportedProgram, shapes: Sequence[Sequence[int]], file: Path) -> None:
-    openvino, decoders = import_module("openvino"), import_module("openvino.frontend.pytorch.fx_decoder")
+    openvino, decoders = without_reports("openvino"), import_module("openvino.frontend.pytorch.fx_decoder")
     decompositions = import_module("openvino.frontend.pytorch.torchdynamo.export_decompositions")
     table = CustomDecompTable()
     table.update(_FOR_OPENVINO)

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pumer.exporting.runtime import ExportedModel
+from pumer.exporting.runtime import ExportedModel, without_reports
 from pumer.settings.export import ExportConfig
 from pumer.tasks import TASKS, Example, Retrieval, Task
 from pumer.tasks.base import model_inputs, spread
@@ -42,7 +41,7 @@ def quantize(file: Path, examples: Sequence[Sequence[np.ndarray]]) -> None:
     Reference: Xiao et al., SmoothQuant, ICML 2023.
     """
     try:
-        nncf, openvino = import_module("nncf"), import_module("openvino")
+        nncf, openvino = without_reports("nncf"), without_reports("openvino")
     except ImportError as error:
         raise InputError(f"int8 needs {error.name}, which is not installed; install pumer[export]") from error
     nncf.set_log_level(logging.ERROR)
@@ -109,6 +108,8 @@ def calibration_inputs(
     root, split = config.calibration or data.get("root"), data.get("train") or "train"
     if root is None:
         raise InputError(f"{name} has no record of its training data, which int8 needs; give --calibration FOLDER")
+    if split.startswith("test"):
+        raise InputError(f"{name} was trained on split {split}, which int8 may not see; give batches of other inputs")
     if processor is None:
         raise InputError(f"{name} has no processor, which reads calibration examples; give one, or batches of inputs")
     task = _task(model, trained, Path(root), split)

@@ -1,31 +1,43 @@
 """Running an exported model: NumPy, Pillow, tokenizers and the program's own runtime, without torch or transformers."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from pumer.data.images import ImageLike, read_image
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line, read_config
 from pumer.utils.places import EXPORTED
 
 VERSION = 2
 """Of the folder's layout, in its record."""
+GENERATIVE, GENERATIVE_VERSION = "generative", 1
+"""The kind of an exported model that generates, in its record, and the version of its layout."""
 SUFFIXES = {"openvino": ".xml", "onnx": ".onnx", "torch": ".pt2"}
 """Of the file of a program, by what runs it."""
 WEIGHTS = "weights.bin"
 """The file of the weights that several programs share."""
 MASKS = {"input_ids": "attention_mask", "pixel_values": "pixel_mask"}
 """Which input marks, by 1, what is real of another one."""
+_BOTH = ("precision", "source", "architecture", "reduction", "vocabulary", "pixels", "sha256")
+_MODEL = ("image_size", "images", "text_lengths", "labels", "task", "root", "padding", "programs")
+_GENERATIVE = ("image_tokens", "image_token_id", "text_length", "pixel_shape", "stages", "end", "padding", "prompt")
+"""What the record holds, of each model and of either kind."""
+_CODE = ("aotinductor/", "constants/custom_obj", "constants/opaque_obj")
+"""Parts of torch's archives that are pickles or machine code."""
 _WORDS = ("input_ids", "attention_mask", "text_states")
 """Inputs of programs that have an entry for each word."""
 _INTEGERS = ("input_ids", *MASKS.values())
 
-ImageLike = str | Path | Image.Image
 Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
@@ -72,6 +84,33 @@ class _Program(NamedTuple):
     run: Run
 
 
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The content of the ``export.json`` of a folder that `pumer export` wrote, as this pumer reads it.
+
+    Raises:
+        InputError: for a folder without one, one of another version, and one that lacks an entry.
+    """
+    file, remedy = Path(folder) / EXPORTED, "export the model again"
+    record = read_config(file, "give a folder that `pumer export` wrote")
+    version, names = (GENERATIVE_VERSION, _GENERATIVE) if record.get("kind") == GENERATIVE else (VERSION, _MODEL)
+    if record.get("version") != version or record.get("format") not in SUFFIXES:
+        seen = f"version {record.get('version')!r}, format {record.get('format')!r}"
+        raise InputError(f"{file} has {seen}; this pumer reads version {version}: {remedy}")
+    if lacking := [name for name in (*_BOTH, *names) if name not in record]:
+        raise InputError(f"{file} has no {lacking[0]}; {remedy}")
+    return record
+
+
+def arithmetic(folder: Path, record: Mapping[str, Any], asked: str | None) -> str:
+    """The precision that programs run in: the one asked for, else that of the export; int8 programs alone have int8."""
+    own: str = record["precision"]
+    if asked not in (None, "f32", "bf16", "f16", "int8"):
+        raise InputError(f"precision must be f32, bf16, f16 or int8, not {asked!r}")
+    if asked == "int8" != own:
+        raise InputError(f"{folder} is no int8 program, but {own}; export one with int8")
+    return asked or own
+
+
 class ExportedModel:
     """A model that `pumer.export` wrote, called like the model it was made of.
 
@@ -110,18 +149,12 @@ class ExportedModel:
         Raises:
             InputError: for a folder without a program, one of another version, and a runtime that is not installed.
         """
-        self.folder, remedy = Path(folder), "export the model again"
-        self.record = read_config(self.folder / EXPORTED, "give a folder that `pumer export` wrote")
-        if self.record.get("kind") == "generative":
+        self.folder, self.record = Path(folder), read_record(folder)
+        if self.record.get("kind") == GENERATIVE:
             raise InputError(f"{folder} holds a model that generates; open it with pumer.ExportedGenerator")
-        if self.record.get("version") != VERSION or self.record.get("format") not in SUFFIXES:
-            seen = f"version {self.record.get('version')!r}, format {self.record.get('format')!r}"
-            raise InputError(f"{self.folder / EXPORTED} has {seen}; this pumer reads version {VERSION}: {remedy}")
         self.labels: tuple[str, ...] = tuple(self.record["labels"])
         self.text_lengths: tuple[int, ...] = tuple(self.record["text_lengths"])
-        self.precision: str = precision or self.record["precision"]
-        if self.precision == "int8" != self.record["precision"]:
-            raise InputError(f"{self.folder} is no int8 program, but {self.record['precision']}; export one with int8")
+        self.precision = arithmetic(self.folder, self.record, precision)
         opened = [self._open(each, threads) for each in self.record["programs"]]
         self._programs = {
             length: [each for each in opened if each.inputs.get("attention_mask", [length]) == [length]]
@@ -195,7 +228,7 @@ class ExportedModel:
             remedy = "give one image per text, encoded ones by select()"
             raise InputError(f"there are {len(images)} images but {len(texts)} texts; {remedy}")
         pixels = images.arrays if isinstance(images, Encoded) else {"pixel_values": self._pixel_values(images)}
-        encoded = self._tokenizer().encode_batch(list(texts))
+        encoded = self._tokenizer.encode_batch(list(texts))
         ids, mask = [each.ids for each in encoded], [each.attention_mask for each in encoded]
         return {"input_ids": np.array(ids), "attention_mask": np.array(mask), **pixels}
 
@@ -205,7 +238,7 @@ class ExportedModel:
         count = self.record["images"]
         flat: list[np.ndarray] = []
         for each in images:
-            several = [each] if isinstance(each, str | Path | Image.Image) else each
+            several = each if isinstance(each, Sequence) and not isinstance(each, str) else [each]
             if len(several) != count:
                 raise InputError(f"the model looks at {count} image(s) at once, not {len(several)}")
             flat += [_pixels(image, self.record["image_size"], about) for image in several]
@@ -264,6 +297,7 @@ class ExportedModel:
     def _wrong(self, what: str) -> InputError:
         return InputError(f"the exported model {what}; its inputs are {', '.join(self.shapes)}")
 
+    @cached_property
     def _tokenizer(self) -> Any:
         """The tokenizer, which cuts texts to the most words and pads them to the longest."""
         padding, token = self._about_processor("padding")
@@ -313,16 +347,7 @@ def _masked(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
 
 def _pixels(image: ImageLike, size: int, about: Mapping[str, Any]) -> np.ndarray:
     """An image as ``(3, size, size)``, resized and normalised as the model's processor does."""
-    return normalised(opened(image).resize((size, size), Image.Resampling(about["resample"])), about)
-
-
-def opened(image: ImageLike) -> Image.Image:
-    """An image, upright and in colours."""
-    try:
-        read = image if isinstance(image, Image.Image) else Image.open(image)
-        return ImageOps.exif_transpose(read).convert("RGB")
-    except OSError as error:
-        raise InputError(f"image {image} cannot be read ({first_line(error)}); give a file that can be") from error
+    return normalised(read_image(image).resize((size, size), Image.Resampling(about["resample"])), about)
 
 
 def normalised(image: Image.Image, about: Mapping[str, Any]) -> np.ndarray:
@@ -348,8 +373,20 @@ def open_program(file: Path, kind: str, precision: str, threads: int | None) -> 
         return _OPENERS[kind](file, precision, threads)
     except ImportError as error:
         raise InputError(f"{file} needs {error.name}, which is not installed; install pumer[export]") from error
+    except (InputError, MemoryError):
+        raise
     except Exception as error:  # a runtime raises whatever it stumbles over in a broken file
         raise InputError(f"{file} cannot be opened ({first_line(error)}); export the model again") from error
+
+
+def without_reports(name: str) -> Any:
+    """OpenVINO or NNCF, or a module of theirs, kept from reporting to Google Analytics; all imports go through here.
+
+    Both do without the package that sends, so it is made to seem missing. One that was imported before stays.
+    """
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
+    return import_module(name)
 
 
 def _openvino(file: Path, precision: str, threads: int | None) -> Run:
@@ -357,7 +394,7 @@ def _openvino(file: Path, precision: str, threads: int | None) -> Run:
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": rest, "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    core, own = import_module("openvino").Core(), file.with_suffix(".bin")
+    core, own = without_reports("openvino").Core(), file.with_suffix(".bin")
     model = core.read_model(str(file), str(own if own.is_file() else file.parent / WEIGHTS))
     compiled = core.compile_model(model, "CPU", options)
     return lambda arrays: [np.array(each) for each in compiled(list(arrays), share_inputs=True).values()]
@@ -374,8 +411,13 @@ def _onnx(file: Path, precision: str, threads: int | None) -> Run:
 
 
 def _torch(file: Path, precision: str, threads: int | None) -> Run:
-    torch = import_module("torch")
-    program = torch.export.load(str(file)).module()
+    torch, archives = import_module("torch"), import_module("torch.export.pt2_archive")
+    with archives.PT2ArchiveReader(str(file)) as archive:
+        names = [name for name in archive.get_file_names() if any(each in name.lower() for each in _CODE)]
+    if names:
+        raise InputError(f"{file} holds {names[0]}, which can run code as it is read; export the model again")
+    with _weights_only():
+        program = torch.export.load(str(file)).module()
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
@@ -383,6 +425,21 @@ def _torch(file: Path, precision: str, threads: int | None) -> Run:
         return [np.asarray(each) for each in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     return run
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Let `torch.load` build tensors alone, also where torch itself asks it for more."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 _OPENERS: dict[str, Callable[[Path, str, int | None], Run]] = {"openvino": _openvino, "onnx": _onnx, "torch": _torch}

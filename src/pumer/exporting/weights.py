@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from importlib import import_module
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree
@@ -35,7 +36,8 @@ def digest(folder: Path) -> str:
     """A hash of the files that hold the programs' weights."""
     whole = hashlib.sha256()
     for file in sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".onnx", ".pt2")):
-        whole.update(file.read_bytes())
+        with file.open("rb") as opened:
+            hashlib.file_digest(opened, lambda: whole)
     return whole.hexdigest()
 
 
@@ -57,12 +59,12 @@ class _Store:
 
 def _share_openvino(file: Path, store: _Store) -> None:
     tree, own = ElementTree.parse(file), file.with_suffix(".bin")
-    content = memoryview(own.read_bytes())
-    for layer in tree.iter("layer"):
-        data = layer.find("data")
-        if layer.get("type") == "Const" and data is not None:
-            start, size = int(data.attrib["offset"]), int(data.attrib["size"])
-            data.set("offset", str(store.place(bytes(content[start : start + size]))))
+    with own.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
+        for layer in tree.iter("layer"):
+            data = layer.find("data")
+            if layer.get("type") == "Const" and data is not None:
+                start, size = int(data.attrib["offset"]), int(data.attrib["size"])
+                data.set("offset", str(store.place(content[start : start + size])))
     tree.write(file)
     own.unlink()
 

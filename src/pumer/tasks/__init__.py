@@ -1,6 +1,6 @@
 """Tasks by name: a new task is its file and its entry in TASKS; its metric belongs into `pumer.tasks.metrics`."""
 
-from pumer.data.images import Pixels
+from pumer.data.pixels import Pixels
 from pumer.tasks.base import Example, Inputs, Task
 from pumer.tasks.nlvr2 import NLVR2
 from pumer.tasks.retrieval import Coco, Flickr30k, Retrieval

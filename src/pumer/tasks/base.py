@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pumer.backbones import Head, models_for
-from pumer.data.images import Edit, ImageLike, Pixels
+from pumer.data.images import ImageLike
+from pumer.data.pixels import Edit, Pixels
 from pumer.data.storage import SKIPPED, missing_images, storage_of
 from pumer.tasks.heads import classifier_from
 from pumer.utils.errors import InputError

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from pumer.data.augmentation import rand_augment
-from pumer.data.images import Pixels
+from pumer.data.pixels import Pixels
 from pumer.settings.common import AugmentConfig, Blank, Resize
 from pumer.tasks.base import Example, Inputs, Task
 from pumer.utils.errors import InputError

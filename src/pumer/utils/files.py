@@ -219,6 +219,15 @@ def replacing(directory: str | Path, whole: bool = False) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_leftovers(directory: str | Path) -> None:
+    """Remove what `replacing` left beside a folder when it was killed; for a process that alone writes the folder."""
+    final = Path(directory).resolve()
+    aside = re.compile(rf"\.{re.escape(final.name)}\.[0-9a-f]{{8}}")
+    for path in final.parent.glob(".*"):
+        if aside.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text; the second as well, where the first one announces it."""
     first, *others = (str(error).strip() or type(error).__name__).splitlines()
