@@ -95,7 +95,7 @@ def test_recipes_and_models_are_found_by_name(tmp_path, monkeypatch):
     assert recipe_file("my.yaml") == Path("my.yaml")
     assert recipe_file("vilt/vqav2-pumer") == ROOT / "vilt/vqav2-pumer.yaml"
     with pytest.raises(
-        InputError, match=r"'vilt/vqa2-pumer' is unknown; did you mean 'vilt/vqav2-pumer'.*meter/coco-pumer"
+        InputError, match=r"'vilt/vqa2-pumer' is unknown; did you mean 'vilt/vqav2-pumer'.*pumer list recipes"
     ):
         recipe_file("vilt/vqa2-pumer")
     with pytest.raises(InputError, match=r"'epochs=3' is a setting.*vilt/vqav2-pumer"):

@@ -30,6 +30,8 @@ class Running:
             if "Ray does not start" not in line:
                 break
         found = re.fullmatch(r"serving (\S+) at (http://127\.0\.0\.1:\d+)\n", line)
+        if found is None:
+            self.process.kill()
         assert found, line + self.process.stderr.read()
         self.name, self.url = found.groups()
 

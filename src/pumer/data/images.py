@@ -80,10 +80,10 @@ def image_bytes(path: Path) -> bytes:
         raise InputError(f"cannot be read ({error})") from error
 
 
-def decode(data: bytes, most: int = MAX_PIXELS) -> Image.Image:
+def decode(data: bytes, most: int | None = None) -> Image.Image:
     """Decode the content of an image file to RGB, whatever its name; all of it must be there. See `read_image`.
 
-    More than `most` pixels are refused before they are decoded.
+    More than `most` pixels (by default `MAX_PIXELS`) are refused before they are decoded.
     """
     if not data:
         raise InputError("is empty")
@@ -110,7 +110,7 @@ def _reasons() -> Iterator[None]:
         raise InputError(f"cannot be decoded ({reason})") from error
 
 
-def _usable(image: Image.Image, most: int = MAX_PIXELS) -> Image.Image:
+def _usable(image: Image.Image, most: int | None = None) -> Image.Image:
     """A PIL image as upright RGB."""
     _check_size(image.width, image.height, most)
     with _reasons():
@@ -145,9 +145,10 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(_eight_bits(values, bits)).convert("RGB")
 
 
-def _check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
+def _check_size(width: int, height: int, most: int | None = None) -> None:
     if not width * height:
         raise InputError(f"is empty ({width} x {height} pixels)")
+    most = MAX_PIXELS if most is None else most
     if width * height > most:
         raise InputError(f"is too large ({width} x {height} pixels; at most {most})")
 
