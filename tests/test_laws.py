@@ -194,7 +194,8 @@ def test_law_2_compile_with_another_text_length(backbone, fresh_dynamo):
             torch.testing.assert_close(answer(compiled, inputs), answer(model, inputs), atol=1e-5, rtol=1e-5)
 
 
-@one_quick
+@pytest.mark.slow  # tests/compiling has one of the quick tests
+@pytest.mark.parametrize("backbone", TINY)
 def test_law_2_inductor(backbone, fresh_dynamo):
     case = TINY[backbone]
     model = pumer.patch(case.build(layers=1), PuMerConfig(layers=(0,), prune_ratio=0.2, merge_ratio=0.3))
