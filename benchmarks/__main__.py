@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from benchmarks.pretrain_small.settings import PretrainConfig
+from benchmarks.pretrain_small.settings import LlavaTrainingConfig, PretrainConfig
 from benchmarks.reproduce.settings import ReproduceConfig
 from pumer.settings.train import TrainConfig
 from pumer.utils.commands import application, checked, console, resolve, run_job, with_settings
@@ -20,6 +20,12 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_
 def pretrain(settings: Settings = None) -> None:
     """Pre-train the small checkpoint that ships with the package."""
     run_job("benchmarks.pretrain_small.run", resolve(PretrainConfig, settings))
+
+
+@app.command(cls=with_settings(LlavaTrainingConfig))
+def llava(settings: Settings = None) -> None:
+    """Train the small generative model that ships with the package."""
+    run_job("benchmarks.pretrain_small.llava", resolve(LlavaTrainingConfig, settings))
 
 
 @app.command(cls=with_settings(TrainConfig))

@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from tiny.exported import blank_record
 from typer.testing import CliRunner
 
 import pumer
 from pumer.backbones import BACKBONES, DECODERS
 from pumer.checkpoint import load_processor
 from pumer.cli import app
-from pumer.exporting import runtime
 from pumer.reducers import METHODS, PuMerConfig
 from pumer.settings.common import PRESETS
 from pumer.tasks import TASKS
@@ -64,10 +64,7 @@ def test_info_of_what_ships(name):
 
 @pytest.mark.parametrize("generative", [False, True])
 def test_info_of_an_exported_folder_opens_no_program(generative, tmp_path):
-    names = runtime._GENERATIVE if generative else runtime._MODEL
-    record = dict.fromkeys((*runtime._BOTH, *names), ()) | {"format": "onnx", "version": runtime.VERSION}
-    if generative:
-        record |= {"kind": runtime.GENERATIVE, "version": runtime.GENERATIVE_VERSION}
+    record = {**blank_record(generative), "format": "onnx"}
     write_json(tmp_path / "config.json", {})
     write_json(tmp_path / "export.json", record)
     found = shown("info", tmp_path)

@@ -83,3 +83,40 @@ class PretrainConfig(Job):
             if checkpoint is not None:
                 check_checkpoint(Path(checkpoint))
         super().check_places()
+
+
+@config
+class LlavaTrainingConfig(Job):
+    """How to train the small LLaVA.
+
+    Attributes:
+        out: folder of the run's state and of the finished checkpoint.
+        minutes: length of the run, in minutes of training; a resumed run goes on where it was.
+        threads: CPU threads.
+        batch_size: conversations per step.
+        lr: peak learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
+        seed: seed of weights and scenes.
+        layers: layers of the decoder.
+        width: of the decoder.
+        patches: patches per image in the first part of the run.
+        full_at: fraction of the run after which it sees whole images.
+        fall_at: fraction of the run after which the learning rate falls.
+        half: compute in bfloat16, where it can be.
+        save_minutes: minutes between two saved states.
+    """
+
+    out: NewFolder = Path("runs/world-llava")
+    minutes: Annotated[float, Field(ge=0.001, le=10**6)] = 60.0
+    threads: Threads = 1
+    batch_size: BatchSize = 16
+    lr: Positive = 1e-3
+    weight_decay: NotNegative = 0.02
+    seed: Seed = 1
+    layers: Layers = 8
+    width: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = 128
+    patches: Annotated[int, Field(ge=1, le=144)] = 64
+    full_at: Fraction = 0.5
+    fall_at: Fraction = 0.4
+    half: bool = False
+    save_minutes: Seconds = 2.0

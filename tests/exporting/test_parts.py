@@ -20,7 +20,7 @@ from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.evaluation import ranking
 from pumer.exporting.parts import parts_of
-from pumer.exporting.runtime import _OPENERS
+from pumer.exporting.runners import _OPENERS
 from pumer.exporting.weights import share_weights
 from pumer.models.meter import MeterConfig, MeterForImageAndTextRetrieval, MeterForQuestionAnswering
 from pumer.utils.errors import InputError

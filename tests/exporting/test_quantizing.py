@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from tiny import GRIDS, TINY
+from tiny.exported import blank_record
 from typer.testing import CliRunner
 
 import pumer
 from pumer import PuMerConfig
 from pumer.cli import app
-from pumer.exporting import runtime
 from pumer.exporting.quantizing import calibration_inputs, quantize, same_choices, training_examples
 from pumer.settings.export import ExportConfig
 from pumer.tasks import TASKS
@@ -159,12 +159,10 @@ def test_inputs_that_do_not_calibrate_are_refused(model, tmp_path):
 
 
 def test_a_float_program_does_not_run_in_int8(tiny_vilt, tmp_path):
-    record = dict.fromkeys((*runtime._BOTH, *runtime._MODEL), ()) | {"format": "openvino", "precision": "f32"}
-    write_json(tmp_path / "export.json", record | {"version": runtime.VERSION, "text_lengths": [4]})
+    write_json(tmp_path / "export.json", blank_record(False))
     with pytest.raises(InputError, match="int8"):
         pumer.ExportedModel(tmp_path, precision="int8")
-    record = dict.fromkeys((*runtime._BOTH, *runtime._GENERATIVE), ()) | {"format": "openvino", "precision": "f32"}
-    write_json(tmp_path / "export.json", record | {"version": runtime.GENERATIVE_VERSION, "kind": runtime.GENERATIVE})
+    write_json(tmp_path / "export.json", blank_record(True))
     for precision in ("int8", "f64"):
         with pytest.raises(InputError, match=precision):
             pumer.ExportedGenerator(tmp_path, precision=precision)

@@ -21,7 +21,8 @@ from pumer.exporting.card import card
 from pumer.exporting.parts import parts_of
 from pumer.exporting.programs import CLOSE, PACKAGES, write_program
 from pumer.exporting.quantizing import agreement, calibration_inputs, quantize
-from pumer.exporting.runtime import SUFFIXES, VERSION, ExportedModel
+from pumer.exporting.record import SUFFIXES, VERSION
+from pumer.exporting.runtime import ExportedModel
 from pumer.exporting.weights import digest, share_weights
 from pumer.generative import is_generative, load_generative
 from pumer.patching import patch, reduction, unwrapped

@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from pumer.data.images import ImageLike, read_image
-from pumer.exporting.runtime import GENERATIVE, SUFFIXES, Output, arithmetic, normalised, open_program, read_record
+from pumer.exporting.record import GENERATIVE, SUFFIXES, arithmetic, read_record
+from pumer.exporting.runners import open_program
+from pumer.exporting.runtime import Output, normalised
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_config
 from pumer.utils.places import EXPORTED

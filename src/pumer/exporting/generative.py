@@ -20,7 +20,7 @@ from pumer.exporting.card import generative_card
 from pumer.exporting.generation_runtime import QUESTION, ExportedGenerator, cropped, program_files, prompt_ids
 from pumer.exporting.programs import CLOSE, PACKAGES, write_graph
 from pumer.exporting.prompt_programs import Decode, Prefill, exported_attention
-from pumer.exporting.runtime import GENERATIVE, GENERATIVE_VERSION
+from pumer.exporting.record import GENERATIVE, GENERATIVE_VERSION
 from pumer.exporting.weights import digest, share_weights
 from pumer.generative import prompts
 from pumer.patching import patch, reduction, unpatch

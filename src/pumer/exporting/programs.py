@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.decomp_utils import CustomDecompTable
 
-from pumer.exporting.runtime import without_reports
+from pumer.exporting.runners import without_reports
 from pumer.settings.common import LARGEST_BATCH
 from pumer.utils.errors import InputError
 
@@ -31,7 +31,7 @@ def write_program(module: nn.Module, inputs: Mapping[str, Tensor], file: Path, t
     Args:
         module: Takes tensors as ``*inputs``; on the CPU.
         inputs: A batch of at least two examples, by name; all sizes but the batch's stay as they are here.
-        file: With the suffix of `pumer.exporting.runtime.SUFFIXES`.
+        file: With the suffix of `pumer.exporting.record.SUFFIXES`.
         to: "openvino", "onnx" or "torch".
 
     Raises:

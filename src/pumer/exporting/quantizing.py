@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pumer.exporting.runtime import ExportedModel, without_reports
+from pumer.exporting.runners import without_reports
+from pumer.exporting.runtime import ExportedModel
 from pumer.settings.export import ExportConfig
 from pumer.tasks import TASKS, Example, Retrieval, Task
 from pumer.tasks.base import model_inputs, spread

@@ -1,9 +1,6 @@
 """Running an exported model: NumPy, Pillow, tokenizers and the program's own runtime, without torch or transformers."""
 
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -14,31 +11,15 @@ import numpy as np
 from PIL import Image
 
 from pumer.data.images import ImageLike, read_image
+from pumer.exporting.record import GENERATIVE, arithmetic, read_record
+from pumer.exporting.runners import Run, open_program
 from pumer.utils.errors import InputError
-from pumer.utils.files import first_line, read_config
-from pumer.utils.places import EXPORTED
 
-VERSION = 2
-"""Of the folder's layout, in its record."""
-GENERATIVE, GENERATIVE_VERSION = "generative", 1
-"""The kind of an exported model that generates, in its record, and the version of its layout."""
-SUFFIXES = {"openvino": ".xml", "onnx": ".onnx", "torch": ".pt2"}
-"""Of the file of a program, by what runs it."""
-WEIGHTS = "weights.bin"
-"""The file of the weights that several programs share."""
 MASKS = {"input_ids": "attention_mask", "pixel_values": "pixel_mask"}
 """Which input marks, by 1, what is real of another one."""
-_BOTH = ("precision", "source", "architecture", "reduction", "vocabulary", "pixels", "sha256")
-_MODEL = ("image_size", "images", "text_lengths", "labels", "task", "root", "padding", "programs")
-_GENERATIVE = ("image_tokens", "image_token_id", "text_length", "pixel_shape", "stages", "end", "padding", "prompt")
-"""What the record holds, of each model and of either kind."""
-_CODE = ("aotinductor/", "constants/custom_obj", "constants/opaque_obj")
-"""Parts of torch's archives that are pickles or machine code."""
 _WORDS = ("input_ids", "attention_mask", "text_states")
 """Inputs of programs that have an entry for each word."""
 _INTEGERS = ("input_ids", *MASKS.values())
-
-Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
 class Output(NamedTuple):
@@ -84,33 +65,6 @@ class _Program(NamedTuple):
     run: Run
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """The content of the ``export.json`` of a folder that `pumer export` wrote, as this pumer reads it.
-
-    Raises:
-        InputError: for a folder without one, one of another version, and one that lacks an entry.
-    """
-    file, remedy = Path(folder) / EXPORTED, "export the model again"
-    record = read_config(file, "give a folder that `pumer export` wrote")
-    version, names = (GENERATIVE_VERSION, _GENERATIVE) if record.get("kind") == GENERATIVE else (VERSION, _MODEL)
-    if record.get("version") != version or record.get("format") not in SUFFIXES:
-        seen = f"version {record.get('version')!r}, format {record.get('format')!r}"
-        raise InputError(f"{file} has {seen}; this pumer reads version {version}: {remedy}")
-    if lacking := [name for name in (*_BOTH, *names) if name not in record]:
-        raise InputError(f"{file} has no {lacking[0]}; {remedy}")
-    return record
-
-
-def arithmetic(folder: Path, record: Mapping[str, Any], asked: str | None) -> str:
-    """The precision that programs run in: the one asked for, else that of the export; int8 programs alone have int8."""
-    own: str = record["precision"]
-    if asked not in (None, "f32", "bf16", "f16", "int8"):
-        raise InputError(f"precision must be f32, bf16, f16 or int8, not {asked!r}")
-    if asked == "int8" != own:
-        raise InputError(f"{folder} is no int8 program, but {own}; export one with int8")
-    return asked or own
-
-
 class ExportedModel:
     """A model that `pumer.export` wrote, called like the model it was made of.
 
@@ -143,7 +97,7 @@ class ExportedModel:
 
         Args:
             folder: as `pumer.export` wrote it.
-            threads: CPU threads of OpenVINO and ONNX Runtime; None for their own choice.
+            threads: CPU threads of OpenVINO and ONNX Runtime, see `open_program`.
             precision: of OpenVINO's arithmetic, where the processor has it; None for that of the export.
 
         Raises:
@@ -355,91 +309,3 @@ def normalised(image: Image.Image, about: Mapping[str, Any]) -> np.ndarray:
     values = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) * np.float32(about["scale"])
     mean, deviation = (np.array(about[name], np.float32)[:, None, None] for name in ("mean", "std"))
     return (values - mean) / deviation
-
-
-def open_program(file: Path, kind: str, precision: str, threads: int | None) -> Run:
-    """What runs a program: arrays in, in the order of its inputs, and arrays out.
-
-    Args:
-        file: The program.
-        kind: What it was written for.
-        precision: Of OpenVINO's arithmetic.
-        threads: CPU threads of OpenVINO and ONNX Runtime; None for their own choice.
-
-    Raises:
-        InputError: If its runtime is not installed, or cannot read it.
-    """
-    try:
-        return _OPENERS[kind](file, precision, threads)
-    except ImportError as error:
-        raise InputError(f"{file} needs {error.name}, which is not installed; install pumer[export]") from error
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # a runtime raises whatever it stumbles over in a broken file
-        raise InputError(f"{file} cannot be opened ({first_line(error)}); export the model again") from error
-
-
-def without_reports(name: str) -> Any:
-    """OpenVINO or NNCF, or a module of theirs, kept from reporting to Google Analytics; all imports go through here.
-
-    Both do without the package that sends, so it is made to seem missing. One that was imported before stays.
-    """
-    modules: dict[str, Any] = sys.modules
-    modules.setdefault("openvino_telemetry", None)
-    return import_module(name)
-
-
-def _openvino(file: Path, precision: str, threads: int | None) -> Run:
-    rest = "f32" if precision == "int8" else precision  # of what is not quantised
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": rest, "PERFORMANCE_HINT": "LATENCY"}
-    if threads is not None:
-        options["INFERENCE_NUM_THREADS"] = threads
-    core, own = without_reports("openvino").Core(), file.with_suffix(".bin")
-    model = core.read_model(str(file), str(own if own.is_file() else file.parent / WEIGHTS))
-    compiled = core.compile_model(model, "CPU", options)
-    return lambda arrays: [np.array(each) for each in compiled(list(arrays), share_inputs=True).values()]
-
-
-def _onnx(file: Path, precision: str, threads: int | None) -> Run:
-    runtime = import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
-    return lambda arrays: list(session.run(None, dict(zip(names, arrays, strict=True))))
-
-
-def _torch(file: Path, precision: str, threads: int | None) -> Run:
-    torch, archives = import_module("torch"), import_module("torch.export.pt2_archive")
-    with archives.PT2ArchiveReader(str(file)) as archive:
-        names = [name for name in archive.get_file_names() if any(each in name.lower() for each in _CODE)]
-    if names:
-        raise InputError(f"{file} holds {names[0]}, which can run code as it is read; export the model again")
-    with _weights_only():
-        program = torch.export.load(str(file)).module()
-
-    def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        with torch.inference_mode():
-            outputs = program(*map(torch.from_numpy, arrays))
-        return [np.asarray(each) for each in (outputs if isinstance(outputs, tuple) else (outputs,))]
-
-    return run
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """Let `torch.load` build tensors alone, also where torch itself asks it for more."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-_OPENERS: dict[str, Callable[[Path, str, int | None], Run]] = {"openvino": _openvino, "onnx": _onnx, "torch": _torch}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree
 
-from pumer.exporting.runtime import WEIGHTS
+from pumer.exporting.record import WEIGHTS
 
 _ALIGNMENT = 64
 _SMALL = 1024

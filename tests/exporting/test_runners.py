@@ -11,7 +11,8 @@ from contextlib import suppress
 import pytest
 import torch
 
-from pumer.exporting.runtime import open_program
+from pumer.exporting import runners
+from pumer.exporting.runners import open_program
 from pumer.utils.errors import InputError
 
 WRITTEN_AND_OPENED = """
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from pumer.exporting.programs import write_program
 from pumer.exporting.quantizing import quantize
-from pumer.exporting.runtime import open_program
+from pumer.exporting.runners import open_program
 class Layer(torch.nn.Linear):
     def forward(self, *inputs):
         return super().forward(*inputs)
@@ -80,3 +81,11 @@ def test_an_archive_runs_no_code_as_it_is_read(archive, tmp_path, part, monkeypa
     with suppress(Exception):
         torch.export.load(file)
     assert hit.is_dir()  # it does as torch reads it
+
+
+@pytest.mark.parametrize(("variable", "threads"), [("3", 3), ("", None), ("0", None), ("4,2", None)])
+def test_threads_are_those_of_the_environment_unless_given(variable, threads, monkeypatch, tmp_path):
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setitem(runners._OPENERS, "onnx", lambda file, precision, threads: threads)
+    assert open_program(tmp_path, "onnx", "f32", None) == threads
+    assert open_program(tmp_path, "onnx", "f32", 2) == 2
