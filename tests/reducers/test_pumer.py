@@ -8,6 +8,7 @@ from by_hand import decide_by_hand, groups, handed_out, image_columns, random_cu
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import pumer
 from pumer import InputError, PuMerConfig, Step
 from pumer.reducers.pumer import PRESETS, PuMerReducer
 
@@ -192,3 +193,26 @@ def test_preset_is_the_papers_schedule():
 def test_unknown_preset_names_the_known():
     with pytest.raises(InputError, match=r"vilt/imagenet.*vilt/vqav2"):
         PuMerConfig.preset("vilt", "imagenet")
+
+
+@pytest.mark.parametrize("task", ["vqav2", "snli_ve"])
+def test_the_gradual_preset_merges_image_tokens_alone_for_no_more_macs(task):
+    model, macs = pumer.load("small:vilt"), {}
+    for style in ("paper", "gradual"):
+        config = PuMerConfig.preset("vilt", task, style=style)
+        macs[style] = pumer.plan(pumer.patch(model, config), text_length=20).macs
+    assert all(step.prune_ratio == step.text_merge_ratio == 0 for step in config.schedule)
+    assert 0.95 * macs["paper"] < macs["gradual"] < 1.01 * macs["paper"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"style": "fast"}, "gradual.*fast"),
+        ({"style": "gradual"}, "meter"),
+        ({"style": "gradual", "vision": True}, "meter"),
+    ],
+)
+def test_presets_that_there_are_not(settings, named):
+    with pytest.raises(InputError, match=named):
+        PuMerConfig.preset("meter", "vqav2", **settings)

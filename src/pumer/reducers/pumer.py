@@ -119,21 +119,35 @@ class PuMerConfig(ReductionConfig):
         object.__setattr__(self, "schedule", steps)
 
     @classmethod
-    def preset(cls, backbone: str, task: str, vision: bool = False) -> "PuMerConfig":
-        """The paper's schedule for a backbone and a task (Table 6 and the released commands).
+    def preset(cls, backbone: str, task: str, vision: bool = False, style: str = "paper") -> "PuMerConfig":
+        """A schedule for a backbone and a task: the paper's (Table 6 and the released commands), or a gentler one.
 
         Args:
             backbone: "vilt" or "meter".
             task: a name in `pumer.tasks.TASKS`: "vqav2", "nlvr2", "snli_ve", "flickr30k" or "coco".
             vision: Also merge a fifth of the image tokens in each of layers 2, 5 and 8 of METER's vision encoder, which
                 the paper leaves open (section 8): half the MACs of METER instead of two thirds.
+            style: "paper", or "gradual" (not from the paper): as many MACs, by merging a few image tokens in every layer
+                but the last and nothing else. Not fine-tuned, it loses less (docs/results.md). Of ViLT alone: METER can
+                reduce in every second layer.
 
         Raises:
-            InputError: For a pair the paper has no schedule for, and for ViLT's vision encoder, which it has not.
+            InputError: For a pair or a style that there is no schedule for, and for ViLT's vision encoder, which it has
+                not.
         """
+        if style not in STYLES:
+            raise InputError(f"style must be {' or '.join(STYLES)}, not {style!r}")
         if (backbone, task) not in PRESETS:
             known = ", ".join(f"{b}/{t}" for b, t in PRESETS)
             raise InputError(f"no preset for {backbone}/{task}; there are {known}")
+        if style == "gradual":
+            if backbone not in GRADUAL or vision:
+                given = f"{backbone}{' with vision=True' * vision}"
+                raise InputError(
+                    f"no gradual preset for {given}; there is one for {', '.join(GRADUAL)}: give style=paper"
+                )
+            layers, ratios = GRADUAL[backbone]
+            return cls(layers=layers, merge_ratio=ratios[task])
         layers, prune_ratio, merge_ratio, text_merge_ratio = PRESETS[backbone, task]
         paper = cls(layers=layers, prune_ratio=prune_ratio, merge_ratio=merge_ratio, text_merge_ratio=text_merge_ratio)
         if not vision:
@@ -170,6 +184,15 @@ PRESETS: dict[tuple[str, str], tuple[tuple[int, ...], float, float, float]] = {
     ("meter", "coco"): ((2, 4, 6), 0.2, 0.5, 0.2),
 }
 """Backbone and task to layers, prune, merge and text-merge ratio (Table 6 and the released commands)."""
+
+STYLES = ("paper", "gradual")
+GRADUAL: dict[str, tuple[tuple[int, ...], dict[str, float]]] = {
+    "vilt": (
+        tuple(range(11)),
+        {"vqav2": 0.15, "nlvr2": 0.15, "snli_ve": 0.19, "flickr30k": 0.15, "coco": 0.15},
+    )
+}
+"""Backbone to layers and, by task, the merge ratio that needs as many MACs as the paper's schedule (not from the paper)."""
 
 VISION_PRESETS: dict[str, tuple[tuple[int, ...], float]] = {"meter": ((2, 5, 8), 0.2)}
 """Backbone to layers of its vision encoder and merge ratio (not from the paper)."""
