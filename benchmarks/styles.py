@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measured(folder: Path, task: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """By schedule `reduction`, `fewer_macs`, `accuracy` and `to_original`; besides `questions` and `gradual_to_paper`."""
+    """By schedule `reduction`, `fewer_macs`, `accuracy`, `to_original`; and `questions`, `gradual_to_paper`."""
     model = load(folder)
     backbone = families_in(model)[0][1].name
     configs: dict[str, Any] = {ORIGINAL: NoReduction()}

@@ -127,9 +127,9 @@ class PuMerConfig(ReductionConfig):
             task: a name in `pumer.tasks.TASKS`: "vqav2", "nlvr2", "snli_ve", "flickr30k" or "coco".
             vision: Also merge a fifth of the image tokens in each of layers 2, 5 and 8 of METER's vision encoder, which
                 the paper leaves open (section 8): half the MACs of METER instead of two thirds.
-            style: "paper", or "gradual" (not from the paper): as many MACs, by merging a few image tokens in every layer
-                but the last and nothing else. Not fine-tuned, it loses less (docs/results.md). Of ViLT alone: METER can
-                reduce in every second layer.
+            style: "paper", or "gradual" (not from the paper): as many MACs, by merging a few image tokens in every
+                layer but the last and nothing else. Not fine-tuned, it loses less (docs/results.md). Of ViLT alone:
+                METER can reduce in every second layer.
 
         Raises:
             InputError: For a pair or a style that there is no schedule for, and for ViLT's vision encoder, which it has
@@ -192,7 +192,7 @@ GRADUAL: dict[str, tuple[tuple[int, ...], dict[str, float]]] = {
         {"vqav2": 0.15, "nlvr2": 0.15, "snli_ve": 0.19, "flickr30k": 0.15, "coco": 0.15},
     )
 }
-"""Backbone to layers and, by task, the merge ratio that needs as many MACs as the paper's schedule (not from the paper)."""
+"""Backbone to layers and, by task, the merge ratio that needs the MACs of the paper's schedule (not from the paper)."""
 
 VISION_PRESETS: dict[str, tuple[tuple[int, ...], float]] = {"meter": ((2, 5, 8), 0.2)}
 """Backbone to layers of its vision encoder and merge ratio (not from the paper)."""
