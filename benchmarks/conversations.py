@@ -33,9 +33,11 @@ from pumer.evaluation.statistics import bootstrap, percent
 from pumer.generative import load_generative
 from pumer.profiling.prompt_planning import plan_prompt
 from pumer.reducers import ReductionConfig, reduction_from
+from pumer.reducers.shortening.base import ShorteningConfig
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json, write_json
 from pumer.utils.provenance import collect
+from pumer.visualization.tracing import ForwardTrace
 from pumer.world import sentences
 from pumer.world.scenes import Scene, generator, make_scene, render
 
@@ -53,16 +55,16 @@ def reductions(kept: float, layers: int) -> dict[str, ReductionConfig]:
         layers: of the decoder.
     """
     gone, stage = 1 - kept, 1 - _stage(kept, layers)
+    merged = min(gone / 2, kept)  # at most half of what pruning leaves
     prompt = {"prune_ratio": gone}
     rows: dict[str, dict[str, Any]] = {
         "pumer, pruning": _pumer(STAGES[:1], gone, 0.0),
-        "pumer, half of it merging": _pumer(STAGES[:1], gone / 2, gone / (2 - gone)),
+        "pumer, merging too": _pumer(STAGES[:1], gone - merged, merged),
         "pumer, in three layers": _pumer(STAGES, stage, 0.0),
         "fastv": {"layers": STAGES[:1], "prune_ratio": gone},
         "pyramiddrop": {"layers": STAGES, "prune_ratio": stage},
         "sparsevlm": {"layers": STAGES[:1], "prune_ratio": gone},
         "dart": {"layers": STAGES[:1], "prune_ratio": gone},
-        "tome": {"stack": "decoder", "layers": STAGES[:1], "merge_ratio": gone},
         "random": {"stack": "decoder", "layers": STAGES[:1], "prune_ratio": gone},
         "divprune": prompt,
         "cdpruner": prompt,
@@ -177,31 +179,37 @@ def measured(
         config: a method, the fraction of the pixels that is shown, or nothing.
     """
     found: dict[str, list[float]] = {name: [] for name in ("first", "second", "asked", "other", "tokens")}
-    reduced = isinstance(config, ReductionConfig)
-    if isinstance(config, ReductionConfig):
+    inside = isinstance(config, ReductionConfig) and not isinstance(config, ShorteningConfig)
+    if isinstance(config, ReductionConfig) and inside:
         pumer.patch(model, config)
     try:
         for start in track(range(0, len(asked), size), title, transient=True):
             part = asked[start : start + size]
             inputs = conversed_with_answers(processor, [each.conversation for each in part])
             labels = answers(inputs["input_ids"], processor)
+            left: np.ndarray | None = None
             if isinstance(config, float):
                 logits, tokens = _with_fewer_pixels(model, inputs, config)
                 found["tokens"] += [float(tokens)] * len(part)
-            elif not reduced:
-                logits = model(**inputs).logits
-                found["tokens"] += [float(_patches(model))] * len(part)
+            elif isinstance(config, ShorteningConfig):
+                short = pumer.shorten(model, {**inputs, "labels": labels}, config)
+                labels = short.pop("labels")
+                left = _entering(model, short)
+                logits = model(**short).logits
+            elif config is None:
+                logits, left = model(**inputs).logits, np.ones((len(part), _patches(model)), bool)
             else:
                 with pumer.trace(model) as trace:
                     logits = model(**inputs, labels=labels).logits
-                found["tokens"] += _tokens(trace.forwards[0])
                 left = _left(trace.forwards[0])
+            if left is not None:
+                found["tokens"] += left.sum(1).astype(float).tolist()
                 for name, number in (("asked", 0), ("other", 1)):
                     found[name] += [_share(row, each, number) for row, each in zip(left, part, strict=True)]
             for name, right in zip(("first", "second"), _right(logits, labels), strict=True):
                 found[name] += right.float().tolist()
     finally:
-        if reduced:
+        if inside:
             pumer.unpatch(model)
     return found
 
@@ -280,15 +288,18 @@ def _right(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return ~(wrong & (turn == 1)).any(1), ~(wrong & (turn == 2)).any(1)
 
 
-def _left(trace: Any) -> np.ndarray:
-    """Bool (B, P): the patches that were not pruned, alone or merged with others."""
-    alive = trace.pruned_at < 0
-    return np.stack([row[cells >= 0].numpy() for row, cells in zip(alive, trace.patch_cell, strict=True)])
+def _left(trace: ForwardTrace) -> np.ndarray:
+    """Bool (B, P): the patches that keep a place of their own, in the order of the image."""
+    alone = (trace.pruned_at < 0) & (trace.merged_at < 0)
+    return np.stack([row[cells >= 0].numpy() for row, cells in zip(alone, trace.patch_cell, strict=True)])
 
 
-def _tokens(trace: Any) -> list[float]:
-    """Per conversation the image tokens that are left in the end."""
-    return [float(count) for count in trace.tokens_per_place[-1][1]]
+def _entering(model: Any, short: Any) -> np.ndarray:
+    """The same of prompts that `pumer.shorten` returned; the image's first token has position 1."""
+    left = np.zeros((len(short["input_ids"]), _patches(model)), bool)
+    row, column = (short["input_ids"] == model.config.image_token_id).nonzero(as_tuple=True)
+    left[row, short["position_ids"][row, column] - 1] = True
+    return left
 
 
 def _patches(model: Any) -> int:
@@ -312,3 +323,7 @@ def _with_fewer_pixels(model: Any, inputs: Any, kept: float) -> tuple[Tensor, in
     logits = short.new_zeros(*stays.shape, short.shape[-1])
     logits[stays] = short.flatten(0, 1)
     return logits, side * side
+
+
+if __name__ == "__main__":
+    main()
