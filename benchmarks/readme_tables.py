@@ -18,7 +18,10 @@ from pumer.utils.files import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "gpu.md", ROOT / "docs" / "export.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("results", "gpu", "export", "tune", "generative")),
+)
 MARKED = re.compile(r"(<!-- table ([\w-]+), made by [^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {
     "vilt": "ViLT",
@@ -238,6 +241,57 @@ def precisions() -> str:
     return table(("small ViLT", "PyTorch f32", *kinds), lines)
 
 
+def precision_speed() -> str:
+    """Examples per second of the same models, by precision."""
+    kinds = ("PyTorch f32", "OpenVINO f32", "ONNX Runtime f32", "OpenVINO bf16", "OpenVINO int8")
+    lines = []
+    for measured in read_json(RESULTS / "precisions-vilt-small-cpu.json").values():
+        model = "original" if measured["reduction"] == "none" else "reduced"
+        for point in measured.get("speed", {"points": []})["points"]:
+            speeds = [point["models"][kind]["images_per_second"] for kind in kinds]
+            label = f"{NAMES[measured['task']]}, {model}, batch {point['batch']}"
+            lines.append([label, *(f"{speed:,.0f}" for speed in speeds)])
+    return table(("small ViLT, examples/s", *kinds), lines)
+
+
+def styles() -> str:
+    """The paper's schedules and the gradual ones, not fine-tuned."""
+    lines = []
+    for task, row in read_json(RESULTS / "styles-vilt-small.json")["rows"].items():
+        for name in ("paper", "gradual"):
+            beside = points(row["gradual_to_paper"], "+") if name == "gradual" else ""
+            own = row[name]
+            cells = [f"{NAMES[task]}, {name}", f"{own['fewer_macs']:.2f}x", points(own["to_original"], "+"), beside]
+            lines.append(cells)
+    return table(("small ViLT, schedule", "MACs, fewer", "difference to the original", "gradual to the paper's"), lines)
+
+
+def tuned(name: str) -> str:
+    """Every method with its best schedule, at equal MACs."""
+    rows = [row for row in read_json(RESULTS / f"tuned-{name}.json")["rows"] if row["method"] != "original"]
+    speeds = list(dict.fromkeys(row["speed"] for row in rows))
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = {row["speed"]: row["to_original"] for row in rows if row["method"] == method}
+        label = "the paper's layers" if method == "paper" else f"`{method}`"
+        lines.append([label, *(points(own[speed], "+") if speed in own else "" for speed in speeds)])
+    return table(("method", *(f"{speed:g}x fewer MACs" for speed in speeds)), lines)
+
+
+def conversations() -> str:
+    """Methods on the small LLaVA: two questions about each image."""
+    lines = []
+    for row in read_json(RESULTS / "conversations-llava-small-cpu.json")["rows"]:
+        macs = "" if row["fewer_macs"] is None else f"{row['fewer_macs']:.2f}x"
+        cells = [f"{row['tokens']:.0f}", macs]
+        for name in ("first", "second"):
+            cells.append(points(row[name]) if row["kept"] == "1" else points(row[name]["difference"], "+"))
+        cells += [f"{100 * row[name]['mean']:.0f}" if name in row else "" for name in ("asked", "other")]
+        lines.append([row["method"], *cells])
+    columns = ("method", "image tokens left", "MACs, fewer", "first question", "second question")
+    return table([*columns, "of the first's objects, left %", "of the second's"], lines)
+
+
 def demo() -> str:
     """What `make demo` prints."""
     lines = []
@@ -258,6 +312,10 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "objects": objects,
     "exported": exported,
     "precisions": precisions,
+    "precision-speed": precision_speed,
+    "styles": styles,
+    "tuned": lambda: tuned("vilt-vqav2"),
+    "conversations": conversations,
     "demo": demo,
     "gpu": lambda: gpu("bfloat16"),
     "gpu-float32": lambda: gpu("float32"),

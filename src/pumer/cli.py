@@ -33,12 +33,14 @@ data = group("Check, prepare and write data sets.")
 app.add_typer(data, name="data")
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub name, small:vilt or small:meter.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Folder, hub name, small:vilt, small:meter or small:llava.")
+]
 ModelOrPreset = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="Folder, hub name, small:vilt, small:meter or a preset; preset:vilt-b32 by default.",
+        help="Folder, hub name, small:vilt, small:meter, small:llava or a preset; preset:vilt-b32 by default.",
         show_default=False,
     ),
 ]
@@ -230,7 +232,7 @@ def serve(model: Model, settings: Settings = None) -> None:
 
 @app.command(cls=with_settings(TuneConfig))
 def tune(
-    source: Annotated[str, typer.Argument(help="Folder, hub name, small:vilt or small:meter.")],
+    source: Annotated[str, typer.Argument(help="Folder, hub name, small:vilt, small:meter or small:llava.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     settings: Settings = None,
 ) -> None:

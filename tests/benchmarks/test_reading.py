@@ -1,11 +1,14 @@
 """The benchmark of reading, on a tiny world."""
 
+import pytest
+
 from benchmarks import reading
 from pumer.settings.data import WorldConfig
 from pumer.utils.files import read_json
 from pumer.world.write import write_world
 
 
+@pytest.mark.slow
 def test_a_row_has_both_kinds_of_files(tmp_path, monkeypatch):
     write_world(tmp_path / "world", WorldConfig(train=40, val=12, test=12, heldout=0, tasks=("snli_ve",)))
     out = tmp_path / "reading.json"

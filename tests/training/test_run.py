@@ -294,6 +294,7 @@ def test_one_of_several_gpus_is_used(caplog):
     assert "one of 2 GPUs is used; `torchrun --nproc-per-node 2" in caplog.text
 
 
+@pytest.mark.slow
 def test_compiled_training(unevaluated, tmp_path):
     plain = train(unevaluated, max_steps=2, teacher="self")
     compiled = train(unevaluated, max_steps=2, teacher="self", compile="eager", output=tmp_path / "again")

@@ -97,6 +97,7 @@ def test_what_it_wrote_is_evaluated(tiny_vilt, tiny_vqa, tmp_path):
     refused(tune(*given, "budget.speedup=1.4"), "budget.speedup", "1.4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["budget.accuracy_drop=0.3", "budget.latency_ms=0.9"])
 def test_other_budgets(tiny_vilt, tiny_vqa, tmp_path, budget, monkeypatch):
     def timed(self, configs, pairs):

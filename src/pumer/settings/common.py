@@ -197,7 +197,7 @@ class ModelJob(Job):
     """A command on a model.
 
     Attributes:
-        model: folder, hub name, or small:vilt or small:meter, which ship with the package.
+        model: folder, hub name, or small:vilt, small:meter or small:llava, which ship with the package.
         image_size: pixels along a side of the images, a multiple of the patch size; null for the model's own.
     """
 
@@ -220,9 +220,9 @@ class MeasuringJob(ModelJob):
     """A command that measures a model, which need not exist.
 
     Attributes:
-        model: folder, hub name, small:vilt, small:meter, or, of full size with random weights and without a download,
-            preset:vilt-b32, preset:vilt-b32-nlvr2, preset:meter-b16 or preset:meter-b16-nlvr2; that generate:
-            preset:llava-0.1b, preset:llava-1.5-7b, preset:qwen2.5-vl-3b or preset:smolvlm-2.2b.
+        model: folder, hub name, small:vilt, small:meter, small:llava, or, of full size with random weights and without
+            a download, preset:vilt-b32, preset:vilt-b32-nlvr2, preset:meter-b16 or preset:meter-b16-nlvr2; that
+            generate: preset:llava-0.1b, preset:llava-1.5-7b, preset:qwen2.5-vl-3b or preset:smolvlm-2.2b.
         text_length: words, special tokens counted; null for as many as the checkpoint was trained with, else 32 (or its
             positions, if fewer).
         text_tokens: of a model that generates, text tokens of a prompt; null for 64.

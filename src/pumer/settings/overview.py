@@ -25,7 +25,7 @@ class InfoConfig(Job):
     """Settings of `pumer info`.
 
     Attributes:
-        model: folder, hub name, or small:vilt or small:meter, which ship with the package.
+        model: folder, hub name, or small:vilt, small:meter or small:llava, which ship with the package.
     """
 
     model: Model

@@ -56,10 +56,30 @@ class TaskModel:
     root: Path | None = field(default=None, kw_only=True)
 
     def check(self, example: Example) -> None:
-        """Refuse an example with another number of images than the task has."""
+        """Refuse an example with another number of images than the task has; warn where the model knows nothing."""
         count = self.task.image_count
         if len(example.images) != count:
             raise InputError(f"task {self.task.name} looks at {count} image(s) at once, not {len(example.images)}")
+        if (name := name_of(self.name)) in SMALL and not self._of_world(example):
+            _warn_of_other_worlds(name)
+
+    def _of_world(self, example: Example) -> bool:
+        """Whether images have the size of those of the built-in world, and the words are some of its own."""
+        sizes = set()
+        for image in example.images:
+            with suppress(OSError):  # of a prepared folder, or broken, which is said when it is read
+                sizes.add(image.shape[1::-1] if isinstance(image, np.ndarray) else _size(image))
+        edge = SceneConfig().image_size
+        with _TOKENIZING:
+            tokenizer = self._own_tokenizer
+            words = tokenizer.tokenize(example.text)
+        known = not any(word == tokenizer.unk_token or word.startswith("##") for word in words)
+        return known and sizes <= {(edge, edge)}
+
+    @cached_property
+    def _own_tokenizer(self) -> Any:
+        """A copy for `check`, which other threads call while the tokenizer pads a batch: its settings change then."""
+        return deepcopy(self.processor.tokenizer)
 
     @property
     def reduction(self) -> dict[str, Any]:
@@ -91,30 +111,6 @@ class Session(TaskModel):
         """Whether the model encodes images and texts apart, see `pumer.backbones.Backbone`."""
         family = backbone_of(self.model)
         return family is not None and family.separable
-
-    def check(self, example: Example) -> None:
-        """Refuse an example with another number of images than the task has; warn where the model knows nothing."""
-        super().check(example)
-        if (name := name_of(self.name)) in SMALL and not self._of_world(example):
-            _warn_of_other_worlds(name)
-
-    def _of_world(self, example: Example) -> bool:
-        """Whether images have the size of those of the built-in world, and the words are some of its own."""
-        sizes = set()
-        for image in example.images:
-            with suppress(OSError):  # of a prepared folder, or broken, which is said when it is read
-                sizes.add(image.shape[1::-1] if isinstance(image, np.ndarray) else _size(image))
-        edge = SceneConfig().image_size
-        with _TOKENIZING:
-            tokenizer = self._own_tokenizer
-            words = tokenizer.tokenize(example.text)
-        known = not any(word == tokenizer.unk_token or word.startswith("##") for word in words)
-        return known and sizes <= {(edge, edge)}
-
-    @cached_property
-    def _own_tokenizer(self) -> Any:
-        """A copy for `check`, which other threads call while the tokenizer pads a batch: its settings change then."""
-        return deepcopy(self.inputs.tokenizer)
 
     @classmethod
     def open(
