@@ -25,7 +25,7 @@ def pretrain(settings: Settings = None) -> None:
 @app.command(cls=with_settings(LlavaTrainingConfig))
 def llava(settings: Settings = None) -> None:
     """Train the small generative model that ships with the package."""
-    run_job("benchmarks.pretrain_small.llava", resolve(LlavaTrainingConfig, settings))
+    run_job("benchmarks.pretrain_small.run_llava", resolve(LlavaTrainingConfig, settings))
 
 
 @app.command(cls=with_settings(TrainConfig))

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from benchmarks import conversations
-from benchmarks.pretrain_small import llava
+from benchmarks.pretrain_small import pool_llava, run_llava, small_llava
 from benchmarks.pretrain_small.settings import LlavaTrainingConfig
 from pumer.generative import answers, load_generative, prompt
 from pumer.world import scenes, sentences
@@ -14,7 +14,7 @@ from pumer.world import scenes, sentences
 
 @pytest.fixture(scope="module")
 def words():
-    return llava.tokenizer()
+    return small_llava.tokenizer()
 
 
 def test_every_ascii_text_is_known(words):
@@ -24,13 +24,13 @@ def test_every_ascii_text_is_known(words):
 
 
 def test_a_conversation_is_what_the_chat_template_makes_of_it(words):
-    source, processor = llava.Conversations(words, 3), llava.processor()
+    source, processor = pool_llava.Conversations(words, 3), small_llava.processor()
     batch = source.batch(0, 4)
     for index in range(4):
         rng = scenes.generator(3, "pretrain", index)
         scene = scenes.make_scene(rng)
-        turns = [sentences.ask(scene, rng) for _ in range(llava.TURNS)]
-        suffix = f"\n{llava._INSTRUCTION}" if rng.integers(4) == 0 else ""
+        turns = [sentences.ask(scene, rng) for _ in range(pool_llava.TURNS)]
+        suffix = f"\n{small_llava.INSTRUCTION}" if rng.integers(4) == 0 else ""
         messages = []
         for number, each in enumerate(turns):
             image = [{"type": "image", "image": Image.fromarray(scenes.render(scene))}] * (number == 0)
@@ -38,7 +38,7 @@ def test_a_conversation_is_what_the_chat_template_makes_of_it(words):
             messages.append({"role": "user", "content": [*image, text]})
             messages.append({"role": "assistant", "content": [{"type": "text", "text": each.answer}]})
         found = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
-        expected = found["input_ids"][0, 1 + llava.PATCHES :]
+        expected = found["input_ids"][0, 1 + small_llava.PATCHES :]
         ids, labels = batch.ids[index][: len(expected)], batch.labels[index][: len(expected)]
         assert (ids == expected).all() and not batch.ids[index, len(expected) :].any()
         pixels = batch.images[index].permute(2, 0, 1).float() / 127.5 - 1
@@ -51,28 +51,28 @@ def test_a_conversation_is_what_the_chat_template_makes_of_it(words):
 
 
 def test_facts_are_those_of_the_one_object_that_is_asked_about(words):
-    batch = llava.Conversations(words, 3).batch(0, 8)
+    batch = pool_llava.Conversations(words, 3).batch(0, 8)
     known = batch.facts[:, :, 0, 0] >= 0
     assert 0.3 < known.float().mean() < 1
     assert (batch.about.any(2) | ~known).all()
     asked = (batch.turns >= 0) & (batch.labels >= 0)
-    assert (asked.sum(1) == llava.TURNS).all()
+    assert (asked.sum(1) == pool_llava.TURNS).all()
 
 
 def test_patches_that_are_asked_about_stay(words):
-    batch = llava.Conversations(words, 3).batch(0, 4)
-    keep = llava.shown(batch, 100)
+    batch = pool_llava.Conversations(words, 3).batch(0, 4)
+    keep = pool_llava.shown(batch, 100)
     assert (keep.diff(dim=1) > 0).all()
-    left = torch.zeros(4, llava.PATCHES, dtype=torch.bool).scatter(1, keep, True)
+    left = torch.zeros(4, small_llava.PATCHES, dtype=torch.bool).scatter(1, keep, True)
     assert (left | ~batch.about.any(1)).all()
 
 
 @pytest.mark.slow
 def test_training_goes_on_and_writes_a_model_that_answers(tmp_path):
     settings = {"out": tmp_path / "run", "layers": 6, "width": 32, "batch_size": 2, "save_minutes": 0.0}
-    llava.run(LlavaTrainingConfig(minutes=0.001, **settings))
+    run_llava.run(LlavaTrainingConfig(minutes=0.001, **settings))
     before = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
-    folder = llava.run(LlavaTrainingConfig(minutes=0.03, **settings))
+    folder = run_llava.run(LlavaTrainingConfig(minutes=0.03, **settings))
     after = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert 0 < before["step"] < after["step"]
     model, processor = load_generative(folder, dtype=torch.float32)
