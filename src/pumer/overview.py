@@ -9,7 +9,7 @@ import torch
 
 from pumer.backbones import BACKBONES, DECODERS
 from pumer.checkpoint import trained_with
-from pumer.exporting.runtime import GENERATIVE, read_record
+from pumer.exporting.record import GENERATIVE, read_record
 from pumer.patching import reduction
 from pumer.profiling.named_models import PREFIX, skeleton
 from pumer.reducers import METHODS, NoReduction, config_to_dict

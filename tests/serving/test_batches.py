@@ -25,6 +25,7 @@ from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.evaluation.predict import Predictor
 from pumer.serving import batches
+from pumer.serving.shards import ABOUT, SHARD
 from pumer.settings.predict import PredictConfig
 from pumer.utils.errors import InputError
 
@@ -113,7 +114,7 @@ def answered(shards, replica, size=3):
     """What a cluster hands over: the rows of shards in order, in batches."""
     read = [parquet.read_table(path) for path in shards]
     named = [
-        one.append_column(batches.SHARD, pa.array([str(path)] * len(one), pa.string()))
+        one.append_column(SHARD, pa.array([str(path)] * len(one), pa.string()))
         for one, path in zip(read, shards, strict=True)
     ]
     rows = pa.concat_tables(named)
@@ -162,7 +163,7 @@ def test_two_replicas_answer_as_one_model_also_when_one_is_killed(
     for name in ("0.parquet", "1.parquet", "2.parquet"):
         found = parquet.read_table(tmp_path / "out" / name)
         assert found.to_pylist() == expected(predictor, shards / name)
-        assert json.loads(found.schema.metadata[batches.ABOUT])["versions"]["pumer"]
+        assert json.loads(found.schema.metadata[ABOUT])["versions"]["pumer"]
     assert len({row["answer"] for row in found.to_pylist()}) > 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.parquet", "1.parquet", "2.parquet"]
 

@@ -6,7 +6,6 @@ again. Each shard gets a Parquet file, written as a whole when its last row is a
 so that the same command goes on with the shards that have none.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -16,7 +15,6 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from glob import escape
 from itertools import groupby
 from operator import itemgetter
@@ -28,53 +26,27 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from pumer.checkpoint import reading
 from pumer.data.images import decode, read_image
 from pumer.evaluation.predict import ANSWER, Predictor, asked_columns
-from pumer.evaluation.spread import model_states, states, versions
 from pumer.serving.cluster import cluster
+from pumer.serving.shards import ERROR, IMAGES, MODEL, SHARD, Shard, all_shards, check_answered, keep, rows_answered
 from pumer.settings.predict import PredictConfig
 from pumer.tasks import Example
 from pumer.utils.errors import InputError, some
-from pumer.utils.files import first_line, new_file
+from pumer.utils.files import first_line
 from pumer.utils.locks import exclusive
 from pumer.utils.progress import progress_bar
 from pumer.utils.provenance import collect
 
 logger = logging.getLogger(__name__)
 
-ERROR, SHARD, FILES = "error", "path", "__files__"
-"""Columns: why a row has no answer; which shard it is of, as Ray calls it; the files of a WebDataset sample."""
-ABOUT = b"pumer"
-"""Key of an answered file's metadata: what its answers depend on, and where they come from."""
-PART = 1000
-"""Images of a folder that are answered into one file."""
-_IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_SHOWN = re.compile(rf"(image\d*\.)?({'|'.join(ending[1:] for ending in _IMAGES)})")
+FILES = "__files__"
+"""Column of the files of a WebDataset sample."""
+_SHOWN = re.compile(rf"(image\d*\.)?({'|'.join(ending[1:] for ending in IMAGES)})")
 _TEXTS = ("json", "txt")
 """Files of a WebDataset sample: images as in KEY.jpg and KEY.image1.jpg, and where its question is."""
-_MODEL = ("model", "task", "image_size", "compile", "prompt", "max_new_tokens", "max_pixels")
 _SAID = re.compile(r"^(?:\w+\.)*(InputError|OutOfMemoryError): (.*)$", re.MULTILINE)
 """What an error in a process of Ray's says, at the end of a traceback."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Rows that are answered into one file.
-
-    Attributes:
-        name: the absolute path; of a folder of images the number of the part.
-        out: the file of the answers.
-        key: a hash over all that they depend on.
-        rows: how many there are; None where only reading them shows it.
-        images: files of a part of a folder of images.
-    """
-
-    name: str
-    out: Path
-    key: str
-    rows: int | None = None
-    images: tuple[Path, ...] = ()
 
 
 @exclusive
@@ -91,11 +63,11 @@ def run(config: PredictConfig) -> int:
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("torchrun starts several processes, but a Ray cluster shares the work; start pumer alone")
-    shards = list(_shards(config))
+    shards = list(all_shards(config))
     for shard in shards:
         for aside in shard.out.parent.glob(f".{escape(shard.out.name)}.????????"):  # of a run that was killed
             aside.unlink()
-    answered = {shard.name: rows for shard in shards if (rows := _rows_answered(shard, config)) is not None}
+    answered = {shard.name: rows for shard in shards if (rows := rows_answered(shard, config)) is not None}
     left = [shard for shard in shards if shard.name not in answered]
     if answered:
         logger.info("going on with the answers to %d of %d shards", len(answered), len(shards))
@@ -103,73 +75,6 @@ def run(config: PredictConfig) -> int:
         return sum(answered.values())
     with cluster(config.address, objects=None):
         return sum(answered.values()) + _answer(config, left, len(answered))
-
-
-def _shards(config: PredictConfig) -> Iterator[Shard]:
-    """All shards in order, checked as far as their headings show it."""
-    with reading(f"config.json of {config.model} cannot be read"):
-        about: dict[str, Any] = {name: str(getattr(config, name)) for name in (*_MODEL, "question")}
-        about |= {"images": os.path.abspath(config.images), "versions": versions(), "files": model_states(config.model)}
-
-    def key(files: Iterable[Path]) -> str:
-        return hashlib.sha256(json.dumps([about, states(files)], sort_keys=True).encode()).hexdigest()[:32]
-
-    if config.questions is None:
-        images = sorted(path for path in config.images.rglob("*") if path.suffix.lower() in _IMAGES)
-        if not images:
-            raise InputError(f"images {config.images}: the folder holds no files in {', '.join(_IMAGES)}")
-        for start in range(0, len(images), PART):
-            part, name = tuple(images[start : start + PART]), f"{start // PART:06}"
-            yield Shard(name, config.file / f"{name}.parquet", key(part), len(part), part)
-    schema = None
-    for path, out in config.shards().items():
-        if "?" in str(path):
-            raise InputError(f"{path} has a ? in its name, which Ray does not read; rename it")
-        if path.suffix == ".tar":
-            yield Shard(str(path), out, key([path]))
-            continue
-        try:
-            file = parquet.ParquetFile(path)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{path} is no Parquet file ({first_line(error)}); replace or remove it") from error
-        schema = schema or file.schema_arrow
-        _check_columns(path, file.schema_arrow, schema, config.question)
-        yield Shard(str(path), out, key([path]), file.metadata.num_rows)
-
-
-def _check_columns(path: Path, schema: pyarrow.Schema, first: pyarrow.Schema, question: str | None) -> None:
-    """Refuse a Parquet shard without the columns that are needed, or with others than the first shard."""
-    images, text = asked_columns(schema.names)
-    if not images or (text is None and question is None):
-        wanted = "image (or image1, image2)" + ("" if question else " and question, or --question given,")
-        raise InputError(f"{path} must have the columns {wanted} not {schema.names}")
-    if text is not None and question is not None:
-        raise InputError(f"{path} has a column '{text}' already; leave --question out")
-    for name in (ANSWER, ERROR, SHARD):
-        if name in schema.names:
-            raise InputError(f"{path} has a column '{name}', which is made here; rename it")
-    if not schema.equals(first):
-        raise InputError(f"{path} has other columns, or columns of other types, than the first shard; give it apart")
-
-
-def _rows_answered(shard: Shard, config: PredictConfig) -> int | None:
-    """The rows that the file of a shard's answers holds; None where it must be written.
-
-    A file of an earlier run that recorded rows without an answer is written again by a run that stops at them.
-    """
-    if not shard.out.exists():
-        return None
-    try:
-        found = parquet.ParquetFile(shard.out).metadata
-        about = json.loads((found.metadata or {}).get(ABOUT, b"{}"))
-    except (OSError, ValueError, pyarrow.ArrowException):
-        about = {}
-    if about.get("key") == shard.key:
-        return None if about.get("failed") and config.on_error == "stop" else int(found.num_rows)
-    if not config.force:
-        reason = "other data, or of another model or other settings; give another folder, or --force to replace it"
-        raise InputError(f"{shard.out} holds answers to {reason}")
-    return None
 
 
 def _answer(config: PredictConfig, shards: Sequence[Shard], before: int) -> int:
@@ -185,7 +90,7 @@ def _answer(config: PredictConfig, shards: Sequence[Shard], before: int) -> int:
     with DataContext.current(context):
         room = _room(config.replicas)
         rows = _read(shards, config).repartition(target_num_rows_per_block=config.batch_size, strict=True)
-        given = {name: getattr(config, name) for name in _MODEL}
+        given = {name: getattr(config, name) for name in MODEL}
         if Path(config.model).exists():
             given["model"] = os.path.abspath(config.model)
         samples = shards[0].name.endswith(".tar")
@@ -349,7 +254,7 @@ def _write(config: PredictConfig, batches: Iterable[pyarrow.Table], shards: dict
             rows = 0
             for _, table in found:
                 if config.on_error == "stop":
-                    _check_answered(shards[name], table, rows)
+                    check_answered(shards[name], table, rows)
                 rows += len(table)
                 bar.update(shown, note=f"{answered + rows} answers")
                 yield table
@@ -358,7 +263,7 @@ def _write(config: PredictConfig, batches: Iterable[pyarrow.Table], shards: dict
             table, shard = pyarrow.concat_tables(pieces(name, found)), shards[name]
             if shard.rows not in (None, len(table)):
                 raise InputError(f"{name} holds {shard.rows} rows, but Ray read {len(table)}; did the file change?")
-            failed += _keep(shard, table, about)
+            failed += keep(shard, table, about)
             del shards[name]
             answered += len(table)
             bar.update(shown, completed=total - len(shards))
@@ -367,19 +272,10 @@ def _write(config: PredictConfig, batches: Iterable[pyarrow.Table], shards: dict
     if shards:
         logger.warning("%d shards hold no rows: %s", len(shards), some(list(shards)))
     for shard in shards.values():
-        _keep(shard, _without_rows(shard, config.question is not None), about)
+        keep(shard, _without_rows(shard, config.question is not None), about)
     if failed:
         logger.warning("%d of %d rows have no answer, for the reason in the column %s", failed, answered, ERROR)
     return answered
-
-
-def _keep(shard: Shard, table: pyarrow.Table, about: Mapping[str, Any]) -> int:
-    """Write the file of a shard's answers, with what they depend on; returns how many rows have no answer."""
-    failed = len(table) - int(table.column(ERROR).null_count)
-    noted = json.dumps({"key": shard.key, "failed": failed, **about}).encode()
-    with new_file(shard.out) as aside:
-        parquet.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), ABOUT: noted}), aside)
-    return failed
 
 
 def _without_rows(shard: Shard, asked: bool) -> pyarrow.Table:
@@ -391,18 +287,6 @@ def _without_rows(shard: Shard, asked: bool) -> pyarrow.Table:
     for name in (*names, ANSWER, ERROR):
         kept = kept.append_column(name, pyarrow.array([], pyarrow.string()))
     return kept
-
-
-def _check_answered(shard: Shard, table: pyarrow.Table, start: int) -> None:
-    """Refuse rows of a shard, from number `start` on, of which one has no answer."""
-    errors = table.column(ERROR).to_pylist()
-    row = next((row for row, error in enumerate(errors) if error is not None), None)
-    if row is None:
-        return
-    if shard.images:
-        raise InputError(f"{errors[row]}; or go on with on_error=record")
-    name = f"sample {table.column('key')[row]}" if shard.rows is None else f"row {start + row}"
-    raise InputError(f"{shard.name}: {name}: {errors[row]}; mend it, or go on with on_error=record")
 
 
 def _reason(error: Exception, shards: Iterable[str]) -> Exception:
