@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from pumer.checkpoint import has_processor, load, model_class, reading
 from pumer.utils.errors import InputError
+from pumer.utils.shipped import located
 from pumer.utils.tensors import best_device
 
 MAX_NEW_TOKENS = 64
@@ -29,7 +30,7 @@ def load_generative(
     """Load a model that answers prompts of images and text, patched as it was saved, and its processor.
 
     Args:
-        source: Folder or hub name.
+        source: Folder, hub name, or "small:llava", which ships.
         dtype: Of the weights, as for ``from_pretrained``; None for the checkpoint's own.
         device: By default the accelerator if there is one, else the CPU.
 
@@ -53,6 +54,7 @@ def load_generative(
 
 def load_generative_processor(source: str | Path) -> Any:
     """The processor alone; arguments and errors as of `load_generative`."""
+    source = located(source)
     if not has_processor(source):
         raise InputError(f"{source} holds no processor; add one: processor.save_pretrained('{source}')")
     with reading(f"the processor of {source} cannot be read"):
