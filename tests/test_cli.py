@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny.commands import every_command
 from typer.testing import CliRunner
 
 import pumer
@@ -345,18 +346,46 @@ def test_the_version_and_the_settings_on_request(tiny_vilt):
     assert invoke("plan", tiny_vilt).stderr == ""
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_json_stands_anywhere_and_an_error_prints_none(tiny_vilt, place):
+    arguments = ["info", tiny_vilt]
+    arguments.insert(place, "--json")
+    result = invoke(*arguments)
+    assert json.loads(result.stdout)["architecture"] == "ViltForQuestionAnswering" and result.stderr == ""
+    wrong = invoke(*arguments, "one too many")
+    assert wrong.exit_code == 2 and wrong.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train vilt/vqav2-p", {"vilt/vqav2-pumer"}),
+        ("info small:v", {"small:vilt"}),
+        ("benchmark preset:smol", {"preset:smolvlm-2.2b"}),
+        ("data check nl", {"nlvr2"}),
+        ("list rec", {"recipes"}),
+        ("evaluate small:vilt spl", {"split="}),
+        ("evaluate small:vilt reduction=pumer", {"reduction=pumer", "reduction=pumer-released"}),
+        ("conv", {"convert"}),
+    ],
+)
+def test_shells_complete_names(words, expected):
+    asked = {"_PUMER_COMPLETE": "complete_bash", "COMP_WORDS": f"pumer {words}", "COMP_CWORD": str(len(words.split()))}
+    assert set(CliRunner().invoke(app, [], prog_name="pumer", env=asked).stdout.split()) == expected
+
+
 EARLY = """
 import sys
 from typer.testing import CliRunner
 from benchmarks.__main__ import app as experiments
 from pumer.cli import app
-commands = "train evaluate predict score benchmark visualize plan convert demo tune"
-for command in commands.split():
-    assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
+for command in {commands!r}:
+    shown = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert shown.exit_code == 0 and "Examples:" in shown.stdout, command
 for arguments, said in {arguments!r}:
     result = CliRunner().invoke(experiments if arguments[0] in ("pretrain", "reproduce") else app, arguments)
     assert result.exit_code == 2 and said in result.stderr, (arguments, result.output)
-print({{"torch", "transformers", "numpy"}} & set(sys.modules))
+print({{"torch", "transformers", "numpy", "PIL", "datasets", "ray"}} & set(sys.modules))
 """
 
 
@@ -393,9 +422,25 @@ def test_help_and_mistakes_are_told_before_anything_heavy_is_loaded(recipe, tiny
         (["tune", model, str(tmp_path / "t"), "budget.spedup=2"], "budget.spedup"),
         (["tune", model, str(tmp_path / "t")], "budget.speedup"),
         (["tune", "/nowhere", str(tmp_path / "t"), "budget.speedup=2"], "/nowhere"),
+        (["tune", model, str(tmp_path / "t"), "budget.speedup=2", "methods=[tomee]"], "tomee"),
         (["reproduce", "--cells", "vilt/vqa"], "vilt/vqa"),
+        (["train", "vilt/vqav2-pumr"], "vilt/vqav2-pumr"),
+        (["predict", model, "--questions", picture, "repliccas=2"], "repliccas"),
+        (["benchmark", "preset:vilt-b23"], "vilt-b23"),
+        (["plan", "preset:vilt-b32", "reduction=tomee"], "tomee"),
+        (["export", model, str(tmp_path / "e"), "--to", "onyx"], "onyx"),
+        (["export", "small:vlt", str(tmp_path / "e")], "small:vlt"),
+        (["serve", model, "prt=1"], "prt"),
+        (["serve", "small:vlt"], "small:vlt"),
+        (["convert", model, str(tmp_path / "c"), "--task", "vqa"], "vqa"),
+        (["data", "prepare", "vqav3", str(tiny_vqa), str(tmp_path / "p")], "vqav3"),
+        (["data", "check", "vqav2", str(tiny_vqa), "splits=[vall]"], "vall"),
+        (["data", "world", str(tmp_path / "w"), "tasks=[vqa]"], "vqa"),
+        (["list", "methds"], "methds"),
+        (["info", "small:vlt"], "small:vlt"),
     ]
-    command = [sys.executable, "-c", EARLY.format(arguments=mistakes)]
+    command = [sys.executable, "-c", EARLY.format(commands=list(every_command()), arguments=mistakes)]
+    assert {arguments[0] for arguments, _ in mistakes} >= {command.split()[0] for command in every_command()}
     told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert told.stdout == "set()\n", told.stderr[-2000:]
 

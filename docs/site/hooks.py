@@ -36,10 +36,12 @@ def settings() -> str:
     for name, command in commands(root, "pumer"):
         text = get_docs_for_click(obj=command, ctx=context, name=name, indent=1)
         pages.append(re.sub(r"^#+ `", "## `", text, flags=re.MULTILINE))
-        if rows := described(getattr(command, "config_type", None)) if hasattr(command, "config_type") else {}:
+        if command.config_type is not None:
+            rows = described(command.config_type)
             pages += ["| setting | |", "|---|---|"]
             pages += [f"| `{key}` | {_cell(value)} |" for key, value in rows.items()]
             pages.append("")
+        pages += ["Examples:\n", "```sh", *command.examples, "```\n"]
     return "\n".join(pages)
 
 

@@ -1,18 +1,18 @@
 """The command line: parse, check what was given, and only then load the libraries and call the job."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
 from pumer.settings.benchmark import BenchmarkConfig
+from pumer.settings.common import METHODS, PRESETS, TASKS
 from pumer.settings.convert import ConvertConfig
 from pumer.settings.data import CheckConfig, PrepareConfig, WorldConfig
 from pumer.settings.demo import DemoConfig
 from pumer.settings.evaluate import EvaluateConfig
 from pumer.settings.export import ExportConfig
-from pumer.settings.overview import InfoConfig, ListConfig
+from pumer.settings.overview import InfoConfig, Kind, ListConfig
 from pumer.settings.plan import PlanConfig
 from pumer.settings.predict import PredictConfig
 from pumer.settings.score import ScoreConfig
@@ -20,32 +20,58 @@ from pumer.settings.serve import ServeConfig
 from pumer.settings.train import TrainConfig
 from pumer.settings.tune import TuneConfig
 from pumer.settings.visualize import VisualizeConfig
-from pumer.utils.commands import SETTING, application, console, group, resolve, run_job, say, show_table, with_settings
+from pumer.utils.commands import (
+    SETTING,
+    application,
+    console,
+    group,
+    report,
+    resolve,
+    run_job,
+    say,
+    show_table,
+    with_settings,
+)
+from pumer.utils.config import described, to_dict
 from pumer.utils.errors import InputError
 from pumer.utils.places import is_exported
 from pumer.utils.processes import leave_group
-from pumer.utils.shipped import recipe_file
+from pumer.utils.shipped import SMALL, recipe_file, recipes
 
 app = application(
-    "Faster vision-language transformers: fewer tokens inside the layers.\n\nSettings of a command are key=value."
+    "Faster vision-language transformers: fewer tokens inside the layers.\n\nSettings of a command are key=value.",
+    add_completion=True,
 )
 data = group("Check, prepare and write data sets.")
 app.add_typer(data, name="data")
 
-Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False)]
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Folder, hub name, small:vilt, small:meter or small:llava.")
+
+def _completed(ctx: typer.Context) -> list[str]:
+    """Settings of the command that is typed, and the methods of its reduction."""
+    names = described(cast(Any, ctx.command).config_type)
+    return [*(f"{name}=" for name in names), *(f"reduction={method}" for method in METHODS if "reduction" in names)]
+
+
+def _choice(*names: str, **shown: Any) -> Any:
+    """An argument that a shell completes to one of these names, or to a file."""
+    return typer.Argument(autocompletion=lambda: list(names), **shown)
+
+
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False, autocompletion=_completed)
 ]
+Model = Annotated[str, _choice(*SMALL, metavar="MODEL", help="Folder, hub name, small:vilt, small:meter or small:llava.")]
 ModelOrPreset = Annotated[
     str | None,
-    typer.Argument(
+    _choice(
+        *SMALL,
+        *(f"preset:{name}" for name in PRESETS),
         metavar="MODEL",
         help="Folder, hub name, small:vilt, small:meter, small:llava or a preset; preset:vilt-b32 by default.",
         show_default=False,
     ),
 ]
-Task = Annotated[str, typer.Argument(help="vqav2, nlvr2, snli_ve, flickr30k or coco.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Task = Annotated[str, _choice(*TASKS, help="vqav2, nlvr2, snli_ve, flickr30k or coco.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 
 
@@ -61,9 +87,17 @@ def _file(help_text: str) -> object:
     return typer.Option(help=help_text, show_default=False)
 
 
-@app.command(cls=with_settings(TrainConfig))
+@app.command(
+    cls=with_settings(
+        TrainConfig,
+        "pumer train vilt/vqav2-pumer data.root=/data/vqav2",
+        "pumer train vilt/vqav2-original data.root=/data/vqav2 output=out/mine epochs=2",
+    )
+)
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name, such as vilt/vqav2-pumer, or YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Name, such as vilt/vqav2-pumer, or YAML file.", autocompletion=lambda: [*recipes()])
+    ],
     settings: Settings = None,
 ) -> None:
     """Fine-tune a model; the same command continues an interrupted run."""
@@ -73,18 +107,32 @@ def train(
     if "accuracy" in result:
         say(f"accuracy {100 * result['accuracy']['mean']:.1f}%")
     say(f"model and run.json are in {config.output}")
+    report(result)
 
 
-@app.command(cls=with_settings(EvaluateConfig))
+@app.command(
+    cls=with_settings(
+        EvaluateConfig,
+        "pumer evaluate out/vilt/vqav2-pumer split=val",
+        "pumer evaluate out/vilt/vqav2-pumer reduction=none output=out/unreduced.json",
+    )
+)
 def evaluate(model: Model, settings: Settings = None, force: Force = False) -> None:
     """Official accuracy of a trained model, with its uncertainty."""
     config = resolve(EvaluateConfig, settings, model=model, force=force)
-    run_job("pumer.evaluation.evaluate", config, console())
+    result = run_job("pumer.evaluation.evaluate", config, console())
     for path in config.written:
         say(f"wrote {path}")
+    report(result)
 
 
-@app.command(cls=with_settings(PredictConfig))
+@app.command(
+    cls=with_settings(
+        PredictConfig,
+        "pumer predict out/vilt/vqav2-pumer split=test --out predictions.json",
+        "pumer predict dandelin/vilt-b32-finetuned-vqa --questions questions.csv --out answers.csv",
+    )
+)
 def predict(
     model: Model,
     settings: Settings = None,
@@ -103,10 +151,18 @@ def predict(
     given: dict[str, Any] = {"model": model, "images": images, "out": out, "questions": questions}
     config = resolve(PredictConfig, settings, **given, question=question, force=force)
     job = "pumer.serving.batches" if config.sharded else "pumer.evaluation.predict"
-    say(f"{run_job(job, config)} answers are in {config.file}")
+    answered = run_job(job, config)
+    say(f"{answered} answers are in {config.file}")
+    report({"answered": answered, "out": config.file})
 
 
-@app.command()
+@app.command(
+    cls=with_settings(
+        None,
+        "pumer score vqav2 --annotations A.json --predictions P.json",
+        "pumer score flickr30k --annotations dataset_flickr30k.json --predictions out/scores --galleries 50x20",
+    )
+)
 def score(
     task: Task,
     annotations: Annotated[Path, typer.Option(help="Official file with the right answers.")],
@@ -116,29 +172,40 @@ def score(
     galleries: Annotated[str | None, _file("Candidate sets it ranks within, as in 50x20 (retrieval).")] = None,
     per_example: Annotated[Path | None, _file("File for one value per example.")] = None,
     rule: Annotated[str | None, _file("VQAv2: official (the challenge's script, the default) or published.")] = None,
-    as_json: Json = False,
     force: Force = False,
 ) -> None:
     """Grade a result file that anyone made; no model is needed."""
     options: dict[str, Any] = {"questions": questions, "per_example": per_example, "split": split, "rule": rule}
     options |= {"annotations": annotations, "predictions": predictions, "galleries": galleries, "force": force}
     config = resolve(ScoreConfig, None, task=task, **options)
-    result = run_job("pumer.evaluation.score", config, None if as_json else console())
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-    elif per_example is not None:
+    result = run_job("pumer.evaluation.score", config, console())
+    if per_example is not None:
         say(f"wrote {per_example}")
+    report(result)
 
 
-@app.command(cls=with_settings(BenchmarkConfig))
+@app.command(
+    cls=with_settings(
+        BenchmarkConfig,
+        "pumer benchmark out/vilt/vqav2-pumer output=out/speed.json",
+        "pumer benchmark preset:vilt-b32 'reductions={tokens: {method: tome, layers: [2, 5, 8], merge_count: 20}}'",
+    )
+)
 def benchmark(model: ModelOrPreset = None, settings: Settings = None, force: Force = False) -> None:
     """Speed and memory of a model beside its unreduced self."""
     model, settings = _model_or_setting(model, settings)
     config = resolve(BenchmarkConfig, settings, model=model, force=force)
-    run_job("pumer.exporting.benchmark" if is_exported(config.model) else "pumer.profiling.benchmark", config)
+    job = "pumer.exporting.benchmark" if is_exported(config.model) else "pumer.profiling.benchmark"
+    report(run_job(job, config, console()))
 
 
-@app.command(cls=with_settings(VisualizeConfig))
+@app.command(
+    cls=with_settings(
+        VisualizeConfig,
+        'pumer visualize out/vilt/vqav2-pumer cat.jpg "what is on the sofa?" --out cat.svg',
+        'pumer visualize small:vilt docs/images/scene.png --question "how many squares are there?" saliency=true',
+    )
+)
 def visualize(
     model: Model,
     image: Annotated[Path, typer.Argument(help="Image file.")],
@@ -168,17 +235,33 @@ def visualize(
     last = words if question else words - 1
     given: dict[str, Any] = {"images": [image, *rest[:last]], "questions": question or rest[last:words]}
     config = resolve(VisualizeConfig, rest[words:], model=model, **given, out=out, force=force)
-    say(f"{run_job('pumer.visualization.visualize', config)} ({config.out})")
+    answers = run_job("pumer.visualization.visualize", config)
+    say(f"{', '.join(answers)} ({config.out})")
+    report({"answers": answers, "out": config.out})
 
 
-@app.command(cls=with_settings(PlanConfig))
+@app.command(
+    cls=with_settings(
+        PlanConfig,
+        "pumer plan preset:vilt-b32 'reduction={method: pumer, layers: [2, 5, 8], prune_ratio: 0.1}'",
+        "pumer plan out/vilt/vqav2-pumer text_length=16",
+    )
+)
 def plan(model: ModelOrPreset = None, settings: Settings = None) -> None:
     """Tokens per layer, MACs and ideal speed-up of a reduction, before any run."""
     model, settings = _model_or_setting(model, settings)
-    say(run_job("pumer.profiling.planning", resolve(PlanConfig, settings, model=model)))
+    counted = run_job("pumer.profiling.planning", resolve(PlanConfig, settings, model=model))
+    say(counted)
+    report({name: getattr(counted, name) for name in ("macs", "ideal_speedup")} | to_dict(counted))
 
 
-@app.command()
+@app.command(
+    cls=with_settings(
+        None,
+        "pumer convert csarron/vilt-vqa2-p0.1-r0.3-t0.2-258 out/released",
+        "pumer convert meter_clip16_288_roberta_vqa.ckpt out/released-meter --task vqa2 --image-size 384",
+    )
+)
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or .ckpt file of a released checkpoint, or its hub name.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -190,10 +273,18 @@ def convert(
     """Turn a released checkpoint into one that pumer and transformers load."""
     options: dict[str, Any] = {"answers": answers, "task": task, "image_size": image_size, "force": force}
     config = resolve(ConvertConfig, None, source=source, out=out, **options)
-    console().print_json(data=run_job("pumer.conversion.convert", config))
+    found = run_job("pumer.conversion.convert", config)
+    show_table("", {name: value for name, value in found.items() if value is not None})
+    report(found)
 
 
-@app.command()
+@app.command(
+    cls=with_settings(
+        None,
+        "pumer export out/vilt/vqav2-pumer out/exported --precision bf16",
+        "pumer export out/vilt/vqav2-pumer out/exported-onnx --to onnx --text-length 8,16,32",
+    )
+)
 def export(
     model: Model,
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -216,6 +307,7 @@ def export(
     options |= {"calibration": calibration, "calibration_examples": calibration_examples}
     config = resolve(ExportConfig, None, model=model, out=out, **options, force=force)
     record = run_job("pumer.exporting.export", config)
+    report(record)
     if config.precision == "int8":
         same = record["calibration"]["agreement"]
         say(f"{config.out} answers as the model does for {same:.1%} of the examples that it was calibrated on")
@@ -224,34 +316,63 @@ def export(
         say(f"{config.out} answers as the model does, but for {worst:.1g} in its logits")
 
 
-@app.command(cls=with_settings(ServeConfig))
+@app.command(
+    cls=with_settings(
+        ServeConfig,
+        "pumer serve out/vilt/vqav2-pumer",
+        "pumer serve out/vilt/vqav2-pumer replicas=4 port=9000",
+    )
+)
 def serve(model: Model, settings: Settings = None) -> None:
     """Answer questions over HTTP, until Ctrl-C: KServe's protocol, and chats of models that generate."""
     run_job("pumer.serving.serve", resolve(ServeConfig, settings, model=model))
 
 
-@app.command(cls=with_settings(TuneConfig))
+@app.command(
+    cls=with_settings(
+        TuneConfig,
+        "pumer tune out/vilt/vqav2-original out/tuned budget.speedup=2.0",
+        "pumer tune out/vilt/vqav2-original out/tuned-macs budget.speedup=1.5 cost=macs methods=[pumer]",
+    )
+)
 def tune(
-    source: Annotated[str, typer.Argument(help="Folder, hub name, small:vilt, small:meter or small:llava.")],
+    source: Model,
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     settings: Settings = None,
 ) -> None:
     """Find the layers and ratios that lose least at a speed, on this machine; the same command continues a run."""
     config = resolve(TuneConfig, settings, model=source, out=out)
-    run_job("pumer.tuning.run", config, console())
+    result = run_job("pumer.tuning.run", config, console())
     say(f"model, card and tuning.json are in {config.out}")
+    report(result)
 
 
-@data.command("world", cls=with_settings(WorldConfig))
+@data.command(
+    "world",
+    cls=with_settings(
+        WorldConfig,
+        "pumer data world out/world",
+        "pumer data world out/small-world tasks=[vqav2] train=600 val=300",
+    ),
+)
 def data_world(
     out: Annotated[Path, typer.Argument(help="Folder to write.")], settings: Settings = None, force: Force = False
 ) -> None:
     """Write the built-in world in the official formats of the tasks."""
-    for folder in run_job("pumer.world.write", resolve(WorldConfig, settings, out=out, force=force)):
+    folders = run_job("pumer.world.write", resolve(WorldConfig, settings, out=out, force=force))
+    for folder in folders:
         say(f"wrote {folder}")
+    report({"folders": folders})
 
 
-@data.command("prepare", cls=with_settings(PrepareConfig))
+@data.command(
+    "prepare",
+    cls=with_settings(
+        PrepareConfig,
+        "pumer data prepare vqav2 /data/vqav2 out/vqav2-arrow",
+        "pumer data prepare vqav2 /data/vqav2 out/vqav2-480 resize=480 --strict",
+    ),
+)
 def data_prepare(
     task: Task,
     root: Annotated[Path, typer.Argument(help="Folder with the official files.")],
@@ -265,9 +386,17 @@ def data_prepare(
     from pumer.tasks.prepare import summary
 
     say(summary(record, config.out))
+    report(record)
 
 
-@data.command("check", cls=with_settings(CheckConfig))
+@data.command(
+    "check",
+    cls=with_settings(
+        CheckConfig,
+        "pumer data check vqav2 /data/vqav2",
+        "pumer data check vqav2 /data/vqav2 splits=[val] --speed",
+    ),
+)
 def data_check(
     task: Task,
     root: Annotated[Path, typer.Argument(help="Folder with the official files, or a prepared folder.")],
@@ -277,38 +406,56 @@ def data_check(
 ) -> None:
     """Report what is wrong with a data folder before training; exit code 2 if anything is."""
     config = resolve(CheckConfig, settings, task=task, root=root, speed=speed, force=force)
-    problems = run_job("pumer.tasks.check", config, console())["problems"]
-    if problems:
+    result = run_job("pumer.tasks.check", config, console())
+    report(result)
+    if problems := result["problems"]:
         raise InputError(f"{len(problems)} images are missing or broken; `pumer data prepare` leaves them out")
 
 
-@app.command("list")
+@app.command(
+    "list",
+    cls=with_settings(
+        None,
+        "pumer list",
+        "pumer list methods --json",
+    ),
+)
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="methods, models, tasks, recipes or presets; all by default.")
+        str | None, _choice(*get_args(Kind), help="methods, models, tasks, recipes or presets; all by default.")
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """What there is to choose from."""
     found = run_job("pumer.overview", resolve(ListConfig, None, kind=kind))
-    if as_json:
-        say(json.dumps(found, indent=2))
-        return
     for name, rows in found.items():
         show_table(name, rows)
+    report(found)
 
 
-@app.command()
-def info(model: Model, as_json: Json = False) -> None:
+@app.command(
+    cls=with_settings(
+        None,
+        "pumer info small:vilt",
+        "pumer info out/vilt/vqav2-pumer --json",
+    )
+)
+def info(model: Model) -> None:
     """What a checkpoint is: model, size, task, reduction; no weights are read."""
     found = run_job("pumer.overview", resolve(InfoConfig, None, model=model))
-    say(json.dumps(found, indent=2)) if as_json else show_table("", {name: x for name, x in found.items() if x})
+    show_table("", {name: x for name, x in found.items() if x})
+    report(found)
 
 
-@app.command(cls=with_settings(DemoConfig))
+@app.command(
+    cls=with_settings(
+        DemoConfig,
+        "pumer demo",
+        "pumer demo output=out/short-demo questions=300 pairs=5",
+    )
+)
 def demo(settings: Settings = None) -> None:
     """Fine-tune, reduce, compare and report on the built-in world; no download."""
-    run_job("pumer.demo.run", resolve(DemoConfig, settings))
+    report(run_job("pumer.demo.run", resolve(DemoConfig, settings), console()))
 
 
 def main() -> None:

@@ -117,11 +117,11 @@ def test_report_and_images_are_written(outcome, config):
     assert printed.strip().endswith("report.html")
 
 
-def test_a_second_run_does_nothing_again(outcome, config):
+def test_a_second_run_does_nothing_again(outcome, config, capsys):
     output = io.StringIO()
     again = demo.run(config, Console(file=output, width=100))
     assert again["rows"] == outcome[0]["rows"]
-    assert output.getvalue().count("done before") == len(list((config.output / "stages").iterdir()))
+    assert capsys.readouterr().err.count("done before") == len(list((config.output / "stages").iterdir()))
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path, config):

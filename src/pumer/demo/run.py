@@ -62,14 +62,14 @@ def run(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
 
     Args:
         config: what to compare.
-        console: for progress, the tables and the path of the report; the terminal by default.
+        console: for the tables and the path of the report; stdout by default. Progress goes to stderr.
 
     Returns:
         The results, see `pumer.demo.report`.
     """
     console, page = console or Console(), config.output / "report.html"
     comparison = _Comparison(config)
-    results = comparison.results(run_stages(comparison.stages(), config.output / "stages", console))
+    results = comparison.results(run_stages(comparison.stages(), config.output / "stages", Console(stderr=True)))
     write_json(config.output / "results.json", results)
     report.write(results, page)
     console.print(report.tables(results), results["summary"], highlight=False)

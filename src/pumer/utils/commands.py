@@ -1,5 +1,6 @@
 """What every command of a command line does: read its config, check it, load its job, end in one line."""
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -25,10 +26,12 @@ from pumer.utils.processes import interrupts_end_at_once, interrupts_raise, is_f
 
 INTERRUPTED = 130
 UNUSABLE_INPUT = 2
-VERBOSE = "--verbose"
+VERBOSE, JSON = "--verbose", "--json"
+"""Options of every command, wherever they stand."""
 SETTING = re.compile(r"[\w.]+=")
 _UsageError = cast(type[Any], typer.BadParameter.__base__)
 _verbose: ContextVar[bool] = ContextVar("verbose", default=False)
+_json: ContextVar[bool] = ContextVar("json", default=False)
 _written: ContextVar[tuple[Path, ...]] = ContextVar("written", default=())
 
 
@@ -36,13 +39,13 @@ class Commands(TyperGroup):
     """Ends every command the same way: 2 for unusable input, 130 for Ctrl-C, a traceback for a defect."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take --verbose wherever it stands."""
+        """Take --verbose and --json wherever they stand."""
         ctx.meta["arguments"] = list(args)
         with _ended_in_one_line(args):
             if "" in args:
                 raise InputError("an argument is empty; give it a value, or leave it out")
-            rest = [argument for argument in args if argument != VERBOSE]
-            return list(super().parse_args(ctx, [VERBOSE] * (rest != args) + rest))
+            common = [option for option in (VERBOSE, JSON) if option in args]
+            return list(super().parse_args(ctx, [*common, *(each for each in args if each not in common)]))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -99,37 +102,42 @@ def _usage(error: Any, arguments: list[str]) -> str:
     return f"{said}; settings are key=value, without dashes: {option[2:].replace('-', '_')}={value}"
 
 
-def with_settings(config: type[Any]) -> type[TyperCommand]:
-    """A command whose help lists the settings of a config."""
+def with_settings(config: type[Any] | None, *lines: str) -> type[TyperCommand]:
+    """A command whose help lists the settings of a config, and ends in examples."""
 
     class WithSettings(TyperCommand):
-        config_type = config
+        config_type, examples = config, lines
 
         def format_help(self, ctx: Any, formatter: Any) -> None:
             super().format_help(ctx, formatter)
-            lines = [f"{key}\n{indent(fill(text, 90), ' ' * 4)}" for key, text in described(self.config_type).items()]
-            typer.echo("\n".join(["Settings, as KEY=VALUE:\n", *lines]))
+            if config is not None:
+                shown = [f"{key}\n{indent(fill(text, 90), ' ' * 4)}" for key, text in described(config).items()]
+                typer.echo("\n".join(["Settings, as KEY=VALUE:\n", *shown, ""]))
+            if lines:
+                typer.echo("\n".join(["Examples:\n", *(f"  {line}" for line in lines)]))
 
     return WithSettings
 
 
 def group(help_text: str, **settings: Any) -> typer.Typer:
     """Commands that print their help when none is given."""
-    return typer.Typer(help=help_text, no_args_is_help=True, add_completion=False, **settings)
+    return typer.Typer(help=help_text, no_args_is_help=True, **{"add_completion": False, **settings})
 
 
-def application(help_text: str) -> typer.Typer:
+def application(help_text: str, **settings: Any) -> typer.Typer:
     """A command line, with the options that all commands have."""
-    app = group(help_text, cls=Commands, pretty_exceptions_enable=False)
+    app = group(help_text, cls=Commands, pretty_exceptions_enable=False, **settings)
 
     @app.callback(help=help_text)
     def common(
+        as_json: Annotated[bool, typer.Option(JSON, help="Print the result as JSON, of any command.")] = False,
         verbose: Annotated[bool, typer.Option(VERBOSE, help="Show the settings in force, of any command.")] = False,
         version: Annotated[
             bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
         ] = False,
     ) -> None:
         _verbose.set(verbose)
+        _json.set(as_json)
 
     return app
 
@@ -169,8 +177,14 @@ def run_job(module: str, *arguments: Any, **options: Any) -> Any:
 
 
 def console() -> Console:
-    """Results go to stdout, everything else to stderr; of several processes, the first one prints."""
-    return Console(quiet=not is_main_process())
+    """For tables and lines on stdout; silent with --json, and in all but the first of several processes."""
+    return Console(quiet=_json.get() or not is_main_process())
+
+
+def report(result: Any) -> None:
+    """Print the result of a command as JSON, if --json was given."""
+    if _json.get() and is_main_process():
+        typer.echo(json.dumps(to_dict(result), indent=2))
 
 
 def say(text: object) -> None:

@@ -109,16 +109,16 @@ def draw(
 
 
 @exclusive
-def run(config: VisualizeConfig) -> str:
+def run(config: VisualizeConfig) -> list[str]:
     """Ask a model about images and write the drawing of what it did with the tokens.
 
     Returns:
-        The model's answer; of several questions their answers, with commas between them.
+        The model's answer to each question.
     """
     images = [read_image(image) for image in config.images]  # the cheap check first
     asked = _generated(config, images) if is_generative(config.model) else _classified(config)
     drawing.together([drawn for _, drawn in asked]).save(config.out)
-    return ", ".join(answer for answer, _ in asked)
+    return [answer for answer, _ in asked]
 
 
 def _classified(config: VisualizeConfig) -> list[tuple[str, Drawing]]:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from rich.progress import Progress
-
 from pumer.settings.data import QuestionsConfig, WorldConfig
 from pumer.utils.locks import only_one
+from pumer.utils.progress import progress_bar
 from pumer.world import writer_karpathy, writer_nlvr2, writer_snli_ve, writer_vqav2
 from pumer.world.files import whole
 from pumer.world.scenes import SceneConfig
@@ -84,8 +83,8 @@ def write_world(root: str | Path, config: WorldConfig | None = None) -> list[Pat
 
 
 def _write(root: Path, fill: _Fill, seed: int, sizes: Mapping[str, int]) -> Path:
-    with whole(root) as aside, Progress(transient=True) as progress:
-        bar = progress.add_task(f"writing {root}", total=sum(sizes.values()))
+    with whole(root) as aside, progress_bar() as progress:
+        bar = progress.add_task(f"writing {root}", total=sum(sizes.values()), note="")
         fill(aside, seed, sizes, partial(progress.advance, bar))
     return root
 
