@@ -1,5 +1,7 @@
-"""What MkDocs adds to the pages: references made from the code, and links to files beside the pages as their names."""
+"""What MkDocs adds to the pages: references made from the code, notebooks, and names for links to files elsewhere."""
 
+import base64
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,39 @@ ROOT = Path(__file__).parents[2]
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the two references."""
+    """Add the two references and the notebooks."""
     for name, content in {"settings": settings(), "api": api()}.items():
         files.append(File.generated(config, f"reference/{name}.md", content=content))
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        page, image = notebook_page(notebook)
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=page))
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.png", content=image))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Name files outside of the pages, to which a site has no links."""
+    if page.file.src_uri.startswith("notebooks/"):
+        return markdown
     return OUTSIDE.sub(lambda found: f"{found[1]} (`{found[2]}`)", markdown)
+
+
+def notebook_page(notebook: Path) -> tuple[str, bytes]:
+    """A notebook with its outputs as a page, and its picture."""
+    parts, image = [], b""
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source.replace("(../docs/", "(../").replace(".ipynb)", ".md)"))
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            if "text" in output:
+                parts.append(f"```text\n{''.join(output['text'])}```")
+            else:
+                image = base64.b64decode(output["data"]["image/png"])
+                parts.append(f"![What the cell shows]({notebook.stem}.png)")
+    return "\n\n".join(parts), image
 
 
 def settings() -> str:
