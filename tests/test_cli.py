@@ -382,6 +382,7 @@ from pumer.cli import app
 for command in {commands!r}:
     shown = CliRunner().invoke(app, [*command.split(), "--help"])
     assert shown.exit_code == 0 and "Examples:" in shown.stdout, command
+assert "omegaconf" not in sys.modules
 for arguments, said in {arguments!r}:
     result = CliRunner().invoke(experiments if arguments[0] in ("pretrain", "reproduce") else app, arguments)
     assert result.exit_code == 2 and said in result.stderr, (arguments, result.output)

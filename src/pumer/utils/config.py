@@ -15,8 +15,6 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, data
 
 import pydantic.dataclasses
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, ConfigDict, Strict, ValidationError
 
 from pumer.utils.errors import InputError
@@ -137,6 +135,9 @@ def load(
             changes the keys it names; one that names a `method` takes the place of another method's settings.
         given: values of settings that neither file nor overrides name.
     """
+    from omegaconf import DictConfig, OmegaConf  # here: help, which needs none of it, is to come at once
+    from omegaconf.errors import OmegaConfBaseException
+
     merged = OmegaConf.create({}) if path is None else _read_yaml(Path(path))
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -162,6 +163,9 @@ def _read_yaml(path: Path) -> Any:
     text = read_text(path, "give the YAML file of a recipe")
     if not text.strip():
         raise InputError(f"recipe {path} is empty; give a file with 'key: value' lines")
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         content = OmegaConf.create(text)
     except (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException) as error:
