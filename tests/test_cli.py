@@ -275,6 +275,12 @@ def test_any_character_is_a_question(tiny_vilt, tiny_vqa, tmp_path):
     )
 
 
+def test_a_question_longer_than_a_file_name_can_be(tiny_vilt, tiny_vqa, tmp_path):
+    picture, out = tiny_vqa / "val2014" / "COCO_val2014_000000000000.jpg", tmp_path / "tokens.png"
+    result = invoke("visualize", tiny_vilt, picture, "is it " * 100, "text_length=9", "--out", out)
+    assert result.exit_code == 0 and out.exists(), result.output
+
+
 def test_visualize_compares_questions(tiny_vilt, tiny_vqa, tmp_path):
     picture, out = tiny_vqa / "val2014" / "COCO_val2014_000000000000.jpg", tmp_path / "tokens.svg"
     given = ["--question", "what colour is this?", "--question", "x=y", "text_length=9", "--out", out]

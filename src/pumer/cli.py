@@ -1,5 +1,6 @@
 """The command line: parse, check what was given, and only then load the libraries and call the job."""
 
+from os.path import exists  # Path.exists raises where a question is too long for a name
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -223,7 +224,7 @@ def visualize(
     """Draw which patches and words a model pruned and merged for a question about an image, or about several."""
     rest = rest or []
     words = next((at for at, word in enumerate(rest) if at + bool(question) and SETTING.match(word)), len(rest))
-    files = next((at for at, word in enumerate(rest) if not Path(word).suffix and not Path(word).exists()), words)
+    files = next((at for at, word in enumerate(rest) if not Path(word).suffix and not exists(word)), words)
     if question:
         if files < words:
             raise InputError(f'"{rest[files]}" is no image, and --question is given; give one or the other')

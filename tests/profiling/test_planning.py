@@ -11,7 +11,7 @@ from transformers import (
 )
 
 import pumer
-from pumer import NoReduction, PuMerConfig
+from pumer import NoReduction, PuMerConfig, ToMeConfig
 from pumer.backbones import Reduction
 from pumer.backbones.layers import LayerCall
 from pumer.profiling import named_models
@@ -125,6 +125,12 @@ def test_other_sizes_and_texts():
     table = str(planned)
     assert "64 x 120 pixels, 3 words" in table
     assert len(table.splitlines()) == 3 + 1 + DEPTH + 1
+
+
+def test_words_that_merge_with_patches_are_counted_with_them():
+    table = str(plan(full_size(ToMeConfig(layers=(2, 5), merge_count=20)), text_length=16))
+    assert "16 -> image    161 -> 141" in table and "in image    141 -> 121" in table
+    assert table.endswith("both count as image tokens.")
 
 
 def test_the_table_shows_what_shrinks():

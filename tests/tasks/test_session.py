@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import FOLDERS
 
 import pumer
-from pumer.tasks import NLVR2, TASKS, Example, VQAv2
+from pumer.tasks import NLVR2, TASKS, Example, VQAv2, base
 from pumer.tasks import session as sessions
 from pumer.tasks.base import tokenize
 from pumer.tasks.session import Session, bind, labels_of
@@ -124,6 +124,16 @@ def test_every_column_has_a_name(tiny_vilt):
     model.config.id2label = {0: "red", 2: "blue"}
     with pytest.raises(InputError, match="columns 0 to 1, not lack 1"):
         labels_of(model)
+
+
+def test_a_text_that_is_cut_is_reported_once(caplog):
+    opened = Session.open("small:vilt", text_length=9)
+    base._warn_of_cuts.cache_clear()
+    tokenize(["what color is the large ring?"], opened.inputs)  # nine with [CLS] and [SEP]
+    assert not caplog.messages
+    for _ in range(2):
+        tokenize(["is it", "what color is the very large ring?"], opened.inputs)
+    assert len(caplog.messages) == 1 and "text_length" in caplog.messages[0] and " 9 " in caplog.messages[0]
 
 
 def test_a_model_that_ships_warns_once_of_what_it_does_not_know(tmp_path, caplog):

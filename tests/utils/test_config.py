@@ -129,6 +129,10 @@ def test_load_merges_file_and_settings(tmp_path):
         reduction={"method": "pumer", "layers": [8]},
     )
     assert load(TrainConfig, recipe, ["reduction=none", "part.limit=null"]).reduction == "none"
+    assert load(TrainConfig, None, ["reduction=tome", "reduction.layers=[2]"]).reduction == {
+        "method": "tome",
+        "layers": [2],
+    }
     assert load(TrainConfig, None, ["lr=3e-5"]).lr == 3e-5
     assert load(TrainConfig, None, []) == TrainConfig()
 

@@ -142,8 +142,8 @@ def table(result: Mapping[str, Any], task: Task, title: str) -> Table:
     """A result of `summarise` as a table: accuracy in percent with its 95% interval."""
     rule = result.get("rule", "official")
     shown = Table(title=title if rule == "official" else f"{title}, {rule} rule")
-    for heading in ("questions of", "number", "accuracy % [95% interval]"):
-        shown.add_column(heading, justify="left" if heading == "questions of" else "right")
+    for heading in ("group", "examples", "accuracy % [95% interval]"):
+        shown.add_column(heading, justify="left" if heading == "group" else "right")
     for group in task.groups:
         for value, part in result.get(group, {}).items():
             shown.add_row(f"{group.replace('_', ' ')} {value}", str(part["questions"]), percent(part))

@@ -92,10 +92,19 @@ class Plan:
             f"{'layer':>9}  {'text':>12}  {'image':>12}  {'G MACs':>8}",
             f"{'embedding':>9}  {'':>12}  {'':>12}  {self.embedding_macs / GIGA:>8.3f}",
         ]
+        together = False
         for row in self.layers:
             text, image = _change(row.text_tokens, row.text_tokens_out), _change(row.image_tokens, row.image_tokens_out)
+            if (
+                row.stack == "fusion" and not row.text_tokens_out
+            ):  # words merged with patches: neither one nor the other
+                together = True
+                text = f"{row.text_tokens} -> image" if row.text_tokens else "in image"
+                image = _change(row.text_tokens + row.image_tokens, row.image_tokens_out)
             lines.append(f"{row.short_name:>9}  {text:>12}  {image:>12}  {row.macs / GIGA:>8.3f}")
         lines.append(f"{'head':>9}  {'':>12}  {'':>12}  {self.head_macs / GIGA:>8.3f}")
+        if together:
+            lines += ["", "Words and patches merge with each other: from there on both count as image tokens."]
         return "\n".join(lines)
 
 

@@ -256,7 +256,7 @@ class ReadingJob(ModelJob):
     Attributes:
         task: vqav2, nlvr2, snli_ve, flickr30k or coco.
         text_length: texts are cut to this many tokens; by default to what the model can take.
-        resize: "square" or "aspect", see `pumer.tasks.Pixels`.
+        resize: "square" squeezes or stretches every image to a square, "aspect" keeps its shape (of ViLT).
     """
 
     task: Task | None = None

@@ -4,6 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -92,7 +93,16 @@ def tokenize(texts: Sequence[str], inputs: Inputs) -> dict[str, Tensor]:
     texts = ["" if inputs.blank_text else text for text in texts]
     padding = "max_length" if inputs.fixed_length else "longest"
     options = {"padding": padding, "truncation": True, "max_length": inputs.text_length, "return_tensors": "pt"}
-    return dict(inputs.tokenizer(texts, **options))
+    tokens = inputs.tokenizer(texts, **options)
+    if any(each.overflowing for each in tokens.encodings or ()):
+        _warn_of_cuts(inputs.text_length)
+    return dict(tokens)
+
+
+@cache
+def _warn_of_cuts(length: int) -> None:
+    """Log once that texts lose their ends."""
+    logger.warning("texts are cut after %d tokens, and some have more; a larger text_length reads them whole", length)
 
 
 def model_inputs(examples: Sequence[Example], inputs: Inputs) -> dict[str, Tensor]:

@@ -146,6 +146,9 @@ def load(
         try:
             one = OmegaConf.from_dotlist([override])
             value = OmegaConf.select(one, key.strip())
+            name = key.strip().partition(".")[0]
+            if isinstance(method := merged.get(name), str) and name == "reduction" != key.strip():
+                merged[name] = {"method": method}  # as in reduction=pumer reduction.layers=[2]
             if isinstance(value, DictConfig) and "method" in value:
                 OmegaConf.update(merged, key.strip(), None)
             merged = OmegaConf.merge(merged, one)
