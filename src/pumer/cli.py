@@ -61,7 +61,9 @@ def _choice(*names: str, **shown: Any) -> Any:
 Settings = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False, autocompletion=_completed)
 ]
-Model = Annotated[str, _choice(*SMALL, metavar="MODEL", help="Folder, hub name, small:vilt, small:meter or small:llava.")]
+Model = Annotated[
+    str, _choice(*SMALL, metavar="MODEL", help="Folder, hub name, small:vilt, small:meter or small:llava.")
+]
 ModelOrPreset = Annotated[
     str | None,
     _choice(

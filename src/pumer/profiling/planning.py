@@ -95,9 +95,7 @@ class Plan:
         together = False
         for row in self.layers:
             text, image = _change(row.text_tokens, row.text_tokens_out), _change(row.image_tokens, row.image_tokens_out)
-            if (
-                row.stack == "fusion" and not row.text_tokens_out
-            ):  # words merged with patches: neither one nor the other
+            if row.stack == "fusion" and not row.text_tokens_out:  # words merged with patches
                 together = True
                 text = f"{row.text_tokens} -> image" if row.text_tokens else "in image"
                 image = _change(row.text_tokens + row.image_tokens, row.image_tokens_out)
