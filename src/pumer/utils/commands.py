@@ -115,6 +115,7 @@ def with_settings(config: type[Any] | None, *lines: str) -> type[TyperCommand]:
                 typer.echo("\n".join(["Settings, as KEY=VALUE:\n", *shown, ""]))
             if lines:
                 typer.echo("\n".join(["Examples:\n", *(f"  {line}" for line in lines)]))
+            typer.echo("\nOf every command: --json prints the result as JSON, --verbose shows the settings.")
 
     return WithSettings
 
