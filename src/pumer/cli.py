@@ -206,7 +206,7 @@ def benchmark(model: ModelOrPreset = None, settings: Settings = None, force: For
     cls=with_settings(
         VisualizeConfig,
         'pumer visualize out/vilt/vqav2-pumer cat.jpg "what is on the sofa?" --out cat.svg',
-        'pumer visualize small:vilt docs/images/scene.png --question "how many squares are there?" saliency=true',
+        'pumer visualize small:vilt docs/images/scene.png --question "is it red?" --question "where is it?"',
     )
 )
 def visualize(
