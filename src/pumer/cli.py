@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
+from pumer.settings.app import AppConfig
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.settings.common import METHODS, PRESETS, TASKS
 from pumer.settings.convert import ConvertConfig
@@ -329,6 +330,31 @@ def export(
 def serve(model: Model, settings: Settings = None) -> None:
     """Answer questions over HTTP, until Ctrl-C: KServe's protocol, and chats of models that generate."""
     run_job("pumer.serving.serve", resolve(ServeConfig, settings, model=model))
+
+
+@app.command(
+    "app",
+    cls=with_settings(
+        AppConfig,
+        "pumer app",
+        "pumer app out/vilt/vqav2-original small:vilt results=out port=8080",
+    ),
+)
+def app_(
+    models: Annotated[
+        list[str] | None,
+        _choice(
+            *SMALL,
+            metavar="[MODEL]... [KEY=VALUE]...",
+            help="Folders, hub names or models that ship; by default those that ship.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Compare a model with its reduced self in the browser: answers, latency, tokens; until Ctrl-C."""
+    given = models or []
+    first = next((at for at, word in enumerate(given) if SETTING.match(word)), len(given))
+    run_job("pumer.app.run", resolve(AppConfig, given[first:], models=given[:first] or None))
 
 
 @app.command(

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import signal
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import typer
 import uvicorn
 
 from pumer.serving.app import About, Reply, Server
@@ -23,6 +21,7 @@ from pumer.serving.replica import Replica
 from pumer.settings.serve import ServeConfig
 from pumer.utils.errors import InputError
 from pumer.utils.files import first_line
+from pumer.utils.http import Announcing, address, bound
 
 ATTEMPTS = 4
 """Replicas that are asked one question, as long as each dies over it. An answer changes nothing, so asking is safe."""
@@ -41,7 +40,7 @@ def run(config: ServeConfig) -> None:
         InputError: for a model that cannot be served, and an address that cannot be taken.
         KeyboardInterrupt: after SIGINT.
     """
-    with _bound(config) as listening, cluster(), _replicas(config) as (app, handle, about):
+    with bound(config.host, config.port) as listening, cluster(), _replicas(config) as (app, handle, about):
         from ray import serve  # with the settings of `cluster`
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import ReplicaUnavailableError
@@ -71,39 +70,7 @@ def run(config: ServeConfig) -> None:
             timeout_graceful_shutdown=max(1, round(config.timeout_s)),
         )
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which uvicorn handles, and raises again when all is answered
-        _Announcing(http, f"serving {about.name} at http://{_address(listening)}").run(sockets=[listening])
-
-
-class _Announcing(uvicorn.Server):
-    """A server that says when it listens."""
-
-    def __init__(self, config: uvicorn.Config, line: str) -> None:
-        super().__init__(config)
-        self._line = line
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
-        await super().startup(sockets)
-        typer.echo(self._line, err=True)
-
-
-def _bound(config: ServeConfig) -> socket.socket:
-    """A socket with the address, taken before anything takes long; nobody is let in yet."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        return bound
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "no such host"
-        place = f"port {config.port} of {config.host}"
-        raise InputError(f"{place} cannot be taken ({reason}); give another port=... or host=...") from error
-
-
-def _address(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        Announcing(http, f"serving {about.name} at {address(listening)}").run(sockets=[listening])
 
 
 @contextmanager

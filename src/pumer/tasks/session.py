@@ -60,10 +60,10 @@ class TaskModel:
         count = self.task.image_count
         if len(example.images) != count:
             raise InputError(f"task {self.task.name} looks at {count} image(s) at once, not {len(example.images)}")
-        if (name := name_of(self.name)) in SMALL and not self._of_world(example):
+        if (name := name_of(self.name)) in SMALL and not self.of_world(example):
             _warn_of_other_worlds(name)
 
-    def _of_world(self, example: Example) -> bool:
+    def of_world(self, example: Example) -> bool:
         """Whether images have the size of those of the built-in world, and the words are some of its own."""
         sizes = set()
         for image in example.images:

@@ -328,8 +328,20 @@ def framed(page: Page) -> Page:
 # ---------------------------------------------------------------- parts of drawings
 
 
-def panel(content: Page, title: str, legend: Sequence[tuple[Colour | None, str]] = ()) -> Page:
-    """A page under a title and above a legend of (colour or none, text)."""
+Legend = Sequence[tuple[Colour | None, str]]
+"""What colours mean: (colour or none, text)."""
+
+
+class Panel(NamedTuple):
+    """A part of a drawing that has a title."""
+
+    content: Page
+    title: str
+    legend: Legend = ()
+
+
+def panel(content: Page, title: str, legend: Legend = ()) -> Page:
+    """A page under a title and above a legend."""
     lengths = [length(text, SMALL) + (20 if colour else 0) for colour, text in legend]
     places, step = _wrapped(lengths, content.width, gap=12), SMALL + 6
     below = 28 + content.height + 6

@@ -89,12 +89,15 @@ class ForwardTrace:
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
         return "\n".join(line.rstrip() for line in lines)
 
+    def text_mask(self, sample: int) -> Tensor:
+        """``(N0,)`` bool, the input tokens of an example that are text."""
+        if self.segment is None:
+            return torch.arange(self.mask.shape[1]) < self.text_tokens
+        return self.segment[sample] == 0
+
     def _blocks(self, sample: int) -> dict[str, Tensor]:
         """By name ``(N0,)`` bool, the text tokens of an example and those of each image."""
-        if self.segment is None:
-            text = torch.arange(self.mask.shape[1]) < self.text_tokens
-        else:
-            text = self.segment[sample] == 0
+        text = self.text_mask(sample)
         images = 0 if self.image is None else int(self.image[sample].max()) + 1
         if self.image is None or images < 2:
             return {"text": text, "image": ~text}

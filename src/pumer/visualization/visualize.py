@@ -25,7 +25,7 @@ from pumer.utils.errors import InputError
 from pumer.utils.locks import exclusive
 from pumer.utils.tensors import numbers
 from pumer.visualization import drawing, tracing
-from pumer.visualization.drawing import Colour, Drawing, Page, Picture, Strokes
+from pumer.visualization.drawing import Colour, Drawing, Page, Panel, Picture, Strokes
 from pumer.visualization.saliency import Saliency
 from pumer.visualization.saliency import saliency as scored
 from pumer.visualization.tracing import ForwardTrace, Trace
@@ -37,6 +37,8 @@ WIDE = 2
 """Images so many times as wide as high take the whole width, below each other."""
 LARGEST = 3
 """Tokens whose numbers of patches are written out."""
+SCORES: drawing.Legend = ((drawing.LOW, "lowest score: pruned first"), (drawing.HIGH, "highest"))
+"""What the colours of maps of scores mean."""
 SPACE = "\u0120"
 """How a byte-level tokenizer writes the space before a word."""
 
@@ -85,9 +87,7 @@ def draw(
         ...     model(**inputs)
         >>> pumer.draw(trace, image, "what is it?").save("tokens.png")  # doctest: +SKIP
     """
-    given: Any = image if isinstance(image, list | tuple) else [image]
-    images = [read_image(each) for each in given]
-    recorded = _forward(trace, forward)
+    images, recorded = _images(image), _forward(trace, forward)
     scores = saliency[forward] if saliency else {}
     fates = [Fate(recorded, sample, images, after) for after in range(len(recorded.places) + 1)]
     last = fates[-1]
@@ -99,13 +99,26 @@ def draw(
         parts = _prompt(question, whole) if prompted else _text(fate, levels, question, whole)
         parts += [part for view in fate.views for part in _view(view, fate, last)]
         if fate is last:
-            parts += [part for view in fate.views for part in _maps(view, fate, recorded.places, scores, sample)]
+            parts += [part for view in fate.views for part in _scores(view, fate, recorded.places, scores, sample)]
         if answer is not None:
             parts.append(drawing.lines([f"answer: {answer}"], whole, drawing.HEADING))
         parts.append(drawing.lines([_counts(fate)], whole, drawing.SMALL, drawing.FAINT))
         return drawing.framed(drawing.stacked(parts))
 
     return Drawing(page, len(fates))
+
+
+def panels(
+    trace: Trace, image: ImageLike | Sequence[ImageLike], saliency: Sequence[Saliency] | None = None
+) -> list[Panel]:
+    """The panels of `draw` one by one, of the first sample of the first forward: for a page that arranges them itself.
+
+    Arguments and errors are those of `draw`.
+    """
+    recorded = _forward(trace, 0)
+    fate, scores = Fate(recorded, 0, _images(image)), saliency[0] if saliency else {}
+    found = [each for view in fate.views for each in _panels(view, fate, fate)]
+    return found + [each for view in fate.views for each in _maps(view, fate, recorded.places, scores, 0)]
 
 
 @exclusive
@@ -175,7 +188,7 @@ def ask_generative(
         whole = generated(model, processor, inputs)
     answers = f"{answer}\nwithout reduction: {whole}"
     _check_scores(model, scores)
-    return answer, draw(recorded, _as_seen(processor, inputs, pictures), question, answers, saliency=scores)
+    return answer, draw(recorded, as_seen(processor, inputs, pictures), question, answers, saliency=scores)
 
 
 def _check_scores(model: torch.nn.Module, scores: Sequence[Saliency] | None) -> None:
@@ -184,7 +197,7 @@ def _check_scores(model: torch.nn.Module, scores: Sequence[Saliency] | None) -> 
         raise InputError(f"saliency is true, but method '{method}' scores no image tokens here; leave it out")
 
 
-def _as_seen(processor: Any, inputs: Mapping[str, Tensor], images: list[Image.Image]) -> list[Image.Image]:
+def as_seen(processor: Any, inputs: Mapping[str, Tensor], images: list[Image.Image]) -> list[Image.Image]:
     """Images without the borders that a processor cuts off, or with those that it adds, where each is one tile."""
     pixels, settings = inputs["pixel_values"], processor.image_processor
     if pixels.ndim == 5 and pixels.shape[1] == 1:
@@ -224,6 +237,11 @@ def ask(session: Session, example: Example, saliency: bool = False) -> tuple[str
     return answer, drawing.together(drawings)
 
 
+def _images(given: ImageLike | Sequence[ImageLike]) -> list[Image.Image]:
+    several: Any = given if isinstance(given, list | tuple) else [given]
+    return [read_image(each) for each in several]
+
+
 def _forward(trace: Trace, forward: int) -> ForwardTrace:
     if not trace.forwards:
         raise InputError("the trace is empty; run the model inside `with pumer.trace(model) as trace:`")
@@ -235,7 +253,20 @@ def _forward(trace: Trace, forward: int) -> ForwardTrace:
 
 def _view(view: View, fate: Fate, last: Fate) -> list[Page]:
     """A view, what was pruned of it, and the tokens that are left."""
-    wide = view.image.width > WIDE * view.image.height
+    found = [drawing.panel(*each) for each in _panels(view, fate, last)]
+    if len(found) == 1:
+        note = drawing.lines([f"nothing was reduced: each of the {fate.unit} is left"], PANEL_WIDTH)
+        found.append(drawing.panel(note, ""))
+    return [drawing.stacked(found) if len(found) > 2 and _is_wide(view) else drawing.beside(found)]
+
+
+def _is_wide(view: View) -> bool:
+    return view.image.width > WIDE * view.image.height
+
+
+def _panels(view: View, fate: Fate, last: Fate) -> list[Panel]:
+    """A view; unless nothing was reduced, what was pruned of it, and the tokens that are left."""
+    wide = _is_wide(view)
     most = drawing.WIDTH - 2 * drawing.MARGIN if wide else PANEL_WIDTH
     width = min(most, max(PANEL_HEIGHT * view.image.width / view.image.height, most / 2))
     height = min(width * view.image.height / view.image.width, 2 * PANEL_HEIGHT)
@@ -243,13 +274,11 @@ def _view(view: View, fate: Fate, last: Fate) -> list[Page]:
     size = [ceil(min(max(own, edge), drawing.SCALE * edge) / cells) * cells for edge, own, cells in edges]
     image = view.image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
     shown = Page(width, height, [Picture(0, 0, width, height, image)])
-    first = drawing.panel(shown, view.title, [(None, f"{view.rows} x {view.cols} {fate.unit}")])
+    first = Panel(shown, view.title, [(None, f"{view.rows} x {view.cols} {fate.unit}")])
     if not (_gone(view, last) or last.groups(view.tokens)):
-        note = drawing.lines([f"nothing was reduced: each of the {fate.unit} is left"], PANEL_WIDTH)
-        return [drawing.beside((first, drawing.panel(note, "")))]
+        return [first]
     grey = Page(width, height, [Picture(0, 0, width, height, _greyed(image, view, fate, last))])
-    panels = first, drawing.panel(grey, *_pruned(view, fate, last)), _merged_panel(view, fate, width, height)
-    return [drawing.stacked(panels) if wide else drawing.beside(panels)]
+    return [first, Panel(grey, *_pruned(view, fate, last)), _merged_panel(view, fate, width, height)]
 
 
 def _gone(view: View, fate: Fate) -> dict[int, int]:
@@ -282,7 +311,7 @@ def _pruned(view: View, fate: Fate, last: Fate) -> tuple[str, list[tuple[Colour 
     return f"pruned: {gone.total()} of {view.rows * view.cols} {fate.unit}", legend
 
 
-def _merged_panel(view: View, fate: Fate, width: float, height: float) -> Page:
+def _merged_panel(view: View, fate: Fate, width: float, height: float) -> Panel:
     grid, light = (view.rows, view.cols), np.asarray(view.image).mean() > 140
     holders = [None if token is None or fate.holder[token] < 0 else fate.holder[token] for token in view.tokens]
     colours = _mean_colours(fate)
@@ -303,7 +332,7 @@ def _merged_panel(view: View, fate: Fate, width: float, height: float) -> Page:
     title = f"left: {len(sizes)} tokens"
     if fate.unit == "patches":
         title = f"image tokens: {fate.counts['image'][0]} -> {fate.counts['image'][-1]}"
-    return drawing.panel(page, title, [*legend, (drawing.GONE, "pruned")])
+    return Panel(page, title, [*legend, (drawing.GONE, "pruned")])
 
 
 def _mean_colours(fate: Fate) -> dict[int | None, Colour]:
@@ -318,7 +347,17 @@ def _mean_colours(fate: Fate) -> dict[int | None, Colour]:
     return {token: (red, green, blue) for token, (red, green, blue) in mixed.items() if token >= 0}
 
 
-def _maps(view: View, fate: Fate, places: Sequence[Place], scores: Saliency, sample: int) -> list[Page]:
+def _scores(view: View, fate: Fate, places: Sequence[Place], scores: Saliency, sample: int) -> list[Page]:
+    """A view's scores at all places, four side by side, with one legend."""
+    maps = _maps(view, fate, places, scores, sample)
+    if not maps:
+        return []
+    shown = [drawing.panel(each.content, each.title) for each in maps]
+    rows = [drawing.beside(shown[start : start + 4]) for start in range(0, len(shown), 4)]
+    return [drawing.panel(drawing.stacked(rows), f"what each layer keeps of the {view.title}, by score", SCORES)]
+
+
+def _maps(view: View, fate: Fate, places: Sequence[Place], scores: Saliency, sample: int) -> list[Panel]:
     """A view's scores at each place that scored: the highest dark, the lowest pale, what was gone white."""
     panels = []
     width = (drawing.WIDTH - 2 * drawing.MARGIN - 3 * drawing.GAP) / 4
@@ -333,12 +372,9 @@ def _maps(view: View, fate: Fate, places: Sequence[Place], scores: Saliency, sam
             drawing.mixed(drawing.LOW, drawing.HIGH, shares[value]) if value in shares else drawing.PAPER
             for value in values
         ]
-        panels.append(drawing.panel(drawing.mosaic(colours, view.rows, view.cols, width, height), name))
-    if not panels:
-        return []
-    rows = [drawing.beside(panels[start : start + 4]) for start in range(0, len(panels), 4)]
-    legend: list[tuple[Colour | None, str]] = [(drawing.LOW, "lowest score: pruned first"), (drawing.HIGH, "highest")]
-    return [drawing.panel(drawing.stacked(rows), f"what each layer keeps of the {view.title}, by score", legend)]
+        content = drawing.mosaic(colours, view.rows, view.cols, width, height)
+        panels.append(Panel(content, name, SCORES))
+    return panels
 
 
 def _prompt(question: str | Sequence[str] | None, width: float) -> list[Page]:

@@ -1,0 +1,1 @@
+"""The page of `pumer app`: a model beside its reduced self."""

@@ -1,0 +1,137 @@
+"""A comparison as HTML, in the colours of the page's theme."""
+
+import base64
+from html import escape
+
+from pumer.app.comparing import ORIGINAL, REDUCED, ROUNDS, Comparison
+from pumer.app.strength import as_python
+from pumer.utils.provenance import device_name
+from pumer.visualization.drawing import Colour, Panel
+from pumer.visualization.tracing import ForwardTrace, name
+
+STYLE = """
+.pumer {color: var(--body-text-color); font-size: 15px; line-height: 1.5}
+.pumer h3 {font-size: 13px; font-weight: 600; margin: 24px 0 8px; color: var(--body-text-color-subdued)}
+.pumer p {margin: 8px 0}
+.pumer .answers {display: grid; grid-template-columns: 1fr 1fr; gap: 12px}
+.pumer .card {border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px 16px;
+  background: var(--background-fill-primary); min-width: 0}
+.pumer .card.reduced {border-color: var(--color-accent)}
+.pumer .card h3 {margin: 0}
+.pumer .answer {font-size: 24px; font-weight: 600; line-height: 1.25; margin: 4px 0 8px; overflow-wrap: anywhere}
+.pumer .answer.long {font-size: 16px; font-weight: 500; max-height: 12em; overflow: auto}
+.pumer .faint, .pumer figcaption {color: var(--body-text-color-subdued); font-size: 13px}
+.pumer .panels {display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 16px}
+.pumer figure {margin: 0; min-width: 0}
+.pumer figure img {width: 100%; height: auto; border-radius: 6px; display: block; margin: 0 0 6px}
+.pumer figcaption b {color: var(--body-text-color); font-weight: 600; display: block}
+.pumer .swatch {display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 4px;
+  border: 1px solid var(--border-color-primary)}
+.pumer .legend {white-space: nowrap; margin-right: 10px}
+.pumer table {border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px}
+.pumer th, .pumer td {text-align: right; padding: 4px 8px; border: 0 solid var(--border-color-primary);
+  border-bottom-width: 1px; background: none; color: inherit; font-weight: 400}
+.pumer th {color: var(--body-text-color-subdued); font-size: 13px}
+.pumer th:first-child, .pumer td:first-child {text-align: left; padding-left: 0; white-space: nowrap}
+.pumer td.bar {width: 40%; padding-right: 0}
+.pumer .bar i {display: block; height: 10px; border-radius: 3px; background: var(--color-accent)}
+.pumer code {display: block; overflow-x: auto; padding: 10px 12px; border-radius: 6px; font-size: 13px;
+  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); color: inherit}
+.pumer .note {border-left: 3px solid #d97706; padding: 6px 12px; border-radius: 4px;
+  background: color-mix(in srgb, #d97706 12%, transparent)}
+.pumer .note.refused {border-color: #dc2626; background: color-mix(in srgb, #dc2626 12%, transparent)}
+.pumer svg {display: block; width: 100%; max-width: 620px; height: auto; color: var(--body-text-color)}
+"""
+LONG = 40
+"""Characters of an answer from which on it is set in small letters."""
+
+
+def page(*parts: str) -> str:
+    """Parts of a result as one element."""
+    return f'<div class="pumer" aria-live="polite">{"".join(parts)}</div>'
+
+
+def paragraph(text: str, kind: str = "faint", role: str = "") -> str:
+    """A text of a kind that `STYLE` knows."""
+    return f'<p class="{kind}"{f" role={role}" if role else ""}>{escape(text)}</p>'
+
+
+def refusal(line: str) -> str:
+    """Why there is no answer."""
+    return page(paragraph(line[:1].upper() + line[1:], "note refused", "alert"))
+
+
+def comparison(found: Comparison, model: str) -> str:
+    """All of it: answers, latency, images, tokens, and the call that does the same."""
+    notes = [paragraph(foreign(model), "note", "alert")] if found.foreign else []
+    return page(
+        f'<div class="answers">{"".join(_card(found, name) for name in (ORIGINAL, REDUCED))}</div>',
+        paragraph(_measured(found)),
+        *notes,
+        f'<h3>What became of the image</h3><div class="panels">{"".join(map(_figure, found.panels))}</div>',
+        f"<h3>Tokens that are left</h3>{_tokens(found.forward)}",
+        f"<h3>The same in Python</h3><code>{escape(as_python(found.config))}</code>",
+    )
+
+
+def foreign(model: str) -> str:
+    """What a small model does not know."""
+    return (
+        f"{model} knows the built-in world alone: coloured shapes. What it answers about other images, or asked in "
+        "other words, means nothing."
+    )
+
+
+def _card(found: Comparison, name: str) -> str:
+    answer, seconds = found.answers[name], found.seconds[name]
+    size = " long" if len(answer) > LONG else ""
+    shown = f'<p class="answer{size}">{escape(answer) or "(no answer)"}</p>'
+    time = f"{milliseconds(seconds['median'])}"
+    if name == REDUCED:
+        time += f", {found.speedup['median']:.2f}x as fast"
+    return f'<div class="card {name}"><h3>{name.capitalize()}</h3>{shown}{paragraph(time)}</div>'
+
+
+def _measured(found: Comparison) -> str:
+    low, high = (found.speedup[end] for end in ("low", "high"))
+    said = f"Latency: the median of {ROUNDS} rounds in which both answer this one question, image already read, on "
+    said += f"{device_name()}; quartiles of the ratio {low:.2f} to {high:.2f}."
+    if found.fewer_macs is not None:
+        said += f" The reduced model needs {found.fewer_macs:.2f}x fewer multiply-accumulates"
+        gains = found.speedup["median"] >= found.fewer_macs - 0.1 or found.fewer_macs < 1.05
+        said += "." if gains else "; so small a model asked alone spends the gain on deciding what goes."
+    return said
+
+
+def milliseconds(seconds: float) -> str:
+    """A time in words."""
+    return f"{1e3 * seconds:.1f} ms" if seconds < 0.1 else f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.0f} ms"
+
+
+def _figure(panel: Panel) -> str:
+    source = base64.b64encode(panel.content.svg().encode("utf-8")).decode("ascii")
+    legend = "".join(f'<span class="legend">{_swatch(colour)}{escape(text)}</span> ' for colour, text in panel.legend)
+    title = escape(panel.title[:1].upper() + panel.title[1:])
+    image = f'<img alt="{title}" src="data:image/svg+xml;base64,{source}">'
+    return f"<figure>{image}<figcaption><b>{title}</b>{legend}</figcaption></figure>"
+
+
+def _swatch(colour: Colour | None) -> str:
+    return "" if colour is None else f'<span class="swatch" style="background: rgb{colour}"></span>'
+
+
+def _tokens(forward: ForwardTrace) -> str:
+    """Tokens of image and text that enter, and that each place leaves."""
+    left, rows = forward.mask[0].clone(), []
+    text = forward.text_mask(0)
+    most = max(int((left & ~text).sum()), 1)
+    for at, place in enumerate((None, *forward.places)):
+        pruned, merged = forward.pruned_at[0] == at - 1, forward.merged_at[0] == at - 1
+        left = left & ~(pruned | merged) if place else left
+        images, words = int((left & ~text).sum()), int((left & text).sum())
+        cells = [images, words, *([int(pruned.sum()), int(merged.sum())] if place else ["", ""])]
+        bar = f'<td class="bar"><i style="width: {100 * images / most:.1f}%"></i></td>'
+        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f"<tr><td>{name(place) if place else 'input'}</td>{numbers}{bar}</tr>")
+    heads = "".join(f"<th>{head}</th>" for head in ("after", "image", "text", "pruned", "merged", ""))
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
