@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"exporting"},
     {"evaluation"},
     {"overview", "serving", "training", "tuning", "visualization"},
-    {"demo"},
+    {"app", "demo"},
     {"cli", "__init__", "__main__"},
 ]
 """Bottom first. A part may import from itself and from below, never from its neighbours in a layer."""

@@ -14,7 +14,7 @@ from pumer.checkpoint import reading
 from pumer.evaluation.generation import GenerativeSession, open_session
 from pumer.profiling.planning import plan
 from pumer.profiling.timing import compare
-from pumer.reducers import NoReduction, ReductionConfig
+from pumer.reducers import ReductionConfig
 from pumer.settings.tune import DECODER, INSIDE, PROMPT
 from pumer.tasks import Example, Retrieval
 from pumer.tasks.base import model_inputs

@@ -1,13 +1,15 @@
 """A comparison as HTML, in the colours of the page's theme."""
 
 import base64
+from collections.abc import Sequence
 from html import escape
 
 from pumer.app.comparing import ORIGINAL, REDUCED, ROUNDS, Comparison
 from pumer.app.strength import as_python
 from pumer.utils.provenance import device_name
-from pumer.visualization.drawing import Colour, Panel
+from pumer.visualization.drawing import Colour, Legend, Panel
 from pumer.visualization.tracing import ForwardTrace, name
+from pumer.visualization.visualize import SCORES
 
 STYLE = """
 .pumer {color: var(--body-text-color); font-size: 15px; line-height: 1.5}
@@ -21,26 +23,33 @@ STYLE = """
 .pumer .answer {font-size: 24px; font-weight: 600; line-height: 1.25; margin: 4px 0 8px; overflow-wrap: anywhere}
 .pumer .answer.long {font-size: 16px; font-weight: 500; max-height: 12em; overflow: auto}
 .pumer .faint, .pumer figcaption {color: var(--body-text-color-subdued); font-size: 13px}
-.pumer .panels {display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 16px}
+.pumer .panels {display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px}
+.pumer .panels.maps {grid-template-columns: repeat(4, 1fr)}
+.pumer .beside {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 24px}
 .pumer figure {margin: 0; min-width: 0}
 .pumer figure img {width: 100%; height: auto; border-radius: 6px; display: block; margin: 0 0 6px}
 .pumer figcaption b {color: var(--body-text-color); font-weight: 600; display: block}
 .pumer .swatch {display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 4px;
   border: 1px solid var(--border-color-primary)}
-.pumer .legend {white-space: nowrap; margin-right: 10px}
-.pumer table {border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px}
-.pumer th, .pumer td {text-align: right; padding: 4px 8px; border: 0 solid var(--border-color-primary);
-  border-bottom-width: 1px; background: none; color: inherit; font-weight: 400}
-.pumer th {color: var(--body-text-color-subdued); font-size: 13px}
-.pumer th:first-child, .pumer td:first-child {text-align: left; padding-left: 0; white-space: nowrap}
-.pumer td.bar {width: 40%; padding-right: 0}
+.pumer .legend {white-space: pre-wrap; margin-right: 10px}
+.pumer table {border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; margin: 0}
+.pumer th, .pumer td {text-align: right; padding: 5px 8px !important; background: none !important; font-weight: 400;
+  border: 0 solid var(--border-color-primary) !important; border-bottom-width: 1px !important; color: inherit}
+.pumer th {color: var(--body-text-color-subdued) !important; font-size: 13px; vertical-align: bottom}
+.pumer td {white-space: nowrap}
+.pumer th:first-child, .pumer td:first-child {text-align: left; padding-left: 0 !important}
+.pumer table.points td:first-child {white-space: normal}
+.pumer tr.front td:first-child {font-weight: 600}
+.pumer td.bar {width: 40%; padding-right: 0 !important}
 .pumer .bar i {display: block; height: 10px; border-radius: 3px; background: var(--color-accent)}
 .pumer code {display: block; overflow-x: auto; padding: 10px 12px; border-radius: 6px; font-size: 13px;
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); color: inherit}
-.pumer .note {border-left: 3px solid #d97706; padding: 6px 12px; border-radius: 4px;
+.pumer .note {font-size: 13px; border-left: 3px solid #d97706; padding: 6px 12px; border-radius: 4px;
   background: color-mix(in srgb, #d97706 12%, transparent)}
-.pumer .note.refused {border-color: #dc2626; background: color-mix(in srgb, #dc2626 12%, transparent)}
+.pumer .note.refused {font-size: 15px; border-color: #dc2626; background: color-mix(in srgb, #dc2626 12%, transparent)}
 .pumer svg {display: block; width: 100%; max-width: 620px; height: auto; color: var(--body-text-color)}
+.pumer svg text {fill: currentColor}
+@media (max-width: 640px) {.pumer .panels, .pumer .panels.maps {grid-template-columns: repeat(2, 1fr)}}
 """
 LONG = 40
 """Characters of an answer from which on it is set in small letters."""
@@ -68,7 +77,8 @@ def comparison(found: Comparison, model: str) -> str:
         f'<div class="answers">{"".join(_card(found, name) for name in (ORIGINAL, REDUCED))}</div>',
         paragraph(_measured(found)),
         *notes,
-        f'<h3>What became of the image</h3><div class="panels">{"".join(map(_figure, found.panels))}</div>',
+        _figures("What became of the image", [panel for panel in found.panels if panel.legend is not SCORES]),
+        _figures("By what each layer chooses", [panel for panel in found.panels if panel.legend is SCORES], "maps"),
         f"<h3>Tokens that are left</h3>{_tokens(found.forward)}",
         f"<h3>The same in Python</h3><code>{escape(as_python(found.config))}</code>",
     )
@@ -94,23 +104,41 @@ def _card(found: Comparison, name: str) -> str:
 
 def _measured(found: Comparison) -> str:
     low, high = (found.speedup[end] for end in ("low", "high"))
-    said = f"Latency: the median of {ROUNDS} rounds in which both answer this one question, image already read, on "
-    said += f"{device_name()}; quartiles of the ratio {low:.2f} to {high:.2f}."
+    said = f"Latency of this one question, image already read: median of {ROUNDS} rounds in turn on {device_name()}; "
+    said += f"quartiles of the ratio {low:.2f} to {high:.2f}."
     if found.fewer_macs is not None:
-        said += f" The reduced model needs {found.fewer_macs:.2f}x fewer multiply-accumulates"
+        said += f" {found.fewer_macs:.2f}x fewer multiply-accumulates"
         gains = found.speedup["median"] >= found.fewer_macs - 0.1 or found.fewer_macs < 1.05
-        said += "." if gains else "; so small a model asked alone spends the gain on deciding what goes."
+        said += "." if gains else "; asked alone, so small a model spends much of it on deciding what goes."
     return said
 
 
 def milliseconds(seconds: float) -> str:
     """A time in words."""
-    return f"{1e3 * seconds:.1f} ms" if seconds < 0.1 else f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.0f} ms"
+    return (
+        f"{1e3 * seconds:.1f} ms"
+        if seconds < 0.1
+        else f"{seconds:.2f} s"
+        if seconds >= 1
+        else f"{1e3 * seconds:.0f} ms"
+    )
 
 
-def _figure(panel: Panel) -> str:
+def _figures(title: str, panels: Sequence[Panel], kind: str = "") -> str:
+    """Panels under a title; maps share the legend that is above them."""
+    if not panels:
+        return ""
+    legend = f"<p class=faint>{_legend(panels[0].legend)}</p>" if kind else ""
+    figures = "".join(_figure(panel, _legend(() if kind else panel.legend)) for panel in panels)
+    return f'<h3>{title}</h3>{legend}<div class="panels {kind}">{figures}</div>'
+
+
+def _legend(legend: Legend) -> str:
+    return "".join(f'<span class="legend">{_swatch(colour)}{escape(text)}</span> ' for colour, text in legend)
+
+
+def _figure(panel: Panel, legend: str) -> str:
     source = base64.b64encode(panel.content.svg().encode("utf-8")).decode("ascii")
-    legend = "".join(f'<span class="legend">{_swatch(colour)}{escape(text)}</span> ' for colour, text in panel.legend)
     title = escape(panel.title[:1].upper() + panel.title[1:])
     image = f'<img alt="{title}" src="data:image/svg+xml;base64,{source}">'
     return f"<figure>{image}<figcaption><b>{title}</b>{legend}</figcaption></figure>"

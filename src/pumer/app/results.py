@@ -1,8 +1,11 @@
 """Result files that hold speed and accuracy of the same model, as points of a plot; no file lends the other either."""
 
 import io
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from pumer.reducers import config_to_dict, reduction_from
+from pumer.reducers import METHODS, config_to_dict, reduction_from
 from pumer.tuning.card import AXES
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_json
@@ -20,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 HERE = Path("benchmarks/results")
 """Where results are looked for, if no folder is given and there is this one, as in a clone of the repository."""
-MOST_BYTES = 64 * 2**20
+ACCENT = "#4f6bed"
+FEWEST = 4
+"""Points of a table of many models that are worth a plot."""
 Spread = Mapping[str, float]
 """``median`` or ``mean``, ``low`` and ``high``."""
 
@@ -67,23 +72,160 @@ class Curve:
         return found[::-1]
 
 
+_FASTER = "times as fast as unreduced"
+Found = list[tuple[Path, Mapping[str, Any]]]
+"""The content of result files, by their places in the folder."""
+
+
 def curves(folder: Path) -> dict[str, Curve]:
-    """What the result files of a folder, and of its folders, hold that can be plotted, by a name to choose it by."""
-    files = []
+    """What the result files of a folder, and of its folders, hold that can be plotted, by name; largest first."""
+    files: Found = []
     for path in sorted(folder.rglob("*.json")):
         try:
-            content = read_json(path) if path.stat().st_size <= MOST_BYTES else None
-        except (InputError, OSError) as error:
+            content = read_json(path)
+        except InputError as error:
             logger.warning("left out: %s", error)
             continue
         if isinstance(content, Mapping):
             files.append((path.relative_to(folder), content))
     found: dict[str, Curve] = {}
     for path, content in files:
-        try:
+        with suppress(AttributeError, IndexError, KeyError, TypeError, ValueError):  # another file of such keys
             made = [*_tuned(content), *_demonstrated(content), *_reproduced(content)]
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # another file of this name
-            logger.warning("left out: %s is no result file that can be plotted (%r)", path, error)
-            continue
-        found |= {f"{curve.title} ({path})": curve for curve in made}
-    return found | _joined(files)
+            found |= {f"{curve.title} ({path})": curve for curve in made}
+    found |= {f"{curve.title} ({places})": curve for curve, places in _joined(files)}
+    return dict(sorted(found.items(), key=lambda each: -len(each[1].points)))
+
+
+def _tuned(content: Mapping[str, Any]) -> Iterator[Curve]:
+    """Of `pumer tune`."""
+    if not {"rows", "unreduced", "calibration", "gauge"} <= content.keys():
+        return
+    whole = content["unreduced"]["accuracy"]
+    points = [Point("unreduced", _exactly(1.0), _exactly(whole))]
+    for name, row in content["rows"].items():
+        lost, best = row["difference"], " (chosen)" * (name == content["best"])
+        points.append(Point(name + best, row["gain"], {end: whole + lost[end] for end in ("mean", "low", "high")}))
+    seen = content["calibration"]
+    about = f"on the {seen['examples']} examples of {seen['split']} that it was tuned on, which are no test; intervals "
+    about += "are of the difference to the unreduced model"
+    axis = _FASTER if content["cost"] == "time" else AXES[content["cost"]]
+    yield Curve(f"{content['what']}, {content['task']}", f"{about}; {_machine(content)}", axis, tuple(points))
+
+
+def _demonstrated(content: Mapping[str, Any]) -> Iterator[Curve]:
+    """Of `pumer demo`: a plot for each batch size."""
+    if not {"rows", "questions", "title"} <= content.keys():
+        return
+    rows = [row for row in content["rows"] if row.get("speed")]
+    for at, speed in enumerate(rows[0]["speed"]):
+        points = (Point(row["name"], row["speed"][at].get("speedup", _exactly(1.0)), row["accuracy"]) for row in rows)
+        about = f"on {content['questions']} questions of the built-in world; {_machine(content)}"
+        yield Curve(f"{content['title']}, batch {speed['batch']}", about, _FASTER, tuple(points))
+
+
+def _reproduced(content: Mapping[str, Any]) -> Iterator[Curve]:
+    """Of `python -m benchmarks reproduce`: tables of many models of one kind on one task."""
+    for table in content.get("tables", ()):
+        cells = [row for row in table["rows"] if "tuned" in row and "accuracy" in (row["tuned"] or {})]
+        for where in dict.fromkeys(row["where"] for row in cells):
+            own = [row for row in cells if row["where"] == where]
+            timed = [row for row in own if row["cost"]]
+            measured = {(row["cost"]["batch"], row["cost"]["device"], row["cost"]["threads"]) for row in timed}
+            first = [row for row in own if not row["changed"]]
+            if len(timed) < FEWEST or len(measured) > 1 or len(first) != 1:
+                continue
+            ((batch, device, threads),) = measured
+            points = [Point(first[0]["model"], _exactly(1.0), first[0]["tuned"]["accuracy"])]
+            points += [Point(row["model"], row["cost"]["throughput"], row["tuned"]["accuracy"]) for row in timed]
+            about = f"on {first[0]['tuned']['questions']} questions; batch {batch}, {device}, {threads} threads"
+            yield Curve(f"{where}: {table['title']}", about, _FASTER, tuple(points))
+
+
+def _joined(files: Found) -> Iterator[tuple[Curve, str]]:
+    """Of `pumer benchmark` and `pumer evaluate`: the same model with the same reduction at the same image size."""
+    tested: dict[tuple[str, ...], dict[str, tuple[Path, Mapping[str, Any]]]] = defaultdict(dict)
+    for path, content in files:
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            config, key = content["config"], _key(content["reduction"])
+            where = (content["model"], content["split"], f"{content['questions']} questions")
+            tested[*where, str(config["image_size"])][key] = path, content["accuracy"]
+            if config["reduction"] is None and content["reduction"]["method"] != "none":
+                tested[*where, str(config["image_size"])]["reduced"] = path, content["accuracy"]
+    for path, content in files:
+        with suppress(AttributeError, IndexError, KeyError, TypeError, ValueError):
+            config = content["provenance"]["config"]
+            given = config["reductions"] or {}
+            keys = {"unreduced": _key("none")} | {name: _key(value) for name, value in given.items() if _usable(value)}
+            keys |= {} if given else {"reduced": "reduced"}
+            for (model, split, questions, size), found in tested.items():
+                rows = [row for row in content["rows"] if keys.get(row["name"]) in found]
+                if (model, size) != (config["model"], str(config["image_size"])) or len(rows) < 2:
+                    continue
+                for at, speed in enumerate(rows[0]["speed"]):
+                    gains = ((row["name"], row["speed"][at].get("speedup", _exactly(1.0))) for row in rows)
+                    points = tuple(Point(name, gain, found[keys[name]][1]) for name, gain in gains)
+                    places = [path, *dict.fromkeys(found[keys[row["name"]]][0] for row in rows)]
+                    about = f"on {questions} of {split}; {_machine(content)}"
+                    title = f"{model}, batch {speed['batch']}"
+                    yield Curve(title, about, _FASTER, points), ", ".join(map(str, places))
+
+
+def _usable(reduction: Any) -> bool:
+    """Whether a reduction of a benchmark is one that a model can have, unlike those that only measure limits."""
+    return not isinstance(reduction, Mapping) or reduction.get("method") in METHODS
+
+
+def _key(reduction: Any) -> str:
+    return json.dumps(config_to_dict(reduction_from(reduction)), sort_keys=True)
+
+
+def _exactly(value: float) -> Spread:
+    return dict.fromkeys(("median", "mean", "low", "high"), value)
+
+
+def _machine(content: Mapping[str, Any]) -> str:
+    made = content["provenance"]
+    return f"{made['device']}, {made['threads']} threads"
+
+
+def plot(curve: Curve) -> str:
+    """Accuracy against the gain as SVG, in the colour of the text around it; the front is a line."""
+    fonts: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "svg.hashsalt": "pumer"}
+    with rc_context(fonts):
+        figure = Figure(figsize=(5, 3.7), layout="constrained")
+        axes = figure.add_subplot()
+        for point in curve.points:
+            _draw(axes, point, on_front=point in curve.front)
+        front = [(point.gain["median"], 100 * point.accuracy["mean"]) for point in curve.front]
+        axes.plot(*zip(*front, strict=True), color=ACCENT, linewidth=1.5, zorder=2)
+        axes.set(xlabel=curve.axis, ylabel="accuracy, %")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#000000", alpha=0.12, linewidth=0.6)
+        content = io.StringIO()
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    drawn = content.getvalue()
+    return drawn[drawn.index("<svg") :].replace("#000000", "currentColor")
+
+
+def _draw(axes: Any, point: Point, on_front: bool) -> None:
+    x, y = point.gain["median"], 100 * point.accuracy["mean"]
+    spread = [[x - point.gain["low"]], [point.gain["high"] - x]]
+    interval = [[y - 100 * point.accuracy["low"]], [100 * point.accuracy["high"] - y]]
+    colour = ACCENT if on_front else "#888888"
+    style = {"color": colour, "elinewidth": 0.8, "markersize": 5, "zorder": 3 if on_front else 1}
+    axes.errorbar(x, y, xerr=spread, yerr=interval, fmt="o", **style)
+
+
+def table(curve: Curve) -> str:
+    """The points as rows of HTML, those on the front marked."""
+    rows = []
+    for point in sorted(curve.points, key=lambda one: one.gain["median"]):
+        gain, accuracy = point.gain, point.accuracy
+        cells = f"<td>{gain['median']:.2f} [{gain['low']:.2f}, {gain['high']:.2f}]</td>"
+        cells += f"<td>{100 * accuracy['mean']:.1f} [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]</td>"
+        mark = ' class="front"' if point in curve.front else ""
+        rows.append(f"<tr{mark}><td>{escape(point.name)}</td>{cells}</tr>")
+    heads = f"<th>reduction</th><th>{escape(curve.axis)} [quartiles]</th><th>accuracy, % [95%]</th>"
+    head, body = f"<thead><tr>{heads}</tr></thead>", f"<tbody>{''.join(rows)}</tbody>"
+    return f'<table class="points">{head}{body}</table>'

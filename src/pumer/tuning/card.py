@@ -16,11 +16,12 @@ _BUDGETS = {
     "memory": "{:g} MiB for the cache of a prompt",
     "accuracy_drop": "at most {:g} of accuracy lost, as fast as that allows",
 }
-_AXES = {
+AXES = {
     "time": "times as fast as unreduced, on this machine",
     "macs": "times fewer MACs",
     "cache": "times smaller cache",
 }
+"""What the gain of a result is, by its ``cost``."""
 _SIGNS = {"prune_ratio": "prune", "merge_ratio": "merge", "text_merge_ratio": "words"}
 
 
@@ -118,7 +119,7 @@ def plot(result: Mapping[str, Any]) -> bytes:
         best["gain"]["median"], _changed(best), s=130, marker="*", color="C3", label="chosen, cost measured", zorder=4
     )
     axes.set(
-        xlabel=_AXES[result["cost"]],
+        xlabel=AXES[result["cost"]],
         ylabel="answers that change, %",
         title=f"{Path(result['what']).name}, {result['task']}",
     )

@@ -1,0 +1,285 @@
+"""The page: what is asked on the left, what came of it on the right; a second tab shows results."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI, HTTPException
+from PIL import Image
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pumer.app import rendering, results
+from pumer.app.comparing import ComparedModel
+from pumer.data.images import decode, image_bytes
+from pumer.overview import methods
+from pumer.settings.app import AppConfig
+from pumer.utils.errors import InputError, out_of_memory, unknown
+from pumer.world.scenes import generator, make_scene, render
+from pumer.world.sentences import ask
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = 6
+WAITING = 256
+"""Questions that wait at once; further ones are refused."""
+KEPT_S = 3600
+"""Seconds after which an uploaded file is removed while the page is served."""
+PRUNE, MERGE = 20, 60
+"""Percent of the image tokens, at first: about what the paper's ratios remove."""
+CSS = (
+    rendering.STYLE
+    + """
+.gradio-container {max-width: 1360px !important; margin: 0 auto !important}
+.gradio-container footer {display: none}
+#title h1 {font-size: 22px; margin: 0}
+#title p {margin: 2px 0 0; color: var(--body-text-color-subdued)}
+#examples .grid-wrap {padding: 0; min-height: 0; max-height: none}
+#examples .grid-container {gap: 6px}
+"""
+)
+_AROUND = 2**20
+"""Bytes of a request beside those of a file."""
+_FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
+_MONOSPACED = ["ui-monospace", "Consolas", "monospace"]
+
+
+class Bounded:
+    """An application of HTTP that reads no body of more bytes than a bound, in whatever form it arrives."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        taken = 0
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self.most:
+                raise HTTPException(413, f"the request has more than {self.most} bytes")
+            return message
+
+        await self.app(scope, counted, send)
+
+
+class Page:
+    """What the page's controls do.
+
+    Attributes:
+        models: by name, in the order in which they are offered.
+        config: the bounds of what is asked.
+        uploads: folder of the files that are uploaded, and of nothing else.
+    """
+
+    def __init__(self, models: Mapping[str, ComparedModel], config: AppConfig, uploads: Path) -> None:
+        self.models, self.config, self.uploads = models, config, uploads
+        folder = config.results or (results.HERE if results.HERE.is_dir() else None)
+        self.folder, self.curves = folder, results.curves(folder) if folder else {}
+        self.about = {name: text.rpartition(" (")[0] for name, text in methods().items()}
+
+    def ask(self, model: Any, upload: Any, question: Any, method: Any, prune: Any, merge: Any) -> str:
+        """The comparison as HTML, or the line why there is none; nothing is known about what a client sends."""
+        try:
+            if model not in self.models:
+                raise InputError(unknown("model", model, self.models))
+            amounts = _share("prune", prune), _share("merge", merge)
+            image, text = self._image(upload), self._question(question)
+            return rendering.comparison(self.models[model].ask(image, text, method, *amounts), model)
+        except InputError as error:
+            return rendering.refusal(str(error))
+        except Exception as error:  # a model or its processor raises whatever it stumbles over
+            if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+                return rendering.refusal("the model needs more memory than there is; ask a smaller one")
+            logger.exception("a question failed")
+            return rendering.refusal("the model failed; the terminal that `pumer app` runs in says how")
+
+    def check(self, upload: Any) -> str:
+        """What is wrong with an image, as soon as it is uploaded."""
+        try:
+            image = self._image(upload)
+        except InputError as error:
+            return rendering.refusal(str(error))
+        return rendering.page(rendering.paragraph(f"{image.width} x {image.height} pixels. Now ask about it."))
+
+    def _image(self, upload: Any) -> Image.Image:
+        if upload is None:
+            raise InputError("there is no image; upload one, or choose an example")
+        try:
+            file = Path(upload["path"]).resolve()
+            if not file.is_relative_to(self.uploads.resolve()):
+                raise InputError("was not uploaded here")
+            if (size := file.stat().st_size) > self.config.max_bytes:
+                raise InputError(f"is too large ({size:,} bytes; at most {self.config.max_bytes:,} are taken)")
+            return decode(image_bytes(file), self.config.max_image_pixels)
+        except InputError as error:
+            raise InputError(f"the image {error}; choose another one") from error
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError("the image is not there any more; upload it again") from error
+
+    def _question(self, question: Any) -> str:
+        text = " ".join(question.split()) if isinstance(question, str) else ""
+        if not text:
+            raise InputError("there is no question; write one")
+        if len(text) > self.config.max_characters:
+            most = self.config.max_characters
+            raise InputError(f"the question has {len(text):,} characters; at most {most:,} are taken: shorten it")
+        return text
+
+    def choose_model(self, model: str, method: str, prune: float, merge: float) -> list[Any]:
+        """The controls for another model: its methods, the sliders, and what it knows."""
+        offered = self.models[model].strength.methods
+        chosen = method if method in offered else offered[0]
+        sliders = self.choose_method(model, chosen, prune, merge)
+        return [gr.Dropdown(choices=offered, value=chosen, info=self.about[chosen]), *sliders[1:], self.note(model)]
+
+    def choose_method(self, model: str, method: str, prune: float, merge: float) -> list[Any]:
+        """The controls for another method, which removes as many tokens as the one before."""
+        prunes, merges = self.models[model].strength.amounts(method)
+        both = min(prune + merge, 90)
+        values = (prune, merge) if prunes and merges else (both if prunes else 0, both if merges else 0)
+        if prunes and merges and not (prune and merge):
+            values = (round(both / 20) * 5, both - round(both / 20) * 5)
+        shown = (gr.Slider(visible=used, value=x) for used, x in zip((prunes, merges), values, strict=True))
+        return [gr.Dropdown(info=self.about[method]), *shown]
+
+    def note(self, model: str) -> Any:
+        """What a small model does not know; nothing of another one."""
+        small = self.models[model].small
+        shown = rendering.page(rendering.paragraph(rendering.foreign(model), "note"))
+        return gr.HTML(shown, visible=small, padding=False)
+
+    def show(self, name: str | None) -> str:
+        """A plot of results with its points."""
+        if name is None or name not in self.curves:
+            return rendering.page(*map(rendering.paragraph, self._without_results()))
+        curve = self.curves[name]
+        about = rendering.paragraph(f"Accuracy {curve.about}. The line joins what no other point beats in both.")
+        plot, table = results.plot(curve), results.table(curve)
+        return rendering.page(f'<div class="beside"><div>{plot}{about}</div><div>{table}</div></div>')
+
+    def _without_results(self) -> list[str]:
+        where = f"{self.folder} holds no" if self.folder else "No folder was named that holds"
+        return [
+            f"{where} results with speed and accuracy of one model. One file holds both after `pumer tune` or "
+            "`pumer demo`; of `pumer benchmark MODEL output=...` and `pumer evaluate MODEL output=...` two, which are "
+            "joined if they are of the same model, reduction and image size.",
+            "Show them: pumer app results=FOLDER",
+        ]
+
+
+def built(page: Page) -> Any:
+    """The page with its controls."""
+    first = next(iter(page.models))
+    offered, examples = page.models[first].strength.methods, _examples(page.uploads)
+    with gr.Blocks(title="pumer", analytics_enabled=False, delete_cache=(KEPT_S // 6, KEPT_S)) as blocks:
+        gr.Markdown(
+            "# pumer\nA vision-language model beside itself with fewer tokens: what it answers, how long it takes, and "
+            "what it looks at.",
+            elem_id="title",
+        )
+        with gr.Tab("Ask"), gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                image = gr.Image(
+                    examples[0][0], type="filepath", sources=["upload", "clipboard"], height=260, label="Image"
+                )
+                gallery = gr.Gallery(
+                    [file for file, _ in examples],
+                    columns=EXAMPLES,
+                    height="auto",
+                    allow_preview=False,
+                    label="Examples from the built-in world",
+                    buttons=[],
+                    elem_id="examples",
+                )
+                question = gr.Textbox(examples[0][1], label="Question", max_lines=4)
+                model = gr.Dropdown(list(page.models), value=first, label="Model", interactive=True)
+                note = page.note(first)
+                method = gr.Dropdown(offered, value=offered[0], label="Method", info=page.about[offered[0]])
+                unit = "% of the image tokens"
+                prune = gr.Slider(0, 90, PRUNE, step=5, label="Prune", info=unit)
+                merge = gr.Slider(0, 90, MERGE, step=5, label="Merge", info=unit)
+                button = gr.Button("Ask", variant="primary")
+            with gr.Column(scale=3, min_width=320):
+                result = gr.HTML(elem_id="result", padding=False)
+        with gr.Tab("Results"):
+            names = list(page.curves)
+            chosen = gr.Dropdown(names, value=names[0] if names else None, label="Results", visible=bool(names))
+            shown = gr.HTML(page.show(names[0] if names else None), padding=False)
+        asked: dict[str, Any] = {"fn": page.ask, "inputs": [model, image, question, method, prune, merge]}
+        asked |= {
+            "preprocess": False,
+            "outputs": result,
+            "concurrency_id": "model",
+            "concurrency_limit": 1,
+            "trigger_mode": "always_last",
+        }
+        quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        gr.on([button.click, question.submit, prune.input, merge.input], **asked, api_name="ask")
+        controls = [model, method, prune, merge]
+        model.input(page.choose_model, controls, [*controls[1:], note], **quick).then(**asked, **quick)
+        method.input(page.choose_method, controls, controls[1:], **quick).then(**asked, **quick)
+
+        def choose_example(event: gr.SelectData) -> list[str]:
+            return examples[event.index]
+
+        gallery.select(choose_example, None, [image, question], **quick).then(**asked, **quick)
+        image.upload(page.check, image, result, preprocess=False, **quick)
+        chosen.input(page.show, chosen, shown, **quick)
+        blocks.load(**asked, **quick)
+    blocks.queue(max_size=WAITING, api_open=False)
+    blocks.has_launched = True  # or Gradio, which does not know that it is mounted, would take any path for an upload
+    for block in blocks.blocks.values():
+        block.async_move_resource_to_block_cache = partial(_in_its_place, block.async_move_resource_to_block_cache)
+    return blocks
+
+
+async def _in_its_place(move: Callable[[Any], Awaitable[str | None]], place: Any) -> str | None:
+    """Where Gradio keeps a file; it would fetch addresses from other machines."""
+    if "://" in str(place):
+        raise gr.Error("an image is a file to upload, not an address", print_exception=False)
+    return await move(place)
+
+
+def application(page: Page) -> FastAPI:
+    """The application of HTTP; it asks nothing of other machines, nor does the page."""
+    theme = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", font=_FONT, font_mono=_MONOSPACED)
+    outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    outer.add_middleware(Bounded, most=page.config.max_bytes + _AROUND)
+    mounted: FastAPI = gr.mount_gradio_app(
+        outer,
+        built(page),
+        path="/",
+        theme=theme,
+        css=CSS,
+        max_file_size=page.config.max_bytes,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        show_error=False,
+    )
+    return mounted
+
+
+def _share(name: str, percent: Any) -> float:
+    if isinstance(percent, bool) or not isinstance(percent, int | float):
+        raise InputError(f"{name} is {percent!r}; give a percentage of the image tokens")
+    return percent / 100
+
+
+def _examples(folder: Path) -> list[list[str]]:
+    """Images of the built-in world, each with a question."""
+    found = []
+    for number in range(EXAMPLES):
+        chance = generator(0, "val", number)
+        scene, path = make_scene(chance), folder / f"example-{number + 1}.png"
+        Image.fromarray(render(scene)).save(path)
+        found.append([str(path), ask(scene, chance).text])
+    return found

@@ -1,0 +1,46 @@
+"""`pumer app`: a page on this machine, until Ctrl-C."""
+
+import logging
+import os
+import signal
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import uvicorn
+
+from pumer.settings.app import AppConfig
+from pumer.utils.http import Announcing, address, bound
+from pumer.utils.shipped import name_of
+
+ENDS_S = 2
+"""Seconds that requests have to end when the server stops: an open page keeps one for ever."""
+
+
+def run(config: AppConfig) -> None:
+    """Serve the page until SIGINT or SIGTERM; what was uploaded is removed at the end.
+
+    Raises:
+        InputError: for an address that cannot be taken, and models that cannot be compared.
+        KeyboardInterrupt: after SIGINT.
+    """
+    with closing(bound(config.host, config.port)) as listening:
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: it reports to its makers
+        from pumer.app.comparing import ComparedModel
+
+        models = {name_of(model): ComparedModel(model) for model in config.models}
+        with TemporaryDirectory(prefix="pumer-app-", ignore_cleanup_errors=True) as folder:
+            os.environ["GRADIO_TEMP_DIR"] = folder
+            from pumer.app.page import Page, application
+
+            logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # an open page is cut off at the end
+            http = uvicorn.Config(
+                application(Page(models, config, Path(folder))),
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=ENDS_S,
+            )
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which uvicorn handles, and raises again at the end
+            Announcing(http, f"open {address(listening)}").run(sockets=[listening])
