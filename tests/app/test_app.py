@@ -83,7 +83,7 @@ def answers(html):
 
 def test_twenty_at_once_are_served(running):
     path = running.upload(SCENE)
-    asked = [{"prune": 4 * n, "model": ("small:vilt", "small:meter")[n % 2]} for n in range(20)]
+    asked = [{"prune": n % 5, "model": ("small:vilt", "small:meter")[n % 2]} for n in range(20)]
     with ThreadPoolExecutor(20) as pool:
         found = list(pool.map(lambda each: running.ask(path, **each), asked))
     for html in found:
@@ -91,28 +91,30 @@ def test_twenty_at_once_are_served(running):
         assert html.count("<img") >= 3 and "pumer.patch(model" in html
 
 
-@pytest.mark.parametrize(
-    ("sent", "said"),
-    [
-        ({"path": ("photo.png", LARGE)}, "8000 x 5000"),
-        ({"path": ("photo.png", b"these are words")}, "known format"),
-        ({"path": ("photo.png", b"")}, "empty"),
-        ({"path": ("photo.png", SCENE[:9000])}, "decoded"),
-        ({"question": "a" * 10_000}, "10,000"),
-        ({"question": "  "}, "question"),
-        ({"question": ["a"]}, "question"),
-        ({"method": "fastv"}, "fastv"),
-        ({"model": "small:llama"}, "small:llama"),
-        ({"prune": 91}, "91%"),
-        ({"prune": 40}, "100%"),
-        ({"prune": "much"}, "much"),
-    ],
-)
-def test_what_cannot_be_answered_is_named_and_the_page_goes_on(running, sent, said):
-    name, content = sent.pop("path", ("scene.png", SCENE))
-    html = running.ask(running.upload(content, name), **sent)
-    (line,) = re.findall(r'<p class="note refused" role=alert>([^<]*)</p>', html)
-    assert said in line and not answers(html)
+REFUSED = [
+    ({"path": ("photo.png", LARGE)}, "8000 x 5000"),
+    ({"path": ("photo.png", b"these are words")}, "known format"),
+    ({"path": ("photo.png", b"")}, "empty"),
+    ({"path": ("photo.png", SCENE[:9000])}, "decoded"),
+    ({"question": "a" * 10_000}, "10,000"),
+    ({"question": "  "}, "question"),
+    ({"question": ["a"]}, "question"),
+    ({"method": "fastv"}, "fastv"),
+    ({"method": ["pumer"]}, "pumer"),
+    ({"model": "small:llama"}, "small:llama"),
+    ({"model": {}}, "model"),
+    ({"prune": 91}, "91%"),
+    ({"prune": 40}, "100%"),
+    ({"prune": "much"}, "much"),
+]
+
+
+def test_what_cannot_be_answered_is_named_and_the_page_goes_on(running):
+    for sent, said in REFUSED:
+        name, content = sent.get("path", ("scene.png", SCENE))
+        html = running.ask(**{**sent, "path": running.upload(content, name)})
+        (line,) = re.findall(r'<p class="note refused" role=alert>([^<]*)</p>', html)
+        assert said in line and not answers(html), (sent, html)
     assert len(answers(running.ask(running.upload(SCENE)))) == 2
 
 
@@ -142,9 +144,8 @@ def browser():
         started.close()
 
 
-@pytest.mark.parametrize("width", [1400, 420])
-def test_a_person_uploads_asks_and_slides(running, browser, width):
-    page = browser.new_page(viewport={"width": width, "height": 1000})
+def test_a_person_uploads_asks_and_slides(running, browser):
+    page = browser.new_page(viewport={"width": 420, "height": 1000})
     page.set_default_timeout(1000 * PATIENCE)
     asked, errors = set(), []
     page.on("request", lambda request: asked.add(request.url))
@@ -179,7 +180,7 @@ def test_a_person_uploads_asks_and_slides(running, browser, width):
         page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
         upload.set_input_files({"name": name, "mimeType": "image/png", "buffer": content})
         result.locator(".refused").get_by_text(said).wait_for()
-    page.locator("#examples button img").nth(1).click()
+    page.locator("#examples img").nth(1).click()
     code.wait_for()
     page.get_by_label("Question").fill("a" * 10_000)
     page.get_by_role("button", name="Ask", exact=True).click()
@@ -200,5 +201,6 @@ def test_ctrl_c_ends_it_and_nothing_is_left(running):
     assert any(own.rglob("*.png"))
     running.process.send_signal(signal.SIGINT)
     assert running.process.wait(PATIENCE) == 130
-    assert running.process.stderr.read() == "interrupted\n"
+    said = running.process.stderr.read().splitlines()  # with Gradio's own words about requests that were forged
+    assert said[-1] == "interrupted" and not [line for line in said if line.startswith(("CONNECTS", "LOOKS UP"))]
     assert not [path for path in running.temporary.iterdir() if path.name != "secret.png"]

@@ -75,6 +75,7 @@ class ComparedModel:
         """
         self.name, self._lock = name_of(model), Lock()
         self.small = self.name in SMALL
+        self._planned: dict[tuple[ReductionConfig, int], float] = {}
         self._session: Any = open_session(model)
         task = self._session.task
         if isinstance(task, Retrieval) or task.image_count != 1:
@@ -125,12 +126,18 @@ class ComparedModel:
             answers=answers,
             seconds={name: point["models"][name]["seconds"] for name in both},
             speedup=point["models"][REDUCED]["speedup"],
-            fewer_macs=plan(model, text_length=inputs["input_ids"].shape[1]).ideal_speedup if classifies else None,
+            fewer_macs=self._fewer_macs(config, inputs["input_ids"].shape[1]) if classifies else None,
             forward=recorded.forwards[0],
             panels=panels(recorded, seen, scores),
             config=config,
             foreign=self.small and classifies and not session.of_world(example),
         )
+
+    def _fewer_macs(self, config: ReductionConfig, length: int) -> float:
+        """What planning, which takes longer than answering, says of the model as it is patched, kept for the next time."""
+        if (config, length) not in self._planned:
+            self._planned[config, length] = plan(self._session.model, text_length=length).ideal_speedup
+        return self._planned[config, length]
 
     def _prepared(self, example: Example) -> tuple[Any, Callable[[], str]]:
         """The inputs of the model, and what answers them."""

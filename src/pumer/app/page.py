@@ -36,8 +36,11 @@ CSS = (
 .gradio-container footer {display: none}
 #title h1 {font-size: 22px; margin: 0}
 #title p {margin: 2px 0 0; color: var(--body-text-color-subdued)}
-#examples .grid-wrap {padding: 0; min-height: 0; max-height: none}
-#examples .grid-container {gap: 6px}
+#image img {width: 100%; height: 100%; object-fit: contain}
+#examples > .gallery {display: grid; grid-template-columns: repeat(6, 1fr); gap: 6px}
+#examples .container, #examples img {width: 100% !important; height: auto !important; aspect-ratio: 1}
+#examples .gallery-item, #examples img {border-radius: 6px}
+.html-container {padding: 0 !important}
 """
 )
 _AROUND = 2**20
@@ -85,7 +88,7 @@ class Page:
     def ask(self, model: Any, upload: Any, question: Any, method: Any, prune: Any, merge: Any) -> str:
         """The comparison as HTML, or the line why there is none; nothing is known about what a client sends."""
         try:
-            if model not in self.models:
+            if not isinstance(model, str) or model not in self.models:
                 raise InputError(unknown("model", model, self.models))
             amounts = _share("prune", prune), _share("merge", merge)
             image, text = self._image(upload), self._question(question)
@@ -151,7 +154,7 @@ class Page:
         """What a small model does not know; nothing of another one."""
         small = self.models[model].small
         shown = rendering.page(rendering.paragraph(rendering.foreign(model), "note"))
-        return gr.HTML(shown, visible=small, padding=False)
+        return gr.HTML(shown, visible=small, apply_default_css=False)
 
     def show(self, name: str | None) -> str:
         """A plot of results with its points."""
@@ -160,7 +163,7 @@ class Page:
         curve = self.curves[name]
         about = rendering.paragraph(f"Accuracy {curve.about}. The line joins what no other point beats in both.")
         plot, table = results.plot(curve), results.table(curve)
-        return rendering.page(f'<div class="beside"><div>{plot}{about}</div><div>{table}</div></div>')
+        return rendering.page(f'<div class="beside"><div class="sticky">{plot}{about}</div><div>{table}</div></div>')
 
     def _without_results(self) -> list[str]:
         where = f"{self.folder} holds no" if self.folder else "No folder was named that holds"
@@ -185,15 +188,18 @@ def built(page: Page) -> Any:
         with gr.Tab("Ask"), gr.Row():
             with gr.Column(scale=2, min_width=320):
                 image = gr.Image(
-                    examples[0][0], type="filepath", sources=["upload", "clipboard"], height=260, label="Image"
+                    examples[0][0],
+                    type="filepath",
+                    sources=["upload", "clipboard"],
+                    height=260,
+                    label="Image",
+                    elem_id="image",
                 )
-                gallery = gr.Gallery(
-                    [file for file, _ in examples],
-                    columns=EXAMPLES,
-                    height="auto",
-                    allow_preview=False,
+                gallery = gr.Dataset(
+                    components=[image],
+                    samples=[[file] for file, _ in examples],
+                    type="index",
                     label="Examples from the built-in world",
-                    buttons=[],
                     elem_id="examples",
                 )
                 question = gr.Textbox(examples[0][1], label="Question", max_lines=4)
@@ -205,11 +211,11 @@ def built(page: Page) -> Any:
                 merge = gr.Slider(0, 90, MERGE, step=5, label="Merge", info=unit)
                 button = gr.Button("Ask", variant="primary")
             with gr.Column(scale=3, min_width=320):
-                result = gr.HTML(elem_id="result", padding=False)
+                result = gr.HTML(elem_id="result", apply_default_css=False)
         with gr.Tab("Results"):
             names = list(page.curves)
             chosen = gr.Dropdown(names, value=names[0] if names else None, label="Results", visible=bool(names))
-            shown = gr.HTML(page.show(names[0] if names else None), padding=False)
+            shown = gr.HTML(page.show(names[0] if names else None), apply_default_css=False)
         asked: dict[str, Any] = {"fn": page.ask, "inputs": [model, image, question, method, prune, merge]}
         asked |= {
             "preprocess": False,
@@ -224,10 +230,7 @@ def built(page: Page) -> Any:
         model.input(page.choose_model, controls, [*controls[1:], note], **quick).then(**asked, **quick)
         method.input(page.choose_method, controls, controls[1:], **quick).then(**asked, **quick)
 
-        def choose_example(event: gr.SelectData) -> list[str]:
-            return examples[event.index]
-
-        gallery.select(choose_example, None, [image, question], **quick).then(**asked, **quick)
+        gallery.click(examples.__getitem__, gallery, [image, question], **quick).then(**asked, **quick)
         image.upload(page.check, image, result, preprocess=False, **quick)
         chosen.input(page.show, chosen, shown, **quick)
         blocks.load(**asked, **quick)
@@ -248,6 +251,7 @@ async def _in_its_place(move: Callable[[Any], Awaitable[str | None]], place: Any
 def application(page: Page) -> FastAPI:
     """The application of HTTP; it asks nothing of other machines, nor does the page."""
     theme = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", font=_FONT, font_mono=_MONOSPACED)
+    theme.set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     outer.add_middleware(Bounded, most=page.config.max_bytes + _AROUND)
     mounted: FastAPI = gr.mount_gradio_app(

@@ -13,7 +13,8 @@ from pumer.visualization.visualize import SCORES
 
 STYLE = """
 .pumer {color: var(--body-text-color); font-size: 15px; line-height: 1.5}
-.pumer h3 {font-size: 13px; font-weight: 600; margin: 24px 0 8px; color: var(--body-text-color-subdued)}
+.pumer h3 {font-size: 13px; font-weight: 600; margin: 24px 0 8px; line-height: 1.5;
+  color: var(--body-text-color-subdued)}
 .pumer p {margin: 8px 0}
 .pumer .answers {display: grid; grid-template-columns: 1fr 1fr; gap: 12px}
 .pumer .card {border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px 16px;
@@ -25,31 +26,39 @@ STYLE = """
 .pumer .faint, .pumer figcaption {color: var(--body-text-color-subdued); font-size: 13px}
 .pumer .panels {display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px}
 .pumer .panels.maps {grid-template-columns: repeat(4, 1fr)}
+.pumer .sticky {position: sticky; top: 16px; align-self: start}
 .pumer .beside {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 24px}
 .pumer figure {margin: 0; min-width: 0}
 .pumer figure img {width: 100%; height: auto; border-radius: 6px; display: block; margin: 0 0 6px}
 .pumer figcaption b {color: var(--body-text-color); font-weight: 600; display: block}
 .pumer .swatch {display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 4px;
   border: 1px solid var(--border-color-primary)}
-.pumer .legend {white-space: pre-wrap; margin-right: 10px}
+.pumer .legend {display: inline-block; white-space: pre; margin-right: 10px}
 .pumer table {border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; margin: 0}
-.pumer th, .pumer td {text-align: right; padding: 5px 8px !important; background: none !important; font-weight: 400;
-  border: 0 solid var(--border-color-primary) !important; border-bottom-width: 1px !important; color: inherit}
-.pumer th {color: var(--body-text-color-subdued) !important; font-size: 13px; vertical-align: bottom}
+.pumer th, .pumer td {text-align: right; padding: 5px 8px; font-weight: 400;
+  border-bottom: 1px solid var(--border-color-primary)}
+.pumer th {color: var(--body-text-color-subdued); font-size: 13px; vertical-align: bottom}
 .pumer td {white-space: nowrap}
-.pumer th:first-child, .pumer td:first-child {text-align: left; padding-left: 0 !important}
+.pumer th:first-child, .pumer td:first-child {text-align: left; padding-left: 0}
 .pumer table.points td:first-child {white-space: normal}
 .pumer tr.front td:first-child {font-weight: 600}
-.pumer td.bar {width: 40%; padding-right: 0 !important}
+.pumer small {color: var(--body-text-color-subdued); font-size: 12px}
+.pumer td.bar {width: 40%; padding-right: 0}
 .pumer .bar i {display: block; height: 10px; border-radius: 3px; background: var(--color-accent)}
 .pumer code {display: block; overflow-x: auto; padding: 10px 12px; border-radius: 6px; font-size: 13px;
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); color: inherit}
-.pumer .note {font-size: 13px; border-left: 3px solid #d97706; padding: 6px 12px; border-radius: 4px;
+.pumer .note {font-size: 13px; margin: 0; border-left: 3px solid #d97706; padding: 6px 12px; border-radius: 4px;
   background: color-mix(in srgb, #d97706 12%, transparent)}
 .pumer .note.refused {font-size: 15px; border-color: #dc2626; background: color-mix(in srgb, #dc2626 12%, transparent)}
 .pumer svg {display: block; width: 100%; max-width: 620px; height: auto; color: var(--body-text-color)}
 .pumer svg text {fill: currentColor}
-@media (max-width: 640px) {.pumer .panels, .pumer .panels.maps {grid-template-columns: repeat(2, 1fr)}}
+@media (max-width: 640px) {
+  .pumer .panels {grid-template-columns: repeat(2, 1fr)}
+  .pumer .panels.maps {grid-template-columns: repeat(auto-fill, minmax(100px, 1fr))}
+  .pumer .panels:not(.maps) figure:first-child:not(:only-child) {display: none}
+  .pumer .sticky {position: static}
+  .pumer small {display: block}
+}
 """
 LONG = 40
 """Characters of an answer from which on it is set in small letters."""

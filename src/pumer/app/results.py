@@ -138,7 +138,7 @@ def _reproduced(content: Mapping[str, Any]) -> Iterator[Curve]:
             ((batch, device, threads),) = measured
             points = [Point(first[0]["model"], _exactly(1.0), first[0]["tuned"]["accuracy"])]
             points += [Point(row["model"], row["cost"]["throughput"], row["tuned"]["accuracy"]) for row in timed]
-            about = f"on {first[0]['tuned']['questions']} questions; batch {batch}, {device}, {threads} threads"
+            about = f"on {first[0]['tuned']['questions']} questions; batch {batch}, {_on(device, threads)}"
             yield Curve(f"{where}: {table['title']}", about, _FASTER, tuple(points))
 
 
@@ -186,7 +186,11 @@ def _exactly(value: float) -> Spread:
 
 def _machine(content: Mapping[str, Any]) -> str:
     made = content["provenance"]
-    return f"{made['device']}, {made['threads']} threads"
+    return _on(made["device"], made["threads"])
+
+
+def _on(device: str, threads: int) -> str:
+    return f"{device}, {threads} thread{'s' * (threads != 1)}"
 
 
 def plot(curve: Curve) -> str:
@@ -203,7 +207,9 @@ def plot(curve: Curve) -> str:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#000000", alpha=0.12, linewidth=0.6)
         content = io.StringIO()
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(
+            content, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     drawn = content.getvalue()
     return drawn[drawn.index("<svg") :].replace("#000000", "currentColor")
 
@@ -222,8 +228,9 @@ def table(curve: Curve) -> str:
     rows = []
     for point in sorted(curve.points, key=lambda one: one.gain["median"]):
         gain, accuracy = point.gain, point.accuracy
-        cells = f"<td>{gain['median']:.2f} [{gain['low']:.2f}, {gain['high']:.2f}]</td>"
-        cells += f"<td>{100 * accuracy['mean']:.1f} [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]</td>"
+        low, high = 100 * accuracy["low"], 100 * accuracy["high"]
+        cells = f"<td>{gain['median']:.2f} <small>[{gain['low']:.2f}, {gain['high']:.2f}]</small></td>"
+        cells += f"<td>{100 * accuracy['mean']:.1f} <small>[{low:.1f}, {high:.1f}]</small></td>"
         mark = ' class="front"' if point in curve.front else ""
         rows.append(f"<tr{mark}><td>{escape(point.name)}</td>{cells}</tr>")
     heads = f"<th>reduction</th><th>{escape(curve.axis)} [quartiles]</th><th>accuracy, % [95%]</th>"

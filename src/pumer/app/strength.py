@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from pumer.profiling.planning import plan
 from pumer.reducers import METHODS, NoReduction, PuMerConfig, ReductionConfig
 from pumer.reducers.pumer import PRESETS
 from pumer.settings.tune import PROMPT
@@ -29,10 +30,12 @@ class Strength:
     Attributes:
         space: The layers and the methods that fit the model.
         layers: Those that reduce.
+        image_tokens: That enter them, where each image has as many.
     """
 
     space: Space
     layers: tuple[int, ...]
+    image_tokens: int
 
     @classmethod
     def of(cls, model: nn.Module, task: str, methods: Sequence[str]) -> "Strength":
@@ -48,7 +51,9 @@ class Strength:
         if not layers or not set(layers) <= set(space.layers):
             places = (len(space.layers) * twelfth // 12 for twelfth in (2, 5, 8))
             layers = tuple(dict.fromkeys(space.layers[at] for at in places))
-        return cls(space, layers)
+        generates = space.stack == "decoder"
+        entering = () if generates else plan(model, text_length=8).layers
+        return cls(space, layers, next((row.image_tokens for row in entering if row.stack == space.stack), 0))
 
     @property
     def methods(self) -> list[str]:
@@ -82,7 +87,7 @@ class Strength:
         where = {"layers": layers, "stack": self.space.stack}
         if cls.amounts == ("merge_count",):
             every = self.space.layers
-            count = round(merge * self.space.tokens / len(every))
+            count = round(merge * self.image_tokens / len(every))
             return cls(layers=every, stack=self.space.stack, merge_count=count)  # type: ignore[no-any-return]
         each = 1 - (1 - prune - merge) ** (1 / len(layers))
         given = {"prune_ratio": prune, "merge_ratio": merge}
