@@ -134,7 +134,7 @@ class ComparedModel:
         )
 
     def _fewer_macs(self, config: ReductionConfig, length: int) -> float:
-        """What planning, which takes longer than answering, says of the model as it is patched, kept for the next time."""
+        """What planning says of the model as it is patched; kept, for it takes longer than answering."""
         if (config, length) not in self._planned:
             self._planned[config, length] = plan(self._session.model, text_length=length).ideal_speedup
         return self._planned[config, length]
