@@ -205,5 +205,5 @@ def test_ctrl_c_ends_it_and_nothing_is_left(running):
     assert running.process.wait(PATIENCE) == 130
     said = running.process.stderr.read().splitlines()  # with Gradio's own words about requests that were forged
     assert said[-1] == "interrupted" and not [line for line in said if line.startswith(("CONNECTS", "LOOKS UP"))]
-    assert [path.name for path in running.temporary.rglob("*.png")] == ["secret.png"]
+    assert {path.name for path in running.temporary.rglob("*.png")} <= {"secret.png"}
     assert not [*running.temporary.glob("pumer-app-*")]

@@ -128,13 +128,9 @@ def _measured(found: Comparison) -> str:
 
 def milliseconds(seconds: float) -> str:
     """A time in words."""
-    return (
-        f"{1e3 * seconds:.1f} ms"
-        if seconds < 0.1
-        else f"{seconds:.2f} s"
-        if seconds >= 1
-        else f"{1e3 * seconds:.0f} ms"
-    )
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{1e3 * seconds:.{0 if seconds >= 0.1 else 1}f} ms"
 
 
 def _figures(title: str, panels: Sequence[Panel], kind: str = "") -> str:
