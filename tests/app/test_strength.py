@@ -1,5 +1,6 @@
 """From sliders to reductions: as many tokens are gone as was asked for, by every method that is offered."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -77,7 +78,9 @@ def test_a_model_that_generates(tmp_path, monkeypatch):
     for method in ("pumer", "divprune"):
         comparison = found.ask(image, "what is this", method, 0.5, 0.1)
         assert len(comparison.answers) == 2 and comparison.fewer_macs is None and len(comparison.panels) >= 3
-        assert "pumer.patch" in rendering.comparison(comparison, found.name)
+        said = replace(comparison, answers=dict.fromkeys(comparison.answers, "<script>" + "a" * 50))
+        shown = rendering.comparison(said, found.name)
+        assert "pumer.patch" in shown and "<script" not in shown and "answer long" in shown
 
 
 def test_a_model_for_another_question_is_refused(tmp_path):

@@ -130,7 +130,7 @@ class ComparedModel:
             forward=recorded.forwards[0],
             panels=panels(recorded, seen, scores),
             config=config,
-            foreign=self.small and classifies and not session.of_world(example),
+            foreign=self.small and not session.of_world(example),
         )
 
     def _fewer_macs(self, config: ReductionConfig, length: int) -> float:

@@ -26,6 +26,8 @@ HERE = Path("benchmarks/results")
 ACCENT = "#4f6bed"
 FEWEST = 4
 """Points of a table of many models that are worth a plot."""
+MOST_BYTES = 16 * 2**20
+"""Larger files are no result files."""
 Spread = Mapping[str, float]
 """``median`` or ``mean``, ``low`` and ``high``."""
 
@@ -82,8 +84,8 @@ def curves(folder: Path) -> dict[str, Curve]:
     files: Found = []
     for path in sorted(folder.rglob("*.json")):
         try:
-            content = read_json(path)
-        except InputError as error:
+            content = read_json(path) if path.stat().st_size <= MOST_BYTES else None
+        except (InputError, OSError) as error:
             logger.warning("left out: %s", error)
             continue
         if isinstance(content, Mapping):

@@ -29,7 +29,9 @@ class AppConfig(Job):
         max_characters: of a question.
     """
 
-    models: Annotated[tuple[Model, ...], Field(min_length=1)] = tuple(SMALL)
+    models: Annotated[tuple[Model, ...], Field(min_length=1)] = tuple(
+        name for name, folder in SMALL.items() if folder.is_dir()
+    )
     results: Folder | None = None
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 7860
