@@ -25,7 +25,7 @@ from pumer.utils.shipped import SMALL
 SCENE = Path(__file__).parents[2] / "docs/images/scene.png"
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=["small:vilt", "small:meter"])
 def small(request):
     return ComparedModel(SMALL[request.param])
 
