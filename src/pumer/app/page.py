@@ -224,16 +224,17 @@ def built(page: Page) -> Any:
             "concurrency_limit": 1,
             "trigger_mode": "always_last",
         }
-        quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        hidden: dict[str, Any] = {"api_visibility": "private"}
+        quick = hidden | {"show_progress": "hidden"}
         gr.on([button.click, question.submit, prune.input, merge.input], **asked, api_name="ask")
         controls = [model, method, prune, merge]
-        model.input(page.choose_model, controls, [*controls[1:], note], **quick).then(**asked, **quick)
-        method.input(page.choose_method, controls, controls[1:], **quick).then(**asked, **quick)
+        model.input(page.choose_model, controls, [*controls[1:], note], **quick).then(**asked, **hidden)
+        method.input(page.choose_method, controls, controls[1:], **quick).then(**asked, **hidden)
 
-        gallery.click(examples.__getitem__, gallery, [image, question], **quick).then(**asked, **quick)
+        gallery.click(examples.__getitem__, gallery, [image, question], **quick).then(**asked, **hidden)
         image.upload(page.check, image, result, preprocess=False, **quick)
         chosen.input(page.show, chosen, shown, **quick)
-        blocks.load(**asked, **quick)
+        blocks.load(**asked, **hidden)
     blocks.queue(max_size=WAITING, api_open=False)
     blocks.has_launched = True  # or Gradio, which does not know that it is mounted, would take any path for an upload
     for block in blocks.blocks.values():

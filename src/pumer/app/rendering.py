@@ -83,7 +83,7 @@ def comparison(found: Comparison, model: str) -> str:
     """All of it: answers, latency, images, tokens, and the call that does the same."""
     notes = [paragraph(foreign(model), "note", "alert")] if found.foreign else []
     return page(
-        f'<div class="answers">{"".join(_card(found, name) for name in (ORIGINAL, REDUCED))}</div>',
+        f'<div class="answers">{_card(found, model, ORIGINAL)}{_card(found, model, REDUCED)}</div>',
         paragraph(_measured(found)),
         *notes,
         _figures("What became of the image", [panel for panel in found.panels if panel.legend is not SCORES]),
@@ -101,13 +101,13 @@ def foreign(model: str) -> str:
     )
 
 
-def _card(found: Comparison, name: str) -> str:
+def _card(found: Comparison, model: str, name: str) -> str:
     answer, seconds = found.answers[name], found.seconds[name]["median"]
     size = " long" if len(answer) > LONG else ""
     shown = f'<p class="answer{size}">{escape(answer) or "(no answer)"}</p>'
     ratio = f", {_faster(found):.2f}x as fast" if name == REDUCED else ""
-    time = paragraph(milliseconds(seconds) + ratio)
-    return f'<div class="card {name}"><h3>{name.capitalize()}</h3>{shown}{time}</div>'
+    time, what = paragraph(milliseconds(seconds) + ratio), name if name == ORIGINAL else found.config.method
+    return f'<div class="card {name}"><h3>{escape(model)}, {what}</h3>{shown}{time}</div>'
 
 
 def _faster(found: Comparison) -> float:
