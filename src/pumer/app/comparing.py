@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from pumer import patching
 from pumer.app.strength import Strength
@@ -75,7 +76,7 @@ class ComparedModel:
         """
         self.name, self._lock = name_of(model), Lock()
         self.small = self.name in SMALL
-        self._planned: dict[tuple[ReductionConfig, int], float] = {}
+        self._planned: dict[tuple[ReductionConfig, int, int, int], float] = {}
         self._session: Any = open_session(model)
         task = self._session.task
         if isinstance(task, Retrieval) or task.image_count != 1:
@@ -111,7 +112,7 @@ class ComparedModel:
         with trace(model) as recorded, saliency(model) as scores:
             reduced = answer()
         if not recorded.forwards:
-            raise InputError(f"method '{config.method}' changes nothing in {self.name}; choose another one")
+            raise InputError(f"this changes nothing in {self.name}; choose another method, or more than 0%")
 
         def unreduced() -> str:
             with patching.disabled(model):
@@ -126,18 +127,20 @@ class ComparedModel:
             answers=answers,
             seconds={name: point["models"][name]["seconds"] for name in both},
             speedup=point["models"][REDUCED]["speedup"],
-            fewer_macs=self._fewer_macs(config, inputs["input_ids"].shape[1]) if classifies else None,
+            fewer_macs=self._fewer_macs(config, inputs) if classifies else None,
             forward=recorded.forwards[0],
             panels=panels(recorded, seen, scores),
             config=config,
             foreign=self.small and not session.of_world(example),
         )
 
-    def _fewer_macs(self, config: ReductionConfig, length: int) -> float:
+    def _fewer_macs(self, config: ReductionConfig, inputs: Mapping[str, Tensor]) -> float:
         """What planning says of the model as it is patched; kept, for it takes longer than answering."""
-        if (config, length) not in self._planned:
-            self._planned[config, length] = plan(self._session.model, text_length=length).ideal_speedup
-        return self._planned[config, length]
+        height, width = inputs["pixel_values"].shape[-2:]
+        key = config, height, width, inputs["input_ids"].shape[1]
+        if key not in self._planned:
+            self._planned[key] = plan(self._session.model, (height, width), key[-1]).ideal_speedup
+        return self._planned[key]
 
     def _prepared(self, example: Example) -> tuple[Any, Callable[[], str]]:
         """The inputs of the model, and what answers them."""
