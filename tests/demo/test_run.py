@@ -63,7 +63,6 @@ def test_all_models_stand_in_the_table(outcome):
         "text only",
         "image only",
         "best constant per template",
-        "before fine-tuning",
     ]
     assert results["questions"] == 120
     for row in results["rows"]:

@@ -99,7 +99,6 @@ class _Comparison:
             _Model("reduced", REDUCED, taught, self.reduced, distilled, unseen=True),
             _Model("text-only", "text only", grey, folder / "text-only", blind | {"blank": "image"}),
             _Model("image-only", "image only", empty, folder / "image-only", blind | {"blank": "text"}),
-            _Model("pretrained", "before fine-tuning", "the start of every fine-tuning", self.start),
         ]
 
     def stages(self) -> list[Stage]:
@@ -221,7 +220,7 @@ class _Comparison:
         rows = [
             cost.get(model.key, {}) | _row(model.name, model.note, done[f"test-{model.key}"]) for model in self.models
         ]
-        rows.insert(-1, _row("best constant per template", "sees the question's template alone", done["constants"]))
+        rows.append(_row("best constant per template", "sees the question's template alone", done["constants"]))
         return {
             "title": "A small ViLT, original and reduced",
             "summary": _summary(rows),

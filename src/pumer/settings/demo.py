@@ -33,7 +33,7 @@ class DemoConfig(ModelJob):
 
     output: NewFolder = Path("out/demo")
     model: Model = "small:vilt"
-    world: QuestionsConfig = QuestionsConfig(train=2400, val=2700, heldout=600)
+    world: QuestionsConfig = QuestionsConfig(train=2400, val=2000, heldout=600)
     reduction: Annotated[dict[str, Any], AfterValidator(known_reduction)] = field(
         default_factory=lambda: {
             "method": "pumer",
