@@ -266,18 +266,6 @@ def styles() -> str:
     return table(("small ViLT, schedule", "MACs, fewer", "difference to the original", "gradual to the paper's"), lines)
 
 
-def tuned(name: str) -> str:
-    """Every method with its best schedule, at equal MACs."""
-    rows = [row for row in read_json(RESULTS / f"tuned-{name}.json")["rows"] if row["method"] != "original"]
-    speeds = list(dict.fromkeys(row["speed"] for row in rows))
-    lines = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = {row["speed"]: row["to_original"] for row in rows if row["method"] == method}
-        label = "the paper's layers" if method == "paper" else f"`{method}`"
-        lines.append([label, *(points(own[speed], "+") if speed in own else "" for speed in speeds)])
-    return table(("method", *(f"{speed:g}x fewer MACs" for speed in speeds)), lines)
-
-
 def conversations() -> str:
     """Methods on the small LLaVA: two questions about each image."""
     lines = []
@@ -314,7 +302,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "precisions": precisions,
     "precision-speed": precision_speed,
     "styles": styles,
-    "tuned": lambda: tuned("vilt-vqav2"),
     "conversations": conversations,
     "demo": demo,
     "gpu": lambda: gpu("bfloat16"),
