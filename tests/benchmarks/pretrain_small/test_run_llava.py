@@ -8,7 +8,8 @@ from PIL import Image
 from benchmarks import conversations
 from benchmarks.pretrain_small import pool_llava, run_llava, small_llava
 from benchmarks.pretrain_small.settings import LlavaTrainingConfig
-from pumer.generative import answers, load_generative, prompt
+from pumer.generative import answers, load_generative, prompt, prompts
+from pumer.utils.shipped import SMALL
 from pumer.world import scenes, sentences
 
 
@@ -78,3 +79,16 @@ def test_training_goes_on_and_writes_a_model_that_answers(tmp_path):
     model, processor = load_generative(folder, dtype=torch.float32)
     inputs = prompt(processor, [Image.fromarray(np.zeros((50, 80, 3), np.uint8))], "what is it?")
     assert isinstance(answers(model, processor, inputs, 3)[0], str)
+
+
+def test_the_shipped_checkpoint_answers():
+    folder, asked = SMALL["small:llava"], [conversations.Asked.draw(index) for index in range(4)]
+    assert (folder / "model.safetensors").stat().st_size < 8_000_000 and (folder / "README.md").exists()
+    model, processor = load_generative("small:llava", dtype=torch.float32)
+    inputs = prompts(
+        processor, [([Image.fromarray(scenes.render(each.scene))], each.questions[0].text) for each in asked]
+    )
+    right = [
+        said == each.questions[0].answer for said, each in zip(answers(model, processor, inputs), asked, strict=True)
+    ]
+    assert sum(right) >= 3
