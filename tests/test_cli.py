@@ -439,6 +439,8 @@ def test_help_and_mistakes_are_told_before_anything_heavy_is_loaded(recipe, tiny
         (["export", "small:vlt", str(tmp_path / "e")], "small:vlt"),
         (["serve", model, "prt=1"], "prt"),
         (["serve", "small:vlt"], "small:vlt"),
+        (["app", "prt=1"], "prt"),
+        (["app", "small:vlt"], "small:vlt"),
         (["convert", model, str(tmp_path / "c"), "--task", "vqa"], "vqa"),
         (["data", "prepare", "vqav3", str(tiny_vqa), str(tmp_path / "p")], "vqav3"),
         (["data", "check", "vqav2", str(tiny_vqa), "splits=[vall]"], "vall"),

@@ -171,7 +171,8 @@ def test_same_weights_however_a_step_is_cut(vilt):
     Version(transformers.__version__) < Version("5.23"),
     reason="its Trainer (5.17) reads an optimiser's state to 'cpu:0' on several CPU processes; torch knows none",
 )
-@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "killed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True], ids=["whole", "killed"])
 def test_same_curve_with_teacher_and_adam_also_after_a_kill(meter, kill):
     whole = train(meter, "8x1")
     accumulated = train(meter, "1x8", batch_size=1, accumulate=8)

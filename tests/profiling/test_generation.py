@@ -82,6 +82,7 @@ def test_generated_tokens_are_those_of_generate(name, monkeypatch):
         hook.remove()
 
 
+@pytest.mark.slow
 def test_a_benchmark_from_end_to_end(folder, tmp_path, monkeypatch):
     jobs = []
 

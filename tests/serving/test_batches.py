@@ -142,6 +142,7 @@ def here(monkeypatch, replica):
     return asked
 
 
+@pytest.mark.slow
 def test_two_replicas_answer_as_one_model_also_when_one_is_killed(
     model, shards, predictor, tmp_path, ray_cluster, monkeypatch, caplog
 ):

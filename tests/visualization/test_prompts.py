@@ -245,7 +245,7 @@ def test_run_draws_each_image_and_gives_the_reduced_answer(family, pictures, tmp
     monkeypatch.setattr(drawing, "panel", lambda *given: said.append(given[1]) or panel(*given))
     monkeypatch.setattr(drawing, "lines", lambda texts, *given: titles.extend(texts) or lines(texts, *given))
     folder, out = saved(family, tmp_path / "model"), tmp_path / "out" / "tokens.png"
-    answer = run(VisualizeConfig(model=folder, images=pictures, questions=(QUESTION,), out=out))
+    (answer,) = run(VisualizeConfig(model=folder, images=pictures, questions=(QUESTION,), out=out))
     model, processor = load_generative(folder)
     inputs = prompt(processor, [Image.open(file) for file in pictures], QUESTION)
     assert answer == generated(model, processor, inputs)

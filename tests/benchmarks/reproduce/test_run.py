@@ -112,6 +112,7 @@ def test_a_report_keeps_what_earlier_runs_were_asked_for(config, tmp_path, run_n
     assert [table.name for table in earlier.shown()] == ["table1", "table7"]
 
 
+@pytest.mark.slow
 def test_the_results_of_other_runs_stay(reproduced, config, tmp_path, run_nothing):
     places = {"out": tmp_path / "out", "results": tmp_path / "results"}
     counting = Reproduction(dataclasses.replace(config, only=("table7",), cells=(), **places), run_nothing)
