@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed  ## make the virtual environment with the pinned packages
 
-demo: $(VENV)/.installed  ## reduce, distil, compare, report: out/demo/report.html (three minutes, no download)
+demo: $(VENV)/.installed  ## reduce, distil, compare, report: out/demo/report.html (minutes, no download)
 	$(BIN)/pumer demo
 
 test: $(VENV)/.installed  ## run the tests
