@@ -241,6 +241,19 @@ def precisions() -> str:
     return table(("small ViLT", "PyTorch f32", *kinds), lines)
 
 
+def precision_speed() -> str:
+    """Examples per second of the same models, by precision."""
+    kinds = ("PyTorch f32", "OpenVINO f32", "ONNX Runtime f32", "OpenVINO bf16", "OpenVINO int8")
+    lines = []
+    for measured in read_json(RESULTS / "precisions-vilt-small-cpu.json").values():
+        model = "original" if measured["reduction"] == "none" else "reduced"
+        for point in measured.get("speed", {"points": []})["points"]:
+            speeds = [point["models"][kind]["images_per_second"] for kind in kinds]
+            label = f"{NAMES[measured['task']]}, {model}, batch {point['batch']}"
+            lines.append([label, *(f"{speed:,.0f}" for speed in speeds)])
+    return table(("small ViLT, examples per second", *kinds), lines)
+
+
 def styles() -> str:
     """The paper's schedules and the gradual ones, not fine-tuned."""
     lines = []
@@ -287,6 +300,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "objects": objects,
     "exported": exported,
     "precisions": precisions,
+    "precision-speed": precision_speed,
     "styles": styles,
     "conversations": conversations,
     "demo": demo,
