@@ -69,6 +69,29 @@ def test_narrow_images_keep_a_patch(processor, tmp_path):
     assert Pixels(processor, "square")(paths)["pixel_values"].shape == (5, 3, 32, 32)
 
 
+@pytest.mark.parametrize(("width", "height"), [(40, 10), (10, 40), (20, 20), (400, 1)])
+def test_padded_images_keep_their_shape_in_the_middle_of_grey(processor, width, height):
+    image = Image.new("RGB", (width, height), (200, 0, 0))
+    pixels = Pixels(processor, "pad")
+    seen = pixels.resized(image)
+    wide, high = (max(1, round(32 * side / max(width, height))) for side in (width, height))
+    left, top = (32 - wide) // 2, (32 - high) // 2
+    expected = np.full((3, 32, 32), 127)
+    expected[:, top : top + high, left : left + wide] = np.array([200, 0, 0])[:, None, None]
+    assert np.array_equal(seen, expected)
+    assert np.array_equal(pixels.resized(pixels.smaller(image)), seen)
+    assert pixels.framed(image).size == (max(width, height),) * 2
+    assert Pixels(processor, "square").framed(image) is image
+
+
+def test_squeezing_is_mentioned_once(processor, caplog):
+    pixels = Pixels(processor, "square")
+    for size in ((20, 20), (30, 20), (90, 30), (30, 90)):
+        pixels.resized(Image.new("RGB", size))
+    assert [record.message.count("90 x 30") for record in caplog.records] == [1]
+    assert "resize=pad" in caplog.text
+
+
 def test_other_resize_is_refused(processor):
-    with pytest.raises(InputError, match="square, aspect"):
+    with pytest.raises(InputError, match="square, pad, aspect"):
         Pixels(processor, "crop")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,20 @@ def images(tmp_path):
     for file, size in zip(files, ((30, 50, 3), (70, 40, 3)), strict=True):
         Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)).save(file)
     return files
+
+
+def test_pads_images_as_the_training_of_its_model_did(exported, tiny_vilt, images, tmp_path):
+    padding = tmp_path / "padding"
+    shutil.copytree(exported, padding)
+    record = json.loads((padding / "export.json").read_text())
+    write_json(padding / "export.json", record | {"pixels": record["pixels"] | {"pad": True}})
+    trained = Session.open(tiny_vilt, resize="pad")
+    expected = trained.inputs.pixels(images)["pixel_values"].numpy()
+    seen = pumer.ExportedModel(padding).inputs(images, QUESTIONS)["pixel_values"]
+    np.testing.assert_allclose(seen, expected, atol=1e-6)
+    assert ExportedSession.load(padding).inputs.pixels.resize == "pad"
+    with pytest.raises(InputError, match="resize=square"):
+        ExportedSession.load(padding, resize="square")
 
 
 QUESTIONS = ["what colour is this?", "is it blue"]

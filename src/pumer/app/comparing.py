@@ -122,7 +122,7 @@ class ComparedModel:
         answers = {ORIGINAL: unreduced(), REDUCED: reduced}
         (point,) = compare(both, lambda _: dict(inputs), [1], ROUNDS, warm_up=1)["points"]
         classifies = isinstance(session, Session)
-        seen = [image] if classifies else as_seen(session.processor, inputs, [image])
+        seen = [session.inputs.pixels.framed(image)] if classifies else as_seen(session.processor, inputs, [image])
         return Comparison(
             answers=answers,
             seconds={name: point["models"][name]["seconds"] for name in both},

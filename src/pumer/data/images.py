@@ -18,6 +18,8 @@ MAX_PIXELS = 64 * 2**20
 """Larger images are refused: decoded they would take more than a quarter of a gigabyte, up to three times."""
 MAX_BYTES = 64 * 2**20
 """Larger files are refused."""
+GREY = 127
+"""What `padded` fills with."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, as Pillow names it. Other formats run programs or fetch fonts."""
 _BITS, _WHITE, _SIGN = 258, 262, 339  # TIFF tags: bits per sample; 0 if zero is white; 2 if integers are signed
@@ -58,6 +60,14 @@ def read_image(image: ImageLike) -> Image.Image:
         return decode(data)
     except InputError as error:
         raise InputError(f"{name} {error}; {remedy}") from error
+
+
+def padded(image: Image.Image, edge: int, resample: Image.Resampling) -> Image.Image:
+    """An RGB image in the middle of a grey square of `edge` pixels along a side, its longer edge as long as that."""
+    width, height = (max(1, round(edge * side / max(image.size))) for side in image.size)
+    square = Image.new("RGB", (edge, edge), (GREY, GREY, GREY))
+    square.paste(image.resize((width, height), resample), ((edge - width) // 2, (edge - height) // 2))
+    return square
 
 
 def image_bytes(path: Path) -> bytes:

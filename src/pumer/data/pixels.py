@@ -1,5 +1,6 @@
 """From image files to pixel tensors, through the model's own image processor."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +12,18 @@ from torch import Tensor
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
 
-from pumer.data.images import ImageLike, read_image
+from pumer.data.images import GREY, ImageLike, padded, read_image
 from pumer.settings.common import Resize
 from pumer.utils.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 Edit = Callable[[int, np.ndarray], np.ndarray]
 """From the position of an image in its batch and the image (3, height, width) in 8 bits to another of that shape."""
-GREY = 127
+_SQUEEZED = 3
+"""Images so many times longer along one side than along the other are mentioned."""
+_DRAWN = 1024
+"""Most pixels along a side of an image that is drawn with its grey."""
 _LONGER = 1333 / 800  # how much longer ViLT's image processor lets the longer edge be than the shorter one
 
 
@@ -36,7 +42,8 @@ class Pixels:
         Args:
             image_processor: ViLT's, which resizes by the shortest edge, or METER's, which makes squares.
             resize: "square" makes every image (edge x edge), as the released code does: bilinearly for ViLT,
-                bicubically for METER; "aspect" keeps the aspect ratio, as the original ViLT does.
+                bicubically for METER; "pad" does so too, but keeps the aspect ratio and fills the rest with grey;
+                "aspect" keeps the aspect ratio without filling, as the original ViLT does.
             blank: replace every image by the same grey square; for a text-only model.
             cache_bytes: memory for resized images, per process.
         """
@@ -45,13 +52,14 @@ class Pixels:
         self.image_processor = image_processor
         square_only = "shortest_edge" not in image_processor.size
         if square_only and resize == "aspect":
-            raise InputError("resize is 'aspect', but this model takes square images only; leave it at 'square'")
+            raise InputError("resize is 'aspect', but this model takes square images only; give 'pad' or 'square'")
         self.edge: int = image_processor.size["height" if square_only else "shortest_edge"]
         self.square = Image.Resampling.BICUBIC if square_only else Image.Resampling.BILINEAR
         self.resize = resize
         self.blank = blank
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
+        self._warned = False
         self._cache: OrderedDict[Path, np.ndarray] = OrderedDict()
 
     def __call__(self, given: Sequence[ImageLike], edit: Edit | None = None) -> dict[str, Tensor]:
@@ -91,11 +99,27 @@ class Pixels:
 
         `resized` makes the same of both.
         """
-        return image.resize((self.edge, self.edge), self.square) if self.resize == "square" else image
+        if self.resize == "pad":
+            return padded(image, self.edge, self.square)
+        if self.resize == "square":
+            self._warn_of_squeezing(image)
+            return image.resize((self.edge, self.edge), self.square)
+        return image
+
+    def _warn_of_squeezing(self, image: Image.Image) -> None:
+        """Log, once, that an image is squeezed much."""
+        if not self._warned and max(image.size) >= _SQUEEZED * min(image.size):
+            self._warned = True
+            shape = f"{image.width} x {image.height} pixels"
+            logger.warning("an image of %s is squeezed into a square; resize=pad keeps its shape", shape)
+
+    def framed(self, image: Image.Image) -> Image.Image:
+        """An RGB image with the grey that `resize` "pad" adds: what the model's patches lie over. For drawings."""
+        return padded(image, min(max(image.size), _DRAWN), self.square) if self.resize == "pad" else image
 
     def resized(self, image: Image.Image) -> np.ndarray:
         """An RGB image as 8-bit array (3, height, width) in the size the model sees."""
-        if self.resize == "square":
+        if self.resize != "aspect":
             return _channels_first(self.smaller(image))
         resample = PILImageResampling(self.image_processor.resample)
         patch, longest = self.image_processor.size_divisor, int(self.edge * _LONGER)

@@ -152,7 +152,8 @@ def _write(
     usual = min(PAPER_TEXT_LENGTH, int(model.config.max_position_embeddings))
     asked = config.text_length or (trained.get("text_length") or usual,)
     lengths = sorted({text_length_of(model, each) for each in asked})
-    if trained.get("resize", "square") != "square":
+    resize = trained.get("resize", "square")
+    if resize == "aspect":
         logger.warning("%s was trained on images of any shape; the exported model reads squares", name)
     record: dict[str, Any] = {
         "version": VERSION,
@@ -168,7 +169,7 @@ def _write(
         "labels": list(labels_of(model)),
         "task": trained.get("task"),
         "root": trained.get("data", {}).get("root"),
-        "pixels": None if processor is None else _about_pixels(processor.image_processor),
+        "pixels": None if processor is None else _about_pixels(processor.image_processor, resize == "pad"),
         "padding": None if processor is None else _padding(processor.tokenizer),
         "programs": [],
     }
@@ -277,9 +278,10 @@ def differences(model: Any, family: Backbone, exported: ExportedModel) -> list[d
     return rows
 
 
-def _about_pixels(image_processor: Any) -> dict[str, Any]:
+def _about_pixels(image_processor: Any, pad: bool) -> dict[str, Any]:
     """How an image becomes numbers."""
     return {
+        "pad": pad,
         "resample": int(Pixels(image_processor).square),
         "scale": image_processor.rescale_factor,
         "mean": list(image_processor.image_mean),

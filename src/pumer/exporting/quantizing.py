@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from pumer.exporting.runners import without_reports
 from pumer.exporting.runtime import ExportedModel
+from pumer.settings.common import Resize
 from pumer.settings.export import ExportConfig
 from pumer.tasks import TASKS, Example, Retrieval, Task
 from pumer.tasks.base import model_inputs, spread
@@ -115,7 +116,8 @@ def calibration_inputs(
         raise InputError(f"{name} has no processor, which reads calibration examples; give one, or batches of inputs")
     task = _task(model, trained, Path(root), split)
     examples = training_examples(task, Path(root), split, config.calibration_examples)
-    inputs = make_inputs(processor, length, "square", trained.get("blank") or "none")
+    resize: Resize = "pad" if trained.get("resize") == "pad" else "square"
+    inputs = make_inputs(processor, length, resize, trained.get("blank") or "none")
     about = {"task": task.name, "root": str(root), "split": split, "examples": len(examples)}
     return [model_inputs([example], inputs) for example in examples], about
 

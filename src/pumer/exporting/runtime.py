@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pumer.data.images import ImageLike, read_image
+from pumer.data.images import ImageLike, padded, read_image
 from pumer.exporting.record import GENERATIVE, arithmetic, read_record
 from pumer.exporting.runners import Run, open_program
 from pumer.utils.errors import InputError
@@ -176,7 +176,8 @@ class ExportedModel:
     ) -> dict[str, np.ndarray]:
         """What to call the model with for B images (of a model that reads pairs: pairs of images) and B texts.
 
-        Images are resized to squares, as `pumer evaluate` does by default; texts are padded to the longest.
+        Images become squares as in the model's training, squeezed or filled up with grey; texts are padded to the
+        longest.
         """
         if len(images) != len(texts):
             remedy = "give one image per text, encoded ones by select()"
@@ -301,7 +302,8 @@ def _masked(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
 
 def _pixels(image: ImageLike, size: int, about: Mapping[str, Any]) -> np.ndarray:
     """An image as ``(3, size, size)``, resized and normalised as the model's processor does."""
-    return normalised(read_image(image).resize((size, size), Image.Resampling(about["resample"])), about)
+    read, resample = read_image(image), Image.Resampling(about["resample"])
+    return normalised(padded(read, size, resample) if about.get("pad") else read.resize((size, size), resample), about)
 
 
 def normalised(image: Image.Image, about: Mapping[str, Any]) -> np.ndarray:

@@ -96,7 +96,7 @@ class ExportedSession(Session):
             task: name in `pumer.tasks.TASKS`; by default the one it was trained for, else "vqav2".
             root: data folder.
             text_length: tokens that texts are cut to, at most those of the program.
-            resize: "square" alone.
+            resize: the program's own alone: "square", or "pad" where it was trained with that.
             blank: as of `Session.open`.
             image_size: the program's own alone.
             rule: as of `Session.open`.
@@ -109,7 +109,8 @@ class ExportedSession(Session):
         program, record = Program(exported), exported.record
         if image_size not in (None, record["image_size"]):
             fixed["image_size"] = image_size
-        if resize not in (None, "square"):
+        own: Resize = "pad" if (record["pixels"] or {}).get("pad") else "square"
+        if resize not in (None, own):
             fixed["resize"] = resize
         if given := [f"{key}={value}" for key, value in fixed.items() if value not in (None, False)]:
             raise InputError(f"{name} is an exported model and cannot change {', '.join(given)}; export it that way")
@@ -127,7 +128,7 @@ class ExportedSession(Session):
             cast(PreTrainedModel, program),
             processor,
             with_rule(kind, exported.labels, rule),
-            make_inputs(processor, text_length or most, "square", blank or "none"),
+            make_inputs(processor, text_length or most, own, blank or "none"),
             forward=program,
             root=None if folder is None else Path(folder),
         )

@@ -51,7 +51,7 @@ PRESETS = ("vilt-b32", "vilt-b32-nlvr2", "meter-b16", "meter-b16-nlvr2", *GENERA
 LARGEST_MAGNITUDE = 30
 """Magnitudes of RandAugment are fractions of this."""
 
-Resize = Literal["square", "aspect"]
+Resize = Literal["square", "pad", "aspect"]
 Blank = Literal["none", "image", "text"]
 Rule = Literal["official", "published"]
 """When VQA accuracy normalises answers, see `pumer.tasks.metrics.vqa_accuracy`."""
@@ -256,7 +256,8 @@ class ReadingJob(ModelJob):
     Attributes:
         task: vqav2, nlvr2, snli_ve, flickr30k or coco.
         text_length: texts are cut to this many tokens; by default to what the model can take.
-        resize: "square" squeezes or stretches every image to a square, "aspect" keeps its shape (of ViLT).
+        resize: "square" squeezes or stretches every image to a square, "pad" fills it up to one with grey, "aspect"
+            keeps its shape (of ViLT).
     """
 
     task: Task | None = None

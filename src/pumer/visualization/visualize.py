@@ -221,7 +221,8 @@ def ask(session: Session, example: Example, saliency: bool = False) -> tuple[str
         saliency: Whether to draw the scores of each layer as well.
     """
     session.check(example)
-    model, task, tokenizer = session.model, session.task, session.inputs.tokenizer
+    model, task = session.model, session.task
+    tokenizer, framed = session.inputs.tokenizer, session.inputs.pixels.framed
     batch = {name: tensor.to(model.device) for name, tensor in model_inputs([example], session.inputs).items()}
     with tracing.trace(model) as recorded, scored(model) if saliency else nullcontext() as scores:
         logits = numbers(model(**batch).logits)
@@ -231,8 +232,8 @@ def ask(session: Session, example: Example, saliency: bool = False) -> tuple[str
     words += tokenizer.tokenize(example.text)[len(words) - 2 :]  # cut off, without [CLS] and [SEP]
     last = len(example.images) - 1
     drawings = [
-        draw(recorded, image, words, answer if forward == last else None, forward=forward, saliency=scores)
-        for forward, image in enumerate(example.images)
+        draw(recorded, framed(image), words, answer if forward == last else None, forward=forward, saliency=scores)
+        for forward, image in enumerate(map(read_image, example.images))
     ]
     return answer, drawing.together(drawings)
 
