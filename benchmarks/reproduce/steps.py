@@ -263,7 +263,7 @@ def _benchmark(cell: Cell, setup: Setup) -> Stage:
 def _longest_text(cell: Cell, setup: Setup) -> int:
     """Words of the longest text of a test, as the model sees it; special tokens counted."""
     weights = setup.weights(cell)
-    most = text_length_of(load(weights), trained_with(weights).get("text_length"))
+    most = text_length_of(load(weights).config, trained_with(weights).get("text_length"))
     texts = [example.text for example in TASKS[cell.task].read(setup.data_of(cell.task), _split(cell.task))]
     return min(most, max(map(len, load_processor(weights).tokenizer(texts).input_ids)))
 

@@ -205,6 +205,15 @@ def test_the_gradual_preset_merges_image_tokens_alone_for_no_more_macs(task):
     assert 0.95 * macs["paper"] < macs["gradual"] < 1.01 * macs["paper"]
 
 
+def test_the_vision_preset_merges_in_the_layers_that_are_asked_for():
+    usual = PuMerConfig.preset("meter", "vqav2", vision=True)
+    assert [layer for stack, layer in usual.places() if stack == "vision"] == [2, 5, 8]
+    config = PuMerConfig.preset("meter", "vqav2", vision=(1, 2, 3))
+    assert config.schedule[3:] == usual.schedule[3:]
+    assert [(step.layer, step.merge_ratio) for step in config.schedule[:3]] == [(1, 0.2), (2, 0.2), (3, 0.2)]
+    assert pumer.reduction(pumer.patch(pumer.load("small:meter"), config)) == config
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [

@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 import pumer
@@ -325,6 +326,27 @@ def test_check_says_what_is_wrong(broken_vqa, tmp_path):
     run(PrepareConfig(task="vqav2", root=broken_vqa, out=tmp_path / "out"), progress=False)
     assert len(check(CheckConfig(task="vqav2", root=tmp_path / "out"), progress=False)["problems"]) == 6
     assert images_per_second([broken_vqa / "val2014" / "COCO_val2014_000000000000.jpg"], 16) > 0
+
+
+def test_check_counts_texts_that_will_be_cut_and_words_that_are_split(tiny_vqa, tiny_vilt):
+    path = tiny_vqa / "v2_OpenEnded_mscoco_val2014_questions.json"
+    content = json.loads(path.read_text())
+    content["questions"][0]["question"] = "what colour is this elephant?"
+    path.write_text(json.dumps(content))
+    settings = {"task": "vqav2", "root": tiny_vqa, "model": str(tiny_vilt)}
+    assert "texts" not in check(CheckConfig(task="vqav2", root=tiny_vqa), progress=False)
+    own = check(CheckConfig(**settings), progress=False)["texts"]["val"]
+    assert own == {"text_length": 12, "texts": 12, "longest": 8, "cut": 0, "words": 6 * 4 + 1 + 6 * 3, "split": 1}
+    console = Console(file=io.StringIO(), width=200)
+    assert check(CheckConfig(**settings, text_length=7), console, progress=False)["texts"]["val"]["cut"] == 1
+    assert "1 of 12 texts" in console.file.getvalue()
+
+
+def test_check_asks_for_a_model_to_count_tokens_and_for_one_of_the_task(tiny_vqa):
+    with pytest.raises(InputError, match=r"text_length=7.*model"):
+        CheckConfig(task="vqav2", root=tiny_vqa, text_length=7)
+    with pytest.raises(InputError, match="llava"):
+        check(CheckConfig(task="vqav2", root=tiny_vqa, model="small:llava"), progress=False)
 
 
 def test_through_the_command_line(broken_vqa, tmp_path):

@@ -12,7 +12,7 @@ from tiny import TINY
 from transformers import Trainer
 
 import pumer
-from pumer.checkpoint import saved_files
+from pumer.checkpoint import load_processor, saved_files
 from pumer.evaluation import evaluate
 from pumer.reducers import DynamicViTConfig
 from pumer.settings.common import AugmentConfig
@@ -323,6 +323,19 @@ def test_teacher_with_other_answers_is_refused(config, tmp_path):
     pumer.save(VQAv2.model(config.model, ["red", "blue"]), tmp_path / "teacher")
     with pytest.raises(InputError, match=r"knows other answers \(2\)"):
         train(config, teacher=str(tmp_path / "teacher"))
+
+
+def test_words_of_the_data_become_tokens(unevaluated, tmp_path):
+    path = unevaluated.data.root / "v2_OpenEnded_mscoco_train2014_questions.json"
+    path.write_text(path.read_text().replace("what colour", "what hue"))
+    config = change(unevaluated, data=change(unevaluated.data, add_words=True), max_steps=2)
+    train(config, teacher="self")
+    tokenizer = load_processor(config.output).tokenizer
+    assert tokenizer.tokenize("what hue") == ["what", "hue"]
+    assert pumer.load(config.output).get_input_embeddings().num_embeddings == len(tokenizer)
+    train(config, teacher=str(config.output), output=tmp_path / "again")  # both have added the same
+    with pytest.raises(InputError, match=r"add_words=False"):
+        train(unevaluated, teacher=str(config.output), output=tmp_path / "other")
 
 
 @pytest.fixture

@@ -199,7 +199,7 @@ class _Comparison:
         """Speed, memory and MACs beside the same model unreduced, see `pumer.profiling.benchmark.run`."""
         session = Session.open(self.reduced)
         tokens = session.processor.tokenizer([example.text for example in TASK.read(self.data, "val")]).input_ids
-        text_length = min(max(map(len, tokens)), text_length_of(session.model, None))
+        text_length = min(max(map(len, tokens)), text_length_of(session.model.config, None))
         original = variant(session.model, NoReduction())
         batch_of = partial(inputs_for, original, original.config.image_size, text_length)
         best = fastest_batch(original, batch_of, most=self.config.largest_batch)["batch"]

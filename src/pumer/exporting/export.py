@@ -151,7 +151,7 @@ def _write(
     set_image_size(size, model, processor)
     usual = min(PAPER_TEXT_LENGTH, int(model.config.max_position_embeddings))
     asked = config.text_length or (trained.get("text_length") or usual,)
-    lengths = sorted({text_length_of(model, each) for each in asked})
+    lengths = sorted({text_length_of(model.config, each) for each in asked})
     resize = trained.get("resize", "square")
     if resize == "aspect":
         logger.warning("%s was trained on images of any shape; the exported model reads squares", name)

@@ -1,5 +1,6 @@
 """PuMer: text-informed pruning and modality-aware merging (sections 4.1 and 4.2, Algorithm 1), corrected."""
 
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -119,14 +120,17 @@ class PuMerConfig(ReductionConfig):
         object.__setattr__(self, "schedule", steps)
 
     @classmethod
-    def preset(cls, backbone: str, task: str, vision: bool = False, style: str = "paper") -> "PuMerConfig":
+    def preset(
+        cls, backbone: str, task: str, vision: bool | Sequence[int] = False, style: str = "paper"
+    ) -> "PuMerConfig":
         """A schedule for a backbone and a task: the paper's (Table 6 and the released commands), or a gentler one.
 
         Args:
             backbone: "vilt" or "meter".
             task: a name in `pumer.tasks.TASKS`: "vqav2", "nlvr2", "snli_ve", "flickr30k" or "coco".
-            vision: Also merge a fifth of the image tokens in each of layers 2, 5 and 8 of METER's vision encoder, which
-                the paper leaves open (section 8): half the MACs of METER instead of two thirds.
+            vision: Also merge a fifth of the image tokens in each of layers 2, 5 and 8 of METER's vision encoder, or in
+                those given, as in ``vision=(1, 2, 3)`` for ``small:meter``, which has four. The paper leaves it open
+                (section 8): half the MACs of METER instead of two thirds.
             style: "paper", or "gradual" (not from the paper): as many MACs, by merging a few image tokens in every
                 layer but the last and nothing else. Not fine-tuned, it loses less (docs/results.md). Of ViLT alone:
                 METER can reduce in every second layer.
@@ -142,7 +146,7 @@ class PuMerConfig(ReductionConfig):
             raise InputError(f"no preset for {backbone}/{task}; there are {known}")
         if style == "gradual":
             if backbone not in GRADUAL or vision:
-                given = f"{backbone}{' with vision=True' * vision}"
+                given = f"{backbone} with vision={vision}" if vision else backbone
                 raise InputError(
                     f"no gradual preset for {given}; there is one for {', '.join(GRADUAL)}: give style=paper"
                 )
@@ -155,6 +159,8 @@ class PuMerConfig(ReductionConfig):
         if backbone not in VISION_PRESETS:
             raise InputError(f"no vision preset for {backbone}; there is one for {', '.join(VISION_PRESETS)}")
         layers, merge_ratio = VISION_PRESETS[backbone]
+        if not isinstance(vision, bool):
+            layers = tuple(vision)
         seeing = (Step(stack="vision", layer=layer, merge_ratio=merge_ratio) for layer in layers)
         return cls(schedule=(*seeing, *paper.schedule))
 

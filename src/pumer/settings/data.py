@@ -8,6 +8,7 @@ from pydantic import Field
 from pumer.settings import common
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
+from pumer.utils.limits import check_checkpoint
 from pumer.utils.places import PREPARED, check_new_folder
 
 Sentences = Annotated[int, Field(ge=0, le=10**7)]
@@ -41,6 +42,9 @@ class CheckConfig(DataJob):
 
     Attributes:
         root: data folder: a download or a prepared folder.
+        model: whose tokenizer reads the texts, to count those that it will cut and the words that it splits; null for
+            none.
+        text_length: texts are cut to this many tokens; null for what the model was trained with, or can take.
         limit: decode only so many images of each split, spread evenly; null decodes all.
         output: CSV file for the list of unusable images.
         speed: measure how many images one core reads per second.
@@ -49,12 +53,25 @@ class CheckConfig(DataJob):
         force: replace an `output` that is there already.
     """
 
+    model: common.Model | None = None
+    text_length: common.TextLength | None = None
     limit: common.Count | None = None
     output: common.NewFile | None = None
     speed: bool = False
     edge: common.ImageSize = 384
     speed_images: common.Count = 500
     force: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.text_length is not None and self.model is None:
+            raise InputError(f"text_length={self.text_length} counts a model's tokens; give model=... as well")
+
+    def check_places(self) -> None:
+        """Refuse files and folders that are missing or not writable."""
+        super().check_places()
+        if self.model is not None:
+            check_checkpoint(self.model)
 
 
 @config

@@ -84,6 +84,8 @@ class TrainingData:
         limit: train on so many examples, spread evenly over the split.
         eval_limit: evaluate on so many examples, spread evenly over the split.
         min_answer_count: answers that occur less often in train and val together are left out of the vocabulary.
+        add_words: give words that the tokenizer splits, and that occur five times or more in the training texts, tokens
+            of their own. For the small models that ship, which know the words of the built-in world alone.
     """
 
     root: common.Folder
@@ -92,6 +94,7 @@ class TrainingData:
     limit: common.Count | None = None
     eval_limit: common.Count | None = None
     min_answer_count: common.Count = 9
+    add_words: bool = False
 
 
 @config

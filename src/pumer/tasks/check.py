@@ -11,12 +11,16 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 from transformers import ViltImageProcessorPil
 
+from pumer.checkpoint import load_processor, trained_with
 from pumer.data.images import read_image
 from pumer.data.storage import missing_images, storage_of
 from pumer.settings.data import CheckConfig
-from pumer.tasks import Pixels, task_class
+from pumer.tasks import Pixels, Task, task_class
 from pumer.tasks.base import spread
+from pumer.tasks.heads import classes_of
+from pumer.tasks.loading import text_length_of
 from pumer.tasks.prepare import annotated, write_list
+from pumer.tasks.words import split_words, word_count
 from pumer.utils.errors import InputError
 from pumer.utils.locks import exclusive
 from pumer.utils.progress import progress_bar
@@ -35,13 +39,17 @@ def run(config: CheckConfig, console: Console | None = None, progress: bool = Tr
         progress: show a progress bar on stderr.
 
     Returns:
-        `splits`: of each the number of `examples`, `images`, images `missing`, `decoded` and `broken`; `problems`, the
-        reason by image; and with `speed` `images_per_second`.
+        `splits`: of each the number of `examples`, `images`, images `missing`, `decoded` and `broken`; with a model
+        `texts`, see `about_texts`, by split; `problems`, the reason by image; and with `speed` `images_per_second`.
     """
     splits: dict[str, dict[str, int]] = {}
     problems: dict[Path, str] = {}
     sound: list[Path] = []
-    for split, found in annotated(task_class(config.task), config.root, config.splits).items():
+    texts: dict[str, dict[str, int]] = {}
+    task = task_class(config.task)
+    for split, found in annotated(task, config.root, config.splits).items():
+        if config.model is not None:
+            texts[split] = about_texts([each.text for each in found], config.model, task, config.text_length)
         paths = list(dict.fromkeys(path for example in found for path in example.files))
         missing = missing_images(paths)
         there = spread([path for path in paths if path not in missing], config.limit)
@@ -51,6 +59,8 @@ def run(config: CheckConfig, console: Console | None = None, progress: bool = Tr
         splits[split] = {"examples": len(found), "images": len(paths), "missing": len(missing)}
         splits[split] |= {"decoded": len(there), "broken": len(broken)}
     result: dict[str, Any] = {"splits": splits, "problems": {str(path): why for path, why in problems.items()}}
+    if texts:
+        result["texts"] = texts
     if config.output is not None:
         write_list(config.output, result["problems"])
     if config.speed and sound:
@@ -58,6 +68,27 @@ def run(config: CheckConfig, console: Console | None = None, progress: bool = Tr
     if console is not None:
         _show(config, result, console)
     return result
+
+
+def about_texts(texts: Sequence[str], model: str, task: type[Task], text_length: int | None) -> dict[str, int]:
+    """What the tokenizer of a model for a task makes of texts.
+
+    Returns:
+        `text_length` in force; number of `texts`, tokens of the `longest`, number of `cut` ones; number of `words` and
+        of those `split` into pieces.
+    """
+    _, _, config = classes_of(model, task.models())
+    tokenizer = load_processor(model).tokenizer
+    length = text_length_of(config, text_length or trained_with(model).get("text_length"))
+    lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
+    return {
+        "text_length": length,
+        "texts": len(texts),
+        "longest": max(lengths, default=0),
+        "cut": sum(each > length for each in lengths),
+        "words": word_count(texts),
+        "split": split_words(tokenizer, texts).total(),
+    }
 
 
 def images_per_second(paths: Sequence[Path], edge: int) -> float:
@@ -108,6 +139,13 @@ def _show(config: CheckConfig, result: dict[str, Any], console: Console) -> None
     if "images_per_second" in result:
         speed, edge = result["images_per_second"], config.edge
         lines.insert(0, f"{speed:.0f} images/s per core: read, decoded, resized to {edge} x {edge}, normalised")
+    for split, about in result.get("texts", {}).items():
+        cut, share = f"{about['cut']} of {about['texts']}", about["split"] / max(1, about["words"])
+        lines.append(
+            f"{split}: {cut} texts have more than {about['text_length']} tokens and will be cut; the longest has "
+            f"{about['longest']}"
+        )
+        lines.append(f"{split}: {share:.0%} of the words are split into pieces")
     if len(result["problems"]) > _SHOWN:
         lines.append(f"... and {len(result['problems']) - _SHOWN} more; output=FILE.csv lists all")
     for line in lines:

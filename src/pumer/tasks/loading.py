@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
 
 from pumer.data.augmentation import rand_augment
 from pumer.data.pixels import Pixels
@@ -17,9 +16,9 @@ from pumer.tasks.base import Example, Inputs, Task
 from pumer.utils.errors import InputError
 
 
-def text_length_of(model: PreTrainedModel, text_length: int | None) -> int:
-    """The text length to use: as given, or as many tokens as the model has positions; refuses what it cannot take."""
-    positions: int = model.config.max_position_embeddings
+def text_length_of(config: Any, text_length: int | None) -> int:
+    """The text length to use: as given, or as many tokens as a model has positions; refuses what it cannot take."""
+    positions: int = config.max_position_embeddings
     if text_length is None:
         return positions
     if not 2 <= text_length <= positions:

@@ -182,7 +182,7 @@ class Session(TaskModel):
         set_image_size(image_size, model, processor)
         if reduction is not None or reduction_in(model) is None:
             patch(model, reduction_from(reduction or "none"))
-        length = text_length_of(model, text_length)
+        length = text_length_of(model.config, text_length)
         inputs = make_inputs(processor, length, resize, blank, fixed_length)
         return cls(name, model, processor, task, inputs, forward=model)
 

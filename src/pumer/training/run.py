@@ -18,6 +18,7 @@ from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
 from pumer.tasks import Example, Task, task_class
 from pumer.tasks.fingerprint import data_fingerprint
 from pumer.tasks.loading import Collator, Examples
+from pumer.tasks.words import add_words, embed_words
 from pumer.training import hub
 from pumer.training.arguments import training_arguments
 from pumer.training.callbacks import ShowProgress
@@ -146,7 +147,10 @@ def _trainer(config: TrainConfig, data: _Data, bar: Progress) -> DistillingTrain
     set_seed(config.seed)
     session = session_around(data.task.model(config.model, data.task.labels), config, data.task)
     restore_learned(session.model, config.model)
-    teacher: Teacher | CachedTeacher | None = load_teacher(config, data.task, session.model)
+    texts = [example.text for example in data.train] if config.data.add_words else []
+    words = add_words(session.inputs.tokenizer, texts)
+    embed_words(session.model, session.inputs.tokenizer, words)
+    teacher: Teacher | CachedTeacher | None = load_teacher(config, session, words)
     arguments = training_arguments(config)
     examples = Examples(data.train, data.task, config.seed)
     held_out = None if data.held_out is None else Examples(data.held_out, data.task, training=False)

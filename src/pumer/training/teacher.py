@@ -13,17 +13,18 @@ from accelerate import PartialState
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from pumer.backbones.image_size import set_image_size
-from pumer.checkpoint import load
+from pumer.checkpoint import has_processor, load, load_processor
 from pumer.patching import patch
 from pumer.reducers import NoReduction
 from pumer.settings.train import TrainConfig
 from pumer.tasks import Task
 from pumer.tasks.fingerprint import weights_fingerprint
 from pumer.tasks.loading import Collator, Examples
-from pumer.tasks.session import bind
+from pumer.tasks.session import Session, bind
+from pumer.tasks.words import Words, embed_words
 from pumer.tokens import Tokens
 from pumer.training.distillation import final_tokens
 from pumer.training.stopping import write_errors_stop
@@ -81,19 +82,33 @@ class CachedTeacher:
         return TeacherOutput(torch.from_numpy(self.table[index.cpu().numpy()]).to(index.device))
 
 
-def load_teacher(config: TrainConfig, task: Task, model: PreTrainedModel) -> Teacher | None:
-    """The teacher of a training: on the fast path, without reduction, and with the same answers; None without one."""
+def load_teacher(config: TrainConfig, student: Session, words: Words) -> Teacher | None:
+    """The teacher of a training: on the fast path, unreduced, with the student's answers and words; None without one.
+
+    Args:
+        config: Of the training.
+        student: What is trained.
+        words: Those that its tokenizer was given for this training, see `pumer.tasks.words.add_words`.
+    """
     if config.teacher is None:
         return None
+    model, task, tokenizer = student.model, student.task, student.inputs.tokenizer
     if config.teacher == SELF:
         set_seed(config.seed)
         teacher = task.model(config.model, task.labels)
+        embed_words(teacher, tokenizer, words)
     else:
         teacher = load(config.teacher)
         known = bind(config.teacher, teacher, type(task)).labels
         if known != task.labels:
             other = f"other answers ({len(known)}) than the data in {config.data.root} ({len(task.labels)})"
             raise InputError(f"teacher {config.teacher} knows {other}; train it on the same data")
+        words_known = load_processor(config.teacher).tokenizer.get_vocab() if has_processor(config.teacher) else None
+        if words_known not in (None, tokenizer.get_vocab()):
+            raise InputError(
+                f"teacher {config.teacher} knows other words than {config.model} with data.add_words="
+                f"{config.data.add_words}; train it with the same, from the same model"
+            )
     set_image_size(config.image_size or model.config.image_size, teacher)  # it gets the images of the student
     hidden, widths = config.distillation.hidden_weight > 0, (teacher.config.hidden_size, model.config.hidden_size)
     if hidden and widths[0] != widths[1]:
