@@ -60,6 +60,7 @@ def test_all_models_stand_in_the_table(outcome):
         "original",
         "reduced, not fine-tuned",
         "reduced, distilled",
+        "reduced, exported",
         "text only",
         "image only",
         "best constant per template",

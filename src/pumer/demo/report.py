@@ -2,7 +2,7 @@
 
 A results dict is plain data, as read back from `results.json`:
 
-- `title`, `summary` (text), `questions` (count of test examples),
+- `title`, `summary` (text), `story` (pairs of a heading and a sentence), `questions` (count of test examples),
 - `rows`: one per model, the unreduced original first. A row has a `name` and, where measured, `note`,
   `accuracy` and `difference` (to the original; both `{"mean", "low", "high"}` as fractions), `agreement` (a
   fraction), `splits` (accuracy on other test splits by name), `by_type` (`{question type: {"mean",
@@ -45,6 +45,7 @@ def write(results: Results, path: Path) -> None:
         "report.html",
         title=results["title"],
         summary=results["summary"],
+        story=results.get("story", ()),
         columns=list(columns),
         lines=list(zip(*columns.values(), strict=True)),
         note=_note(results),

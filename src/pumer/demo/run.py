@@ -1,4 +1,4 @@
-"""The whole comparison from one command, on the built-in world: fine-tune, reduce, distil, evaluate, time, report."""
+"""The whole comparison from one command, on the built-in world: fine-tune, reduce, distil, export, time, report."""
 
 import hashlib
 import shutil
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ from pumer.demo import report
 from pumer.demo.stages import Stage, run_stages
 from pumer.evaluation.evaluate import run as evaluate
 from pumer.evaluation.summary import OtherRun, constant_per_template, summarise
+from pumer.exporting.export import run as export
+from pumer.exporting.runtime import ExportedModel
+from pumer.exporting.session import Program
 from pumer.profiling.benchmark import run as benchmark
 from pumer.profiling.inputs import inputs_for
 from pumer.profiling.named_models import variant
-from pumer.profiling.timing import fastest_batch
+from pumer.profiling.timing import compare, fastest_batch
 from pumer.reducers import NoReduction
 from pumer.settings.benchmark import BenchmarkConfig
 from pumer.settings.demo import DemoConfig
 from pumer.settings.evaluate import EvaluateConfig, EvaluationData
+from pumer.settings.export import ExportConfig
 from pumer.settings.train import TrainConfig, TrainingData
 from pumer.tasks import TASKS, Example
 from pumer.tasks.loading import text_length_of
@@ -36,7 +41,10 @@ from pumer.visualization.visualize import ask
 from pumer.world import write_vqav2
 
 TASK = TASKS["vqav2"]
-ORIGINAL, REDUCED = "original", "reduced, distilled"
+ORIGINAL, UNTUNED, REDUCED = "original", "reduced, not fine-tuned", "reduced, distilled"
+EXPORTED, TEXT_ONLY, CONSTANT = "reduced, exported", "text only", "best constant per template"
+RUNTIME = "openvino"
+"""What runs the exported model; without it the demo has none."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class _Comparison:
     def __init__(self, config: DemoConfig) -> None:
         self.config, self.start = config, Path(config.model)
         self.data, self.reduced = config.output / "data", config.output / "models" / "reduced"
+        self.exported = config.output / "models" / "exported" if find_spec(RUNTIME) else None
         self.models = self._models()
 
     def _models(self) -> list[_Model]:
@@ -93,13 +102,16 @@ class _Comparison:
         blind = {"optimizer": config.blind_optimizer}
         taught = f"from the same start, with the original as teacher; {config.world.train:,} questions"
         grey, empty = "fine-tuned and tested with a grey image", "fine-tuned and tested with empty questions"
-        return [
+        models = [
             _Model("original", ORIGINAL, f"fine-tuned on {config.questions:,} questions", original, {}, unseen=True),
-            _Model("untuned", "reduced, not fine-tuned", "the original's weights", original, None, reduction, True),
+            _Model("untuned", UNTUNED, "the original's weights", original, None, reduction, True),
             _Model("reduced", REDUCED, taught, self.reduced, distilled, unseen=True),
-            _Model("text-only", "text only", grey, folder / "text-only", blind | {"blank": "image"}),
+            _Model("text-only", TEXT_ONLY, grey, folder / "text-only", blind | {"blank": "image"}),
             _Model("image-only", "image only", empty, folder / "image-only", blind | {"blank": "text"}),
         ]
+        if self.exported is not None:
+            models.insert(3, _Model("exported", EXPORTED, f"the same, run by {RUNTIME}", self.exported))
+        return models
 
     def stages(self) -> list[Stage]:
         """All steps; each names the ones whose results it needs."""
@@ -108,9 +120,13 @@ class _Comparison:
         world = partial(write_vqav2, self.data, **to_dict(config.world))
         stages = [Stage("world", "write images and questions", to_dict(config.world), lambda: str(world()))]
         stages += [self._training(model, digest) for model in self.models if model.training is not None]
-        trained = {stage.name for stage in stages}
+        if self.exported is not None:
+            stages.append(
+                Stage("export", f"export: {REDUCED}", RUNTIME, self._export, ["train-reduced"], self.exported)
+            )
+        made = {stage.name: stage.folder for stage in stages}
         for model in self.models:
-            needed = {"world", f"train-{model.weights.name}"} & trained
+            needed = {"world", *(name for name, folder in made.items() if folder == model.weights)}
             needed |= {"test-original"} if model.key != "original" else set()
             work, settings = partial(self._test, model), [digest, model.reduction]
             stages.append(Stage(f"test-{model.key}", f"test: {model.name}", settings, work, sorted(needed)))
@@ -118,7 +134,13 @@ class _Comparison:
         return [
             *stages,
             Stage("constants", "best constant answer per template", None, self._constants, ["test-original"]),
-            Stage("timing", "time original and reduced", timing, self._time, ["train-reduced"]),
+            Stage(
+                "timing",
+                "time original and reduced",
+                timing,
+                self._time,
+                ["export" if self.exported else "train-reduced"],
+            ),
             Stage("examples", "draw one question of each type", None, self._draw, ["test-reduced"]),
         ]
 
@@ -140,6 +162,12 @@ class _Comparison:
 
         after, settings = ["world", "train-original"] if recipe.teacher else ["world"], [digest, to_dict(recipe)]
         return Stage(f"train-{model.key}", f"fine-tune: {model.name}", settings, work, after, model.weights)
+
+    def _export(self) -> dict[str, Any]:
+        """The reduced model as a program; how far its logits are from the model's."""
+        assert self.exported is not None
+        record = export(ExportConfig(model=str(self.reduced), out=self.exported, force=self.exported.exists()))
+        return {"differences": record["differences"]}
 
     def _answers(self, key: str = "original") -> Path:
         return self.config.output / "answers" / f"{key}.json"
@@ -196,7 +224,10 @@ class _Comparison:
         return drawn
 
     def _time(self) -> dict[str, Any]:
-        """Speed, memory and MACs beside the same model unreduced, see `pumer.profiling.benchmark.run`."""
+        """Speed, memory and MACs beside the same model unreduced, see `pumer.profiling.benchmark.run`.
+
+        With `exported`, the points of `pumer.profiling.timing.compare` for the program beside it.
+        """
         session = Session.open(self.reduced)
         tokens = session.processor.tokenizer([example.text for example in TASK.read(self.data, "val")]).input_ids
         text_length = min(max(map(len, tokens)), text_length_of(session.model.config, None))
@@ -211,19 +242,30 @@ class _Comparison:
             memory_batch=best,
             text_length=text_length,
         )
-        return benchmark(settings, Console(quiet=True))
+        result = benchmark(settings, Console(quiet=True))
+        if self.exported is not None:
+            models = {ORIGINAL: original.eval(), EXPORTED: Program(ExportedModel(self.exported))}
+            result["exported"] = compare(models, batch_of, settings.batch_sizes, self.config.pairs)["points"]
+        return result
 
     def results(self, done: Mapping[str, Any]) -> dict[str, Any]:
         """The steps' results in the report's terms."""
         plans = done["timing"]["plan"].values()
         cost = dict(zip(("original", "reduced"), done["timing"]["rows"], strict=True))
+        if "exported" in done["timing"]:
+            timed = {point["batch"]: point["models"][EXPORTED] for point in done["timing"]["exported"]}
+            kept = ("images_per_second", "speedup")
+            cost["exported"] = {
+                "speed": [{"batch": at} | {name: each[name] for name in kept} for at, each in timed.items()]
+            }
         rows = [
             cost.get(model.key, {}) | _row(model.name, model.note, done[f"test-{model.key}"]) for model in self.models
         ]
-        rows.append(_row("best constant per template", "sees the question's template alone", done["constants"]))
+        rows.append(_row(CONSTANT, "sees the question's template alone", done["constants"]))
         return {
             "title": "A small ViLT, original and reduced",
             "summary": _summary(rows),
+            "story": _story(rows),
             "questions": done["test-original"]["questions"],
             "rows": rows,
             "tokens": {name: plan["tokens"] for name, plan in zip((ORIGINAL, REDUCED), plans, strict=True)},
@@ -252,10 +294,46 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """The outcome in two sentences, whether the reduced model is faster or not."""
     named = {row["name"]: row for row in rows}
     original, reduced = named[ORIGINAL], named[REDUCED]
-    accuracy, before = 100 * reduced["accuracy"]["mean"], 100 * original["accuracy"]["mean"]
-    faster = [f"{at['speedup']['median']:.2f}x as fast at batch {at['batch']}" for at in reduced["speed"]]
     return (
-        f"The original answers {before:.1f} % of the questions right, the reduced model {accuracy:.1f} %, with "
-        f"{original['macs'] / reduced['macs']:.2f} times fewer multiply-accumulates. "
-        f"Measured on this machine, it is {' and '.join(faster)}."
+        f"The original answers {_percent(original)} of the questions right, the reduced model {_percent(reduced)}, "
+        f"with {original['macs'] / reduced['macs']:.2f} times fewer multiply-accumulates. "
+        f"Measured on this machine, it is {_speed(reduced)}."
     )
+
+
+def _story(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What the comparison shows step by step: headings with a sentence or two."""
+    named = {row["name"]: row for row in rows}
+    original, untuned, reduced = named[ORIGINAL], named[UNTUNED], named[REDUCED]
+    story = [
+        (
+            "Why an original",
+            "A loss is only worth measuring on a model that looks at the image: the original answers "
+            f"{_percent(original)} right, the same model without images {_percent(named[TEXT_ONLY])}, the best "
+            f"answer to each kind of question {_percent(named[CONSTANT])}.",
+        ),
+        (
+            "Reduced",
+            f"With fewer tokens and nothing else changed, it answers {_percent(untuned)} right. "
+            f"Fine-tuned with the original as teacher, {_percent(reduced)}.",
+        ),
+        (
+            "What it buys",
+            f"{original['macs'] / reduced['macs']:.2f} times fewer multiply-accumulates; measured on this machine "
+            f"{_speed(reduced)}.",
+        ),
+    ]
+    if (exported := named.get(EXPORTED)) is not None:
+        story.append(
+            ("Exported", f"As a program of {RUNTIME} it answers {_percent(exported)} right; {_speed(exported)}.")
+        )
+    return story
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['accuracy']['mean']:.1f} %"
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    """Speed beside the original's at each batch size."""
+    return " and ".join(f"{at['speedup']['median']:.2f}x as fast at batch {at['batch']}" for at in row["speed"])

@@ -33,7 +33,7 @@ class DemoConfig(ModelJob):
 
     output: NewFolder = Path("out/demo")
     model: Model = "small:vilt"
-    world: QuestionsConfig = QuestionsConfig(train=2400, val=2000, heldout=600)
+    world: QuestionsConfig = QuestionsConfig(train=2400, val=1500, heldout=600)
     reduction: Annotated[dict[str, Any], AfterValidator(known_reduction)] = field(
         default_factory=lambda: {
             "method": "pumer",
@@ -45,8 +45,8 @@ class DemoConfig(ModelJob):
     )
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, head_factor=1.0)
     blind_optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4, head_factor=1.0)
-    questions: Count = 1200
+    questions: Count = 900
     batch_size: BatchSize = 32
-    pairs: Pairs = 20
+    pairs: Pairs = 12
     largest_batch: BatchSize = 64
     seed: Seed = 0
