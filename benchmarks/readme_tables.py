@@ -180,10 +180,10 @@ def methods() -> str:
     lines = []
     for rows in series.values():
         row = min(rows, key=lambda row: abs(row["cost"]["macs_fewer"] - 2))
-        beside = [_beside(row.get(f"at_equal_{what}")) for what in ("throughput", "macs")]
+        beside = _beside(row.get("at_equal_throughput"))
         differences = [points(row[which]["difference"], "+") for which in ("tuned", "untuned")]
-        lines.append([row["model"].replace(": ", ", ", 1), *differences, _macs(row), _throughput(row), *beside])
-    return table([*columns, "against PuMer at equal throughput", "at equal MACs"], lines)
+        lines.append([row["model"].replace(": ", ", ", 1), *differences, _macs(row), _throughput(row), beside])
+    return table([*columns, "against PuMer at equal throughput"], lines)
 
 
 def parts(name: str) -> str:

@@ -56,7 +56,7 @@ for the small ViLT and 18 words. PuMer has two more: the paper's for SNLI-VE (2.
 place of three large ones (2.5 times). Pooling has no third: it averages at most every other token. DynamicViT's ratio
 loss weighs ten times what its paper has, or a hundred steps end in training with far more tokens than inference keeps.
 """
-RESOLUTION = "smaller pictures"
+RESOLUTION = "smaller images"
 SIZES = (320, 288, 256)
 """Pixels where the model's own are 384: 1.5, 1.8 and 2.3 times fewer multiply-accumulates."""
 VISION_LAYERS = {"world": (1, 2, 3), "full": VISION_PRESETS["meter"][0]}
