@@ -132,17 +132,18 @@ def job(words):
 
 def follow(page, whole, monkeypatch):
     """Run the blocks of a page, the slow ones only if all are to run."""
-    names, printed = {}, ""
+    names, printed = {}, None
     for reason, kind, block in PAGES[page]:
         if kind == "python" and not reason and (whole or page not in PROGRAMS):
             with torch.no_grad():
                 printed = python(page, block, names)
         elif kind == "sh" and not reason:
-            printed = "".join(shell(page, job(words), whole, monkeypatch) for words in commands(block))
-        elif kind == "text" and printed:
+            parts = [shell(page, job(words), whole, monkeypatch) for words in commands(block)]
+            printed = None if None in parts else "".join(parts)
+        elif kind == "text" and printed is not None:
             shown = [line.rstrip() for line in block.split("...\n")[0].splitlines()]
             assert [line.rstrip() for line in printed.splitlines()][: len(shown)] == shown
-            printed = ""
+            printed = None
 
 
 def python(page, block, names):
@@ -153,7 +154,7 @@ def python(page, block, names):
 
 
 def shell(page, arguments, whole, monkeypatch):
-    """What a command prints on stdout; nothing where it is only checked."""
+    """What a command prints on stdout; None where it is only checked."""
     line, kind = " ".join(arguments), arguments[0]
     runs = kind not in ELSEWHERE and (whole or (kind in QUICK and page not in PROGRAMS))
     runs = runs and not (kind in ("predict", "score") and any(each in line for each in CLUSTERED))
@@ -173,7 +174,7 @@ def shell(page, arguments, whole, monkeypatch):
         (Path(arguments[2]) / ("export.json" if kind == "export" else "reduction.json")).write_text(
             "{}" if kind == "export" else '{"method": "none"}'
         )
-    return ""
+    return None
 
 
 def accept(*arguments, **options):
@@ -206,7 +207,7 @@ def test_examples_of_a_command_run_and_print_nothing_but_json(name, whole, follo
     for example in examples:
         (words,) = commands(example)
         printed = shell("a command", [*job(words), "--json"], whole, monkeypatch)
-        assert not printed or json.loads(printed)
+        assert printed is None or json.loads(printed)
 
 
 def test_every_block_has_its_language():
