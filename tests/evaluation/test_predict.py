@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,6 +218,26 @@ def test_no_value_means_the_default_in_secret(tiny_vilt, setting):
     ((name, value),) = setting.items()
     with pytest.raises(InputError, match=rf"{name} .*{value}"):
         Predictor(tiny_vilt, **setting)
+
+
+def test_another_reduction_takes_the_place_of_the_saved_one(tiny_vilt):
+    half = {"method": "random", "layers": [2], "prune_ratio": 0.5}
+    assert Predictor(tiny_vilt, reduction=half).session.reduction["prune_ratio"] == 0.5
+    assert Predictor(tiny_vilt, reduction="none").session.reduction["method"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"questions": Path("q.csv"), "out": Path("a.json")}, r"a\.json.*csv"),
+        ({"out": Path("a.csv")}, r"a\.csv.*json"),
+        ({"images": Path("photos")}, r"photos.*question"),
+        ({"questions": Path("q.csv"), "on_error": "record"}, "on_error=record"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings, named):
+    with pytest.raises(InputError, match=named):
+        PredictConfig(model="model", **settings)
 
 
 @pytest.mark.parametrize("label", [None, 3])

@@ -49,6 +49,8 @@ def test_what_is_held_at_once_changes_nothing(monkeypatch):
 def test_interval_of_equal_values_is_a_point():
     interval = bootstrap([0.5] * 7)
     assert (interval["low"], interval["mean"], interval["high"]) == (0.5, 0.5, 0.5)
+    assert statistics.percent(interval) == "50.0"
+    assert statistics.percent(bootstrap([0.0, 1.0])) == "50.0 [0.0, 100.0]"
 
 
 def test_same_values_same_interval():

@@ -15,7 +15,7 @@ from pumer.profiling.generation import DECODE, STAGES, Decoding, time_stages
 from pumer.profiling.generation_memory import PromptJob
 from pumer.profiling.named_models import variant
 from pumer.profiling.peak_memory import bytes_of
-from pumer.profiling.prompts import prompt_for
+from pumer.profiling.prompts import prompt_for, prompt_size
 from pumer.reducers import config_to_dict
 from pumer.reducers.interaction import InteractionConfig
 from pumer.settings.benchmark import BenchmarkConfig
@@ -23,6 +23,15 @@ from pumer.utils.errors import InputError
 
 HALF = RandomPruningConfig(stack="decoder", layers=(1, 3), prune_ratio=0.5)
 FAMILIES = {"llava": 16, "qwen2_vl": 12, "qwen2_5_vl": 12, "qwen3_vl": 12, "glm4v": 12, "smolvlm": 8, "idefics3": 8}
+
+
+def test_a_prompt_has_the_tokens_of_one_image_where_each_has_as_many():
+    llava, qwen = (DECODERS[family].model().config for family in ("llava", "qwen2_5_vl"))
+    assert prompt_size(llava, None, None) == (64, FAMILIES["llava"])
+    assert prompt_size(qwen, None, None) == (64, 576)
+    assert prompt_size(llava, 7, 32) == (7, 32)
+
+
 """Those for which prompts can be made, with image tokens of a prompt."""
 
 

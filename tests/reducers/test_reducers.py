@@ -1,14 +1,16 @@
 """Configs as plain data and back, for every method; what a wrong mapping says."""
 
 import json
+import re
 
 import pytest
 import tiny
+import yaml
 from tiny import WITH_HEADS
 from tiny.decoder_examples import DECODER_EXAMPLES
 
 from pumer import InputError
-from pumer.reducers import METHODS, config_from_dict, config_to_dict
+from pumer.reducers import METHODS, config_from_dict, config_to_dict, example, reduction_from
 from pumer.reducers.base import KEYS, ROWS, STATES
 
 CONFIGS = [example.config for examples in tiny.EXAMPLES.values() for example in examples]
@@ -19,6 +21,16 @@ def test_every_method_has_examples():
     assert set(tiny.EXAMPLES) == set(WITH_HEADS), "add an example config to tests/tiny.py"
     for method, examples in tiny.EXAMPLES.items():
         assert all(type(example.config) is METHODS[method] for example in examples)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_by_its_name_works_or_shows_settings_that_do(method):
+    assert config_from_dict(example(method)).method == method
+    try:
+        assert reduction_from(method).method == method
+    except InputError as error:
+        typed = re.search(r"'reduction=(\{.*?\})'", str(error))
+        assert yaml.safe_load(typed[1]) == example(method)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method)

@@ -342,6 +342,12 @@ def test_check_counts_texts_that_will_be_cut_and_words_that_are_split(tiny_vqa, 
     assert "1 of 12 texts" in console.file.getvalue()
 
 
+def test_the_folder_beside_is_named(tiny_vqa):
+    shutil.move(tiny_vqa, tiny_vqa.parent / "world" / "vqav2")
+    with pytest.raises(InputError, match=r"did you mean .*world/vqav2"):
+        check(CheckConfig(task="vqav2", root=tiny_vqa.parent / "world"), progress=False)
+
+
 def test_check_asks_for_a_model_to_count_tokens_and_for_one_of_the_task(tiny_vqa):
     with pytest.raises(InputError, match=r"text_length=7.*model"):
         CheckConfig(task="vqav2", root=tiny_vqa, text_length=7)

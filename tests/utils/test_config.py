@@ -83,6 +83,7 @@ def test_init_vars_are_keys():
         ({"epochz": 3}, "key 'epochz' is unknown in train config; did you mean 'epochs'?"),
         ({"kind": "x"}, "key 'kind' is unknown in train config"),
         ({"part": {"rot": "x"}}, "key 'part.rot' is unknown in train config; did you mean 'part.root'?"),
+        ({"merge_ratio": 0.2}, "key 'merge_ratio' is unknown in train config; did you mean 'reduction.merge_ratio'?"),
         ({"limit": 3}, "key 'limit' is unknown in train config; did you mean 'part.limit'?"),
         ({"part": {"zzz": "x"}}, "key 'part.zzz' is unknown in train config; allowed: root, limit"),
         ({"parts": [{}]}, "key 'parts[0].root' is missing in train config; give parts[0].root=..."),

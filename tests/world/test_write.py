@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pumer.settings.data import SIZES as SIZES_BY_DEFAULT
+from pumer.settings.data import WORLD
 from pumer.tasks import TASKS
 from pumer.tasks.retrieval import read_images
 from pumer.utils.errors import InputError
@@ -123,7 +124,7 @@ def test_pictures_of_splits_and_data_sets_differ(world: Path) -> None:
 def test_a_seed_decides_every_file(world: Path, tmp_path: Path) -> None:
     """Images are compared as scenes, since their compression depends on libraries; see `test_scenes` for pixels."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in world.rglob("*.json*") if path.is_file()):
+    for path in sorted(path for path in world.rglob("*.json*") if path.name != WORLD):
         digest.update(path.read_bytes())
     assert digest.hexdigest()[:16] == "04d670f5ae1735a0"
     write_world(tmp_path, replace(CONFIG, train=12, tasks=("vqav2", "nlvr2")))
@@ -142,6 +143,19 @@ def test_some_data_sets_only_and_nothing_foreign_is_replaced(tmp_path: Path) -> 
     with pytest.raises(InputError, match="give an empty or new folder"):
         write_world(tmp_path, WorldConfig(train=3, val=3, test=3, tasks=("snli_ve",)))
     assert (tmp_path / "snli_ve" / "letter.txt").read_text() == "dear"
+
+
+def test_what_was_written_is_not_written_again(tmp_path: Path) -> None:
+    config = WorldConfig(train=4, val=4, test=0, tasks=("nlvr2", "snli_ve"), out=tmp_path)
+    write_world(tmp_path, replace(config, tasks=("nlvr2",)))  # ended here
+    before = (tmp_path / "nlvr2" / "train.json").stat().st_mtime_ns
+    config.check_places()
+    assert write_world(tmp_path, config) == [tmp_path / "nlvr2", tmp_path / "snli_ve"]
+    assert (tmp_path / "nlvr2" / "train.json").stat().st_mtime_ns == before
+    write_world(tmp_path, replace(config, force=True))
+    assert (tmp_path / "nlvr2" / "train.json").stat().st_mtime_ns > before
+    with pytest.raises(InputError, match="nlvr2"):
+        replace(config, val=5).check_places()
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -32,7 +32,7 @@ def evaluate(model: Model, settings: Settings = None, force: Force = False) -> N
     cls=with_settings(
         PredictConfig,
         "pumer predict out/vilt/vqav2-pumer split=test --out predictions.json",
-        "pumer predict dandelin/vilt-b32-finetuned-vqa --questions questions.csv --out answers.csv",
+        "pumer predict small:vilt --questions questions.csv 'reduction={method: tome, layers: [2, 5], merge_count: 9}'",
     )
 )
 def predict(
@@ -43,7 +43,7 @@ def predict(
         Path | None, option("CSV file with the columns image and question, or shards: 'shards/*.parquet' or .tar.")
     ] = None,
     question: Annotated[str | None, option("One question, about all images of a folder or of shards.")] = None,
-    images: Annotated[Path | None, option("Folder of the images; the current one by default.")] = None,
+    images: Annotated[Path | None, option("Folder of the images; of --questions the current one by default.")] = None,
     force: Force = False,
 ) -> None:
     """Answers of a trained model to a split, as the official server wants them, or to your questions.
@@ -54,7 +54,7 @@ def predict(
     config = resolve(PredictConfig, settings, **given, question=question, force=force)
     job = "pumer.serving.batches" if config.sharded else "pumer.evaluation.predict"
     answered = run_job(job, config)
-    say(f"{answered} answers are in {config.file}")
+    say(f"{answered} {'rows' if config.sharded else 'answers'} are in {config.file}")
     report({"answered": answered, "out": config.file})
 
 

@@ -35,6 +35,9 @@ def export(
         str | None,
         option("Words, special tokens counted; 8,16,32: a program for each. As in training by default."),
     ] = None,
+    reduction: Annotated[
+        str | None, option("In place of the saved one: '{method: tome, layers: [2, 5, 8], merge_count: 20}', or none.")
+    ] = None,
     parts: Annotated[bool, typer.Option("--parts", help="Encoders as programs of their own, of METER.")] = False,
     force: Force = False,
 ) -> None:
@@ -42,7 +45,8 @@ def export(
     options: dict[str, Any] = {"to": to, "precision": precision, "image_size": image_size, "parts": parts}
     options["text_length"] = None if text_length is None else numbers("--text-length", text_length)
     options |= {"calibration": calibration, "calibration_examples": calibration_examples}
-    config = resolve(ExportConfig, None, model=model, out=out, **options, force=force)
+    settings = None if reduction is None else [f"reduction={reduction}"]
+    config = resolve(ExportConfig, settings, model=model, out=out, **options, force=force)
     record = run_job("pumer.exporting.export", config)
     report(record)
     if config.precision == "int8":

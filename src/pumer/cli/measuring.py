@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+import yaml
 
 from pumer.cli.base import Force, Model, ModelOrPreset, Settings, app, choice, model_or_setting, option
 from pumer.settings.benchmark import BenchmarkConfig
@@ -118,5 +119,10 @@ def list_(
 def info(model: Model) -> None:
     """What a checkpoint is: model, size, task, reduction; no weights are read."""
     found = run_job("pumer.overview", resolve(InfoConfig, None, model=model))
-    show_table("", {name: x for name, x in found.items() if x})
+    shown = {name: x for name, x in found.items() if x}
+    if "parameters" in shown:
+        shown["parameters"] = f"{shown['parameters']:,}"
+    reduction = {name: x for name, x in found["reduction"].items() if x is not None and name != "version"}
+    shown["reduction"] = yaml.safe_dump(reduction, default_flow_style=True, sort_keys=False, width=1000).strip()
+    show_table("", shown)
     report(found)

@@ -67,7 +67,8 @@ def _run(config: EvaluateConfig, console: Console | None, processes: Processes) 
     )
     name, task, root = name_of(config.model), session.task, session.root
     if root is None:
-        raise InputError(f"{name} has no record of the data it was trained on; give data.root=FOLDER")
+        remedy = "give data.root=FOLDER, such as `pumer data world` writes"
+        raise InputError(f"{name} has no record of the data it was trained on; {remedy}")
     if not isinstance(task, Retrieval) and (config.galleries or config.scores):
         raise InputError(f"galleries and scores are for retrieval, not for task {task.name}; leave them out")
     examples, left_out = task.read_and_count(root, config.split, config.limit)

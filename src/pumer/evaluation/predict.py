@@ -4,9 +4,9 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Predictor:
         text_length: int | None = None,
         resize: Resize | None = None,
         image_size: int | None = None,
+        reduction: Mapping[str, Any] | str | None = None,
         compile: bool = False,
         prompt: str | None = None,
         max_new_tokens: int | None = None,
@@ -67,6 +68,7 @@ class Predictor:
             text_length: questions are cut to this many tokens; by default as in its training.
             resize: see `pumer.tasks.Pixels`; by default as in its training.
             image_size: pixels along a side of the images; by default the model's own.
+            reduction: replaces the saved one: a mapping with `method`, or "none"; by default as it was saved.
             compile: answer with the model as `pumer.compile` makes it.
             prompt: what a model that generates is asked, with ``{question}`` where the question goes; by default the
                 question and a request for a short answer.
@@ -84,6 +86,7 @@ class Predictor:
             text_length=text_length,
             resize=resize,
             image_size=image_size,
+            reduction=reduction,
             compile=compile,
             prompt=prompt,
             max_new_tokens=max_new_tokens,
@@ -186,7 +189,7 @@ def run(config: PredictConfig) -> int:
         return _answer_list(config, config.questions)
     config.check_places()
     names = ["model", "task", "split", "limit", "batch_size", "image_size", "workers", "force"]
-    names += ["galleries", "scores", "prompt", "max_new_tokens", "max_pixels"]
+    names += ["galleries", "scores", "prompt", "max_new_tokens", "max_pixels", "reduction"]
     of_split = EvaluateConfig(
         data=EvaluationData(root=config.data.root, train=None),
         submission=config.file,

@@ -10,9 +10,12 @@ _CELLS = 5_000_000
 
 
 def percent(interval: Mapping[str, Any]) -> str:
-    """A result of `bootstrap` in percent, as tables print it: `81.2 [80.1, 82.3]`."""
+    """A result of `bootstrap` in percent, as tables print it: `81.2 [80.1, 82.3]`.
+
+    Where all values are alike, as of a few examples that are all right, it says nothing about others: no interval.
+    """
     mean, low, high = (f"{100 * interval[name]:.1f}" for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return mean if interval["low"] == interval["high"] else f"{mean} [{low}, {high}]"
 
 
 def bootstrap(

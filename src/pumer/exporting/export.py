@@ -28,7 +28,7 @@ from pumer.generative import is_generative, load_generative
 from pumer.patching import patch, reduction, unwrapped
 from pumer.profiling.inputs import inputs_for
 from pumer.profiling.named_models import PAPER_TEXT_LENGTH
-from pumer.reducers import NoReduction, config_to_dict
+from pumer.reducers import NoReduction, config_to_dict, reduction_from
 from pumer.settings.export import ExportConfig, Precision, Runtime
 from pumer.tasks.loading import text_length_of
 from pumer.tasks.session import labels_of
@@ -122,9 +122,14 @@ def run(config: ExportConfig, calibration: Sequence[Mapping[str, Tensor]] | None
     """Export a model by its name; see `export`."""
     if is_generative(config.model):
         model, processor = load_generative(config.model, dtype=torch.float32, device="cpu")
-        return generative.write(config, model, processor)
+        return generative.write(config, _reduced(model, config), processor)
     processor = load_processor(config.model) if has_processor(config.model) else None
-    return _write(config, load(config.model), processor, trained_with(config.model), calibration)
+    return _write(config, _reduced(load(config.model), config), processor, trained_with(config.model), calibration)
+
+
+def _reduced(model: Any, config: ExportConfig) -> Any:
+    """The model with the reduction that was asked for, else as it is."""
+    return model if config.reduction is None else patch(model, reduction_from(config.reduction))
 
 
 def _generates(model: Any) -> bool:

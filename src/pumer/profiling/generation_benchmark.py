@@ -11,7 +11,7 @@ from pumer.profiling.generation import CHOOSING, STAGES, time_stages
 from pumer.profiling.generation_memory import PromptJob, base_model, peak_memory
 from pumer.profiling.named_models import variant
 from pumer.profiling.prompt_planning import MIB, plan_prompt
-from pumer.profiling.prompts import images_of, prompt_for
+from pumer.profiling.prompts import images_of, prompt_for, prompt_size
 from pumer.profiling.reporting import chosen_device, finished, narrow_table
 from pumer.reducers import NoReduction, ReductionConfig, config_to_dict, reduction_from
 from pumer.settings.benchmark import BenchmarkConfig
@@ -41,7 +41,8 @@ def run(config: BenchmarkConfig, console: Console | None = None) -> dict[str, An
         if getattr(config, name):
             raise InputError(f"{name}=true is not for a model that generates; leave it out")
     device = chosen_device(config)
-    base, (text_tokens, image_tokens) = base_model(config.model, device, config.dtype), config.prompt
+    base = base_model(config.model, device, config.dtype)
+    text_tokens, image_tokens = prompt_size(base.config, config.text_tokens, config.image_tokens)
     rows = _rows(config, base)
     images = images_of(
         base, prompt_for(base, text_tokens, image_tokens)

@@ -19,7 +19,7 @@ from pumer.profiling.inputs import inputs_for
 from pumer.profiling.macs import GIGA, MacCounter
 from pumer.profiling.meta import on_meta
 from pumer.profiling.prompt_planning import PromptPlan, plan_prompt
-from pumer.profiling.prompts import is_generative
+from pumer.profiling.prompts import is_generative, prompt_size
 from pumer.reducers import reduction_from
 from pumer.reducers.base import Place
 from pumer.settings.plan import PlanConfig
@@ -213,7 +213,7 @@ def run(config: PlanConfig) -> Plan | PromptPlan:
     if config.reduction is not None:
         patch(model, reduction_from(config.reduction))
     if generative:
-        return plan_prompt(model, *config.prompt, config.dtype)
+        return plan_prompt(model, *prompt_size(model.config, config.text_tokens, config.image_tokens), config.dtype)
     if config.dtype is not None:
         raise InputError(f"dtype={config.dtype} is not for a model that does not generate; leave it out")
     size = config.image_size or named_models.default_image_size(config.model, model)

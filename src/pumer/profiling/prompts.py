@@ -59,17 +59,34 @@ def images_of(model: Any, inputs: Mapping[str, Tensor]) -> list[int]:
 Shape = tuple[int, ...]
 
 
+def prompt_size(config: Any, text_tokens: int | None, image_tokens: int | None) -> tuple[int, int]:
+    """Text and image tokens of a prompt, as given or as usual.
+
+    Args:
+        config: Of the model.
+        text_tokens: None for 64.
+        image_tokens: None for those of one image, where each has as many, else as many as LLaVA-1.5 has.
+    """
+    whole = _IMAGES.get(config.model_type) is _whole_images
+    usual = _patches(config) if whole else 576
+    return text_tokens or 64, image_tokens or usual
+
+
+def _patches(config: Any) -> int:
+    return int((config.vision_config.image_size // config.vision_config.patch_size) ** 2)
+
+
 def _whole_images(config: Any, tokens: int, batch: int) -> tuple[Shape, dict[str, Tensor]]:
     """As LLaVA: every image has one size."""
     side = config.vision_config.image_size
-    count = _count(tokens, (side // config.vision_config.patch_size) ** 2)
+    count = _count(tokens, _patches(config))
     return (batch * count, 3, side, side), {}
 
 
 def _tiles(config: Any, tokens: int, batch: int) -> tuple[Shape, dict[str, Tensor]]:
     """As Idefics3: tiles of one size, of which several patches become one token."""
     side = config.vision_config.image_size
-    count = _count(tokens, (side // config.vision_config.patch_size) ** 2 // config.scale_factor**2)
+    count = _count(tokens, _patches(config) // config.scale_factor**2)
     mask = torch.ones(batch, count, side, side, dtype=torch.int64)
     return (batch, count, 3, side, side), {"pixel_attention_mask": mask}
 

@@ -90,12 +90,32 @@ def config_from_dict(mapping: Mapping[str, Any]) -> ReductionConfig:
         )
     if values.get("before") is not None:
         values["before"] = config_from_dict(values["before"])
-    config = from_dict(cls, values, where=f"reduction '{method}'")
+    try:
+        config = from_dict(cls, values, where=f"reduction '{method}'")
+    except InputError as error:
+        if values:
+            raise
+        typed = ", ".join(
+            f"{name}: {list(value) if isinstance(value, tuple) else value}" for name, value in example(method).items()
+        )
+        raise InputError(f"method {method} needs settings, as in 'reduction={{{typed}}}' ({error})") from error
     steps = values.get("schedule") or ([values] if values.get("layers") else [])
     if cls.amounts and steps and not any(set(cls.amounts) & set(step) for step in steps):
         amounts = ", ".join(cls.amounts)
         raise InputError(f"reduction '{method}' names layers but not how much they remove; give {amounts}")
     return config
+
+
+_AMOUNTS = {"prune_ratio": 0.3, "merge_ratio": 0.3, "merge_count": 13}
+_ONCE = ("fastv", "victor")
+"""Methods that reduce in one layer."""
+
+
+def example(method: str) -> dict[str, Any]:
+    """Settings of a method that can be tried, as plain data: not the best, and not those of its paper."""
+    cls = METHODS[method]
+    layers = {"layers": [2] if method in _ONCE else [2, 5, 8]} if "layers" in cls.__dataclass_fields__ else {}
+    return {"method": method} | layers | {name: x for name, x in _AMOUNTS.items() if name in cls.amounts}
 
 
 def reduction_from(value: Mapping[str, Any] | str) -> ReductionConfig:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -149,11 +150,13 @@ class Server:
     async def _elsewhere(self, request: Request, error: Exception) -> Response:
         """The one line about an address or a method that does not exist."""
         status = error.status_code if isinstance(error, HTTPException) else 404
-        path = " ".join(request.scope["path"].split())[:80]
-        line = f"{request.method} {path} is not there; there are: POST /answer"
-        line += f", /v2/models/{self.about.name}/infer"
+        path, name = " ".join(request.scope["path"].split())[:80], self.about.name
+        if (asked := re.match(r"/v2/models/([^/]+)", path)) and asked[1] != name:
+            return _refusal(request, status, f"model '{asked[1]}' is not here; give {name}")
+        line = f"{path} takes no {request.method}" if status == 405 else f"{path} is not there"
+        line += f"; there are: POST /answer, /v2/models/{name}/infer"
         line += ", /v1/chat/completions" * (self.about.max_new_tokens is not None)
-        return _refusal(request, status, f"{line}; GET /v2, /v2/health/ready, /metrics")
+        return _refusal(request, status, f"{line}; GET /v2, /v2/models/{name}, /v2/health/ready, /v1/models, /metrics")
 
     async def _body(self, request: Request) -> bytes:
         """The body of a request, within the bounds of one and of all that are held; it is held until the answer."""

@@ -26,7 +26,7 @@ PART = 1000
 """Images of a folder that are answered into one file."""
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Files that are images, by their endings."""
-MODEL = ("model", "task", "image_size", "compile", "prompt", "max_new_tokens", "max_pixels")
+MODEL = ("model", "task", "image_size", "reduction", "compile", "prompt", "max_new_tokens", "max_pixels")
 """Settings that open a model."""
 
 

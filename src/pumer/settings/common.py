@@ -226,18 +226,14 @@ class MeasuringJob(ModelJob):
         text_length: words, special tokens counted; null for as many as the checkpoint was trained with, else 32 (or its
             positions, if fewer).
         text_tokens: of a model that generates, text tokens of a prompt; null for 64.
-        image_tokens: of a model that generates, image tokens of a prompt; null for 576.
+        image_tokens: of a model that generates, image tokens of a prompt; null for those of one image where a model has
+            as many for each, as LLaVA has, else 576.
     """
 
     model: ModelOrPreset = "preset:vilt-b32"
     text_length: TextLength | None = None
     text_tokens: PromptTokens | None = None
     image_tokens: PromptTokens | None = None
-
-    @property
-    def prompt(self) -> tuple[int, int]:
-        """Text and image tokens of a prompt; as many as LLaVA-1.5 has of an image, unless others are given."""
-        return self.text_tokens or 64, self.image_tokens or 576
 
     def check_kind(self, generative: bool) -> None:
         """Refuse settings for models of another kind."""

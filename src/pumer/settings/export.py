@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pumer.settings.common import Count, Folder, ImageSize, Job, Model, NewFolder, TextLength
+from pumer.settings.common import Count, Folder, ImageSize, Job, Model, NewFolder, Reduction, TextLength
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
 from pumer.utils.limits import check_checkpoint
@@ -30,6 +30,7 @@ class ExportConfig(Job):
         image_size: Pixels along a side of the images, a multiple of the patch size; None for the model's own.
         text_length: Words, special tokens counted, a program for each count; None for as many as the model was trained
             with, else 32. Of a model that generates, tokens of a prompt beside those of its image; None for 64.
+        reduction: Replaces the saved one: a mapping with ``method``, or "none"; None for the model as it was saved.
         parts: Whether image encoder, text encoder and fusion are programs of their own.
         force: Whether to replace an exported model that is in ``out`` already.
     """
@@ -42,6 +43,7 @@ class ExportConfig(Job):
     calibration_examples: Count = 300
     image_size: ImageSize | None = None
     text_length: Annotated[tuple[TextLength, ...], Field(min_length=1)] | None = None
+    reduction: Reduction | None = None
     parts: bool = False
     force: bool = False
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import Field
 
-from pumer.settings.common import File, Folder, NewFile, Split, SplitJob
+from pumer.settings.common import File, Folder, NewFile, Reduction, Split, SplitJob
 from pumer.utils.config import config
 from pumer.utils.errors import InputError, some
 from pumer.utils.limits import check_checkpoint
@@ -29,7 +29,8 @@ class PredictConfig(SplitJob):
             for a task on pairs. Or shards, answered on a Ray cluster: a folder, a file, or several as in
             'shards/*.parquet' or 'shards/*.tar' (WebDataset).
         question: asked about every image, of the folder `images` or of shards that hold no questions.
-        images: folder of the images that `questions` names, or that `question` is about.
+        images: folder of the images that `questions` names, by default the current one, or that `question` is about.
+        reduction: replaces the saved one: a mapping with `method`, or "none"; null for the model as it was saved.
         compile: answer `questions` with the model as `pumer.compile` makes it: faster for many of them.
         replicas: on a Ray cluster, copies of the model, each in a process of its own; null for one per GPU, without
             GPUs for one per machine.
@@ -43,6 +44,7 @@ class PredictConfig(SplitJob):
     questions: File | None = None
     question: str | None = None
     images: Folder = Path()
+    reduction: Reduction | None = None
     compile: bool = False
     replicas: Annotated[int, Field(ge=1, le=1024)] | None = None
     address: str | None = None
@@ -58,12 +60,12 @@ class PredictConfig(SplitJob):
         if self.compile and not listed:
             raise InputError("compile is for questions=FILE, not for a split; leave it out")
         if not listed and self.images != Path():
-            raise InputError(f"--images {self.images} is for --questions or --question; leave it out")
+            raise InputError(f"--images {self.images} holds no question; give --question TEXT, or --questions FILE")
         on_ray = {"replicas": self.replicas, "address": self.address}
         on_ray |= {"on_error": None if self.on_error == "stop" else self.on_error}
         given = [f"{name}={value}" for name, value in on_ray.items() if value is not None]
         if given and not self.sharded:
-            raise InputError(f"{', '.join(given)}: of shards and folders of images alone; leave it out")
+            raise InputError(f"{', '.join(given)} is for shards and folders of images; leave it out")
         if self.sharded and self.workers:
             raise InputError(f"workers={self.workers} is not for a Ray cluster; give replicas, or leave it out")
         if self.question is not None and not self.question.strip():
@@ -77,8 +79,9 @@ class PredictConfig(SplitJob):
         if self.out is None:
             name = "answers" if self.sharded else "predictions.csv" if listed else "predictions.json"
             object.__setattr__(self, "out", Path(name))
-        if self.file.suffix.lower() in (".png", ".jpg", ".jpeg"):
-            raise InputError(f"{self.file} is named as an image; give a name in .json, or .csv for questions")
+        ending, other = (".csv", ".json") if listed else (".json", ".csv")
+        if not self.sharded and self.file.suffix.lower() in (other, ".png", ".jpg", ".jpeg"):
+            raise InputError(f"{self.file} is named as another kind of file than is written; give a name in {ending}")
 
     @property
     def file(self) -> Path:

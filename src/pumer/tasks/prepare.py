@@ -86,7 +86,10 @@ def annotated(task: type[Task], root: Path, splits: Sequence[str] | None = None)
     """
     wanted = [split for split in task.splits if any(path.is_file() for path in task.annotation_files(root, split))]
     if not wanted and splits is None:
-        raise InputError(f"{root} holds no annotation files; it must hold {task.files}")
+        inside = root / task.name
+        there = any(path.is_file() for split in task.splits for path in task.annotation_files(inside, split))
+        remedy = f"did you mean {inside}?" if there else f"it must hold {task.files}"
+        raise InputError(f"{root} holds no annotation files; {remedy}")
     examples = {split: task.examples(root, split) for split in splits or wanted}
     if splits is None and issubclass(task, Retrieval) and any(examples.values()):
         examples = {split: found for split, found in examples.items() if found}  # one file is there for all splits

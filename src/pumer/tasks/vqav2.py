@@ -100,7 +100,9 @@ class VQAv2(Task):
         files = [_annotation_file(root, split) for split in ("train", "val")]
         for file in files:
             if root.is_dir() and not file.exists():
-                hint = "give it with data.eval=null as well, because answers are those of train and val"
+                hint = (
+                    "it is needed with data.eval=null too, because answers are those of train and val: give data.root"
+                )
                 raise InputError(f"{file} does not exist; {hint}")
         entries = (entry for file in files for entry in _annotations(file).values())
         counts = Counter(normalise(entry["multiple_choice_answer"]) for entry in entries)

@@ -172,6 +172,8 @@ def _former_run(config: TrainConfig) -> tuple[Path | None, Mapping[str, Any]]:
             shutil.rmtree(folder)
         return None, {}
     if found is None and not weights:
+        if recorded:
+            logger.info("%s holds a run that ended before its first checkpoint; it begins again", output)
         return None, {}
     former = read_json(record, f"restore it, give another output, or {ANEW}") if recorded else {}
     if not (isinstance(former, dict) and isinstance(former.get("config"), dict) and "data_fingerprint" in former):

@@ -180,6 +180,9 @@ def _read_yaml(path: Path) -> Any:
     return content
 
 
+_OF_REDUCTIONS = ("method", "layers", "stack", "prune_ratio", "merge_ratio", "text_merge_ratio", "merge_count")
+
+
 def _first_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem} in line {error.problem_mark.line + 1}"
@@ -242,6 +245,8 @@ def _unknown(key: Any, hints: Mapping[str, Any], where: str, prefix: str) -> str
     groups = {name: inner for name, hint in hints.items() if (inner := _nested(hint)) is not None}
     names = {inside: f"{name}.{inside}" for name, inner in groups.items() for inside in _hints(inner)}
     names |= {name: name for name in hints}
+    if "reduction" in hints and key in _OF_REDUCTIONS:
+        return f"key '{key}' is unknown in {where}; did you mean 'reduction.{key}'?"
     prefix = prefix and f"{prefix}."
     nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
     remedy = f"did you mean '{prefix}{names[nearest[0]]}'?" if nearest else f"allowed: {', '.join(hints)}"

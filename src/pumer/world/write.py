@@ -6,16 +6,20 @@ Images of different splits and data sets never share a scene.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from pumer.settings.data import QuestionsConfig, WorldConfig
+from pumer.settings.data import WORLD, QuestionsConfig, WorldConfig
+from pumer.utils.files import write_json
 from pumer.utils.locks import only_one
 from pumer.utils.progress import progress_bar
 from pumer.world import writer_karpathy, writer_nlvr2, writer_snli_ve, writer_vqav2
 from pumer.world.files import whole
 from pumer.world.scenes import SceneConfig
+
+logger = logging.getLogger(__name__)
 
 _Fill = Callable[[Path, int, Mapping[str, int], Callable[[int], None]], None]
 _FILL: Mapping[str, _Fill] = {
@@ -59,10 +63,10 @@ def write_vqav2(
 
 
 def write_world(root: str | Path, config: WorldConfig | None = None) -> list[Path]:
-    """Write data sets of the world side by side: `root/vqav2`, `root/nlvr2` and so on.
+    """Write data sets of the world side by side: `root/vqav2`, `root/nlvr2` and so on; those that are there stay.
 
     Args:
-        root: the folder that holds them; a data set of the world that is there already is replaced.
+        root: the folder that holds them; a data set of the world with other settings, or with `force`, is replaced.
         config: which, and how large.
 
     Returns:
@@ -74,11 +78,15 @@ def write_world(root: str | Path, config: WorldConfig | None = None) -> list[Pat
     config, folders = config or WorldConfig(), []
     for name in config.tasks:
         sizes, folder = config.sizes(name), Path(root) / name
-        if name == "vqav2":
+        folders.append(folder)
+        if not config.force and config.is_there(folder):
+            logger.info("%s is there", folder)
+        elif name == "vqav2":
             counts = (sizes["train"], sizes["val"], config.heldout, config.questions_per_image)
-            folders.append(write_vqav2(folder, config.seed, *counts, test=sizes["test"]))
+            write_vqav2(folder, config.seed, *counts, test=sizes["test"])
         else:
-            folders.append(_write(folder, _FILL[name], config.seed, sizes))
+            _write(folder, _FILL[name], config.seed, sizes)
+        write_json(folder / WORLD, config.about(name))
     return folders
 
 
