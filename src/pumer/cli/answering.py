@@ -54,7 +54,8 @@ def predict(
     config = resolve(PredictConfig, settings, **given, question=question, force=force)
     job = "pumer.serving.batches" if config.sharded else "pumer.evaluation.predict"
     answered = run_job(job, config)
-    say(f"{answered} {'rows' if config.sharded else 'answers'} are in {config.file}")
+    what = "row" if config.sharded else "answer"
+    say(f"{answered} {what} is in {config.file}" if answered == 1 else f"{answered} {what}s are in {config.file}")
     report({"answered": answered, "out": config.file})
 
 

@@ -45,7 +45,7 @@ ModelOrPreset = Annotated[
         show_default=False,
     ),
 ]
-Task = Annotated[str, choice(*TASKS, help="vqav2, nlvr2, snli_ve, flickr30k or coco.")]
+Task = Annotated[str, choice(*TASKS, metavar="TASK", help="vqav2, nlvr2, snli_ve, flickr30k or coco.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 
 

@@ -20,7 +20,9 @@ from pumer.utils.errors import InputError
     ),
 )
 def data_world(
-    out: Annotated[Path, typer.Argument(help="Folder to write.")], settings: Settings = None, force: Force = False
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    settings: Settings = None,
+    force: Force = False,
 ) -> None:
     """Write the built-in world in the official formats of the tasks."""
     folders = run_job("pumer.world.write", resolve(WorldConfig, settings, out=out, force=force))
@@ -39,8 +41,10 @@ def data_world(
 )
 def data_prepare(
     task: Task,
-    root: Annotated[Path, typer.Argument(help="Folder with the official files.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; it can stand for ROOT in every command.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with the official files.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder to write; it can stand for ROOT in every command.")
+    ],
     settings: Settings = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that is missing or broken.")] = False,
 ) -> None:
@@ -63,7 +67,7 @@ def data_prepare(
 )
 def data_check(
     task: Task,
-    root: Annotated[Path, typer.Argument(help="Folder with the official files, or a prepared folder.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with the official files, or a prepared folder.")],
     settings: Settings = None,
     speed: Annotated[bool, typer.Option("--speed", help="Also measure images per second per core.")] = False,
     force: Force = False,

@@ -23,7 +23,7 @@ from pumer.utils.shipped import SMALL
 )
 def export(
     model: Model,
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     to: Annotated[str, typer.Option(help="What runs it: openvino, onnx or torch.")] = "openvino",
     precision: Annotated[str, typer.Option(help="Of OpenVINO's arithmetic: f32, bf16, f16 or int8.")] = "f32",
     calibration: Annotated[

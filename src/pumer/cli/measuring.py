@@ -57,9 +57,9 @@ def benchmark(model: ModelOrPreset = None, settings: Settings = None, force: For
 )
 def visualize(
     model: Model,
-    image: Annotated[Path, typer.Argument(help="Image file.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
     rest: Annotated[
-        list[str] | None, typer.Argument(metavar="[IMAGE]... [QUESTION] [KEY=VALUE]...", show_default=False)
+        list[str] | None, typer.Argument(metavar="IMAGE | QUESTION | KEY=VALUE", show_default=False)
     ] = None,
     question: Annotated[
         list[str] | None, option("Instead of the question after the images; repeat it to compare several.")

@@ -23,7 +23,10 @@ from pumer.utils.shipped import recipe_file, recipes
 )
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="Name, such as vilt/vqav2-pumer, or YAML file.", autocompletion=lambda: [*recipes()])
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="Name, such as vilt/vqav2-pumer, or YAML file.", autocompletion=lambda: [*recipes()]
+        ),
     ],
     settings: Settings = None,
 ) -> None:
@@ -46,7 +49,7 @@ def train(
 )
 def tune(
     source: Model,
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     settings: Settings = None,
 ) -> None:
     """Find the layers and ratios that lose least at a speed, on this machine; the same command continues a run."""
@@ -64,8 +67,10 @@ def tune(
     )
 )
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder or .ckpt file of a released checkpoint, or its hub name.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder or .ckpt file of a released checkpoint, or its hub name.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     answers: Annotated[Path | None, option("File that names the answers of a VQA head.")] = None,
     task: Annotated[str | None, option("vqa2, ve, nlvr2, irtr or mlm, if the head does not show it.")] = None,
     image_size: Annotated[int | None, option("Pixels a METER model shall read along a side.")] = None,

@@ -1,5 +1,6 @@
 """`pumer benchmark`: speed, memory and arithmetic of a model beside its unreduced self, on the machine at hand."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,10 @@ from pumer.utils.locks import exclusive
 from pumer.utils.progress import progress_bar
 from pumer.utils.shipped import name_of
 
+logger = logging.getLogger(__name__)
+
 UNREDUCED, REDUCED, TRANSFORMERS = "unreduced", "reduced", "transformers"
+_ADDED = "give 'reductions={mine: {method: tome, layers: [2, 5, 8], merge_count: 13}}' to measure others beside it"
 
 
 @exclusive
@@ -111,7 +115,9 @@ def _rows(config: BenchmarkConfig, base: PreTrainedModel, size: int) -> dict[str
     if config.transformers:
         rows[TRANSFORMERS] = _Row(None, size)
     if len(rows) == 1:
-        raise InputError(f"{config.model} is not reduced, so there is nothing to compare; give reductions=...")
+        raise InputError(f"{name_of(config.model)} is not reduced, so there is nothing to compare; {_ADDED}")
+    if rows.keys() == {UNREDUCED, TRANSFORMERS}:
+        logger.info("%s is not reduced; %s", name_of(config.model), _ADDED)
     return rows
 
 
