@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pumer
-from benchmarks.common import RESULTS, parser
-from benchmarks.tuned import difference
+from benchmarks.common import RESULTS, difference, parser
 from pumer.backbones import families_in
 from pumer.checkpoint import load, trained_with
 from pumer.evaluation.evaluate import run as evaluate

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import RESULTS, parser
+from benchmarks.common import RESULTS, difference, parser
 from pumer.checkpoint import trained_with
 from pumer.evaluation.evaluate import run as evaluate
 from pumer.evaluation.statistics import bootstrap, percent
@@ -156,12 +156,6 @@ class Measured:
         recorded = {"task": trained_with(self.arguments.model)["task"], "rows": self.rows}
         path = self.arguments.results / f"tuned-{self.arguments.name}.json"
         write_json(path, recorded | {"provenance": collect(settings)})
-
-
-def difference(scores: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """`mean`, `low` and `high` of the paired difference of two runs on the same examples."""
-    known = {each["id"]: each["score"] for each in others}
-    return bootstrap([each["score"] - known[each["id"]] for each in scores], [each["source"] for each in scores])
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -29,10 +29,3 @@ def test_a_row_for_each_method_and_what_is_there_is_kept(tiny_vilt, tiny_vqa, tm
     monkeypatch.setattr(tuned, "evaluate", None)
     tuned.main()
     assert read_json(tmp_path / "tuned-tiny.json")["rows"] == rows
-
-
-def test_differences_are_paired_by_example():
-    ours = [{"id": number, "source": number // 2, "score": score} for number, score in enumerate((1.0, 0.0, 0.5, 1.0))]
-    others = [{"id": number, "score": 0.5} for number in (3, 1, 0, 2)]
-    others[0]["score"] = 0.0
-    assert tuned.difference(ours, others)["mean"] == pytest.approx((0.5 - 0.5 + 0.0 + 1.0) / 4)
