@@ -5,10 +5,12 @@ number of times fewer MACs, with as many trials and the same training examples f
 saw, is then answered with the original's weights; with `--train RECIPE` the reduced models are fine-tuned first, alike.
 The paper's schedule is made stronger and weaker to reach the same MACs. Intervals are of the paired difference to it.
 
-Writes `benchmarks/results/tuned-<name>.json` and a figure. What is there already is not done again.
+Writes `benchmarks/results/tuned-<name>.json` and a figure. What is below `--work` already is not done again, and with
+other settings than it was made with refused.
 """
 
 import argparse
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import RESULTS, difference, parser
+from benchmarks.common import RESULTS, difference, fingerprint, keep_settings, parser, user_errors
 from pumer.checkpoint import trained_with
 from pumer.evaluation.evaluate import run as evaluate
 from pumer.evaluation.statistics import bootstrap, percent
@@ -26,8 +28,11 @@ from pumer.settings.evaluate import EvaluateConfig
 from pumer.settings.train import TrainConfig
 from pumer.settings.tune import BudgetConfig, TuneConfig
 from pumer.training.run import run as train
+from pumer.tuning.run import RESULT
 from pumer.tuning.run import run as tune
+from pumer.tuning.space import PAPER as PAPERS_LAYERS
 from pumer.utils.commands import resolve
+from pumer.utils.errors import InputError
 from pumer.utils.files import read_json, write_bytes, write_json
 from pumer.utils.provenance import collect
 from pumer.utils.shipped import recipe_file
@@ -53,8 +58,9 @@ def main() -> None:
     options.add_argument("--work", type=Path, default=Path("out/tuned"), help="folder of models and answers")
     options.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
     arguments = options.parse_args()
-    measured = Measured(arguments)
-    measured.run()
+    with user_errors():
+        measured = Measured(arguments)
+        measured.run()
     Console().print(table(measured.rows))
     write_bytes(arguments.results / f"tuned-{arguments.name}.png", figure(measured.rows))
 
@@ -71,6 +77,12 @@ class Measured:
         self.arguments = arguments
         self.work = arguments.work / arguments.name
         self.rows: list[dict[str, Any]] = []
+        settings = {name: getattr(arguments, name) for name in ("split", "examples", "trials", "limit")}
+        settings["model"] = fingerprint(arguments.model)
+        if arguments.train:
+            recipe = hashlib.sha256(recipe_file(arguments.train).read_bytes()).hexdigest()[:16]
+            settings["train"] = f"{arguments.train} {recipe}"
+        keep_settings(self.work, settings)
 
     def run(self) -> None:
         """Tune, train and answer whatever is missing; every answer is kept below the work folder."""
@@ -80,8 +92,8 @@ class Measured:
             for speed in self.arguments.speeds:
                 found = {method: self._tuned(method, speed) for method in self.arguments.methods}
                 schedules = {method: each["rows"][each["best"]]["reduction"] for method, each in found.items()}
-                paper = found["pumer"]["rows"].get("paper's layers") if "pumer" in found else None
-                schedules = ({PAPER: paper["reduction"]} if paper else {}) | schedules
+                if "pumer" in found:
+                    schedules = {PAPER: found["pumer"]["rows"][PAPERS_LAYERS]["reduction"]} | schedules
                 beside: list[dict[str, Any]] | None = None
                 for method, reduction in schedules.items():
                     name, model = f"{method}-{speed:g}", self.arguments.model
@@ -94,7 +106,7 @@ class Measured:
     def _tuned(self, method: str, speed: float) -> dict[str, Any]:
         """The result of `pumer tune` for one method."""
         out = self.work / f"tune-{method}-{speed:g}"
-        if not (out / "tuning.json").is_file():
+        if not _complete(out, method):
             Console(stderr=True).print(f"{method}, {speed:g}x")
             settings = TuneConfig(
                 model=str(self.arguments.model),
@@ -107,7 +119,9 @@ class Measured:
                 minutes=10**6,
             )
             tune(settings, Console(quiet=True))
-        return dict(read_json(out / "tuning.json"))
+        if not _complete(out, method):
+            raise InputError(f"the paper's layers are not {speed:g} times cheaper in {out}; give other --speeds")
+        return dict(read_json(out / RESULT))
 
     def _trained(self, name: str, reduction: Mapping[str, Any]) -> Path:
         """A model that was fine-tuned with a schedule."""
@@ -156,6 +170,12 @@ class Measured:
         recorded = {"task": trained_with(self.arguments.model)["task"], "rows": self.rows}
         path = self.arguments.results / f"tuned-{self.arguments.name}.json"
         write_json(path, recorded | {"provenance": collect(settings)})
+
+
+def _complete(folder: Path, method: str) -> bool:
+    """Whether a folder holds a result of `pumer tune`, of `pumer` with the paper's layers, which others stand beside."""
+    rows = read_json(folder / RESULT)["rows"] if (folder / RESULT).is_file() else {}
+    return bool(rows) and (method != "pumer" or PAPERS_LAYERS in rows)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks import tuned
-from pumer.utils.files import read_json
+from pumer.utils.files import read_json, write_json
 
 
 @pytest.mark.slow
@@ -20,12 +20,30 @@ def test_a_row_for_each_method_and_what_is_there_is_kept(tiny_vilt, tiny_vqa, tm
     monkeypatch.setattr(sys, "argv", ["tuned", *given])
     tuned.main()
     rows = read_json(tmp_path / "tuned-tiny.json")["rows"]
-    methods = [row["method"] for row in rows]
-    assert methods[0] == "original" and methods[-2:] == ["pumer", "l2norm"]
+    assert [row["method"] for row in rows] == ["original", "paper", "pumer", "l2norm"]
+    assert rows[0]["to_paper"] is None
+    for row in rows[1:]:
+        assert row["to_paper"]["mean"] == pytest.approx(row["accuracy"]["mean"] - rows[1]["accuracy"]["mean"])
     for row in rows:
         assert row["to_original"]["mean"] == pytest.approx(row["accuracy"]["mean"] - rows[0]["accuracy"]["mean"])
     assert (tmp_path / "tuned-tiny.png").stat().st_size > 1000
-    monkeypatch.setattr(tuned, "tune", None)
+    kept = tmp_path / "work" / "tiny" / "tune-pumer-1.2" / "tuning.json"
+    found = read_json(kept)
+    del found["rows"][tuned.PAPERS_LAYERS]
+    write_json(kept, found)
+    (tmp_path / "work" / "tiny" / "settings.json").unlink()  # as work that was begun before there was such a file
     monkeypatch.setattr(tuned, "evaluate", None)
     tuned.main()
     assert read_json(tmp_path / "tuned-tiny.json")["rows"] == rows
+    monkeypatch.setattr(tuned, "tune", None)
+    tuned.main()
+    assert read_json(tmp_path / "tuned-tiny.json")["rows"] == rows
+    for setting, value in (("--trials", "5"), ("--limit", "3"), ("--split", "train")):
+        monkeypatch.setattr(sys, "argv", ["tuned", *given, setting, value])
+        with pytest.raises(SystemExit, match=f"{setting[2:]}=.*{value}"):
+            tuned.main()
+    monkeypatch.setattr(tuned, "tune", lambda *_: write_json(kept, found))
+    write_json(kept, found)
+    monkeypatch.setattr(sys, "argv", ["tuned", *given])
+    with pytest.raises(SystemExit, match="paper.*1.2"):
+        tuned.main()
