@@ -19,6 +19,7 @@ from pumer.reducers import config_from_dict
 from pumer.settings.tune import STUDY
 from pumer.tuning.calibration import Calibration
 from pumer.tuning.run import PLOT, RESULT
+from pumer.tuning.space import PAPER
 from pumer.utils.files import read_json
 
 QUICK = ("trials=6", "examples=8", "batch_size=4", "cost=macs")
@@ -75,6 +76,15 @@ def test_the_best_schedule_meets_the_budget(tiny_vilt, training_alone, tmp_path)
     assert len(found["trials"]) >= 6
 
 
+def test_the_papers_layers_have_their_row_among_the_best_too(tiny_vilt, tiny_vqa, tmp_path):
+    given = [tiny_vilt, tmp_path / "out", f"data.root={tiny_vqa}", "budget.speedup=1.3", *QUICK]
+    assert tune(*given, "trials=2", "methods=[pumer]").exit_code == 0  # the first trial is the paper's
+    found = read_json(tmp_path / "out" / RESULT)
+    assert [trial["seed_name"] for trial in found["trials"][:2]] == [PAPER, "gradual merging"]
+    assert set(found["rows"]) == {PAPER, "trial 1"}
+    assert found["rows"][PAPER]["loss"] == pytest.approx(found["trials"][0]["loss"])
+
+
 def test_what_it_wrote_is_evaluated(tiny_vilt, tiny_vqa, tmp_path):
     out = tmp_path / "out"
     done = tune(tiny_vilt, out, f"data.root={tiny_vqa}", "budget.speedup=1.2", "methods=[l2norm]", *QUICK)
@@ -124,6 +134,34 @@ def test_other_budgets(tiny_vilt, tiny_vqa, tmp_path, budget, monkeypatch):
         refused(
             tune(tiny_vilt, tmp_path / "slow", f"data.root={tiny_vqa}", "budget.latency_ms=1.5", *quick), "1.5", "1 ms"
         )
+
+
+@pytest.mark.parametrize("budget", ["budget.latency_ms=0.9", "budget.speedup=1.3", "budget.accuracy_drop=0.5"])
+def test_what_is_reported_is_measured_after_the_choice_and_paired(tiny_vilt, tiny_vqa, tmp_path, budget, monkeypatch):
+    calls = []
+
+    def timed(self, configs, pairs):
+        """A machine that slows down from call to call; what it measures scatters a little."""
+        whole, found, slower = self.planned(NoReduction())[1], {}, 1 + 0.05 * len(calls)
+        for name, config in {"unreduced": NoReduction(), **configs}.items():
+            share, ends = self.planned(config)[1] / whole, ("median", "low", "high")
+            scattered = (1 + 0.002 * (len(calls) % 2)) / share
+            found[name] = {"seconds": dict.fromkeys(ends, slower * share / 1000)}
+            found[name]["speedup"] = dict.fromkeys(ends, scattered)
+        calls.append(found)
+        return found
+
+    monkeypatch.setattr("pumer.tuning.machine.Machine.timed", timed)
+    quick = ["trials=3", "examples=8", "batch_size=8", "methods=[l2norm]"]
+    assert tune(tiny_vilt, tmp_path / "out", f"data.root={tiny_vqa}", budget, *quick).exit_code == 0
+    found = read_json(tmp_path / "out" / RESULT)
+    last = calls[-1]
+    assert len(calls) > 2 and set(last) == {"unreduced", *found["rows"]}
+    for name, row in found["rows"].items():
+        assert row["seconds"] == last[name]["seconds"] and row["gain"] == last[name]["speedup"]
+        reached = {"latency_ms": row["seconds"]["median"] <= 0.9e-3, "speedup": row["gain"]["median"] >= 1.3}
+        assert row["met"] is reached.get(next(iter(found["budget"])), True)
+    assert found["rows"][found["best"]]["met"] or "latency" in budget  # which the slower machine may miss
 
 
 @pytest.mark.parametrize(

@@ -164,48 +164,48 @@ class Gauge:
 
 def meeting(
     shapes: Mapping[str, Callable[[float], ReductionConfig | None]],
-    measure: Callable[[Mapping[str, ReductionConfig]], Mapping[str, Mapping[str, float]]],
+    measure: Callable[[Mapping[str, ReductionConfig]], Mapping[str, float]],
     target: float,
     rounds: int = 4,
-) -> dict[str, tuple[ReductionConfig, Mapping[str, float]]]:
-    """The weakest schedule of each shape that reaches a target when it is measured, as far as a few rounds find it.
+) -> dict[str, ReductionConfig]:
+    """The weakest schedule of each shape that meets a budget when it is measured, as far as a few rounds find it.
+
+    What it measured chose the schedules, so it is not returned: measure them once more for a report.
 
     Args:
         shapes: By name, from a gain that is aimed at to a schedule; None where the shape reaches no such gain.
-        measure: From schedules to their gains: ``median`` and quartiles.
-        target: The gain to reach.
+        measure: From schedules to what they reach, as a share of the budget: 1 or more meets it.
+        target: The gain that is aimed at first.
         rounds: Measurements at most.
 
     Returns:
-        Schedules and their gains by name; of a shape that did not reach the target, that with the largest gain.
+        Schedules by name; of a shape that did not meet the budget, the one that came nearest.
     """
     aims = dict.fromkeys(shapes, target)
-    found: dict[str, list[tuple[ReductionConfig, Mapping[str, float]]]] = {}
+    tried: dict[str, list[tuple[float, ReductionConfig]]] = {}
     for _ in range(rounds):
         given = {name: shapes[name](aim) for name, aim in aims.items()}
         configs = {name: config for name, config in given.items() if config is not None}
         aims = {name: aims[name] for name in configs}
-        for name, gain in measure(configs).items() if configs else ():
-            found.setdefault(name, []).append((configs[name], gain))
-            missing = target / gain["median"]
-            aims[name] = max(1.0, aims[name] * missing * (MARGIN if missing > 1 else 1.0))
-            if 1 / SLACK <= missing <= 1:
+        for name, reached in measure(configs).items() if configs else ():
+            tried.setdefault(name, []).append((reached, configs[name]))
+            aims[name] = max(1.0, aims[name] / reached * (MARGIN if reached < 1 else 1.0))
+            if 1 <= reached <= SLACK:
                 del aims[name]
-    return {name: _nearest(tried, target) for name, tried in found.items()}
+    return {name: _nearest(each) for name, each in tried.items()}
 
 
-def _nearest(
-    tried: Sequence[tuple[ReductionConfig, Mapping[str, float]]], target: float
-) -> tuple[ReductionConfig, Mapping[str, float]]:
-    reached = [each for each in tried if each[1]["median"] >= target]
-    return min(reached, key=_median) if reached else max(tried, key=_median)
+def _nearest(tried: Sequence[tuple[float, ReductionConfig]]) -> ReductionConfig:
+    """Of schedules with what they reach, the one that reaches 1 most closely, from above where one does."""
+    enough = [each for each in tried if each[0] >= 1]
+    return min(enough, key=_reached)[1] if enough else max(tried, key=_reached)[1]
 
 
-def _median(each: tuple[ReductionConfig, Mapping[str, float]]) -> float:
-    return each[1]["median"]
+def _reached(each: tuple[float, ReductionConfig]) -> float:
+    return each[0]
 
 
 SLACK = 1.03
 """A schedule that gains more than asked for by more than this is made weaker."""
-MARGIN = 1.005
-"""One that gains less is made so much stronger than seems needed: measurements scatter."""
+MARGIN = 1.01
+"""Schedules are made so much stronger than seems needed: measurements scatter."""
