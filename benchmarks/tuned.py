@@ -173,7 +173,7 @@ class Measured:
 
 
 def _complete(folder: Path, method: str) -> bool:
-    """Whether a folder holds a result of `pumer tune`, of `pumer` with the paper's layers, which others stand beside."""
+    """Whether a folder holds a result of `pumer tune`, and of method `pumer` one with the paper's layers."""
     rows = read_json(folder / RESULT)["rows"] if (folder / RESULT).is_file() else {}
     return bool(rows) and (method != "pumer" or PAPERS_LAYERS in rows)
 

@@ -45,5 +45,5 @@ def test_a_row_for_each_method_and_what_is_there_is_kept(tiny_vilt, tiny_vqa, tm
     monkeypatch.setattr(tuned, "tune", lambda *_: write_json(kept, found))
     write_json(kept, found)
     monkeypatch.setattr(sys, "argv", ["tuned", *given])
-    with pytest.raises(SystemExit, match="paper.*1.2"):
+    with pytest.raises(SystemExit, match=r"paper.*1\.2"):
         tuned.main()

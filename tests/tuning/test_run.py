@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from tiny.decoders import DECODERS as TINY_DECODERS
@@ -14,10 +15,12 @@ from typer.testing import CliRunner
 import pumer
 from pumer import NoReduction
 from pumer.cli import app
+from pumer.evaluation.generation import GenerativeSession
 from pumer.profiling.planning import plan
-from pumer.reducers import config_from_dict
+from pumer.reducers import DivPruneConfig, FastVConfig, config_from_dict
 from pumer.settings.tune import STUDY
 from pumer.tuning.calibration import Calibration
+from pumer.tuning.machine import Machine
 from pumer.tuning.run import PLOT, RESULT
 from pumer.tuning.space import PAPER
 from pumer.utils.files import read_json
@@ -184,10 +187,18 @@ def test_a_model_that_generates(llava, tiny_vqa, tmp_path, budget, methods):
     )
 
 
-def test_divergence_and_agreement_of_generated_answers(llava, tiny_vqa):
-    from pumer.evaluation.generation import GenerativeSession
-    from pumer.reducers import DivPruneConfig, FastVConfig
+def test_the_longest_prompt_is_planned_and_timed(llava, tiny_vqa):
+    session = GenerativeSession.open(llava, root=tiny_vqa)
+    examples = session.task.read(tiny_vqa, "train", 4)
+    longer = [*examples, replace(examples[0], text=2 * examples[0].text), *examples]
+    one, whole = (Machine.of(session, each, 3) for each in (examples, longer))
+    alone = Machine.of(session, longer[4:5], 1)
+    assert whole.path.text == alone.path.text > one.path.text
+    assert whole.inputs["input_ids"].shape == (3, alone.inputs["input_ids"].shape[1])
+    assert whole.planned(NoReduction()) == alone.planned(NoReduction())
 
+
+def test_divergence_and_agreement_of_generated_answers(llava, tiny_vqa):
     session = GenerativeSession.open(llava, max_new_tokens=3, root=tiny_vqa)
     examples = session.task.read(tiny_vqa, "train", 5)
     calibration = Calibration(session, examples, 2)

@@ -34,7 +34,7 @@ class BudgetConfig:
     Attributes:
         speedup: so many times as fast as the unreduced model.
         latency_ms: so many milliseconds for a forward of `timed_batch` examples.
-        memory: so many MiB for the cache of one prompt, of a model that generates.
+        memory: so many MiB for the cache of the longest calibration prompt, of a model that generates.
         accuracy_drop: at most so much accuracy lost on the calibration examples (0.01 is one point), as fast as that
             allows.
     """

@@ -27,7 +27,7 @@ Counted = Literal["macs", "cache"]
 
 @dataclass(frozen=True)
 class Machine:
-    """Plans and times schedules; see `pumer.tuning.costs.Machine`.
+    """Plans and times schedules of one model.
 
     Attributes:
         path: The way of an example's tokens.
@@ -51,7 +51,8 @@ class Machine:
 
         Args:
             session: The model.
-            examples: Calibration examples; texts as long as their longest one are planned and timed.
+            examples: Calibration examples; texts as long as their longest one are planned and timed, of a model that
+                generates the longest prompt with its images.
             batch: Examples of a forward that is timed.
             counted: What plans are about.
         """
@@ -80,7 +81,8 @@ class Machine:
         cls, session: GenerativeSession, examples: list[Example], batch: int, counted: Counted
     ) -> "Machine":
         model: Any = session.model
-        one = _prompts(session, examples[:1])
+        longest = max(examples, key=lambda example: _prompts(session, [example])["input_ids"].shape[1])
+        one = _prompts(session, [longest])
         images = tuple(images_of(model, one))
         text = one["input_ids"].shape[1] - sum(images)
 
@@ -91,8 +93,7 @@ class Machine:
             return [float(row.macs) for row in made.layers], float(made.macs)
 
         layers = len(plan_prompt(variant(model, NoReduction()), text, images).layers)
-        several = [examples[number % len(examples)] for number in range(batch)]
-        return cls(Path({"decoder": layers}, text, images), plans, Prefill, _prompts(session, several), model)
+        return cls(Path({"decoder": layers}, text, images), plans, Prefill, _prompts(session, [longest] * batch), model)
 
     def planned(self, config: ReductionConfig) -> tuple[list[float], float]:
         """What each layer costs without a run, and all together."""
