@@ -236,7 +236,7 @@ def precisions() -> str:
         for metric, own in measured["rows"]["PyTorch f32"].items():
             found = [measured["rows"][kind][metric] for kind in kinds]
             cells = [f"{points(each['difference'], '+')}, {100 * each['agreement']:.1f}" for each in found]
-            label = f"{NAMES[measured['task']]}{'' if metric == 'accuracy' else f', {NAMES[metric]}'}, {model}"
+            label = f"{_measure(measured['task'], metric)}, {model}"
             lines.append([label, f"{100 * own['mean']:.1f}", *cells])
     return table(("small ViLT", "PyTorch f32", *kinds), lines)
 
@@ -258,11 +258,11 @@ def styles() -> str:
     """The paper's schedules and the gradual ones, not fine-tuned."""
     lines = []
     for task, row in read_json(RESULTS / "styles-vilt-small.json")["rows"].items():
-        for name in ("paper", "gradual"):
-            beside = points(row["gradual_to_paper"], "+") if name == "gradual" else ""
-            own = row[name]
-            cells = [f"{NAMES[task]}, {name}", f"{own['fewer_macs']:.2f}x", points(own["to_original"], "+"), beside]
-            lines.append(cells)
+        for metric, found in row["metrics"].items():
+            for name in ("paper", "gradual"):
+                beside = points(found["gradual_to_paper"], "+") if name == "gradual" else ""
+                cells = [f"{row[name]['fewer_macs']:.2f}x", points(found[name]["to_original"], "+"), beside]
+                lines.append([f"{_measure(task, metric)}, {name}", *cells])
     return table(("small ViLT, schedule", "MACs, fewer", "difference to the original", "gradual to the paper's"), lines)
 
 
@@ -320,6 +320,11 @@ def points(part: Mapping[str, float], sign: str = "") -> str:
 def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """In Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *lines))
+
+
+def _measure(task: str, metric: str) -> str:
+    """A task, and of retrieval which recall."""
+    return NAMES[task] if metric == "accuracy" else f"{NAMES[task]}, {NAMES[metric]}"
 
 
 def _reproduced(name: str) -> list[Mapping[str, Any]]:
