@@ -3,24 +3,25 @@
 Takes folders that `pumer train` wrote, reduced or not, and answers the questions of a test split with each: official
 accuracy, recall@1 in retrieval, with the interval of the difference to PyTorch in float32 on the same questions. Writes
 `benchmarks/results/precisions-<name>-cpu.json`. Rows that are there are not measured again. Programs and answers are
-kept below `--work`; run it where the models' paths to their data hold.
+kept below `--work`, each of one model and the same questions; run it where the models' paths to their data hold.
 
-`--speed` measures speed instead, all rows in turn, on a machine that is idle otherwise.
+`--speed` measures speed instead, all rows of all models of a task in turn, on a machine that is idle otherwise: give an
+original and its reduced model together. Speed-ups are over the original in PyTorch.
 """
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import pumer
-from benchmarks.common import RESULTS, parser
+from benchmarks.common import RESULTS, check_same, fingerprint, keep_settings, parser, user_errors
 from pumer.checkpoint import load_processor, read_reduction, trained_with
 from pumer.evaluation.evaluate import predict
 from pumer.evaluation.ranking import CandidateSets, rank
@@ -45,6 +46,8 @@ ROWS: dict[str, tuple[Runtime, Precision]] = {
 }
 """Beside PyTorch: runtime and precision of each."""
 BATCH = 32
+ROUNDS = 20
+"""Interleaved forwards of each model when speed is measured."""
 
 
 def main() -> None:
@@ -56,15 +59,38 @@ def main() -> None:
     options.add_argument("--galleries", default="20x10", help="retrieval: so many sets of so many images")
     options.add_argument("--speed", action="store_true", help="measure speed alone")
     options.add_argument("--batches", type=int, nargs="+", default=[1, BATCH], help="of --speed")
-    options.add_argument("--pairs", type=int, default=20, help="interleaved rounds of --speed, at least")
     options.add_argument("--work", type=Path, default=Path("out/precisions"), help="folder of programs and answers")
     options.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
     arguments = options.parse_args()
     path = arguments.results / f"precisions-{arguments.name}-cpu.json"
-    for folder in arguments.models:
-        measured = Measured(folder, arguments, path)
-        measured.speed() if arguments.speed else measured.accuracy()
-        Console().print(table(measured.name, measured.result))
+    with user_errors():
+        measured = [Measured(folder, arguments, path) for folder in arguments.models]
+        for task in dict.fromkeys(each.task.name for each in measured):
+            group = [each for each in measured if each.task.name == task]
+            if arguments.speed:
+                speed(group, arguments.batches)
+            for each in group:
+                if not arguments.speed:
+                    each.accuracy()
+                Console().print(table(each.name, each.result))
+
+
+def speed(group: Sequence["Measured"], batches: Sequence[int]) -> None:
+    """Time all rows of the models of a task in turn, on random inputs."""
+    group = sorted(group, key=lambda each: each.result["reduction"] != "none")  # the first is the baseline
+    models: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
+    for each in group:
+        own = {f"{each.name}, {row}": each.session(row).model.eval() for row in (PYTORCH, *ROWS)}
+        models, inputs = models | own, inputs | dict.fromkeys(own, each.inputs)
+    found = compare(models, inputs, batches, ROUNDS)
+    for each in group:
+        points = []
+        for point in found["points"]:
+            rows = {row: point["models"][f"{each.name}, {row}"] for row in (PYTORCH, *ROWS)}
+            points.append(point | {"models": rows})
+        each.result["speed"] = {"baseline": found["baseline"], "points": points, "provenance": each.provenance()}
+        each.write()
 
 
 class Measured:
@@ -72,7 +98,8 @@ class Measured:
 
     Attributes:
         name: of its task and reduction, such as vqav2-pumer.
-        result: `task`, `reduction`, `split`, `words`, `questions`, and of every row the measurements.
+        result: `task`, `reduction`, `split`, `words`, `questions`, of every row the measurements, with `provenance` by
+            row, and `speed` with its own.
     """
 
     def __init__(self, folder: Path, arguments: argparse.Namespace, path: Path) -> None:
@@ -100,7 +127,10 @@ class Measured:
             "words": words,
         }
         about |= {"galleries": arguments.galleries} if self.sets else {}
-        self.result: dict[str, Any] = (read_json(path) if path.exists() else {}).get(self.name, about | {"rows": {}})
+        known = read_json(path) if path.exists() else {}
+        self.result: dict[str, Any] = known.get(self.name, about | {"rows": {}, "provenance": {}})
+        check_same(path, self.result, about, "--name")
+        keep_settings(self.work, about | {"model": fingerprint(folder)})
 
     def accuracy(self) -> None:
         """Answer the questions with every row that the result file lacks."""
@@ -108,18 +138,14 @@ class Measured:
             if row not in self.result["rows"]:
                 own, answers = self._answers(PYTORCH), self._answers(row)
                 self.result["rows"][row] = compared(self.task, self.examples, answers, own)
-                self._write()
+                self.result["provenance"][row] = self.provenance()
+                self.write()
 
-    def speed(self) -> None:
-        """Time all rows in turn, on random inputs."""
-        models = {row: self._session(row).model.eval() for row in (PYTORCH, *ROWS)}
-        exported = ExportedModel(self.work / "openvino-f32")
-        make = partial(inputs_of, exported, self.result["words"])
-        self.result["speed"] = compare(models, make, self.arguments.batches, self.arguments.pairs)
-        self.result["speed"]["provenance"] = collect(self._settings())
-        self._write()
+    def inputs(self, batch: int) -> dict[str, Tensor]:
+        """Random inputs of so many examples, as long as the longest text."""
+        return inputs_of(ExportedModel(self.work / "openvino-f32"), self.result["words"], batch)
 
-    def _session(self, row: str) -> Session:
+    def session(self, row: str) -> Session:
         """A row's model, exported unless it is there: bfloat16 runs the float32 program."""
         if row == PYTORCH:
             return Session.open(self.folder, device="cpu")
@@ -135,7 +161,7 @@ class Measured:
         """A row's answers, kept in a file."""
         file = self.work / f"{row}.json"
         if not file.is_file():
-            session = self._session(row)
+            session = self.session(row)
             if self.sets is None:
                 found = predict(session, self.examples, BATCH, progress=True)
             else:
@@ -143,12 +169,12 @@ class Measured:
             write_json(file, found)
         return list(read_json(file))
 
-    def _settings(self) -> dict[str, Any]:
-        """The arguments, without the folders that are written to."""
-        return {name: value for name, value in vars(self.arguments).items() if name not in ("results", "work")}
+    def provenance(self) -> dict[str, Any]:
+        """Where numbers of this run come from; folders that are written to are left out of the settings."""
+        return collect({name: value for name, value in vars(self.arguments).items() if name not in ("results", "work")})
 
-    def _write(self) -> None:
-        self.result["provenance"] = collect(self._settings())
+    def write(self) -> None:
+        """Into the result file, beside other models."""
         write_json(self.path, (read_json(self.path) if self.path.exists() else {}) | {self.name: self.result})
 
 

@@ -42,7 +42,7 @@ def test_both_schedules_stand_beside_the_original(tiny_vqa, tmp_path, run):
 
 
 def answering(config):
-    """In place of `pumer evaluate`: as many questions as the limit, or two images, scored by the folder, and captions."""
+    """In place of `pumer evaluate`: as many questions as the limit, or images, scored by the folder, and captions."""
     ids = range(config.limit or 6)
     if config.galleries is not None:
         ids = [*(f"image {number}" for number in range(2)), *(f"caption {number}" for number in range(4))]
