@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 import pumer
-from benchmarks.common import RESULTS, parser
+from benchmarks.common import RESULTS, check_same, parser, user_errors
 from benchmarks.pretrain_small.patches import patch_objects
 from pumer.evaluation.statistics import bootstrap, percent
 from pumer.generative import load_generative
@@ -149,8 +149,13 @@ def main() -> None:
     options.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
     arguments = options.parse_args()
     path = arguments.results / f"conversations-{arguments.name}-cpu.json"
-    result: dict[str, Any] = read_json(path) if path.exists() else {"rows": []}
-    done = {(row["kept"], row["method"]) for row in result["rows"]}
+    rows: list[dict[str, Any]] = read_json(path)["rows"] if path.exists() else []
+    settings = {name: getattr(arguments, name) for name in ("model", "images", "batch")}
+    same = {"model": arguments.model, "images": arguments.images}
+    with user_errors():
+        for row in rows:
+            check_same(path, row["provenance"]["config"], same, "--name")
+    done = {(row["kept"], row["method"]) for row in rows}
     model, processor = load_generative(arguments.model, dtype=torch.float32)
     asked = [Asked.draw(index) for index in range(arguments.images)]
     measure = partial(measured, model, processor, asked, arguments.batch)
@@ -158,10 +163,10 @@ def main() -> None:
     for kept, name, config in wanted(model.config.get_text_config().num_hidden_layers):
         if (kept, name) not in done:
             found = baseline if config is None else measure(f"{name}, {kept}", config)
-            result["rows"].append(summary(kept, name, found, baseline, fewer_macs(model, config)))
-            settings = {key: getattr(arguments, key) for key in ("model", "images", "batch")}
-            write_json(path, {**result, "provenance": collect(settings)})
-    Console().print(table(result["rows"]))
+            row = summary(kept, name, found, baseline, fewer_macs(model, config))
+            rows.append(row | {"provenance": collect(settings)})
+            write_json(path, {"rows": rows})
+    Console().print(table(rows))
 
 
 @torch.inference_mode()

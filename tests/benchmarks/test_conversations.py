@@ -19,10 +19,10 @@ def folder(tmp_path_factory):
     return small_llava.export(model, tmp_path_factory.mktemp("llava"))
 
 
-def rows(folder, tmp_path, monkeypatch, wanted):
+def rows(folder, tmp_path, monkeypatch, wanted, images="3", batch="2"):
     if wanted is not None:
         monkeypatch.setattr(conversations, "wanted", lambda layers: iter(wanted))
-    given = ["--model", str(folder), "--name", "tiny", "--images", "3", "--batch", "2", "--results", str(tmp_path)]
+    given = ["--model", str(folder), "--name", "tiny", "--images", images, "--batch", batch, "--results", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["conversations", *given])
     conversations.main()
     return read_json(tmp_path / "conversations-tiny-cpu.json")["rows"]
@@ -36,6 +36,11 @@ def test_a_row_for_each_kind_of_method_and_none_is_measured_again(folder, tmp_pa
     assert [row["tokens"] for row in found] == [144, 36, 37, 36]  # two ratios are rounded one after the other
     assert found[0]["first"]["difference"]["mean"] == 0 and found[0]["asked"]["mean"] == 1
     assert 2 < found[1]["fewer_macs"] == found[3]["fewer_macs"] > found[2]["fewer_macs"] > 1
+    more = rows(folder, tmp_path, monkeypatch, [*wanted, ("1/4", "simignore", reduction_from("simignore"))], batch="1")
+    assert more[:-1] == found  # with the provenance of their own run
+    assert [row["provenance"]["config"]["batch"] for row in more] == [2, 2, 2, 2, 1]
+    with pytest.raises(SystemExit, match=r"images=3, not 4.*--name"):
+        rows(folder, tmp_path, monkeypatch, wanted, images="4")
     monkeypatch.setattr(conversations, "measured", None)
     with pytest.raises(TypeError):
         rows(folder, tmp_path, monkeypatch, [*wanted, ("1/4", "divprune", reduction_from("divprune"))])
