@@ -72,7 +72,15 @@ class Calibration:
             self._teacher = [self._answers(inputs).to("cpu") for inputs in self._inputs]
 
     def change(self, config: ReductionConfig, number: int) -> Change:
-        """What a schedule changes in a batch."""
+        """What a schedule changes in a batch.
+
+        Args:
+            config: The schedule.
+            number: Of the batch, from 0.
+
+        Raises:
+            InputError: If the model's logits are NaN.
+        """
         teacher = self._teacher[number].to(self.session.model.device)
         with torch.inference_mode(), patched(self.session.model, config):
             found = self._answers(self._inputs[number], teacher.tokens)
@@ -87,7 +95,17 @@ class Calibration:
         return Change(mean.cpu(), same.all(dim=1).cpu(), answers)
 
     def answers(self, config: ReductionConfig) -> list[str]:
-        """The answers to all examples with a schedule; of a model that generates, they are generated."""
+        """The answers to all examples with a schedule; of a model that generates, they are generated.
+
+        Args:
+            config: The schedule.
+
+        Returns:
+            One answer per example, in the order of `examples`, in the form that the task scores.
+
+        Raises:
+            InputError: If the model's logits are NaN.
+        """
         if isinstance(self.session, Session):
             return [answer for number in range(len(self.sizes)) for answer in self.change(config, number).answers]
         with patched(self.session.model, config):

@@ -26,7 +26,15 @@ _SIGNS = {"prune_ratio": "prune", "merge_ratio": "merge", "text_merge_ratio": "w
 
 
 def tables(result: Mapping[str, Any]) -> Table:
-    """The best schedules beside those that were tried first."""
+    """The best schedules beside the paper's layers, for the terminal.
+
+    Args:
+        result: The content of ``tuning.json``, see `pumer.tuning.run.run`.
+
+    Returns:
+        Of each schedule the gain (a ratio to the unreduced model, with quartiles), the share of answers that change and
+        the accuracy lost in points with its 95% interval; "best" and "missed" are marked.
+    """
     narrow: Any = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # for 80 columns
     title = f"{result['what']}: {budget(result)}\nbest: {described(result['rows'][result['best']]['reduction'])}"
     table = Table("schedule", title=title, title_justify="left", **narrow)
@@ -93,7 +101,14 @@ def _lost(row: Mapping[str, Any]) -> str:
 
 
 def plot(result: Mapping[str, Any]) -> bytes:
-    """The front as a PNG image: gain against the share of answers that change."""
+    """The front: gain (a ratio to the unreduced model) against the share of answers that change, in percent.
+
+    Args:
+        result: The content of ``tuning.json``, see `pumer.tuning.run.run`.
+
+    Returns:
+        A PNG image.
+    """
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     best = result["rows"][result["best"]]
@@ -136,15 +151,21 @@ def _changed(row: Mapping[str, Any]) -> float:
 
 
 def card(result: Mapping[str, Any]) -> str:
-    """``README.md`` of a tuned model, from its ``tuning.json``."""
-    made, split, best = result["provenance"], result["calibration"]["split"], result["rows"][result["best"]]
+    """``README.md`` of a tuned model: where it is from, the best schedules as measured, the front.
+
+    Args:
+        result: The content of ``tuning.json``, see `pumer.tuning.run.run`.
+
+    Returns:
+        Markdown with the front matter of the Hugging Face hub.
+    """
+    return "\n".join([*_origin(result), *_measured(result), *_front(result)])
+
+
+def _origin(result: Mapping[str, Any]) -> list[str]:
+    made, best = result["provenance"], result["rows"][result["best"]]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    count = result["calibration"]["examples"]
-    seen = "The model was trained on that split, unless a part was left out: the loss may be larger elsewhere."
-    states = [trial["state"] for trial in result["trials"]]
-    gained = {"time": "speed-up, measured", "macs": "MACs, times fewer", "cache": "cache, times smaller"}
-    counted = "cache" if result["cost"] == "cache" else "MACs"
-    lines = [
+    return [
         "---",
         "library_name: pumer",
         f"tags: [pumer, token-pruning, token-merging, {result['task']}]",
@@ -157,6 +178,15 @@ def card(result: Mapping[str, Any]) -> str:
         "",
         f"> {described(best['reduction'])}",
         "",
+    ]
+
+
+def _measured(result: Mapping[str, Any]) -> list[str]:
+    split, count = result["calibration"]["split"], result["calibration"]["examples"]
+    seen = "The model was trained on that split, unless a part was left out: the loss may be larger elsewhere."
+    gained = {"time": "speed-up, measured", "macs": "MACs, times fewer", "cache": "cache, times smaller"}
+    counted = "cache" if result["cost"] == "cache" else "MACs"
+    lines = [
         "## Measured",
         "",
         f"On the last {count} examples of the split `{split}` of {result['task']}, which the search has seen:",
@@ -171,11 +201,13 @@ def card(result: Mapping[str, Any]) -> str:
         gain, chosen = row["gain"], " (chosen)" * (name == result["best"])
         spread = f"{gain['median']:.2f} ({gain['low']:.2f}-{gain['high']:.2f}) | {row['planned']:.2f}"
         lines.append(f"| {name}{chosen} | {described(row['reduction'])} | {spread} | {_losses(row)} |")
-    lines += [
-        "",
-        "Divergence is the Kullback-Leibler divergence of the answers' distribution from the unreduced model's;",
-        "the search minimises it.",
-        "",
+    about = "Divergence is the Kullback-Leibler divergence of the answers' distribution from the unreduced model's;"
+    return [*lines, "", about, "the search minimises it.", ""]
+
+
+def _front(result: Mapping[str, Any]) -> list[str]:
+    states = [trial["state"] for trial in result["trials"]]
+    return [
         "## The front",
         "",
         "![gain against the share of answers that change](pareto.png)",
@@ -184,16 +216,15 @@ def card(result: Mapping[str, Any]) -> str:
         "",
         f"| gain | schedule | {_LOSSES} |",
         "|---|---|---|---|---|",
-    ]
-    for row in result["fronts"][result["best"]]:
-        lines.append(f"| {row['estimated']:.2f} | {described(row['reduction'])} | {_losses(row)} |")
-    lines += [
+        *(
+            f"| {row['estimated']:.2f} | {described(row['reduction'])} | {_losses(row)} |"
+            for row in result["fronts"][result["best"]]
+        ),
         "",
         f"{len(states)} schedules were suggested and {states.count('complete')} measured on all examples; the others",
         "fell behind before, or cannot meet the budget. All are in `tuning.json`.",
         "",
     ]
-    return "\n".join(lines)
 
 
 _LOSSES = "divergence, nats | answers changed, % | accuracy lost, points (95 %)"

@@ -86,7 +86,15 @@ class Table:
 
     @classmethod
     def fit(cls, found: Sequence[tuple[Sequence[Row], Sequence[float], float]]) -> "Table":
-        """From schedules: the rows of their layers, what each layer costs, and what all cost together."""
+        """The table of a model, by least squares, from schedules that were planned.
+
+        Args:
+            found: Of each schedule the rows of its layers, what each layer costs, and what the whole model costs: MACs,
+                or bytes of the cache.
+
+        Returns:
+            Costs in the same unit.
+        """
         weights = {}
         for stack in dict.fromkeys(row.place[0] for row in found[0][0]):
             taken = [
@@ -145,11 +153,15 @@ class Gauge:
         return share, len(entering), sum(entering)
 
     def fitted(self, seconds: Sequence[tuple[ReductionConfig, float]]) -> "Gauge":
-        """The gauge of time, from schedules and their seconds, as a share of the unreduced model's."""
+        """The gauge of time, by least squares; no part of the time becomes negative.
+
+        Args:
+            seconds: Schedules with the time they take, as a share of the unreduced model's (no unit).
+        """
         parts = np.array([self._parts(config) for config, _ in seconds])
         given = np.stack([parts[:, 0] - 1, parts[:, 1], parts[:, 2]], axis=1)
         wanted, used = np.array([share for _, share in seconds]) - 1, [0, 1, 2]
-        while True:  # no part takes negative time
+        while True:
             solved = np.linalg.lstsq(given[:, used], wanted, rcond=None)[0]
             if (solved >= 0).all() or len(used) == 1:
                 break
@@ -158,7 +170,11 @@ class Gauge:
         return Gauge(self.path, self.table, *(found.get(at, 0.0) for at in range(3)))
 
     def error(self, seconds: Sequence[tuple[ReductionConfig, float]]) -> float:
-        """The largest deviation of a gain from a measured one, as a share of it."""
+        """The largest deviation of a gain from a measured one, as a share of it.
+
+        Args:
+            seconds: As those of `fitted`.
+        """
         return max(abs(self(config) * share - 1) for config, share in seconds)
 
 

@@ -96,11 +96,19 @@ class Machine:
         return cls(Path({"decoder": layers}, text, images), plans, Prefill, _prompts(session, [longest] * batch), model)
 
     def planned(self, config: ReductionConfig) -> tuple[list[float], float]:
-        """What each layer costs without a run, and all together."""
+        """What each layer costs without a run, and all together: MACs, or bytes of the cache."""
         return self.plans(variant(self.model, config))
 
     def timed(self, configs: Mapping[str, ReductionConfig], pairs: int) -> dict[str, Any]:
-        """``seconds`` of a forward and ``speedup`` by name, in turn with the unreduced model, `UNREDUCED`."""
+        """Time schedules in turn with the unreduced model.
+
+        Args:
+            configs: Schedules by name.
+            pairs: Rounds, in each of which every schedule runs once.
+
+        Returns:
+            By name, and for `UNREDUCED`, ``seconds`` of a forward and the paired ``speedup``: median and quartiles.
+        """
         every = {UNREDUCED: NoReduction(), **configs}
         models = {name: self.calls(variant(self.model, config)) for name, config in every.items()}
         batch = len(self.inputs["input_ids"])

@@ -59,7 +59,12 @@ def run(config: TuneConfig, console: Console | None = None) -> dict[str, Any]:
         console: Where the table goes; the terminal by default.
 
     Returns:
-        The content of ``tuning.json``: see `pumer.tuning.card`.
+        The content of ``tuning.json``. ``rows`` by the schedule's name, and which of them is ``best``: ``reduction``,
+        ``loss`` (divergence in nats), ``agreement``, ``accuracy`` and its paired ``difference`` to the unreduced model,
+        ``gain`` (times cheaper, median and quartiles), where time is measured ``seconds`` of a forward, ``planned``
+        (MACs, or bytes of the cache, times fewer), ``estimated`` and ``met``. ``fronts``: the chosen shape and the
+        paper's layers at other strengths. Beside them all ``trials``, what was asked for, ``unreduced`` (its cost in
+        seconds, MACs or bytes when the search began), ``gauge`` and ``provenance``.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
