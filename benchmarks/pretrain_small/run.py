@@ -15,11 +15,9 @@ minutes: it may be killed and started again at will.
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Callable
-from math import cos, pi
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ import torch.multiprocessing as mp
 from rich.console import Console
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import nn
 from transformers import PreTrainedTokenizerFast, ViltForQuestionAnswering, ViltProcessor
 
 from benchmarks.pretrain_small.pool import TEXTS, Batch, Source
@@ -38,12 +35,11 @@ from benchmarks.pretrain_small.tokenizer import save_tokenizer, train_tokenizer
 from benchmarks.pretrain_small.trainee import Trainee, choose_patches, losses
 from benchmarks.pretrain_small.trainee_meter import MeterTrainee
 from benchmarks.pretrain_small.trainee_vilt import ViltTrainee
+from benchmarks.pretrain_small.training import follow, listed, optimizer_of, rate, save_state, saved_state, update
 from pumer.checkpoint import HEADS_FILE, read_model
 from pumer.models.meter import MeterProcessor
 from pumer.patching import unpatch
 from pumer.reducers import EViTConfig, PuMerConfig, ReductionConfig, ToMeConfig
-from pumer.utils.errors import InputError
-from pumer.utils.files import write_bytes
 from pumer.utils.locks import only_one
 from pumer.utils.shipped import SMALL
 from pumer.world.sentences import KINDS
@@ -83,6 +79,8 @@ _WEIGHTS = {
     "ground": 0.3,
     "phrase": 0.5,
 }
+_WARM_UP = 300
+"""Steps of each stage."""
 
 
 def run(config: PretrainConfig) -> Path:
@@ -154,12 +152,12 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
     torch.set_num_threads(1)
     parent, total, folder = os.getppid(), 60 * config.minutes, Path(config.out)
     source = Source(train_tokenizer(), seed=config.seed, tasks=config.tasks)
-    optimizer = _optimizer(trainee, config)
+    optimizer = optimizer_of(trainee, config)
     path, step = _state(folder, stage, rank), 0
     if path.exists():
-        saved = torch.load(path, weights_only=True)
-        optimizer.load_state_dict(saved["optimizer"])
-        step = saved["step"]
+        with saved_state(path) as saved:
+            optimizer.load_state_dict(saved["optimizer"])
+            step = saved["step"]
     watch = _Watch(config, trainee, clock, stage) if rank == 0 else None
     forward = torch.compile(trainee, dynamic=False) if config.compile else trainee
     saved_at = clock[0].item()
@@ -167,9 +165,8 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
         begin, progress = time.monotonic(), clock[0].item() / total
         scenes = config.batch_size // TEXTS
         batch = source.batch(((stage * 10_000_000 + step) * config.workers + rank) * scenes, scenes)
-        rate = _rate(config, step, progress)
         parts = _losses(config, trainee, forward, batch, step, progress)
-        _update(optimizer, parts, rate)
+        update(optimizer, parts, _WEIGHTS, rate(config, step, progress, _WARM_UP))
         step += 1
         clock[1] += 1
         if watch is not None:
@@ -178,24 +175,11 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
             watch.see(parts)
         if clock[0] - saved_at >= 60 * config.save_minutes:
             saved_at = clock[0].item()
-            _save(path, {"optimizer": optimizer.state_dict(), "step": step})
+            save_state(path, {"optimizer": optimizer.state_dict(), "step": step})
             if watch is not None:
-                _save(_state(folder, stage), {"trainee": trainee.state_dict(), "clock": clock})
+                save_state(_state(folder, stage), {"trainee": trainee.state_dict(), "clock": clock})
     if watch is not None and clock[0] >= until * total:
-        _save(_state(folder, stage), {"trainee": trainee.state_dict(), "clock": clock})
-
-
-def _optimizer(trainee: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
-    decay = [p for p in trainee.parameters() if p.dim() > 1]
-    rest = [p for p in trainee.parameters() if p.dim() <= 1]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), foreach=True)
-
-
-def _rate(config: PretrainConfig, step: int, progress: float) -> float:
-    """Learning rate: warm-up at the start of each stage, constant, then a cosine down."""
-    fall = min(1.0, max(0.0, (progress - config.fall_at) / (1 - config.fall_at)))
-    return config.lr * min(1.0, (step + 1) / 300) * (0.02 + 0.98 * (1 + cos(pi * fall)) / 2)
+        save_state(_state(folder, stage), {"trainee": trainee.state_dict(), "clock": clock})
 
 
 def _losses(
@@ -211,37 +195,11 @@ def _losses(
     return parts if progress >= config.ground_at else {name: loss for name, loss in parts.items() if name != "ground"}
 
 
-def _update(optimizer: torch.optim.Optimizer, parts: dict[str, torch.Tensor], rate: float) -> None:
-    torch.stack([_WEIGHTS[name] * loss for name, loss in parts.items()]).sum().backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def _save(path: Path, state: dict[str, object]) -> None:
-    content = io.BytesIO()
-    torch.save(state, content)
-    write_bytes(path, content.getvalue())
-
-
 def _restore(path: Path, trainee: Trainee, clock: torch.Tensor) -> None:
-    """Take up a saved state.
-
-    Raises:
-        InputError: If it is broken, or of a model of other sizes.
-    """
-    try:
-        saved = torch.load(path, weights_only=True)
+    """Take up a saved state."""
+    with saved_state(path) as saved:
         trainee.load_state_dict(saved["trainee"])
         clock.copy_(saved["clock"])
-    except Exception as error:  # whatever a broken file provokes
-        reason = type(error).__name__
-        raise InputError(
-            f"{path} is no state of this run, or broken ({reason}); remove it, or give another out"
-        ) from error
 
 
 class _Watch:
@@ -255,19 +213,16 @@ class _Watch:
         self.source = Source(train_tokenizer(), seed=config.seed + 1, captions=0.0, tasks=0.0)
 
     def see(self, parts: dict[str, torch.Tensor]) -> None:
-        for name, loss in parts.items():
-            value = loss.item()
-            self.average[name] = 0.99 * self.average.get(name, value) + 0.01 * value
+        follow(self.average, parts, 0.01)
         if time.monotonic() - self.reported < 60:
             return
-        rate = (self.clock[1].item() - self.steps) * self.config.batch_size / (time.monotonic() - self.reported)
+        speed = (self.clock[1].item() - self.steps) * self.config.batch_size / (time.monotonic() - self.reported)
         scores = accuracy(self.trainee, self.source, 512)
         reduced = accuracy(self.trainee, self.source, 512, reduction=_REDUCTIONS[self.config.model][0])["all"]
-        shown_losses = " ".join(f"{name} {value:.3f}" for name, value in self.average.items())
         table = " ".join(f"{name} {value:.1%}" for name, value in scores.items()) + f", reduced {reduced:.1%}"
         self.console.print(
             f"{self.clock[0] / 60:.1f} of {self.config.minutes:.0f} min, stage {self.stage}, step {self.clock[1]:.0f}, "
-            f"{rate:.0f} samples/s: {shown_losses}\n    {table}",
+            f"{speed:.0f} samples/s: {listed(self.average)}\n    {table}",
             soft_wrap=True,
         )
         self.reported, self.seconds, self.steps = time.monotonic(), self.clock[0].item(), self.clock[1].item()

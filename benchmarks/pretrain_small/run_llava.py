@@ -8,22 +8,21 @@ the run most of the background is left out. The run's folder holds its state, sa
 and started again at will.
 """
 
-import io
 import time
-from math import cos, pi
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from benchmarks.pretrain_small.pool_llava import TURNS, Conversations, shown
 from benchmarks.pretrain_small.settings import LlavaTrainingConfig
 from benchmarks.pretrain_small.small_llava import export, small_llava, tokenizer
 from benchmarks.pretrain_small.trainee_llava import WEIGHTS, Trainee, losses
-from pumer.utils.files import write_bytes
+from benchmarks.pretrain_small.training import follow, listed, optimizer_of, rate, save_state, saved_state, update
 from pumer.utils.locks import only_one
+
+WARM_UP = 200
+"""Steps."""
 
 
 @torch.inference_mode()
@@ -55,69 +54,66 @@ def run(config: LlavaTrainingConfig) -> Path:
 
 
 def _trained(config: LlavaTrainingConfig) -> Path:
-    folder, console = Path(config.out), Console()
+    folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
-    words = tokenizer()
-    trainee = Trainee(small_llava(words, config.layers, config.width))
-    optimizer = _optimizer(trainee, config)
-    seconds, step, path = 0.0, 0, folder / "state.pt"
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        trainee.load_state_dict(saved["trainee"])
-        optimizer.load_state_dict(saved["optimizer"])
-        seconds, step = saved["seconds"], saved["step"]
-    source, check = Conversations(words, config.seed), Conversations(words, config.seed + 1)
-    total, saved_at, told_at, told_step = 60 * config.minutes, seconds, seconds, step
-    average: dict[str, float] = {}
-    while seconds < total:
-        begin, progress = time.monotonic(), seconds / total
-        batch = source.batch(step * config.batch_size, config.batch_size)
+    training = _Training(config)
+    training.run()
+    return export(training.trainee.model, folder / "llava-small")
+
+
+class _Training:
+    """A model and how far its training is: seconds, steps, and running averages of the parts of the loss."""
+
+    def __init__(self, config: LlavaTrainingConfig) -> None:
+        """At the beginning, or where the state in the run's folder is."""
+        words = tokenizer()
+        self.config, self.path, self.console = config, Path(config.out) / "state.pt", Console()
+        self.trainee = Trainee(small_llava(words, config.layers, config.width))
+        self.optimizer = optimizer_of(self.trainee, config)
+        self.source, self.check = Conversations(words, config.seed), Conversations(words, config.seed + 1)
+        self.seconds, self.steps = 0.0, 0
+        self.average: dict[str, float] = {}
+        if self.path.exists():
+            with saved_state(self.path) as saved:
+                self.trainee.load_state_dict(saved["trainee"])
+                self.optimizer.load_state_dict(saved["optimizer"])
+                self.seconds, self.steps = saved["seconds"], saved["step"]
+        self.reported_seconds, self.reported_steps = self.seconds, self.steps
+
+    def run(self) -> None:
+        """Train until time is up; report every minute, save every few."""
+        total, saved_at = 60 * self.config.minutes, self.seconds
+        while self.seconds < total:
+            begin = time.monotonic()
+            self._step(self.seconds / total)
+            self.seconds += min(time.monotonic() - begin, 5.0)  # a stopped process does not train
+            if self.seconds - self.reported_seconds >= 60:
+                self._report()
+            if self.seconds - saved_at >= 60 * self.config.save_minutes or self.seconds >= total:
+                state = {"trainee": self.trainee.state_dict(), "optimizer": self.optimizer.state_dict()}
+                save_state(self.path, state | {"seconds": self.seconds, "step": self.steps})
+                saved_at = self.seconds
+
+    def _step(self, progress: float) -> None:
+        config = self.config
+        batch = self.source.batch(self.steps * config.batch_size, config.batch_size)
         keep = shown(batch, config.patches) if progress < config.full_at else None
         with torch.autocast("cpu", torch.bfloat16, enabled=config.half):
-            out = trainee(batch, keep)
+            out = self.trainee(batch, keep)
         parts = losses({name: each.float() for name, each in out.items()}, batch, keep)
-        torch.stack([WEIGHTS[name] * loss for name, loss in parts.items()]).sum().backward()
-        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = _rate(config, step, progress)
-        optimizer.step()
-        optimizer.zero_grad()
-        for name, loss in parts.items():
-            average[name] = 0.98 * average.get(name, loss.item()) + 0.02 * loss.item()
-        step += 1
-        seconds += min(time.monotonic() - begin, 5.0)  # a stopped process does not train
-        if seconds - told_at >= 60:
-            rate = (step - told_step) * config.batch_size * TURNS / (seconds - told_at)
-            scores = " and ".join(f"{score:.1%}" for score in accuracy(trainee, check, 256))
-            shown_losses = ", ".join(f"{name} {value:.3f}" for name, value in average.items())
-            console.print(
-                f"{seconds / 60:.0f} of {config.minutes:.0f} min, step {step}, {rate:.0f} answers/s: {shown_losses}; "
-                f"first and later questions {scores}",
-                soft_wrap=True,
-            )
-            told_at, told_step = seconds, step
-        if seconds - saved_at >= 60 * config.save_minutes or seconds >= total:
-            state = {"trainee": trainee.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"seconds": seconds, "step": step}
-            content = io.BytesIO()
-            torch.save(state, content)
-            write_bytes(path, content.getvalue())
-            saved_at = seconds
-    return export(trainee.model, folder / "llava-small")
+        update(self.optimizer, parts, WEIGHTS, rate(config, self.steps, progress, WARM_UP))
+        follow(self.average, parts, 0.02)
+        self.steps += 1
 
-
-def _optimizer(trainee: nn.Module, config: LlavaTrainingConfig) -> torch.optim.Optimizer:
-    trained = [p for p in trainee.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if (p.dim() > 1) == decays], "weight_decay": config.weight_decay * decays}
-        for decays in (True, False)
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), foreach=True)
-
-
-def _rate(config: LlavaTrainingConfig, step: int, progress: float) -> float:
-    """Learning rate: warm-up, constant, then a cosine down."""
-    fall = min(1.0, max(0.0, (progress - config.fall_at) / (1 - config.fall_at)))
-    return config.lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * (1 + cos(pi * fall)) / 2)
+    def _report(self) -> None:
+        seconds, steps = self.seconds - self.reported_seconds, self.steps - self.reported_steps
+        scores = " and ".join(f"{score:.1%}" for score in accuracy(self.trainee, self.check, 256))
+        self.console.print(
+            f"{self.seconds / 60:.0f} of {self.config.minutes:.0f} min, step {self.steps}, "
+            f"{steps * self.config.batch_size * TURNS / seconds:.0f} answers/s: {listed(self.average)}; "
+            f"first and later questions {scores}",
+            soft_wrap=True,
+        )
+        self.reported_seconds, self.reported_steps = self.seconds, self.steps

@@ -1,4 +1,4 @@
-"""Settings of `python -m benchmarks pretrain`."""
+"""Settings of `python -m benchmarks pretrain` and `python -m benchmarks llava`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,44 +24,59 @@ Layers = Annotated[int, Field(ge=1, le=1024)]
 
 
 @config
-class PretrainConfig(Job):
-    """How to pre-train.
+class TrainingConfig(Job):
+    """What the trainings of all small models share.
 
     Attributes:
-        model: "vilt" or "meter".
         out: folder of the run's state and of the finished checkpoint.
         minutes: length of the run, in minutes of training; a resumed run goes on where it was.
-        workers: processes that train, each on one CPU thread.
-        batch_size: samples per step of a worker, two per scene.
         lr: peak learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         seed: seed of weights and scenes (their split is "pretrain", no other uses it).
+        patches: patches per image in the first part of the run.
+        full_at: fraction of the run after which it sees whole images.
+        fall_at: fraction of the run after which the learning rate falls.
+        save_minutes: minutes between two saved states.
+    """
+
+    out: NewFolder
+    minutes: Annotated[float, Field(ge=0.001, le=10**6)] = 60.0
+    lr: Positive = 1e-3
+    weight_decay: NotNegative = 0.02
+    seed: Seed = 1
+    patches: Annotated[int, Field(ge=1, le=16_384)] = 64
+    full_at: Fraction = 0.5
+    fall_at: Fraction = 0.4
+    save_minutes: Seconds = 2.0
+
+
+@config
+class PretrainConfig(TrainingConfig):
+    """How to pre-train the small ViLT, or the small METER.
+
+    Attributes:
+        model: "vilt" or "meter".
+        workers: processes that train, each on one CPU thread.
+        batch_size: samples per step of a worker, two per scene.
         layers: transformer layers of the finished ViLT.
         places: where the layers of the shallower first ViLT stand in it; the paper's reductions happen in layers 2, 5
             and 8, which are therefore among the longest trained.
         grow_at: fraction of the run after which ViLT gets its full depth.
         pairs: pairs of cross-modal layers of METER.
         vilt: folder of the ViLT whose first layers METER's vision encoder starts with; the one that ships by default.
-        full_at: fraction of the run after which it sees whole images.
-        fall_at: fraction of the run after which the learning rate falls.
         reduce_at: fraction of the run after which every other batch has its tokens reduced.
         ground_at: fraction of the run after which words learn which patches to attend to in the layers that reduce:
             those that the sentence is about.
-        patches: patches per image before that.
         tasks: fraction of the sentences that are those of the data sets other than questions.
         start: folder of a finished checkpoint to go on from, at full depth; words it does not know start afresh.
-        save_minutes: minutes between two saved states.
         compile: speed the forward pass up with torch.compile.
     """
 
     model: Literal["vilt", "meter"] = "vilt"
     out: NewFolder = Path("runs/world-pretrain")
-    minutes: Annotated[float, Field(ge=0.001, le=10**6)] = 60.0
     workers: Threads = 2
     batch_size: BatchSize = 32
     lr: Positive = 8e-4
-    weight_decay: NotNegative = 0.02
-    seed: Seed = 1
     layers: Layers = 12
     places: tuple[int, ...] = (0, 2, 5, 6, 8, 10)
     grow_at: Fraction = 0.6
@@ -74,7 +89,6 @@ class PretrainConfig(Job):
     patches: Annotated[int, Field(ge=1, le=16_384)] = 96
     tasks: Fraction = 0.4
     start: Model | None = None
-    save_minutes: Seconds = 2.0
     compile: bool = True
 
     def check_places(self) -> None:
@@ -86,37 +100,21 @@ class PretrainConfig(Job):
 
 
 @config
-class LlavaTrainingConfig(Job):
+class LlavaTrainingConfig(TrainingConfig):
     """How to train the small LLaVA.
 
     Attributes:
-        out: folder of the run's state and of the finished checkpoint.
-        minutes: length of the run, in minutes of training; a resumed run goes on where it was.
         threads: CPU threads.
         batch_size: conversations per step.
-        lr: peak learning rate of AdamW.
-        weight_decay: weight decay of AdamW.
-        seed: seed of weights and scenes.
         layers: layers of the decoder.
         width: of the decoder.
-        patches: patches per image in the first part of the run.
-        full_at: fraction of the run after which it sees whole images.
-        fall_at: fraction of the run after which the learning rate falls.
         half: compute in bfloat16, where it can be.
-        save_minutes: minutes between two saved states.
     """
 
     out: NewFolder = Path("runs/world-llava")
-    minutes: Annotated[float, Field(ge=0.001, le=10**6)] = 60.0
     threads: Threads = 1
     batch_size: BatchSize = 16
-    lr: Positive = 1e-3
-    weight_decay: NotNegative = 0.02
-    seed: Seed = 1
     layers: Layers = 8
     width: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = 128
     patches: Annotated[int, Field(ge=1, le=144)] = 64
-    full_at: Fraction = 0.5
-    fall_at: Fraction = 0.4
     half: bool = False
-    save_minutes: Seconds = 2.0

@@ -13,7 +13,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 import pumer.settings
-from benchmarks.pretrain_small.settings import PretrainConfig
+from benchmarks.pretrain_small.settings import LlavaTrainingConfig, PretrainConfig
 from benchmarks.reproduce.settings import ReproduceConfig
 from pumer.settings import common
 from pumer.settings.benchmark import BenchmarkConfig
@@ -40,6 +40,7 @@ GIVEN = {
     PlanConfig: {},
     PredictConfig: {"model": "m"},
     PrepareConfig: {"task": "vqav2", "root": Path("data"), "out": Path("out")},
+    LlavaTrainingConfig: {},
     PretrainConfig: {},
     ReproduceConfig: {},
     TrainConfig: {"model": "m", "output": Path("out"), "data": TrainingData(root=Path("data"))},

@@ -9,6 +9,7 @@ from benchmarks import conversations
 from benchmarks.pretrain_small import pool_llava, run_llava, small_llava
 from benchmarks.pretrain_small.settings import LlavaTrainingConfig
 from pumer.generative import answers, load_generative, prompt, prompts
+from pumer.utils.errors import InputError
 from pumer.utils.shipped import SMALL
 from pumer.world import scenes, sentences
 
@@ -79,6 +80,12 @@ def test_training_goes_on_and_writes_a_model_that_answers(tmp_path):
     model, processor = load_generative(folder, dtype=torch.float32)
     inputs = prompt(processor, [Image.fromarray(np.zeros((50, 80, 3), np.uint8))], "what is it?")
     assert isinstance(answers(model, processor, inputs, 3)[0], str)
+
+
+def test_a_broken_state_is_named(tmp_path):
+    (tmp_path / "state.pt").write_bytes(b"broken")
+    with pytest.raises(InputError, match=f"{tmp_path / 'state.pt'} is no state"):
+        run_llava.run(LlavaTrainingConfig(out=tmp_path))
 
 
 def test_the_shipped_checkpoint_answers():
