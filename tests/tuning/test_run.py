@@ -139,7 +139,13 @@ def test_other_budgets(tiny_vilt, tiny_vqa, tmp_path, budget, monkeypatch):
         )
 
 
-@pytest.mark.parametrize("budget", ["budget.latency_ms=0.9", "budget.speedup=1.3", "budget.accuracy_drop=0.5"])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        "budget.latency_ms=0.9",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("budget.speedup=1.3", "budget.accuracy_drop=0.5")),
+    ],
+)
 def test_what_is_reported_is_measured_after_the_choice_and_paired(tiny_vilt, tiny_vqa, tmp_path, budget, monkeypatch):
     calls = []
 

@@ -207,7 +207,7 @@ class _Tuning:
         return float(measured["gain"]["median"] / self.target)
 
     def _reached(self, configs: Mapping[str, ReductionConfig], spare: float) -> dict[str, float]:
-        """The same of schedules that are measured now, as shares of a budget that is so much stricter."""
+        """What schedules, measured now, reach of a budget that is ``spare`` times stricter."""
         return {name: self._share(measured) / spare for name, measured in self._gains(configs).items()}
 
     def _fewer(self, config: ReductionConfig) -> float:
@@ -316,6 +316,8 @@ class _Tuning:
             about = {"planned": planned, "estimated": self.gauge(config)}
             about["met"] = self.budget == "accuracy_drop" or self._share(measured) >= 1
             rows[name] = self._measured(config) | measured | about
+        for name in shapes.keys() - rows.keys():
+            logger.warning("%s cannot meet the budget, and is left out", name)
         return rows
 
     def _at(self, shape: Shape, gain: float) -> ReductionConfig | None:
