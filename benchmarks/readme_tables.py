@@ -266,6 +266,20 @@ def styles() -> str:
     return table(("small ViLT, schedule", "MACs, fewer", "difference to the original", "gradual to the paper's"), lines)
 
 
+def tuned(task: str) -> str:
+    """Figure 5 by one search for all methods: differences to the original at each number of times fewer MACs."""
+    rows = read_json(RESULTS / f"tuned-vilt-{task}.json")["rows"]
+    speeds = sorted({row["speed"] for row in rows} - {1.0})
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        if row["method"] != "original":
+            name = {"paper": "pumer, the paper's layers", "pumer": "pumer, tuned"}.get(row["method"], row["method"])
+            line = lines.setdefault(f"{name}{', fine-tuned' * row['trained']}", [""] * len(speeds))
+            line[speeds.index(row["speed"])] = points(row["to_original"], "+")
+    columns = (f"small ViLT, {NAMES[task]}", *(f"{speed:g}x" for speed in speeds))
+    return table(columns, [[name, *cells] for name, cells in lines.items()])
+
+
 def conversations() -> str:
     """Methods on the small LLaVA: two questions about each image."""
     lines = []
@@ -297,6 +311,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "methods": methods,
     "parts": lambda: parts("table3"),
     "vision": lambda: parts("vision"),
+    "tuned-vqav2": lambda: tuned("vqav2"),
+    "tuned-snli_ve": lambda: tuned("snli_ve"),
     "objects": objects,
     "exported": exported,
     "precisions": precisions,

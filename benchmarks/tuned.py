@@ -55,6 +55,8 @@ def main() -> None:
     options.add_argument("--trials", type=int, default=40, help="schedules of each method at each speed")
     options.add_argument("--limit", type=int, help="examples of the split; all by default")
     options.add_argument("--train", help="recipe by which the reduced models are fine-tuned as well")
+    options.add_argument("--trained-methods", nargs="+", choices=METHODS, help="those to fine-tune; all by default")
+    options.add_argument("--trained-speeds", type=float, nargs="+", help="of those; all by default")
     options.add_argument("--work", type=Path, default=Path("out/tuned"), help="folder of models and answers")
     options.add_argument("--results", type=Path, default=RESULTS, help="folder of the result file")
     arguments = options.parse_args()
@@ -69,8 +71,8 @@ class Measured:
     """The rows of the result file, and how they are made.
 
     Attributes:
-        rows: each with `speed`, `method`, `trained`, `reduction`, `accuracy`, and the paired `to_paper` and
-            `to_original`.
+        rows: each with `speed`, `method`, `trained`, `reduction`, `accuracy`, and the paired `to_pumer` (its tuned
+            schedule at the same speed), `to_paper` (the paper's) and `to_original`.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -88,20 +90,23 @@ class Measured:
         """Tune, train and answer whatever is missing; every answer is kept below the work folder."""
         for trained in (False, True)[: 1 + bool(self.arguments.train)]:
             original = self._scores(ORIGINAL, self.arguments.model, {"method": "none"})
-            self._row(1.0, ORIGINAL, trained, {"method": "none"}, original, original, None)
-            for speed in self.arguments.speeds:
-                found = {method: self._tuned(method, speed) for method in self.arguments.methods}
+            self._row(1.0, ORIGINAL, trained, {"method": "none"}, original, {ORIGINAL: original})
+            methods, speeds = self.arguments.methods, self.arguments.speeds
+            if trained:
+                methods = self.arguments.trained_methods or methods
+                speeds = self.arguments.trained_speeds or speeds
+            for speed in speeds:
+                found = {method: self._tuned(method, speed) for method in methods}
                 schedules = {method: each["rows"][each["best"]]["reduction"] for method, each in found.items()}
                 if "pumer" in found:
                     schedules = {PAPER: found["pumer"]["rows"][PAPERS_LAYERS]["reduction"]} | schedules
-                beside: list[dict[str, Any]] | None = None
+                scores = {ORIGINAL: original}
                 for method, reduction in schedules.items():
                     name, model = f"{method}-{speed:g}", self.arguments.model
                     if trained:
                         model, name = self._trained(name, reduction), f"{name}-trained"
-                    scores = self._scores(name, model, reduction)
-                    beside = scores if method == PAPER else beside
-                    self._row(speed, method, trained, reduction, scores, original, beside)
+                    scores[method] = self._scores(name, model, reduction)
+                    self._row(speed, method, trained, reduction, scores[method], scores)
 
     def _tuned(self, method: str, speed: float) -> dict[str, Any]:
         """The result of `pumer tune` for one method."""
@@ -155,17 +160,17 @@ class Measured:
         trained: bool,
         reduction: Mapping[str, Any],
         scores: Sequence[Mapping[str, Any]],
-        original: Sequence[Mapping[str, Any]],
-        paper: Sequence[Mapping[str, Any]] | None,
+        others: Mapping[str, Sequence[Mapping[str, Any]]],
     ) -> None:
-        """Add a row, and write the file."""
+        """Add a row, beside others that are answered already, and write the file."""
         row: dict[str, Any] = {"speed": speed, "method": method, "trained": trained, "reduction": reduction}
         row["questions"] = len(scores)
         row["accuracy"] = bootstrap([each["score"] for each in scores], [each["source"] for each in scores])
-        row["to_original"] = difference(scores, original)
-        row["to_paper"] = None if paper is None else difference(scores, paper)
+        for name in (ORIGINAL, PAPER, "pumer"):
+            row[f"to_{name}"] = difference(scores, others[name]) if name in others else None
         self.rows.append(row)
         names = ("model", "methods", "speeds", "split", "examples", "trials", "limit", "train")
+        names += ("trained_methods", "trained_speeds")
         settings = {name: str(getattr(self.arguments, name)) for name in names}
         recorded = {"task": trained_with(self.arguments.model)["task"], "rows": self.rows}
         path = self.arguments.results / f"tuned-{self.arguments.name}.json"
@@ -180,12 +185,12 @@ def _complete(folder: Path, method: str) -> bool:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """All rows, in percent."""
-    shown = Table("fewer MACs", "method", "fine-tuned", "accuracy %", "to the paper's schedule", "to the original")
+    shown = Table("fewer MACs", "method", "fine-tuned", "accuracy %", "to the original", "to PuMer, tuned")
     for row in rows:
-        to_paper = "" if row["to_paper"] is None else percent(row["to_paper"])
+        to_pumer = "" if row["to_pumer"] is None else percent(row["to_pumer"])
         trained = "yes" if row["trained"] else ""
         about = (f"{row['speed']:g}x", row["method"], trained, percent(row["accuracy"]))
-        shown.add_row(*about, to_paper, percent(row["to_original"]))
+        shown.add_row(*about, percent(row["to_original"]), to_pumer)
     return shown
 
 

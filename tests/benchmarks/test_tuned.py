@@ -21,7 +21,8 @@ def test_a_row_for_each_method_and_what_is_there_is_kept(tiny_vilt, tiny_vqa, tm
     tuned.main()
     rows = read_json(tmp_path / "tuned-tiny.json")["rows"]
     assert [row["method"] for row in rows] == ["original", "paper", "pumer", "l2norm"]
-    assert rows[0]["to_paper"] is None
+    assert rows[0]["to_paper"] is rows[0]["to_pumer"] is rows[1]["to_pumer"] is None
+    assert rows[3]["to_pumer"]["mean"] == pytest.approx(rows[3]["accuracy"]["mean"] - rows[2]["accuracy"]["mean"])
     for row in rows[1:]:
         assert row["to_paper"]["mean"] == pytest.approx(row["accuracy"]["mean"] - rows[1]["accuracy"]["mean"])
     for row in rows:
