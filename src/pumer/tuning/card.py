@@ -22,6 +22,8 @@ AXES = {
     "cache": "times smaller cache",
 }
 """What the gain of a result is, by its ``cost``."""
+_GAINS = {"time": "speed-up", "macs": "fewer MACs", "cache": "smaller"}
+"""The same as the heading of a column."""
 _SIGNS = {"prune_ratio": "prune", "merge_ratio": "merge", "text_merge_ratio": "words"}
 
 
@@ -32,20 +34,24 @@ def tables(result: Mapping[str, Any]) -> Table:
         result: The content of ``tuning.json``, see `pumer.tuning.run.run`.
 
     Returns:
-        Of each schedule the gain (a ratio to the unreduced model, with quartiles), the share of answers that change and
-        the accuracy lost in points with its 95% interval; "best" and "missed" are marked.
+        Of each schedule the gain (a ratio to the unreduced model; of time with quartiles), the divergence in nats that
+        the search minimises, the share of answers that change and the accuracy lost in points with its 95% interval;
+        "best" and "missed" are marked.
     """
     narrow: Any = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # for 80 columns
     title = f"{result['what']}: {budget(result)}\nbest: {described(result['rows'][result['best']]['reduction'])}"
     table = Table("schedule", title=title, title_justify="left", **narrow)
-    for heading in ("gain", "quartiles", "changed", "accuracy lost", ""):
+    spread = ["quartiles"] * (result["cost"] == "time")
+    for heading in (_GAINS[result["cost"]], *spread, "divergence", "changed", "accuracy lost", ""):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.caption = f"the least divergence is the best; {result['calibration']['examples']} calibration examples"
     for name, row in ordered(result):
         marks = " ".join([*["best"] * (name == result["best"]), *["missed"] * (not row["met"])])
         gain = row["gain"]
         cells = [
             f"{gain['median']:.2f}x",
-            f"{gain['low']:.2f}-{gain['high']:.2f}",
+            *(f"{gain['low']:.2f}-{gain['high']:.2f}" for _ in spread),
+            f"{row['loss']:.4f}",
             f"{100 * (1 - row['agreement']):.1f}%",
         ]
         table.add_row(name, *cells, _lost(row), marks)
@@ -61,7 +67,8 @@ def ordered(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 def budget(result: Mapping[str, Any]) -> str:
     """The budget in words."""
     ((name, amount),) = result["budget"].items()
-    return _BUDGETS[name].format(amount)
+    counted = name == "speedup" and result["cost"] == "macs"
+    return f"{amount:g} times fewer MACs than the unreduced model" if counted else _BUDGETS[name].format(amount)
 
 
 def described(reduction: Mapping[str, Any]) -> str:

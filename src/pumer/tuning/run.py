@@ -153,7 +153,7 @@ class _Tuning:
         return Gauge(self.machine.path, table, *parts), kept["unreduced"], kept["planned"]
 
     def _probed(self) -> dict[str, Any]:
-        logger.info("planning and timing a few schedules")
+        logger.info("planning%s a few schedules", " and timing" * self.timed)
         probes = [self.space.config(shape, strength) for shape in self.seeds.values() for strength in PROBED]
         found = []
         for config in (NoReduction(), *probes):
