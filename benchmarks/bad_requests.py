@@ -44,7 +44,7 @@ def bad_requests(model: str, count: int, largest: int, pixels: int, seed: int = 
         seed: Of what is random in them.
     """
     draw = random.Random(seed)
-    made = [*_BODIES.items(), *_JSON.items(), *_ADDRESSES.items()]
+    made: list[tuple[str, Any]] = [*_BODIES.items(), *_JSON.items(), *_ADDRESSES.items()]
     found = []
     for number in range(count):
         kind, make = made[number % len(made)]

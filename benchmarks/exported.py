@@ -66,7 +66,8 @@ def measured(model: str, schedules: dict[str, Any], pairs: int, batches: list[in
     makers = {name: partial(inputs_for, each, size, words) for name, each in torches.items()}
     models: dict[str, Any] = {}
     make: dict[str, Any] = {}
-    differences, macs = {}, {}
+    differences: dict[str, Any] = {}
+    macs: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, config in configs.items():
             for precision, each in torches.items():

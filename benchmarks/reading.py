@@ -14,8 +14,10 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.common import RESULTS, parser
+from pumer.data.storage import RECORD
+from pumer.settings.data import CheckConfig
 from pumer.settings.train import OptimizerConfig, TrainConfig, TrainingData
-from pumer.tasks import check, prepare
+from pumer.tasks import check
 from pumer.training import run as train
 from pumer.utils.files import read_json, write_json
 from pumer.utils.provenance import collect
@@ -52,11 +54,9 @@ def measure(root: Path, task: str, folder: Path, steps: int) -> dict[str, Any]:
     """A task's row: images, reading and waiting from both kinds of files, and `prepare`'s peak memory in MiB."""
     prepared = folder / task
     peak = peak_of_prepare(task, root, prepared)
-    row: dict[str, Any] = {"images": read_json(prepared / prepare.RECORD)["images"], "prepare_peak_mib": peak}
+    row: dict[str, Any] = {"images": read_json(prepared / RECORD)["images"], "prepare_peak_mib": peak}
     for name, data in {"files": root, "prepared": prepared}.items():
-        found = check.run(
-            check.CheckConfig(task=task, root=data, splits=("val",), speed=True, edge=EDGE), progress=False
-        )
+        found = check.run(CheckConfig(task=task, root=data, splits=("val",), speed=True, edge=EDGE), progress=False)
         row[name] = {"images_per_second": found["images_per_second"]}
         row[name] |= waiting(task, data, folder / f"{task}-{name}", steps)
     return row

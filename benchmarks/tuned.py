@@ -169,8 +169,8 @@ class Measured:
         for name in (ORIGINAL, PAPER, "pumer"):
             row[f"to_{name}"] = difference(scores, others[name]) if name in others else None
         self.rows.append(row)
-        names = ("model", "methods", "speeds", "split", "examples", "trials", "limit", "train")
-        names += ("trained_methods", "trained_speeds")
+        names = ["model", "methods", "speeds", "split", "examples", "trials", "limit"]
+        names += ["train", "trained_methods", "trained_speeds"]
         settings = {name: str(getattr(self.arguments, name)) for name in names}
         recorded = {"task": trained_with(self.arguments.model)["task"], "rows": self.rows}
         path = self.arguments.results / f"tuned-{self.arguments.name}.json"

@@ -28,7 +28,8 @@ WARM_UP = 200
 @torch.inference_mode()
 def accuracy(trainee: Trainee, source: Conversations, count: int) -> tuple[float, float]:
     """Fraction of `count` conversations' answers that are right to the last token: first questions, and later ones."""
-    first, later = [], []
+    first: list[torch.Tensor] = []
+    later: list[torch.Tensor] = []
     for start in range(0, count, 32):
         batch = source.batch(start, 32)
         logits = trainee(batch)["logits"]
