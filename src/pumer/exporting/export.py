@@ -199,9 +199,9 @@ def _write(
         write_reduction(model, folder)
         if processor is not None:
             processor.save_pretrained(folder)
-        write_json(folder / EXPORTED, record)
+        write_json(folder / EXPORTED, record | ({"precision": "f32"} if calibration else {}))  # until it is quantised
         if calibration:
-            exported = ExportedModel(folder, precision="f32")
+            exported = ExportedModel(folder)
             quantize(programs[0][1], [exported.arrays(**each) for each in calibration])
             record["sha256"] = digest(folder)
             write_json(folder / EXPORTED, record)

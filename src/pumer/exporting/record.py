@@ -1,8 +1,9 @@
 """The record of an exported model, ``export.json``: what it holds, and reading it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, NamedTuple
 
 from pumer.utils.errors import InputError
 from pumer.utils.files import read_config
@@ -18,40 +19,50 @@ WEIGHTS = "weights.bin"
 """The file of the weights that several programs share."""
 PRECISIONS = ("f32", "bf16", "f16", "int8")
 
-_OR_NONE = type(None)
-_ANY: Mapping[str, Any] = {
+_Kind = Any
+"""Of an entry: a type; ``[kind]``, a list that is not empty, and ``[kind, ...]``, one that may be; ``(kind, kind)``, a
+pair; a mapping, by name or, by ``str``, whatever the name; and any of them `_OrNull`."""
+
+
+class _OrNull(NamedTuple):
+    kind: _Kind
+
+
+_NUMBER = int | float
+_PIXELS: Mapping[str, _Kind] = {"resample": int, "scale": _NUMBER, "mean": [_NUMBER], "std": [_NUMBER]}
+_ANY: Mapping[str, _Kind] = {
     "precision": str,
     "source": str,
     "architecture": str,
     "reduction": dict,
     "vocabulary": int,
-    "pixels": (dict, _OR_NONE),
     "sha256": str,
 }
-CHOOSING: Mapping[str, Any] = {
+CHOOSING: Mapping[str, _Kind] = {
     **_ANY,
     "image_size": int,
     "images": int,
-    "text_lengths": list,
-    "labels": list,
-    "task": (str, _OR_NONE),
-    "root": (str, _OR_NONE),
-    "padding": (list, _OR_NONE),
-    "programs": list,
+    "text_lengths": [int],
+    "labels": [str, ...],
+    "task": _OrNull(str),
+    "root": _OrNull(str),
+    "pixels": _OrNull(_PIXELS),
+    "padding": _OrNull((int, str)),
+    "programs": [{"file": str, "inputs": {str: [int]}, "outputs": [str]}],
 }
-GENERATING: Mapping[str, Any] = {
+GENERATING: Mapping[str, _Kind] = {
     **_ANY,
     "image_tokens": int,
     "image_token_id": int,
     "text_length": int,
-    "pixel_shape": list,
-    "stages": list,
-    "end": list,
+    "pixel_shape": [int],
+    "stages": [int],
+    "end": [int, ...],
     "padding": int,
-    "prompt": (dict, _OR_NONE),
+    "pixels": _OrNull({**_PIXELS, "edge": int, "crop": (int, int)}),
+    "prompt": _OrNull({"text": str, "image_token": str, "special": bool}),
 }
 """What the record of either kind of model holds, and what that is."""
-_PROGRAM: Mapping[str, Any] = {"file": str, "inputs": dict, "outputs": list}
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -67,34 +78,48 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if record.get("version") != version or record.get("format") not in SUFFIXES:
         seen = f"version {record.get('version')!r}, format {record.get('format')!r}"
         raise InputError(f"{file} has {seen}; this pumer reads version {version}: {remedy}")
-    programs = record.get("programs")
-    parts = [
-        (f"programs.{row}", each, _PROGRAM) for row, each in enumerate(programs if isinstance(programs, list) else ())
-    ]
-    for place, part, kinds in [("", record, GENERATING if generates else CHOOSING), *parts]:
-        for name, kind in kinds.items():
-            given = part if isinstance(part, dict) else {}
-            if not isinstance(given.get(name, ...), kind):
-                seen = f"is {given[name]!r:.80}" if name in given else "is missing"
-                raise InputError(f"{f'{place}.{name}'.lstrip('.')} {seen} in {file}; {remedy}")
+    if fault := _fault(record, GENERATING if generates else CHOOSING):
+        raise InputError(f"{fault} in {file}; {remedy}")
+    if record["precision"] not in PRECISIONS:
+        raise InputError(f"precision is {record['precision']!r} in {file}, not of {', '.join(PRECISIONS)}; {remedy}")
+    for row, program in enumerate([] if generates else record["programs"]):
+        if program["file"] in ("", "..") or Path(program["file"]).name != program["file"]:
+            raise InputError(
+                f"programs.{row}.file is {program['file']!r} in {file}, not a name in its folder; {remedy}"
+            )
     return record
+
+
+def _fault(value: Any, kind: _Kind, place: str = "") -> str | None:
+    """The first entry that is missing or wrong, and how; None where all are as they must be."""
+    parts: Iterable[tuple[Any, Any, _Kind]]
+    if isinstance(kind, _OrNull):
+        return None if value is None else _fault(value, kind.kind, place)
+    if isinstance(kind, Mapping) and isinstance(value, dict):
+        kinds = dict.fromkeys(value, kind[str]) if str in kind else kind
+        parts = ((name, value.get(name, ...), each) for name, each in kinds.items())
+    elif isinstance(kind, tuple) and isinstance(value, list) and len(value) == len(kind):
+        parts = zip(range(len(kind)), value, kind, strict=True)
+    elif isinstance(kind, list) and isinstance(value, list) and (value or ... in kind):
+        parts = ((row, each, kind[0]) for row, each in enumerate(value))
+    elif isinstance(kind, type | UnionType) and isinstance(value, kind) and (kind is bool or type(value) is not bool):
+        return None
+    else:
+        return f"{place} is missing" if value is ... else f"{place} is {value!r:.80}"
+    return next(filter(None, (_fault(each, own, f"{place}.{name}".lstrip(".")) for name, each, own in parts)), None)
 
 
 def arithmetic(folder: Path, record: Mapping[str, Any], asked: str | None) -> str:
     """The precision that programs run in: the one asked for, else that of the export.
 
     Raises:
-        InputError: where the program has no such precision: int8 is decided by the export, and so is, but for OpenVINO,
-            every other one.
+        InputError: where the program has no such precision: whether it is int8 is decided by the export, and so is, but
+            for OpenVINO, every other one.
     """
     own: str = record["precision"]
     if asked not in (None, *PRECISIONS):
         raise InputError(f"precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, not {asked!r}")
-    if asked == "int8" != own:
-        raise InputError(f"{folder} is no int8 program, but {own}; export one with int8")
-    if asked not in (None, own) and record["format"] != "openvino":
-        kind = record["format"]
-        raise InputError(
-            f"precision is {asked}, but {folder} is a program for {kind} in {own}; export one for openvino"
-        )
+    if asked not in (None, own) and (record["format"] != "openvino" or "int8" in (asked, own)):
+        what = f"{folder} is a program for {record['format']} in {own}"
+        raise InputError(f"precision is {asked}, but {what}; leave it out, or export one for openvino in {asked}")
     return asked or own
