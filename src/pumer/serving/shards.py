@@ -59,7 +59,8 @@ def all_shards(config: PredictConfig) -> Iterator[Shard]:
         return hashlib.sha256(json.dumps([about, states(files)], sort_keys=True).encode()).hexdigest()[:32]
 
     if config.questions is None:
-        images = sorted(path for path in config.images.rglob("*") if path.suffix.lower() in IMAGES)
+        found = (path for path in config.images.rglob("*") if path.suffix.lower() in IMAGES)
+        images = sorted(path for path in found if path.is_file())
         if not images:
             raise InputError(f"images {config.images}: the folder holds no files in {', '.join(IMAGES)}")
         for start in range(0, len(images), PART):
