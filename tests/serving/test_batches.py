@@ -25,7 +25,7 @@ from pumer.checkpoint import load_processor
 from pumer.cli import app
 from pumer.evaluation.predict import Predictor
 from pumer.serving import batches
-from pumer.serving.shards import ABOUT, SHARD
+from pumer.serving.shards import ABOUT, SHARD, all_shards
 from pumer.settings.predict import PredictConfig
 from pumer.utils.errors import InputError
 
@@ -391,6 +391,16 @@ def test_files_that_cannot_be_read(model, shards, tmp_path, here):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty"):
         batches.run(PredictConfig(model=model, question="what?", images=tmp_path / "empty", out=tmp_path / "out"))
+
+
+def test_a_folder_that_is_named_as_an_image_is_none(model, tmp_path):
+    (tmp_path / "photos" / "album.jpg").mkdir(parents=True)
+    job = PredictConfig(model=model, question="what?", images=tmp_path / "photos", out=tmp_path / "out")
+    with pytest.raises(InputError, match="photos"):
+        list(all_shards(job))
+    (tmp_path / "photos" / "album.jpg" / "a.png").write_bytes(png(1))
+    (shard,) = all_shards(job)
+    assert [path.name for path in shard.images] == ["a.png"]
 
 
 def test_places_are_checked_before_anything_is_loaded(model, shards, tmp_path):
