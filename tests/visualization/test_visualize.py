@@ -336,6 +336,25 @@ def test_the_lowest_scores_are_pruned(backbone, example):
         assert len(here) == 0 or here.max() <= left.min()
 
 
+@pytest.mark.parametrize(
+    "config", [pumer.ToMeConfig(layers=(0, 2), merge_count=2), pumer.L2NormConfig(layers=(0, 2), prune_ratio=0.2)]
+)
+def test_each_forward_has_an_entry_of_its_own(config):
+    case, image = TINY["vilt"], Image.new("RGB", (48, 48), BLUE)
+    model = pumer.patch(case.build(), config)
+    with torch.no_grad(), pumer.trace(model) as recorded, saliency(model) as scores:
+        for grid in ((6, 6, 6), (6, 3, 6)):
+            model(**case.batch([grid]))
+    scoring = config.method != "tome"
+    assert [sorted(entry) for entry in scores] == [[("fusion", 0), ("fusion", 2)] * scoring] * 2
+    for entry, told in zip(scores, recorded.forwards, strict=True):
+        assert all(values.shape == told.mask.shape for values in entry.values())
+    assert draw(recorded, image, forward=1, saliency=scores).last
+    for others in (scores[:1], [*scores, {}]):
+        with pytest.raises(pumer.InputError, match=f"2 forward.* of {len(others)}"):
+            draw(recorded, image, forward=1, saliency=others)
+
+
 @pytest.mark.parametrize(("backbone", "example"), GRID, ids=tiny.label)
 def test_who_holds_whom_is_what_the_trace_says(backbone, example):
     case = TINY[backbone]

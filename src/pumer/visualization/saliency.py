@@ -25,15 +25,15 @@ Saliency = dict[Place, Tensor]
 def saliency(model: nn.Module) -> Iterator[list[Saliency]]:
     """Record the scores of image tokens in the forwards of a ``with`` block, beside `pumer.trace`.
 
-    Methods that score no image token, such as those that only merge, leave nothing, nor do vision encoders.
+    Methods that score no image token, such as those that only merge, leave an empty entry; vision encoders leave nothing.
 
     Args:
         model: A patched model that is not compiled. No other thread may run it in the block.
 
     Yields:
-        An entry per forward; filled while it runs.
+        An entry per forward that reaches a layer that reduces; filled while it runs.
     """
-    found: list[Saliency] = []
+    found = _Found()
     before = [(state, state.reducers) for state in reductions(model)]
     for state, reducers in before:
         state.reducers = {
@@ -41,10 +41,25 @@ def saliency(model: nn.Module) -> Iterator[list[Saliency]]:
             for place, reducer in reducers.items()
         }
     try:
-        yield found
+        yield found.forwards
     finally:
         for state, reducers in before:
             state.reducers = reducers
+
+
+@dataclass
+class _Found:
+    """The scores of each forward, and the last place that decided; the places of a forward are in rising order."""
+
+    forwards: list[Saliency] = field(default_factory=list)
+    last: Place | None = None
+
+    def enter(self, place: Place) -> Saliency:
+        """The scores of the forward that a place decides in."""
+        if self.last is None or place <= self.last:
+            self.forwards.append({})
+        self.last = place
+        return self.forwards[-1]
 
 
 @dataclass
@@ -53,7 +68,7 @@ class _Scored:
 
     place: Place
     reducer: Reducer
-    found: list[Saliency]
+    found: _Found
     needs: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,12 +76,11 @@ class _Scored:
 
     def decide(self, cues: Cues) -> Decision:
         score, source = _score(self.reducer, cues), cues.tokens.source
+        entry = self.found.enter(self.place)
         if score is not None:
-            if not self.found or self.place in self.found[-1]:
-                self.found.append({})
             scores = cues.spread(score.float().masked_fill(~cues.image_mask, torch.nan), torch.nan)
             held = scores.gather(1, source.clamp(min=0)).masked_fill(source < 0, torch.nan)
-            self.found[-1][self.place] = held.detach().cpu()
+            entry[self.place] = held.detach().cpu()
         return self.reducer.decide(cues)
 
 

@@ -79,8 +79,8 @@ def draw(
         A drawing, which a notebook shows, and whose ``save`` writes a PNG, an SVG or an animated GIF file.
 
     Raises:
-        InputError: when `sample` or `forward` is not in the trace, for an image that cannot be read, and for images
-            that are not those of the prompt.
+        InputError: when `sample` or `forward` is not in the trace, for scores of other forwards, for an image that
+            cannot be read, and for images that are not those of the prompt.
 
     Example:
         >>> with pumer.trace(model) as trace:  # doctest: +SKIP
@@ -88,7 +88,7 @@ def draw(
         >>> pumer.draw(trace, image, "what is it?").save("tokens.png")  # doctest: +SKIP
     """
     images, recorded = _images(image), _forward(trace, forward)
-    scores = saliency[forward] if saliency else {}
+    scores = _scores_of(trace, saliency, forward)
     fates = [Fate(recorded, sample, images, after) for after in range(len(recorded.places) + 1)]
     last = fates[-1]
     levels = max(len(set(_levels(fate).values())) for fate in fates)
@@ -116,7 +116,7 @@ def panels(
     Arguments and errors are those of `draw`.
     """
     recorded = _forward(trace, 0)
-    fate, scores = Fate(recorded, 0, _images(image)), saliency[0] if saliency else {}
+    fate, scores = Fate(recorded, 0, _images(image)), _scores_of(trace, saliency, 0)
     found = [each for view in fate.views for each in _panels(view, fate, fate)]
     return found + [each for view in fate.views for each in _maps(view, fate, recorded.places, scores, 0)]
 
@@ -175,8 +175,8 @@ def ask_generative(
     Raises:
         InputError: If the model has no reduction in its decoder, and for images that cannot be read.
     """
-    pictures = [read_image(image) for image in images]
-    inputs = prompt(processor, pictures, question).to(model.device, model.dtype)
+    read = [read_image(image) for image in images]
+    inputs = prompt(processor, read, question).to(model.device, model.dtype)
     with tracing.trace(model) as recorded, scored(model) if saliency else nullcontext() as scores:
         answer = generated(model, processor, inputs)
     if not recorded.forwards:
@@ -188,11 +188,11 @@ def ask_generative(
         whole = generated(model, processor, inputs)
     answers = f"{answer}\nwithout reduction: {whole}"
     _check_scores(model, scores)
-    return answer, draw(recorded, as_seen(processor, inputs, pictures), question, answers, saliency=scores)
+    return answer, draw(recorded, as_seen(processor, inputs, read), question, answers, saliency=scores)
 
 
 def _check_scores(model: torch.nn.Module, scores: Sequence[Saliency] | None) -> None:
-    if scores == []:
+    if scores is not None and not any(scores):
         method = (patching.reduction(model) or NoReduction()).method
         raise InputError(f"saliency is true, but method '{method}' scores no image tokens here; leave it out")
 
@@ -250,6 +250,16 @@ def _forward(trace: Trace, forward: int) -> ForwardTrace:
         last = len(trace.forwards) - 1
         raise InputError(f"forward {forward} is not in the trace; it holds forwards 0 to {last}")
     return trace.forwards[forward]
+
+
+def _scores_of(trace: Trace, saliency: Sequence[Saliency] | None, forward: int) -> Saliency:
+    """The scores of a forward; none where no forward has any."""
+    if not saliency:
+        return {}
+    if len(saliency) != len(trace.forwards):
+        seen = f"the trace holds {len(trace.forwards)} forward(s), and there are scores of {len(saliency)}"
+        raise InputError(f"{seen}; record both in one `with` statement around the same forwards")
+    return saliency[forward]
 
 
 def _view(view: View, fate: Fate, last: Fate) -> list[Page]:
