@@ -138,7 +138,7 @@ def test_an_overview_and_the_tiles_have_a_row_each_and_ends_of_rows_are_not_draw
 
 def colours(drawn, number, view):
     """The colours at one side of the middles of the cells of the view with this number: photo, pruned, left."""
-    shown = [shape for shape in drawn.last.shapes if isinstance(shape, drawing.Picture)][2 * number : 2 * number + 2]
+    shown = [shape for shape in drawn.last.shapes if isinstance(shape, drawing.ImageShape)][2 * number : 2 * number + 2]
     pixels = drawn.image
     right, down = shown[1].left - shown[0].left, shown[1].top - shown[0].top
     for panel in range(3):

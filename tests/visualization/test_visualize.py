@@ -59,7 +59,7 @@ def hand_made(rows, cols, pruned=(), groups=(), words=4, word_groups=(), layers=
 
 def panels(page):
     """The rectangles of the panels of a page, in order: those of the photo, of what was pruned, of what is left."""
-    shown = [shape for shape in page.shapes if isinstance(shape, drawing.Picture)]
+    shown = [shape for shape in page.shapes if isinstance(shape, drawing.ImageShape)]
     places = [(shape.left, shape.top, shape.width, shape.height) for shape in shown]
     (left, top, width, height), (second, *_) = places
     return [*places, (2 * second - left, top, width, height)]
@@ -135,14 +135,14 @@ def texts(page):
 def test_images_keep_their_aspect(size):
     for traced in (hand_made(4, 4, {1: 1}), hand_made(4, 4)):
         for shape in draw(traced, Image.new("RGB", size, BLUE)).last.shapes:
-            if isinstance(shape, drawing.Picture):
+            if isinstance(shape, drawing.ImageShape):
                 assert shape.width / shape.height == pytest.approx(size[0] / size[1])
                 assert shape.left + shape.width <= drawing.WIDTH
 
 
 def test_nothing_reduced_is_said_beside_the_image_alone():
     drawn = draw(hand_made(3, 3), Image.new("RGB", (9, 9), BLUE))
-    assert sum(isinstance(shape, drawing.Picture) for shape in drawn.last.shapes) == 1
+    assert sum(isinstance(shape, drawing.ImageShape) for shape in drawn.last.shapes) == 1
     assert any(text.startswith("nothing was reduced") for text in texts(drawn.last))
     words = draw(hand_made(3, 3, word_groups=[(1, 2)]), Image.new("RGB", (9, 9), BLUE))
     assert any(text.startswith("nothing was reduced") for text in texts(words.last))

@@ -93,7 +93,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Picture(Shape):
+class ImageShape(Shape):
     """An image, stretched to a width and a height."""
 
     width: float
@@ -183,12 +183,12 @@ class Label(Shape):
         return "".join(letter if letter.isprintable() else " " for letter in self.text)
 
 
-def _pixels(shape: Picture | Box, scale: float) -> tuple[int, int, int, int]:
+def _pixels(shape: ImageShape | Box, scale: float) -> tuple[int, int, int, int]:
     left, top, right, bottom = shape.left, shape.top, shape.left + shape.width, shape.top + shape.height
     return round(left * scale), round(top * scale), round(right * scale), round(bottom * scale)
 
 
-def _place(shape: Picture | Box) -> dict[str, float]:
+def _place(shape: ImageShape | Box) -> dict[str, float]:
     return {"x": shape.left, "y": shape.top, "width": shape.width, "height": shape.height}
 
 

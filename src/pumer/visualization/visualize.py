@@ -25,7 +25,7 @@ from pumer.utils.errors import InputError
 from pumer.utils.locks import exclusive
 from pumer.utils.tensors import numbers
 from pumer.visualization import drawing, tracing
-from pumer.visualization.drawing import Colour, Drawing, Page, Panel, Picture, Strokes
+from pumer.visualization.drawing import Colour, Drawing, Page, Panel, ImageShape, Strokes
 from pumer.visualization.saliency import Saliency
 from pumer.visualization.saliency import saliency as scored
 from pumer.visualization.tracing import ForwardTrace, Trace
@@ -284,11 +284,11 @@ def _panels(view: View, fate: Fate, last: Fate) -> list[Panel]:
     edges = zip((width, height), view.image.size, (view.cols, view.rows), strict=True)
     size = [ceil(min(max(own, edge), drawing.SCALE * edge) / cells) * cells for edge, own, cells in edges]
     image = view.image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
-    shown = Page(width, height, [Picture(0, 0, width, height, image)])
+    shown = Page(width, height, [ImageShape(0, 0, width, height, image)])
     first = Panel(shown, view.title, [(None, f"{view.rows} x {view.cols} {fate.unit}")])
     if not (_gone(view, last) or last.groups(view.tokens)):
         return [first]
-    grey = Page(width, height, [Picture(0, 0, width, height, _greyed(image, view, fate, last))])
+    grey = Page(width, height, [ImageShape(0, 0, width, height, _greyed(image, view, fate, last))])
     return [first, Panel(grey, *_pruned(view, fate, last)), _merged_panel(view, fate, width, height)]
 
 
