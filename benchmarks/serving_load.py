@@ -13,6 +13,7 @@ Prints a line per part, and PASS or FAIL; writes `benchmarks/results/serving-loa
 milliseconds and the peak resident memory of every kind of process in MiB.
 """
 
+import itertools
 import random
 import re
 import signal
@@ -27,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +67,7 @@ class Running:
     def __init__(self, arguments: Sequence[str]) -> None:
         command = [sys.executable, "-m", "pumer", "serve", *arguments, "port=0"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        said = []
-        for line in self.process.stderr or ():
-            said.append(line)
-            if found := re.search(r"serving (\S+) at (http://\S+)", line):
-                self.model, self.url = found[1], found[2]
-                break
-        else:
-            raise SystemExit("".join(said))
+        self.model, self.url = _announced(self.process)
         self.peaks, self._stopped = Counter[str](), threading.Event()
         self._watch = threading.Thread(target=self._measure)
         self._watch.start()
@@ -120,6 +115,18 @@ class Running:
         code = self.process.wait(120)
         _, left = psutil.wait_procs(children, timeout=10)
         return {"exit_code": code, "seconds": round(time.monotonic() - began, 1), "left_behind": len(left)}
+
+
+def _announced(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Model and address that a server reports; what it writes afterwards is read by a thread, or it would block."""
+    assert process.stderr is not None  # for the type checker: it is a pipe
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if found := re.search(r"serving (\S+) at (http://\S+)", line):
+            threading.Thread(target=sys.stderr.writelines, args=(process.stderr,), daemon=True).start()
+            return found[1], found[2]
+    raise SystemExit("".join(said))
 
 
 @contextmanager
@@ -202,35 +209,20 @@ def about(questions: Sequence[Question]) -> dict[str, Any]:
 
 def load(running: Running, asked: Sequence[Question], clients: int, kills: int = 0) -> dict[str, Any]:
     """All requests, from clients that each wait for their answer; statuses, equal answers, latencies."""
-    seconds, statuses, equal, left = [], Counter[str](), 0, list(range(kills))
-    marks = [len(asked) * (kill + 1) // (kills + 1) for kill in left]
-    before = running.batches()
-    began = time.monotonic()
-    with httpx.Client(timeout=300, limits=httpx.Limits(max_connections=clients)) as client:
-
-        def send(number: int) -> tuple[str, bool, float]:
-            question, start = asked[number], time.monotonic()
-            try:
-                if number % 2:
-                    response = client.post(
-                        f"{running.url}/answer", params={"question": question.text}, content=question.image
-                    )
-                    answer = response.json().get("answer")
-                else:
-                    body = infer([b64encode(question.image).decode()], [question.text])
-                    response = client.post(f"{running.url}/v2/models/{running.model}/infer", json=body)
-                    answer = response.json().get("outputs", [{"data": [None]}])[0]["data"][0]
-            except httpx.HTTPError as error:
-                return type(error).__name__, False, time.monotonic() - start
-            return str(response.status_code), answer == question.answer, time.monotonic() - start
-
-        with ThreadPoolExecutor(clients) as pool:
-            for done, (status, same, took) in enumerate(pool.map(send, range(len(asked)))):
-                statuses[status] += 1
-                equal += same
-                seconds.append(took)
-                if done in marks:
-                    running.kill_replica()
+    seconds, statuses, equal = [], Counter[str](), 0
+    marks = [len(asked) * (kill + 1) // (kills + 1) for kill in range(kills)]
+    before, began = running.batches(), time.monotonic()
+    with (
+        httpx.Client(timeout=300, limits=httpx.Limits(max_connections=clients)) as client,
+        ThreadPoolExecutor(clients) as pool,
+    ):
+        answered = pool.map(partial(_ask, client, running), asked, itertools.cycle((False, True)))
+        for done, (status, same, took) in enumerate(answered):
+            statuses[status] += 1
+            equal += same
+            seconds.append(took)
+            if done in marks:
+                running.kill_replica()
     took = time.monotonic() - began
     batches, answers = (now - then for now, then in zip(running.batches(), before, strict=True))
     row = {
@@ -250,6 +242,22 @@ def load(running: Running, asked: Sequence[Question], clients: int, kills: int =
     sys.stdout.write(f"{row}\n")
     sys.stdout.flush()
     return row
+
+
+def _ask(client: httpx.Client, running: Running, question: Question, upload: bool) -> tuple[str, bool, float]:
+    """The status of one request, by upload or by KServe's protocol, whether its answer is right, and seconds."""
+    start = time.monotonic()
+    try:
+        if upload:
+            response = client.post(f"{running.url}/answer", params={"question": question.text}, content=question.image)
+            answer = response.json().get("answer")
+        else:
+            body = infer([b64encode(question.image).decode()], [question.text])
+            response = client.post(f"{running.url}/v2/models/{running.model}/infer", json=body)
+            answer = response.json().get("outputs", [{"data": [None]}])[0]["data"][0]
+    except httpx.HTTPError as error:
+        return type(error).__name__, False, time.monotonic() - start
+    return str(response.status_code), answer == question.answer, time.monotonic() - start
 
 
 def refused(running: Running, count: int, seed: int) -> dict[str, Any]:

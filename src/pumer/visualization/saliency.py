@@ -25,7 +25,7 @@ Saliency = dict[Place, Tensor]
 def saliency(model: nn.Module) -> Iterator[list[Saliency]]:
     """Record the scores of image tokens in the forwards of a ``with`` block, beside `pumer.trace`.
 
-    Methods that score no image token, such as those that only merge, leave an empty entry; vision encoders leave nothing.
+    Methods that score no image token, such as those that only merge, leave an empty entry; vision encoders none.
 
     Args:
         model: A patched model that is not compiled. No other thread may run it in the block.

@@ -25,7 +25,7 @@ from pumer.utils.errors import InputError
 from pumer.utils.locks import exclusive
 from pumer.utils.tensors import numbers
 from pumer.visualization import drawing, tracing
-from pumer.visualization.drawing import Colour, Drawing, Page, Panel, ImageShape, Strokes
+from pumer.visualization.drawing import Colour, Drawing, ImageShape, Page, Panel, Strokes
 from pumer.visualization.saliency import Saliency
 from pumer.visualization.saliency import saliency as scored
 from pumer.visualization.tracing import ForwardTrace, Trace
