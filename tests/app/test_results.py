@@ -101,6 +101,67 @@ def test_what_is_of_another_model_is_never_joined(tmp_path, change):
     assert curves(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"text_length": 8}, {"resize": "pad"}, {"rule": "published"}, {"max_pixels": 9}, {"data": {"root": "other"}}],
+)
+def test_evaluations_with_other_settings_are_never_joined(tmp_path, settings):
+    written(tmp_path, "speed.json", benchmark("out/a"))
+    written(tmp_path, "original.json", evaluation("out/a", "none", 0.95))
+    written(tmp_path, "reduced.json", evaluation("out/a", PUMER, 0.93, **settings))
+    assert curves(tmp_path) == {}
+    written(tmp_path, "original.json", evaluation("out/a", "none", 0.95, batch_size=2, **settings))
+    (curve,) = curves(tmp_path).values()
+    assert [point.accuracy["mean"] for point in curve.points] == [0.95, 0.93]
+    name, value = next(iter(settings.items()))
+    assert (f"{name}={value}" if name != "data" else "root=other") in curve.about
+
+
+@pytest.mark.parametrize("blank", ["image", "text"])
+def test_answers_without_the_image_or_the_text_are_not_plotted(tmp_path, blank):
+    written(tmp_path, "speed.json", benchmark("out/a"))
+    for name, reduction in (("original", "none"), ("reduced", PUMER)):
+        written(tmp_path, f"{name}-blank.json", evaluation("out/a", reduction, 0.29, blank=blank))
+    assert curves(tmp_path) == {}
+    for name, reduction, accuracy in (("original", "none", 0.95), ("reduced", PUMER, 0.93)):
+        written(tmp_path, f"{name}.json", evaluation("out/a", reduction, accuracy))
+    (curve,) = curves(tmp_path).values()
+    assert [point.accuracy["mean"] for point in curve.points] == [0.95, 0.93]
+
+
+MALFORMED = [
+    {"mean": 0.9, "high": 1.0},
+    {"mean": 0.9, "low": "0.8", "high": 1.0},
+    {"mean": 0.9, "low": 0.95, "high": 1.0},
+    {"mean": 0.9, "low": 0.8, "high": 10**400},
+    {"mean": True, "low": True, "high": True},
+    0.9,
+    None,
+]
+
+
+@pytest.mark.parametrize("spread_", MALFORMED)
+@pytest.mark.parametrize("kind", ["tuning", "demo", "evaluation", "benchmark"])
+def test_a_malformed_result_is_left_out_and_named(tmp_path, caplog, kind, spread_):
+    gain = {**spread_, "median": spread_["mean"]} if isinstance(spread_, dict) else spread_
+    contents = {"good": tuning(), "evaluated": evaluation("out/a", "none", 0.95)}
+    contents["tuning"] = tuning() | {"rows": {"trial 3": tuning()["rows"]["trial 3"] | {"gain": gain}}}
+    row = {"name": "original", "speed": [{"batch": 1}], "accuracy": spread_}
+    contents["demo"] = {"rows": [row], "questions": 1, "title": "x", "provenance": MADE}
+    contents["evaluation"] = evaluation("out/a", PUMER, 0.9) | {"accuracy": spread_}
+    contents["benchmark"] = benchmark("out/a")
+    if kind == "benchmark":
+        contents["benchmark"]["rows"][1]["speed"][0]["speedup"] = gain
+        contents["evaluation"] = evaluation("out/a", PUMER, 0.9)
+    for name in ("good", "evaluated", kind, *(["evaluation"] if kind == "benchmark" else [])):
+        written(tmp_path, f"{name}.json", contents[name])
+    (curve,) = curves(tmp_path).values()
+    assert curve.title == "small:vilt, vqav2" and plot(curve)
+    (record,) = caplog.records
+    what = "gain" if kind in ("tuning", "benchmark") else "accuracy"
+    assert f"{kind}.json: {what} is" in record.getMessage()
+
+
 def test_files_of_other_kinds_are_passed_over(tmp_path, caplog):
     (tmp_path / "broken.json").write_text('{"rows": [')
     (tmp_path / "binary.json").write_bytes(bytes(range(256)))

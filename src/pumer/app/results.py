@@ -5,7 +5,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -28,13 +28,15 @@ FEWEST = 4
 """Points of a table of many models that are worth a plot."""
 MOST_BYTES = 16 * 2**20
 """Larger files are no result files."""
+_LARGEST = 1e9
+"""Gains are below it."""
 Spread = Mapping[str, float]
 """``median`` or ``mean``, ``low`` and ``high``."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A model that was timed and tested.
+    """A model that was timed and tested; `InputError` for a name or a spread that is none.
 
     Attributes:
         name: of its reduction.
@@ -45,6 +47,12 @@ class Point:
     name: str
     gain: Spread
     accuracy: Spread
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise InputError(f"the name of a reduction is {self.name!r:.80}, not text")
+        _check_spread("gain", self.gain, "median")
+        _check_spread("accuracy", self.accuracy, "mean")
 
 
 @dataclass(frozen=True)
@@ -77,10 +85,22 @@ class Curve:
 _FASTER = "times as fast as unreduced"
 Found = list[tuple[Path, Mapping[str, Any]]]
 """The content of result files, by their places in the folder."""
+_COMPARED = ("model", "split", "image_size", "reduction")
+"""Settings of an evaluation that are compared apart."""
+_FILES = ("output", "per_example", "against", "submission", "scores", "force")
+_WITHOUT_EFFECT = ("train", "batch_size", "workers", *_FILES)
+"""Settings of an evaluation that change no answer."""
 
 
 def curves(folder: Path) -> dict[str, Curve]:
-    """What the result files of a folder, and of its folders, hold that can be plotted, by name; largest first."""
+    """What the result files of a folder, and of its folders, hold that can be plotted; malformed ones are left out.
+
+    Args:
+        folder: Is searched for JSON files; what is left out of a result file is logged as a warning.
+
+    Returns:
+        By title and place of the files, those with the most points first.
+    """
     files: Found = []
     for path in sorted(folder.rglob("*.json")):
         try:
@@ -92,11 +112,29 @@ def curves(folder: Path) -> dict[str, Curve]:
             files.append((path.relative_to(folder), content))
     found: dict[str, Curve] = {}
     for path, content in files:
-        with suppress(AttributeError, IndexError, KeyError, TypeError, ValueError):  # another file of such keys
+        with _leaving_out(path):
             made = [*_tuned(content), *_demonstrated(content), *_reproduced(content)]
             found |= {f"{curve.title} ({path})": curve for curve in made}
     found |= {f"{curve.title} ({places})": curve for curve, places in _joined(files)}
     return dict(sorted(found.items(), key=lambda each: -len(each[1].points)))
+
+
+@contextmanager
+def _leaving_out(path: Path) -> Iterator[None]:
+    """Go on after a malformed result, which is named, and after files that are of another kind."""
+    try:
+        yield
+    except InputError as error:
+        logger.warning("left out: %s: %s", path, error)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        pass  # another file with such keys
+
+
+def _check_spread(what: str, spread: Any, middle: str) -> None:
+    """Refuse what a plot cannot show."""
+    found = [spread.get(end) for end in ("low", middle, "high")] if isinstance(spread, Mapping) else []
+    if not found or not all(type(x) in (int, float) and abs(x) < _LARGEST for x in found) or found != sorted(found):
+        raise InputError(f"{what} is {spread!r:.80}; it must hold numbers low, {middle} and high, in rising order")
 
 
 def _tuned(content: Mapping[str, Any]) -> Iterator[Curve]:
@@ -121,7 +159,7 @@ def _demonstrated(content: Mapping[str, Any]) -> Iterator[Curve]:
         return
     rows = [row for row in content["rows"] if row.get("speed")]
     for at, speed in enumerate(rows[0]["speed"]):
-        points = (Point(row["name"], row["speed"][at].get("speedup", _exactly(1.0)), row["accuracy"]) for row in rows)
+        points = (Point(row["name"], _gain(row, at, "original"), row["accuracy"]) for row in rows)
         about = f"on {content['questions']} questions of the built-in world; {_machine(content)}"
         yield Curve(f"{content['title']}, batch {speed['batch']}", about, _FASTER, tuple(points))
 
@@ -145,32 +183,45 @@ def _reproduced(content: Mapping[str, Any]) -> Iterator[Curve]:
 
 
 def _joined(files: Found) -> Iterator[tuple[Curve, str]]:
-    """Of `pumer benchmark` and `pumer evaluate`: the same model with the same reduction at the same image size."""
+    """Of `pumer benchmark` and `pumer evaluate`: the same model with the same reduction at the same image size.
+
+    Evaluations belong together if they ask the same questions with the same settings, and hide no input of the model.
+    """
     tested: dict[tuple[str, ...], dict[str, tuple[Path, Mapping[str, Any]]]] = defaultdict(dict)
     for path, content in files:
-        with suppress(AttributeError, KeyError, TypeError, ValueError):
+        with _leaving_out(path):
             config, key = content["config"], _key(content["reduction"])
-            where = (content["model"], content["split"], f"{content['questions']} questions")
-            tested[*where, str(config["image_size"])][key] = path, content["accuracy"]
+            if config.get("blank") in ("image", "text"):
+                continue
+            _check_spread("accuracy", content["accuracy"], "mean")
+            asked = f"{content['questions']} questions of {content['split']}{_settings(config)}"
+            found = tested[content["model"], str(config["image_size"]), asked]
+            found[key] = path, content["accuracy"]
             if config["reduction"] is None and content["reduction"]["method"] != "none":
-                tested[*where, str(config["image_size"])]["reduced"] = path, content["accuracy"]
+                found["reduced"] = path, content["accuracy"]
     for path, content in files:
-        with suppress(AttributeError, IndexError, KeyError, TypeError, ValueError):
+        with _leaving_out(path):
             config = content["provenance"]["config"]
             given = config["reductions"] or {}
             keys = {"unreduced": _key("none")} | {name: _key(value) for name, value in given.items() if _usable(value)}
             keys |= {} if given else {"reduced": "reduced"}
-            for (model, split, questions, size), found in tested.items():
+            for (model, size, asked), found in tested.items():
                 rows = [row for row in content["rows"] if keys.get(row["name"]) in found]
                 if (model, size) != (config["model"], str(config["image_size"])) or len(rows) < 2:
                     continue
                 for at, speed in enumerate(rows[0]["speed"]):
-                    gains = ((row["name"], row["speed"][at].get("speedup", _exactly(1.0))) for row in rows)
-                    points = tuple(Point(name, gain, found[keys[name]][1]) for name, gain in gains)
+                    measured = ((row["name"], _gain(row, at, "unreduced")) for row in rows)
+                    points = tuple(Point(name, gain, found[keys[name]][1]) for name, gain in measured)
                     places = [path, *dict.fromkeys(found[keys[row["name"]]][0] for row in rows)]
-                    about = f"on {questions} of {split}; {_machine(content)}"
-                    title = f"{model}, batch {speed['batch']}"
+                    title, about = f"{model}, batch {speed['batch']}", f"on {asked}; {_machine(content)}"
                     yield Curve(title, about, _FASTER, points), ", ".join(map(str, places))
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    """The settings of an evaluation that change its answers, where they are not the model's own."""
+    given = {**config, **(config.get("data") or {})}
+    others = {"data", *_COMPARED, *_WITHOUT_EFFECT}
+    return "".join(f", {name}={x}" for name, x in sorted(given.items()) if x is not None and name not in others)
 
 
 def _usable(reduction: Any) -> bool:
@@ -180,6 +231,11 @@ def _usable(reduction: Any) -> bool:
 
 def _key(reduction: Any) -> str:
     return json.dumps(config_to_dict(reduction_from(reduction)), sort_keys=True)
+
+
+def _gain(row: Mapping[str, Any], at: int, baseline: str) -> Any:
+    """The speed-up of a row at one of its batch sizes; that of the baseline is 1."""
+    return _exactly(1.0) if row["name"] == baseline else row["speed"][at].get("speedup")
 
 
 def _exactly(value: float) -> Spread:
