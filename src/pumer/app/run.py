@@ -3,9 +3,11 @@
 import logging
 import os
 import signal
+import sys
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 import uvicorn
 
@@ -23,7 +25,9 @@ def run(config: AppConfig) -> None:
     Raises:
         InputError: for an address that cannot be taken, and models that cannot be compared.
         KeyboardInterrupt: after SIGINT.
+        SystemExit: after SIGTERM, with status 0.
     """
+    signal.signal(signal.SIGTERM, _end)  # uvicorn handles it while it serves, and raises it again at the end
     with closing(bound(config.host, config.port)) as listening:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: it reports to its makers
         from pumer.app.comparing import ComparedModel
@@ -42,5 +46,10 @@ def run(config: AppConfig) -> None:
                 server_header=False,
                 timeout_graceful_shutdown=ENDS_S,
             )
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which uvicorn handles, and raises again at the end
             Announcing(http, f"open {address(listening)}").run(sockets=[listening])
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Leave all blocks; a second signal does not disturb that."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit()
