@@ -58,3 +58,10 @@ def test_an_image_must_be_one_that_was_uploaded(page, tmp_path):
     ):
         assert "refused" in page.check(upload), upload
     assert "no image" in page.check(None)
+
+
+@pytest.mark.parametrize("percent", [10**400, -1, 100.1, float("nan"), True, "much", None])
+def test_a_share_that_is_no_percentage_is_named(page, percent):
+    for shares in ((percent, 0), (0, percent)):
+        said = page.ask("large", None, "what?", "pumer", *shares)
+        assert "refused" in said and f"{percent!r:.40}"[1:-1] in said and len(said) < 300

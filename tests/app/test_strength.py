@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,18 @@ def test_a_model_that_generates(tmp_path, monkeypatch):
         said = replace(comparison, answers=dict.fromkeys(comparison.answers, "<script>" + "a" * 50))
         shown = rendering.comparison(said, found.name)
         assert "pumer.patch" in shown and "<script" not in shown and "answer long" in shown
+
+
+def test_only_so_many_plans_are_kept(monkeypatch):
+    monkeypatch.setattr("pumer.app.comparing.PLANS", 3)
+    found, planned = ComparedModel(SMALL["small:vilt"]), []
+    monkeypatch.setattr(
+        "pumer.app.comparing.plan", lambda *given: planned.append(given[1:]) or SimpleNamespace(ideal_speedup=2)
+    )
+    config = found.strength.config("pumer", 0.2, 0.2)
+    assert [found._planned(config, 32, 64, length) for length in (8, 9, 10, 8, 11, 12)] == [2] * 6
+    assert planned == [((32, 64), length) for length in (8, 9, 10, 11, 12)]
+    assert found._planned.cache_info().currsize == 3
 
 
 def test_a_model_for_another_question_is_refused(tmp_path):

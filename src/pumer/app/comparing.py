@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -32,6 +33,8 @@ from pumer.visualization.visualize import as_seen, panels
 ORIGINAL, REDUCED = "original", "reduced"
 ROUNDS = 5
 """Times that each answer is timed; each time is the mean of several where one would be too short to measure."""
+PLANS = 1024
+"""Reductions, each at a size of image and text, whose multiply-accumulates are kept."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,15 @@ class ComparedModel:
     def __init__(self, model: str) -> None:
         """Load a model.
 
+        Args:
+            model: A folder, a hub name, or a model that ships with the package.
+
         Raises:
             InputError: for a model that cannot be opened, or that does not answer a question about one image.
         """
         self.name, self._lock = name_of(model), Lock()
         self.small = self.name in SMALL
-        self._planned: dict[tuple[ReductionConfig, int, int, int], float] = {}
+        self._planned = lru_cache(PLANS)(self._plan)  # for it takes longer than answering
         self._session: Any = open_session(model)
         task = self._session.task
         if isinstance(task, Retrieval) or task.image_count != 1:
@@ -127,20 +133,16 @@ class ComparedModel:
             answers=answers,
             seconds={name: point["models"][name]["seconds"] for name in both},
             speedup=point["models"][REDUCED]["speedup"],
-            fewer_macs=self._fewer_macs(config, inputs) if classifies else None,
+            fewer_macs=self._planned(config, *_sizes(inputs)) if classifies else None,
             forward=recorded.forwards[0],
             panels=panels(recorded, seen, scores),
             config=config,
             foreign=self.small and not session.of_world(example),
         )
 
-    def _fewer_macs(self, config: ReductionConfig, inputs: Mapping[str, Tensor]) -> float:
-        """What planning says of the model as it is patched; kept, for it takes longer than answering."""
-        height, width = inputs["pixel_values"].shape[-2:]
-        key = config, height, width, inputs["input_ids"].shape[1]
-        if key not in self._planned:
-            self._planned[key] = plan(self._session.model, (height, width), key[-1]).ideal_speedup
-        return self._planned[key]
+    def _plan(self, config: ReductionConfig, height: int, width: int, text_length: int) -> float:
+        """How many times fewer multiply-accumulates the model needs, which is patched with the reduction."""
+        return plan(self._session.model, (height, width), text_length).ideal_speedup
 
     def _prepared(self, example: Example) -> tuple[Any, Callable[[], str]]:
         """The inputs of the model, and what answers them."""
@@ -152,3 +154,9 @@ class ComparedModel:
             inputs = {name: x.to(model.device) for name, x in model_inputs([example], session.inputs).items()}
         labels, choose = session.task.labels, session.task.choose
         return inputs, lambda: labels[int(choose(numbers(model(**inputs).logits)))]
+
+
+def _sizes(inputs: Mapping[str, Tensor]) -> tuple[int, int, int]:
+    """Height and width of the images, and tokens of the texts."""
+    height, width = inputs["pixel_values"].shape[-2:]
+    return height, width, inputs["input_ids"].shape[1]

@@ -86,7 +86,19 @@ class Page:
         self.about = {name: text.rpartition(" (")[0] for name, text in methods().items()}
 
     def ask(self, model: Any, upload: Any, question: Any, method: Any, prune: Any, merge: Any) -> str:
-        """The comparison as HTML, or the line why there is none; nothing is known about what a client sends."""
+        """Ask a model, and its reduced self; nothing is known about what a client sends.
+
+        Args:
+            model: A name in ``models``.
+            upload: An image, as Gradio describes a file: ``{"path": ...}``.
+            question: The text.
+            method: A name among the model's methods.
+            prune: Percent of the image tokens to prune, from 0 to 100.
+            merge: Percent of the image tokens to merge into others, likewise.
+
+        Returns:
+            The comparison as HTML, or the line why there is none.
+        """
         try:
             if not isinstance(model, str) or model not in self.models:
                 raise InputError(unknown("model", model, self.models))
@@ -102,7 +114,14 @@ class Page:
             return rendering.refusal("the model failed; the terminal that `pumer app` runs in says how")
 
     def check(self, upload: Any) -> str:
-        """What is wrong with an image, as soon as it is uploaded."""
+        """Look at an image as soon as it is uploaded.
+
+        Args:
+            upload: As of `ask`.
+
+        Returns:
+            HTML: its size, or the line why it cannot be asked about.
+        """
         try:
             image = self._image(upload)
         except InputError as error:
@@ -274,8 +293,8 @@ def application(page: Page) -> FastAPI:
 
 
 def _share(name: str, percent: Any) -> float:
-    if isinstance(percent, bool) or not isinstance(percent, int | float):
-        raise InputError(f"{name} is {percent!r}; give a percentage of the image tokens")
+    if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent <= 100:
+        raise InputError(f"{name} is {percent!r:.40}; give a percentage of the image tokens, from 0 to 100")
     return percent / 100
 
 
