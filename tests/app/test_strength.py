@@ -81,6 +81,7 @@ def test_a_model_that_generates(tmp_path, monkeypatch):
         assert len(comparison.answers) == 2 and comparison.fewer_macs is None and len(comparison.panels) >= 3
         said = replace(comparison, answers=dict.fromkeys(comparison.answers, "<script>" + "a" * 50))
         shown = rendering.comparison(said, found.name)
+        assert ("<td>before the decoder</td>" in shown) == (method == "divprune")
         assert "pumer.patch" in shown and "<script" not in shown and "answer long" in shown
 
 

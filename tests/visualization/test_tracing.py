@@ -7,7 +7,7 @@ from tiny import GRIDS, TINY
 from tiny.decoders import DECODERS, IMAGE
 
 import pumer
-from pumer import FastVConfig, NoReduction, PuMerConfig
+from pumer import DivPruneConfig, FastVConfig, NoReduction, PoolingPromptConfig, PuMerConfig
 
 VILT = TINY["vilt"]
 CONFIG = PuMerConfig(layers=(0, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
@@ -150,3 +150,16 @@ def test_printed_each_image_of_a_prompt_has_a_column():
     assert numbers(entered)[1:] == [image.ids.count(IMAGE) for image in samples[0].images]
     assert sum(numbers(left)[2:4]) + numbers(left)[4] == sum(numbers(entered)[1:])
     assert one.splitlines()[0].split() == ["example", "1", "text", "image", "pruned", "merged"]
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+@pytest.mark.parametrize("config", [DivPruneConfig(prune_ratio=0.5), PoolingPromptConfig(block=2)])
+def test_the_whole_images_enter_before_a_prompt_is_shortened(kind, config):
+    tiny_model = DECODERS[kind]
+    sample = tiny_model.sample(2, images=2 if kind == "llava_next" else 1)
+    inputs, count = tiny_model.batch([sample], dtype=torch.float32), [image.ids.count(IMAGE) for image in sample.images]
+    (told,) = run(pumer.patch(tiny_model.model(), config), inputs).forwards
+    entered, shortened = told.rows(0)
+    assert (entered.name, list(entered.images), entered.text) == ("input", count, int(told.text_mask(0).sum()))
+    assert sum(shortened.images) == int((told.mask[0] & ~told.text_mask(0)).sum()) < sum(count)
+    assert str(told).splitlines()[2].startswith("before the decoder") and shortened.gone is None

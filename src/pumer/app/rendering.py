@@ -8,7 +8,7 @@ from pumer.app.comparing import ORIGINAL, REDUCED, ROUNDS, Comparison
 from pumer.app.strength import as_python
 from pumer.utils.provenance import device_name
 from pumer.visualization.drawing import Colour, Legend, Panel
-from pumer.visualization.tracing import ForwardTrace, name
+from pumer.visualization.tracing import ForwardTrace
 from pumer.visualization.visualize import SCORES
 
 STYLE = """
@@ -159,16 +159,12 @@ def _swatch(colour: Colour | None) -> str:
 
 def _tokens(forward: ForwardTrace) -> str:
     """Tokens of image and text that enter, and that each place leaves."""
-    left, rows = forward.mask[0].clone(), []
-    text = forward.text_mask(0)
-    most = max(int((left & ~text).sum()), 1)
-    for at, place in enumerate((None, *forward.places)):
-        pruned, merged = forward.pruned_at[0] == at - 1, forward.merged_at[0] == at - 1
-        left = left & ~(pruned | merged) if place else left
-        images, words = int((left & ~text).sum()), int((left & text).sum())
-        cells = [images, words, *([int(pruned.sum()), int(merged.sum())] if place else ["", ""])]
+    rows, left = [], forward.rows(0)
+    most = max(sum(left[0].images), 1)
+    for row in left:
+        images = sum(row.images)
+        numbers = "".join(f"<td>{cell}</td>" for cell in (images, row.text, *(row.gone or ("", ""))))
         bar = f'<td class="bar"><i style="width: {100 * images / most:.1f}%"></i></td>'
-        numbers = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f"<tr><td>{name(place) if place else 'input'}</td>{numbers}{bar}</tr>")
+        rows.append(f"<tr><td>{row.name}</td>{numbers}{bar}</tr>")
     heads = "".join(f"<th>{head}</th>" for head in ("after", "image", "text", "pruned", "merged", ""))
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

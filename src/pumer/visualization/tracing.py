@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,22 @@ from pumer.patching import reductions, unwrapped
 from pumer.reducers.base import Place
 from pumer.tokens import Decision, Tokens
 from pumer.utils.errors import InputError
+
+
+class TokensLeft(NamedTuple):
+    """Tokens of an example at a point of a forward.
+
+    Attributes:
+        name: After what: "input", "before the decoder" or the name of a place.
+        text: Of the text.
+        images: Of each image; of a model that sees one, and where the images are not known, of all together.
+        gone: Input tokens that were pruned and merged there; None before the first place.
+    """
+
+    name: str
+    text: int
+    images: tuple[int, ...]
+    gone: tuple[int, int] | None
 
 
 @dataclass
@@ -75,16 +92,32 @@ class ForwardTrace:
     def __str__(self) -> str:
         return "\n\n".join(self._table(sample) for sample in range(len(self.mask)))
 
+    def rows(self, sample: int) -> list["TokensLeft"]:
+        """Tokens of an example that enter, those that are left before a decoder that gets fewer, and after each place.
+
+        Args:
+            sample: Index in the batch.
+        """
+        text, *images = self._blocks(sample).values()
+        found, left = [], self.mask[sample]
+        for here, place in enumerate((None, *self.places), start=-1):
+            gone = None
+            if place is not None:
+                pruned, merged = self.pruned_at[sample] == here, self.merged_at[sample] == here
+                left, gone = left & ~(pruned | merged), (int(pruned.sum()), int(merged.sum()))
+            counts = [int((left & block).sum()) for block in (text, *images)]
+            found.append(TokensLeft("input" if place is None else name(place), counts[0], tuple(counts[1:]), gone))
+        layouts = () if self.images is None else self.images[sample]
+        whole = [sum(tile.tokens for tile in tiles) for tiles in layouts]
+        if sum(whole) > sum(found[0].images):
+            entered = tuple(whole) if len(images) == len(whole) else (sum(whole),)
+            found[:1] = [found[0]._replace(images=entered), found[0]._replace(name="before the decoder")]
+        return found
+
     def _table(self, sample: int) -> str:
-        """Tokens of an example that are left after each place, and input tokens that were pruned or merged there."""
-        blocks, left = self._blocks(sample), self.mask[sample].clone()
-        rows = [[f"example {sample}", *blocks, "pruned", "merged"]]
-        rows.append(["input", *(str(int((left & block).sum())) for block in blocks.values()), "", ""])
-        for here, place in enumerate(self.places):
-            gone = self.pruned_at[sample] == here, self.merged_at[sample] == here
-            left &= ~(gone[0] | gone[1])
-            counts = [*(left & block for block in blocks.values()), *gone]
-            rows.append([name(place), *(str(int(count.sum())) for count in counts)])
+        """The rows of an example as text."""
+        rows = [[f"example {sample}", *self._blocks(sample), "pruned", "merged"]]
+        rows += [[row.name, *map(str, (row.text, *row.images, *(row.gone or ("", ""))))] for row in self.rows(sample)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
         return "\n".join(line.rstrip() for line in lines)
@@ -98,7 +131,7 @@ class ForwardTrace:
     def _blocks(self, sample: int) -> dict[str, Tensor]:
         """By name ``(N0,)`` bool, the text tokens of an example and those of each image."""
         text = self.text_mask(sample)
-        images = 0 if self.image is None else int(self.image[sample].max()) + 1
+        images = 0 if self.images is None else len(self.images[sample])
         if self.image is None or images < 2:
             return {"text": text, "image": ~text}
         return {"text": text} | {f"image {number}": self.image[sample] == number for number in range(images)}
