@@ -1,17 +1,17 @@
 """The page: what is asked on the left, what came of it on the right; a second tab shows results."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI
 from PIL import Image
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pumer.app import rendering, results
+from pumer.app.bounds import KEPT_S, Bounded, keep_the_newest
 from pumer.app.comparing import ComparedModel
 from pumer.data.images import decode, image_bytes
 from pumer.overview import methods
@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 EXAMPLES = 6
 WAITING = 256
 """Questions that wait at once; further ones are refused."""
-KEPT_S = 3600
-"""Seconds after which an uploaded file is removed while the page is served."""
 PRUNE, MERGE = 20, 60
 """Percent of the image tokens, at first: about what the paper's ratios remove."""
 CSS = (
@@ -43,31 +41,8 @@ CSS = (
 .html-container {padding: 0 !important}
 """
 )
-_AROUND = 2**20
-"""Bytes of a request beside those of a file."""
 _FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
 _MONOSPACED = ["ui-monospace", "Consolas", "monospace"]
-
-
-class Bounded:
-    """An application of HTTP that reads no body of more bytes than a bound, in whatever form it arrives."""
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        taken = 0
-
-        async def counted() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self.most:
-                raise HTTPException(413, f"the request has more than {self.most} bytes")
-            return message
-
-        await self.app(scope, counted, send)
 
 
 class Page:
@@ -194,71 +169,92 @@ class Page:
         ]
 
 
+class _Controls(NamedTuple):
+    """What stands on the page, and what can be changed."""
+
+    image: Any
+    gallery: Any
+    question: Any
+    model: Any
+    note: Any
+    method: Any
+    prune: Any
+    merge: Any
+    button: Any
+    result: Any
+    curve: Any
+    shown: Any
+
+
 def built(page: Page) -> Any:
     """The page with its controls."""
-    first = next(iter(page.models))
-    offered, examples = page.models[first].strength.methods, _examples(page.uploads)
+    examples = _examples(page.uploads)
     with gr.Blocks(title="pumer", analytics_enabled=False, delete_cache=(KEPT_S // 6, KEPT_S)) as blocks:
-        gr.Markdown(
-            "# pumer\nA vision-language model beside itself with fewer tokens: what it answers, how long it takes, and "
-            "what it looks at.",
-            elem_id="title",
-        )
-        with gr.Tab("Ask"), gr.Row():
-            with gr.Column(scale=2, min_width=320):
-                image = gr.Image(
-                    examples[0][0],
-                    type="filepath",
-                    sources=["upload", "clipboard"],
-                    height=260,
-                    label="Image",
-                    elem_id="image",
-                )
-                gallery = gr.Dataset(
-                    components=[image],
-                    samples=[[file] for file, _ in examples],
-                    type="index",
-                    label="Examples from the built-in world",
-                    elem_id="examples",
-                )
-                question = gr.Textbox(examples[0][1], label="Question", max_lines=4)
-                model = gr.Dropdown(list(page.models), value=first, label="Model", interactive=True)
-                note = page.note(first)
-                method = gr.Dropdown(offered, value=offered[0], label="Method", info=page.about[offered[0]])
-                unit = "% of the image tokens"
-                prune = gr.Slider(0, 90, PRUNE, step=5, label="Prune", info=unit)
-                merge = gr.Slider(0, 90, MERGE, step=5, label="Merge", info=unit)
-                button = gr.Button("Ask", variant="primary")
-            with gr.Column(scale=3, min_width=320):
-                result = gr.HTML(elem_id="result", apply_default_css=False)
-        with gr.Tab("Results"):
-            names = list(page.curves)
-            chosen = gr.Dropdown(names, value=names[0] if names else None, label="Results", visible=bool(names))
-            shown = gr.HTML(page.show(names[0] if names else None), apply_default_css=False)
-        asked: dict[str, Any] = {"fn": page.ask, "inputs": [model, image, question, method, prune, merge]}
-        asked |= {
-            "preprocess": False,
-            "outputs": result,
-            "concurrency_id": "model",
-            "concurrency_limit": 1,
-            "trigger_mode": "always_last",
-        }
-        hidden: dict[str, Any] = {"api_visibility": "private"}
-        quick = hidden | {"show_progress": "hidden"}
-        gr.on([button.click, question.submit, prune.input, merge.input], **asked, api_name="ask")
-        controls = [model, method, prune, merge]
-        model.input(page.choose_model, controls, [*controls[1:], note], **quick).then(**asked, **hidden)
-        method.input(page.choose_method, controls, controls[1:], **quick).then(**asked, **hidden)
-
-        gallery.click(examples.__getitem__, gallery, [image, question], **quick).then(**asked, **hidden)
-        image.upload(page.check, image, result, preprocess=False, **quick)
-        chosen.input(page.show, chosen, shown, **quick)
-        blocks.load(**asked, **hidden)
+        _connect(blocks, page, _controls(page, examples), examples)
+    blocks.state_session_capacity = WAITING  # pages; of each Gradio keeps the last answer
     blocks.queue(max_size=WAITING, api_open=False)
+    keep_the_newest(blocks._queue)
     blocks.has_launched = True  # or Gradio, which does not know that it is mounted, would take any path for an upload
     for block in blocks.blocks.values():
         block.async_move_resource_to_block_cache = partial(_in_its_place, block.async_move_resource_to_block_cache)
     return blocks
+
+
+def _controls(page: Page, examples: Sequence[Sequence[str]]) -> _Controls:
+    first, names = next(iter(page.models)), list(page.curves)
+    offered, (file, text) = page.models[first].strength.methods, examples[0]
+    gr.Markdown(
+        "# pumer\nA vision-language model beside itself with fewer tokens: what it answers, how long it takes, and "
+        "what it looks at.",
+        elem_id="title",
+    )
+    with gr.Tab("Ask"), gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            sources: Any = ["upload", "clipboard"]
+            image = gr.Image(file, type="filepath", sources=sources, height=260, label="Image", elem_id="image")
+            gallery = gr.Dataset(
+                components=[image],
+                samples=[[file] for file, _ in examples],
+                type="index",
+                label="Examples from the built-in world",
+                elem_id="examples",
+            )
+            question = gr.Textbox(text, label="Question", max_lines=4)
+            model = gr.Dropdown(list(page.models), value=first, label="Model", interactive=True)
+            note = page.note(first)
+            method = gr.Dropdown(offered, value=offered[0], label="Method", info=page.about[offered[0]])
+            unit = "% of the image tokens"
+            prune = gr.Slider(0, 90, PRUNE, step=5, label="Prune", info=unit)
+            merge = gr.Slider(0, 90, MERGE, step=5, label="Merge", info=unit)
+            button = gr.Button("Ask", variant="primary")
+        with gr.Column(scale=3, min_width=320):
+            result = gr.HTML(elem_id="result", apply_default_css=False)
+    with gr.Tab("Results"):
+        curve = gr.Dropdown(names, value=names[0] if names else None, label="Results", visible=bool(names))
+        shown = gr.HTML(page.show(names[0] if names else None), apply_default_css=False)
+    return _Controls(image, gallery, question, model, note, method, prune, merge, button, result, curve, shown)
+
+
+def _connect(blocks: Any, page: Page, on: _Controls, examples: Sequence[Sequence[str]]) -> None:
+    """What happens when a control is used."""
+    chosen = [on.model, on.method, on.prune, on.merge]
+    asked: dict[str, Any] = {"fn": page.ask, "inputs": [on.model, on.image, on.question, *chosen[1:]]}
+    asked |= {
+        "preprocess": False,
+        "outputs": on.result,
+        "concurrency_id": "model",
+        "concurrency_limit": 1,
+        "trigger_mode": "always_last",
+    }
+    hidden: dict[str, Any] = {"api_visibility": "private"}
+    quick = hidden | {"show_progress": "hidden"}
+    gr.on([on.button.click, on.question.submit, on.prune.input, on.merge.input], **asked, api_name="ask")
+    on.model.input(page.choose_model, chosen, [*chosen[1:], on.note], **quick).then(**asked, **hidden)
+    on.method.input(page.choose_method, chosen, chosen[1:], **quick).then(**asked, **hidden)
+    on.gallery.click(examples.__getitem__, on.gallery, [on.image, on.question], **quick).then(**asked, **hidden)
+    on.image.upload(page.check, on.image, on.result, preprocess=False, **quick)
+    on.curve.input(page.show, on.curve, on.shown, **quick)
+    blocks.load(**asked, **hidden)
 
 
 async def _in_its_place(move: Callable[[Any], Awaitable[str | None]], place: Any) -> str | None:
@@ -273,7 +269,7 @@ def application(page: Page) -> FastAPI:
     theme = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", font=_FONT, font_mono=_MONOSPACED)
     theme.set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    outer.add_middleware(Bounded, most=page.config.max_bytes + _AROUND)
+    outer.add_middleware(Bounded, config=page.config, uploads=page.uploads)
     mounted: FastAPI = gr.mount_gradio_app(
         outer,
         built(page),
