@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -101,10 +102,12 @@ def test_a_request_with_a_question_is_bounded_as_the_question_is(client):
     assert client.post("/call/ask", json={"data": ["a" * (2**20 + 12 * CONFIG.max_characters)]}).status_code == 413
 
 
-def test_files_are_written_by_uploads_alone(client, tmp_path):
+def test_files_are_written_by_uploads_alone(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     ask(client, "x", session_hash="page")
     client.get("/queue/data", params={"session_hash": "page"})
     before = sorted(tmp_path.rglob("*"))
     assert client.get("/deep_link", params={"session_hash": "page"}).status_code == 404
-    assert client.post("/process_recording", files={"video": ("a.mp4", b"video")}).status_code == 404
+    for place in ("process_recording", "component_server", "component_server/"):
+        assert client.post(f"/{place}", files={"video": ("a.mp4", b"video")}).status_code == 404
     assert sorted(tmp_path.rglob("*")) == before

@@ -25,7 +25,7 @@ _AROUND = 2**20
 """Bytes of a request beside those of a file, or of the question."""
 _LEAST = 2**16
 """Bytes that the smallest file counts for, so that there are not too many."""
-_UNUSED = ("/deep_link", "/process_recording")
+_UNUSED = ("/deep_link", "/process_recording", "/component_server")
 """Paths of Gradio's at which anybody could write files."""
 
 
@@ -67,7 +67,8 @@ class Bounded:
         with suppress(HTTPException):  # a browser reads no answer before it has sent all
             while (await counted()).get("more_body"):
                 pass
-        full = f"all uploads together have at most {KEPT_BYTES:,} bytes; wait until older ones are removed"
+        remedy = f"upload it again when older ones are gone: they are removed after {KEPT_S // 60} minutes"
+        full = f"all uploads together have at most {KEPT_BYTES:,} bytes; {remedy}"
         await PlainTextResponse(full, 507)(scope, receive, send)
 
 

@@ -132,7 +132,7 @@ def _leaving_out(path: Path) -> Iterator[None]:
 
 def _check_spread(what: str, spread: Any, middle: str) -> None:
     """Refuse what a plot cannot show."""
-    found = [spread.get(end) for end in ("low", middle, "high")] if isinstance(spread, Mapping) else []
+    found: list[Any] = [spread.get(end) for end in ("low", middle, "high")] if isinstance(spread, Mapping) else []
     if not found or not all(type(x) in (int, float) and abs(x) < _LARGEST for x in found) or found != sorted(found):
         raise InputError(f"{what} is {spread!r:.80}; it must hold numbers low, {middle} and high, in rising order")
 
