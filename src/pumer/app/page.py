@@ -164,7 +164,7 @@ class Page:
         return [
             f"{where} results with speed and accuracy of one model. One file holds both after `pumer tune` or "
             "`pumer demo`; of `pumer benchmark MODEL output=...` and `pumer evaluate MODEL output=...` two, which are "
-            "joined if they are of the same model, reduction and image size.",
+            "joined if they are of the same model, reduction, image size and settings.",
             "Show them: pumer app results=FOLDER",
         ]
 
