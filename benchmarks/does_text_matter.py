@@ -190,7 +190,7 @@ def _drawn(scene: Scene, question: Question, kept: np.ndarray) -> drawing.Page:
     edge, side = 264, round(len(kept) ** 0.5)
     shown = Image.fromarray(render(scene)).resize((edge, edge), Image.Resampling.BICUBIC)
     grey = drawing.greyed(shown, np.where(kept, 0, 0.85).tolist(), side, side)
-    page = drawing.Page(edge, edge, [drawing.Picture(0, 0, edge, edge, grey)])
+    page = drawing.Page(edge, edge, [drawing.ImageShape(0, 0, edge, edge, grey)])
     scale = edge / scene.config.image_size
     for index in (*question.targets, *question.anchors):
         box = [scale * place for place in scene.objects[index].box]
