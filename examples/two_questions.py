@@ -13,7 +13,7 @@ from PIL import Image
 import pumer
 from pumer.tasks import Example
 from pumer.tasks.session import Session
-from pumer.visualization.drawing import INK, Drawing, Page, Picture, Strokes, frame, together
+from pumer.visualization.drawing import INK, Drawing, ImageShape, Page, Strokes, frame, together
 from pumer.visualization.visualize import ask
 from pumer.world.scenes import Scene, generator, make_scene, render
 from pumer.world.sentences import matching
@@ -59,7 +59,7 @@ def asked(scene: Scene) -> Drawing:
 def framed(drawing: Drawing, box: tuple[int, int, int, int], pixels: int, at: int) -> Page:
     """A page of a drawing with a frame around what is asked about, in images so many pixels wide."""
     page = drawing.page(at)
-    for shown in [shape for shape in page.shapes if isinstance(shape, Picture)]:
+    for shown in [shape for shape in page.shapes if isinstance(shape, ImageShape)]:
         sides = frame(*(edge * shown.width / pixels for edge in box))
         page.shapes.append(Strokes(shown.left, shown.top, sides, INK, 3))
     return page
