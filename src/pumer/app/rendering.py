@@ -166,5 +166,5 @@ def _tokens(forward: ForwardTrace) -> str:
         numbers = "".join(f"<td>{cell}</td>" for cell in (images, row.text, *(row.gone or ("", ""))))
         bar = f'<td class="bar"><i style="width: {100 * images / most:.1f}%"></i></td>'
         rows.append(f"<tr><td>{row.name}</td>{numbers}{bar}</tr>")
-    heads = "".join(f"<th>{head}</th>" for head in ("after", "image", "text", "pruned", "merged", ""))
+    heads = "".join(f"<th>{head}</th>" for head in ("after", "image", "text", "pruned", "merged, words too", ""))
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
