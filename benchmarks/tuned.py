@@ -200,15 +200,16 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> bytes:
     drawing = Figure(figsize=(5.5 * len(kinds), 4.2), layout="constrained")
     for axes, trained in zip(drawing.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         shown = [row for row in rows if row["trained"] == trained]
-        for place, method in enumerate(dict.fromkeys(row["method"] for row in shown if row["method"] != ORIGINAL)):
-            own = [row for row in shown if row["method"] == method]
-            heights = [100 * row["accuracy"]["mean"] for row in own]
-            bold = {"color": "black", "linewidth": 2.2} if method == "pumer" else {"color": f"C{place}"}
-            axes.plot([row["speed"] for row in own], heights, marker="o", markersize=4, label=method, **bold)
+        for place, method in enumerate((PAPER, *METHODS)):
+            if own := [row for row in shown if row["method"] == method]:
+                heights = [100 * row["accuracy"]["mean"] for row in own]
+                style = {"color": "black", "linewidth": 2.2} if method == "pumer" else {"color": f"C{place}"}
+                label = {PAPER: "pumer, the paper's layers", "pumer": "pumer, tuned"}.get(method, method)
+                axes.plot([row["speed"] for row in own], heights, marker="o", markersize=4, label=label, **style)
         axes.axhline(100 * shown[0]["accuracy"]["mean"], color="0.6", linestyle=":", label=ORIGINAL)
         axes.set(xlabel="times fewer MACs", ylabel="accuracy %", title="fine-tuned" if trained else "not fine-tuned")
         axes.grid(color="0.92")
-    axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8)
     image = io.BytesIO()
     drawing.savefig(image, format="png", dpi=110)
     return image.getvalue()
