@@ -18,7 +18,7 @@ from pumer.backbones.grids import Tile
 from pumer.cli import app
 from pumer.generative import generated, load_generative, prompt
 from pumer.settings.visualize import VisualizeConfig
-from pumer.visualization import drawing
+from pumer.visualization import drawing, shapes
 from pumer.visualization.tracing import ForwardTrace, Trace
 from pumer.visualization.views import Fate, columns_of
 from pumer.visualization.visualize import draw, run
@@ -138,7 +138,7 @@ def test_an_overview_and_the_tiles_have_a_row_each_and_ends_of_rows_are_not_draw
 
 def colours(drawn, number, view):
     """The colours at one side of the middles of the cells of the view with this number: photo, pruned, left."""
-    shown = [shape for shape in drawn.last.shapes if isinstance(shape, drawing.ImageShape)][2 * number : 2 * number + 2]
+    shown = [shape for shape in drawn.last.shapes if isinstance(shape, shapes.ImageShape)][2 * number : 2 * number + 2]
     pixels = drawn.image
     right, down = shown[1].left - shown[0].left, shown[1].top - shown[0].top
     for panel in range(3):
@@ -175,7 +175,7 @@ def test_a_token_has_one_colour_in_whatever_view():
         *_, left = colours(drawn, number, view)
         seen |= dict(zip(view.tokens, left, strict=True))
     assert len({seen[token] for token in merged}) == 1 and len({BLUE, (200, 60, 20), seen[3], seen[5]}) == 4
-    assert seen[5] == drawing.GONE
+    assert seen[5] == shapes.GONE
     assert {shown for token, shown in seen.items() if token not in (*merged, 5)} == {BLUE, (200, 60, 20)}
 
 
@@ -218,7 +218,7 @@ def test_what_a_vision_encoder_did_is_not_recorded():
 
 def test_long_answers_are_broken_into_lines():
     one, many = (drawing.lines(["what?", "word " * n], 400) for n in (3, 60))
-    assert one.height == 2 * (drawing.TEXT + 8) and many.height > 3 * one.height and many.width == 400
+    assert one.height == 2 * (shapes.TEXT + 8) and many.height > 3 * one.height and many.width == 400
     assert drawing.lines([], 400).height == 0
 
 

@@ -16,11 +16,11 @@ import pumer
 from benchmarks.pretrain_small.small import small_processor, small_vilt
 from pumer.patching import reductions
 from pumer.settings.visualize import VisualizeConfig
-from pumer.visualization import drawing
+from pumer.visualization import drawing, shapes, words
 from pumer.visualization.saliency import _Scored, saliency
 from pumer.visualization.tracing import ForwardTrace, Trace, trace
 from pumer.visualization.views import Fate
-from pumer.visualization.visualize import _levels, draw, run
+from pumer.visualization.visualize import draw, run
 
 BLUE = (40, 90, 200)
 
@@ -59,7 +59,7 @@ def hand_made(rows, cols, pruned=(), groups=(), words=4, word_groups=(), layers=
 
 def panels(page):
     """The rectangles of the panels of a page, in order: those of the photo, of what was pruned, of what is left."""
-    shown = [shape for shape in page.shapes if isinstance(shape, drawing.ImageShape)]
+    shown = [shape for shape in page.shapes if isinstance(shape, shapes.ImageShape)]
     places = [(shape.left, shape.top, shape.width, shape.height) for shape in shown]
     (left, top, width, height), (second, *_) = places
     return [*places, (2 * second - left, top, width, height)]
@@ -107,7 +107,7 @@ def test_each_pruned_patch_is_grey_and_paler_where_it_was_pruned_early(rows, col
         else:
             assert np.abs(seen[patch] - colours[patch]).max() <= 2
     (left,) = {tuple(colour) for colour in patch_colours(drawn, 2, rows, cols)[list(pruned)]}
-    assert left == drawing.GONE
+    assert left == shapes.GONE
 
 
 def test_the_patches_of_each_token_have_their_mean_colour():
@@ -116,7 +116,7 @@ def test_the_patches_of_each_token_have_their_mean_colour():
     for group in (*groups, (2,), (3,), (4,)):
         for patch in group:
             assert np.abs(seen[patch] - colours[list(group)].mean(axis=0)).max() <= 1
-    assert tuple(seen[8]) == drawing.GONE
+    assert tuple(seen[8]) == shapes.GONE
 
 
 def test_the_largest_tokens_are_numbered_and_counted():
@@ -128,21 +128,21 @@ def test_the_largest_tokens_are_numbered_and_counted():
 
 
 def texts(page):
-    return [shape.text for shape in page.shapes if isinstance(shape, drawing.Label)]
+    return [shape.text for shape in page.shapes if isinstance(shape, shapes.Label)]
 
 
 @pytest.mark.parametrize("size", [(40, 10), (10, 40), (30, 20), (20, 20)])
 def test_images_keep_their_aspect(size):
     for traced in (hand_made(4, 4, {1: 1}), hand_made(4, 4)):
         for shape in draw(traced, Image.new("RGB", size, BLUE)).last.shapes:
-            if isinstance(shape, drawing.ImageShape):
+            if isinstance(shape, shapes.ImageShape):
                 assert shape.width / shape.height == pytest.approx(size[0] / size[1])
-                assert shape.left + shape.width <= drawing.WIDTH
+                assert shape.left + shape.width <= shapes.WIDTH
 
 
 def test_nothing_reduced_is_said_beside_the_image_alone():
     drawn = draw(hand_made(3, 3), Image.new("RGB", (9, 9), BLUE))
-    assert sum(isinstance(shape, drawing.ImageShape) for shape in drawn.last.shapes) == 1
+    assert sum(isinstance(shape, shapes.ImageShape) for shape in drawn.last.shapes) == 1
     assert any(text.startswith("nothing was reduced") for text in texts(drawn.last))
     words = draw(hand_made(3, 3, word_groups=[(1, 2)]), Image.new("RGB", (9, 9), BLUE))
     assert any(text.startswith("nothing was reduced") for text in texts(words.last))
@@ -194,7 +194,7 @@ def test_merged_words_share_a_colour_and_a_bracket():
     image = Image.new("RGB", (9, 9), BLUE)
     plain = draw(hand_made(3, 3, words=4), image, "red dots").image
     joined = draw(hand_made(3, 3, words=4, word_groups=[(1, 2)]), image, "red dots").image
-    colour = drawing.group_colour(0)
+    colour = shapes.group_colour(0)
     assert colour not in {seen for _, seen in plain.getcolors(2**20)}
     assert colour in {seen for _, seen in joined.getcolors(2**20)}
 
@@ -202,7 +202,7 @@ def test_merged_words_share_a_colour_and_a_bracket():
 def test_brackets_that_overlap_stand_below_each_other():
     traced = hand_made(2, 2, words=8, word_groups=[(0, 4), (1, 2), (5, 6)])
     fate = Fate(traced.forwards[0], 0, [Image.new("RGB", (9, 9))])
-    levels = {token: _levels(fate)[group] for token, group in fate.text_groups.items()}
+    levels = {token: words.bracket_levels(fate)[group] for token, group in fate.text_groups.items()}
     assert levels[0] == levels[4] != levels[1] == levels[2]
     assert levels[5] == levels[6] == levels[0]
 
@@ -222,11 +222,11 @@ def test_a_question_that_was_cut_is_reported():
 
 def test_long_questions_wrap_and_keep_their_brackets():
     words = ["[CLS]", *["extraordinarily"] * 20, "[SEP]"]
-    chips = drawing.chips([*words, "x" * 200], width=600, brackets=1)
+    chips = words.chips([*words, "x" * 200], width=600, brackets=1)
     assert max(chip.right for chip in chips) <= 600
     rows = sorted({chip.top for chip in chips})
     assert len(rows) > 2
-    assert min(b - a for a, b in itertools.pairwise(rows)) >= drawing.CHIP_HEIGHT + drawing.bracket_room(1)
+    assert min(b - a for a, b in itertools.pairwise(rows)) >= words.CHIP_HEIGHT + words.bracket_room(1)
     traced = hand_made(3, 3, words=len(words), word_groups=[(1, 20)])
     tall, short = draw(traced, Image.new("RGB", (9, 9)), words), draw(hand_made(3, 3), Image.new("RGB", (9, 9)))
     assert tall.image.height > short.image.height

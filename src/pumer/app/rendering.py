@@ -8,8 +8,8 @@ from pumer.app.comparing import ORIGINAL, REDUCED, ROUNDS, Comparison
 from pumer.app.strength import as_python
 from pumer.utils.provenance import device_name
 from pumer.visualization.drawing import Key, Legend, Panel
-from pumer.visualization.tracing import ForwardTrace
 from pumer.visualization.panels import SCORES
+from pumer.visualization.tracing import ForwardTrace
 
 STYLE = """
 .pumer {color: var(--body-text-color); font-size: 15px; line-height: 1.5}

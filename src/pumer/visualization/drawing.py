@@ -247,9 +247,7 @@ def borders(keys: Sequence[Hashable], rows: int, cols: int, width: float, height
     return tuple(found)
 
 
-def edging(
-    cells: set[tuple[int, int]], across: float, down: float, thickness: float, colour: Colour
-) -> list[Shape]:
+def edging(cells: set[tuple[int, int]], across: float, down: float, thickness: float, colour: Colour) -> list[Shape]:
     """A frame along the borders of cells (row, column), on their side of the borders alone."""
     found: list[Shape] = []
     sides = [(below, right) for below in (-1, 0, 1) for right in (-1, 0, 1) if (below, right) != (0, 0)]
@@ -259,19 +257,6 @@ def edging(
                 left = (col + 1) * across - thickness if right > 0 else col * across
                 top = (row + 1) * down - thickness if below > 0 else row * down
                 found.append(Box(left, top, thickness if right else across, thickness if below else down, colour))
-    return found
-
-
-def pieces(cells: set[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Cells (row, column) by the connected part of them that they are in."""
-    found, rest = [], sorted(cells, reverse=True)
-    while rest:
-        piece = [rest.pop()]
-        for row, col in piece:
-            touching = [cell for cell in ((row, col + 1), (row + 1, col), (row, col - 1), (row - 1, col)) if cell in rest]
-            piece += touching
-            rest = [cell for cell in rest if cell not in touching]
-        found.append(piece)
     return found
 
 
@@ -286,8 +271,9 @@ def frame(left: float, top: float, right: float, bottom: float) -> tuple[Segment
 
 
 def numbered(number: int, left: float, top: float, colour: Colour) -> tuple[Shape, ...]:
-    """A white number in a coloured box, with its centre."""
-    return Box(left - 6, top - 7, 12, 14, colour, 3), Label(left, top, str(number), 12, PAPER, centred=True)
+    """A number in a coloured box, with its centre."""
+    ink = PAPER if sum(colour) < 450 else INK
+    return Box(left - 6, top - 7, 12, 14, colour, 3), Label(left, top, str(number), 12, ink, centred=True)
 
 
 def wrapped(lengths: Sequence[float], width: float, gap: float) -> list[tuple[float, int]]:

@@ -22,9 +22,9 @@ from pumer.visualization.shapes import (
     PAPER,
     SCALE,
     WIDTH,
+    Box,
     Colour,
     ImageShape,
-    Label,
     Shape,
     Strokes,
     mixed,
@@ -35,8 +35,8 @@ PANEL_WIDTH, PANEL_HEIGHT = 264, 420
 """The most pixels of a page that an image takes in a panel, beside two others."""
 WIDE = 2
 """Images so many times as wide as high take the whole width, below each other."""
-NUMBERED = 16
-"""Cells from so many pixels on have the number of their token, each; of smaller ones one in each piece."""
+LARGE = 16
+"""Cells from so many pixels on have the number of their token, each; smaller ones are filled with its colour."""
 SCORES: drawing.Legend = (Key("lowest score: pruned first", LOW), Key("highest", HIGH))
 """What the colours of maps of scores mean."""
 
@@ -111,13 +111,13 @@ def _pruned_panel(image: Page, view: View, fate: Fate, ever: dict[int, int]) -> 
     page.place(drawing.hatched(cells, view.rows, view.cols, page.width, page.height), 0, 0)
     counts = Counter(gone.values())
     names = {place: BEFORE if place < 0 else fate.all_places[place] for place in places}
-    legend = [Key(f"{names[place]}: {counts[place]}", greys[place], True) for place in places if counts[place]]
+    legend = [Key(f"{names[place]}: {counts[place]}", greys[place], True) for place in places]
     return Panel(page, f"pruned: {counts.total()} of {view.rows * view.cols} {fate.unit}", legend)
 
 
 def _grey(share: float) -> Colour:
     """Of what was pruned: from the first place, 0, to the last, 1."""
-    return mixed((236, 236, 236), (112, 112, 112), share)
+    return mixed((240, 240, 240), (136, 136, 136), share)
 
 
 def _merged_panel(view: View, fate: Fate, width: float, height: float) -> Panel:
@@ -128,41 +128,43 @@ def _merged_panel(view: View, fate: Fate, width: float, height: float) -> Panel:
     page = drawing.mosaic([means.get(at) for at in holders], *grid, width, height)
     gone = [GONE if at is None else None for at in holders]
     page.place(drawing.hatched(gone, *grid, width, height), 0, 0)
+    sides = width / view.cols, height / view.rows
     thin = drawing.borders(holders, *grid, width, height)
-    page.shapes.append(Strokes(0, 0, thin, INK if light else PAPER, 0.75))
+    page.shapes.append(Strokes(0, 0, thin, INK if light else PAPER, 0.75 if min(sides) >= LARGE else 0.5))
     sizes = Counter(at for at in holders if at is not None)
     largest = [(holder, count) for holder, count in sizes.most_common(len(LARGEST)) if count > 1]
     for number, (holder, _) in enumerate(largest):
         cells = {divmod(at, view.cols) for at, other in enumerate(holders) if other == holder}
-        page.shapes += _numbered(number, cells, width / view.cols, height / view.rows)
+        page.shapes += _numbered(number, cells, *sides)
     title, said = _left(fate, sizes)
     counts = [Key(f"{number}: {count}", LARGEST[number - 1]) for number, (_, count) in enumerate(largest, start=1)]
-    return Panel(page, title, [Key(said), *counts, *([Key("pruned", GONE, True)] if None in holders else [])])
+    return Panel(
+        page,
+        title,
+        [*([Key(said)] if said else []), *counts, *([Key("pruned", GONE, True)] if None in holders else [])],
+    )
 
 
 def _numbered(number: int, cells: set[tuple[int, int]], across: float, down: float) -> list[Shape]:
-    """The frame of a large token, and its number in each of its cells or, where they are small, pieces."""
-    cell = min(across, down)
-    shapes = drawing.edging(cells, across, down, max(1.5, min(3, cell / 6)), LARGEST[number])
-    each = [[cell] for cell in sorted(cells)] if cell >= NUMBERED else drawing.pieces(cells)
-    for piece in each:
-        middle = np.mean(piece, axis=0)
-        row, col = min(piece, key=lambda at: float(np.abs(at - middle).sum()))
-        shapes += drawing.numbered(number + 1, (col + 0.5) * across, (row + 0.5) * down, LARGEST[number])
+    """A large token: framed, with its number in each cell or, where cells are too small for that, filled."""
+    colour = LARGEST[number]
+    if min(across, down) < LARGE:
+        return [Box(col * across, row * down, across, down, colour) for row, col in sorted(cells)]
+    shapes = drawing.edging(cells, across, down, 3, colour)
+    for row, col in sorted(cells):
+        shapes += drawing.numbered(number + 1, (col + 0.5) * across, (row + 0.5) * down, colour)
     return shapes
 
 
 def _left(fate: Fate, sizes: Counter[int]) -> tuple[str, str]:
     """Title and first entry of the legend of the tokens that are left, by the number of cells that each holds."""
-    title = f"left: {len(sizes)} tokens"
-    said = f"{sizes.total()} {'patches' if fate.unit == 'patches' else 'cells'}"
-    if sizes.total() > len(sizes):
-        said += f" merged into {len(sizes)}"
-    if fate.unit == "patches":
-        entered, left = fate.counts["image"][0], fate.counts["image"][-1]
-        title = f"image tokens: {entered} -> {left}"
-        said += ", and [CLS]" if left == len(sizes) + 1 else ""
-    return title, said
+    slots, held = len(sizes), sizes.total()
+    merged = f" merged into {slots}" if slots < held else ""
+    if fate.unit == "tokens":
+        return f"left: {slots} tokens", f"{held}{merged}" if merged else ""
+    kind, counts = next(iter(fate.kinds.items()))
+    beside = "[CLS], " if counts[-1] == slots + 1 else ""
+    return f"{kind}: {counts[0]} -> {counts[-1]}", f"{beside}{held} patches{merged}"
 
 
 def _mean_colours(fate: Fate) -> dict[int | None, Colour]:

@@ -148,8 +148,8 @@ class Hatched(Box):
         super().paint(page, scale)
         left, top, right, bottom = _pixels(self, scale)
         diagonals = np.arange(left, right) + np.arange(top, bottom)[:, None]
-        lines = diagonals % round(HATCH * scale) < max(1, round(scale))
-        page.paste(self.colours[1], (left, top), Image.fromarray(np.uint8(255 * lines)))
+        lines = np.where(diagonals % round(HATCH * scale) < max(1, round(scale)), 255, 0).astype(np.uint8)
+        page.paste(self.colours[1], (left, top), Image.fromarray(lines))
 
     def write(self, svg: ElementTree.Element) -> None:  # noqa: D102
         super().write(svg)

@@ -98,6 +98,13 @@ class Fate:
         """The places, and before them what a method took out before the decoder."""
         return (BEFORE, *self.places) if self.absent else self.places
 
+    @property
+    def kinds(self) -> dict[str, list[int]]:
+        """The counts by name, as one where words and patches were merged alike: there is no telling them apart."""
+        if 0 in self.counts["text"][1:]:
+            return {"image and text": [sum(each) for each in zip(*self.counts.values(), strict=True)]}
+        return {f"{kind} tokens": counts for kind, counts in self.counts.items()}
+
     def table(self) -> list[dict[str, str | int]]:
         """For each step, and before the first, the tokens of image and text left, and those pruned and merged there."""
         gone = [(0, 0), *([(self.absent, 0)] if self.absent else [])]

@@ -65,9 +65,9 @@ def draw(
     """Draw what became of every patch and every word of one sample.
 
     Three panels show the image with its own aspect ratio, the pruned patches hatched in grey (the earlier, the paler),
-    and the tokens that are left: each is its patches' mean colour; the largest three have a frame of their own colour,
-    and their number in each of their patches or, where patches are small, pieces. Above them stand the words: those
-    that were merged share a colour and a bracket, those that were pruned are struck out.
+    and the tokens that are left: each is its patches' mean colour; the largest three have a frame of a colour of their
+    own, and their number in each patch (where patches are small, that colour). Above them stand the words: those that
+    were merged share a colour and a bracket, those that were pruned are struck out.
 
     The prompt of a generative model has such a row of panels for each of its images, on the image's own grid. Of an
     image that the processor cut into tiles, the tiles are put together, and the view of the whole image has a row of
@@ -277,8 +277,9 @@ def ask(session: Session, example: Example, saliency: bool = False) -> Asked:
     images, last = [framed(read_image(image)) for image in example.images], len(example.images) - 1
     drawings = []
     for forward, image in enumerate(images):
-        answers = {"answer": answer, "unreduced": unreduced} if forward == last else {}
-        drawings.append(draw(recorded, image, read, forward=forward, saliency=scores, **answers))
+        said = (answer, unreduced) if forward == last else (None, None)
+        drawn = draw(recorded, image, read, said[0], forward=forward, saliency=scores, unreduced=said[1])
+        drawings.append(drawn)
     tables = [Fate(forward, 0, [image]).table() for forward, image in zip(recorded.forwards, images, strict=True)]
     return Asked(answer, drawing.together(drawings), unreduced, tables)
 
@@ -325,11 +326,8 @@ def _answers(answer: str | None, unreduced: str | None = None) -> list[Page]:
 
 def _counts(fate: Fate) -> str:
     """How many tokens of each kind there are, and how many are left after each reduction that took some."""
-    counted = {f"{kind} tokens": counts for kind, counts in fate.counts.items()}
-    if 0 in fate.counts["text"][1:]:  # words and patches were merged alike: there is no telling them apart
-        counted = {"tokens of image and text": [sum(each) for each in zip(*fate.counts.values(), strict=True)]}
     said = []
-    for name, counts in counted.items():
+    for name, counts in fate.kinds.items():
         steps = zip(fate.steps, itertools.pairwise(counts), strict=True)
         left = [f" -> {after} ({step})" for step, (before, after) in steps if after != before]
         said.append(f"{name}: {counts[0]}{''.join(left)}")
