@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny.decoder_examples import DECODER_EXAMPLES
 from tiny.decoders import DECODERS, IMAGE
@@ -198,10 +199,14 @@ def test_every_method_is_drawn(method, config, monkeypatch):
         if title == "":  # a note: nothing was reduced
             assert len(told.owner[0, ours].unique()) == int(ours.sum()) and (told.owner[0, ours] >= 0).all()
             continue
-        assert title == f"pruned: {int((told.pruned_at[0, ours] >= 0).sum())} of {int(ours.sum())} tokens"
+        pruned = int((told.pruned_at[0, ours] >= 0).sum())
+        if not pruned:
+            assert title.startswith("left: ")
+            continue
+        assert title == f"pruned: {pruned} of {int(ours.sum())} tokens"
         counts = [int((told.pruned_at[0, ours] == place).sum()) for place in range(len(told.places))]
-        assert [text for _, text in legend] == [
-            f"decoder layer {x}: {n}" for (_, x), n in zip(told.places, counts, strict=True)
+        assert [key.text for key in legend] == [
+            f"decoder layer {x}: {n}" for (_, x), n in zip(told.places, counts, strict=True) if n
         ]
         assert next(panels)[0].startswith("left: ")
     assert next(panels, None) is None
@@ -245,13 +250,18 @@ def test_run_draws_each_image_and_gives_the_reduced_answer(family, pictures, tmp
     monkeypatch.setattr(drawing, "panel", lambda *given: said.append(given[1]) or panel(*given))
     monkeypatch.setattr(drawing, "lines", lambda texts, *given: titles.extend(texts) or lines(texts, *given))
     folder, out = saved(family, tmp_path / "model"), tmp_path / "out" / "tokens.png"
-    (answer,) = run(VisualizeConfig(model=folder, images=pictures, questions=(QUESTION,), out=out))
+    (asked,) = run(VisualizeConfig(model=folder, images=pictures, questions=(QUESTION,), out=out))
     model, processor = load_generative(folder)
     inputs = prompt(processor, [Image.open(file) for file in pictures], QUESTION)
-    assert answer == generated(model, processor, inputs)
+    assert asked.answer == generated(model, processor, inputs)
     with pumer.disabled(model):
         whole = generated(model, processor, inputs)
-    assert titles[:2] == [QUESTION, f"answer: {answer}\nwithout reduction: {whole}"] and answer != whole
+    assert titles[:3] == [QUESTION, f"answer: {asked.answer}", f"without reduction: {whole}"]
+    assert asked.answer != whole == asked.unreduced
+    (table,) = asked.tokens
+    assert [row["after"] for row in table] == ["input", "decoder layer 1", "decoder layer 3"]
+    for before, row in itertools.pairwise(table):
+        assert before["image"] + before["text"] == sum(row[name] for name in ("image", "text", "pruned", "merged"))
     views = ["overview", "tiles"] if family == "llava_next" else [None]
     expected = [f"image {n}" + (f", {view}" if view else "") for n in (1, 2) for view in views]
     assert said[::3] == expected
@@ -281,7 +291,7 @@ def test_an_image_is_drawn_as_its_processor_crops_it(tmp_path):
     ("settings", "named"),
     [
         ({"task": "vqav2", "image_size": 64}, r"task=vqav2, image_size=64"),
-        ({"reduction": "none"}, "stack decoder"),
+        ({"reduction": {"method": "pumer", "schedule": [{"stack": "vision", "layer": 0, "merge_ratio": 0.3}]}}, "decoder"),
     ],
 )
 def test_settings_that_do_not_go_with_a_generative_model(settings, named, pictures, tmp_path):
@@ -290,13 +300,18 @@ def test_settings_that_do_not_go_with_a_generative_model(settings, named, pictur
         run(VisualizeConfig(model=folder, images=pictures, questions=(QUESTION,), out=tmp_path / "x.png", **settings))
 
 
-def test_a_model_needs_a_reduction_to_draw(pictures, tmp_path):
+def test_without_a_reduction_the_images_are_drawn_and_one_that_works_is_named(pictures, tmp_path, caplog):
     folder = saved("llava", tmp_path / "model", config=None)
-    settings = {"model": folder, "images": pictures, "questions": (QUESTION,), "out": tmp_path / "x.png"}
-    with pytest.raises(pumer.InputError, match="reduction"):
-        run(VisualizeConfig(**settings))
-    step = {"stack": "decoder", "layer": 2, "prune_ratio": 0.5}
-    assert run(VisualizeConfig(**settings, reduction={"method": "pumer", "schedule": [step]}))
+    settings = {"model": folder, "images": pictures, "questions": (QUESTION,)}
+    (asked,) = run(VisualizeConfig(**settings, out=tmp_path / "x.png"))
+    assert asked.unreduced is None and (tmp_path / "x.png").exists()
+    (said,) = caplog.messages
+    given = yaml.safe_load(said.partition("'reduction=")[2].rstrip("'"))
+    caplog.clear()
+    (reduced,) = run(VisualizeConfig(**settings, out=tmp_path / "y.png", reduction=given))
+    assert reduced.unreduced == asked.answer and not caplog.messages
+    run(VisualizeConfig(**settings, out=tmp_path / "z.png", reduction="none"))
+    assert not caplog.messages
 
 
 def test_what_does_not_fit_the_prompt_is_refused():

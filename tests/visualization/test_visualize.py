@@ -16,7 +16,8 @@ import pumer
 from benchmarks.pretrain_small.small import small_processor, small_vilt
 from pumer.patching import reductions
 from pumer.settings.visualize import VisualizeConfig
-from pumer.visualization import drawing, shapes, words
+from pumer.visualization import drawing, shapes
+from pumer.visualization import words as shown
 from pumer.visualization.saliency import _Scored, saliency
 from pumer.visualization.tracing import ForwardTrace, Trace, trace
 from pumer.visualization.views import Fate
@@ -95,7 +96,7 @@ def test_paths_pil_images_and_arrays_are_drawn_alike(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(3, 3), (4, 5), (6, 4)])
-def test_each_pruned_patch_is_grey_and_paler_where_it_was_pruned_early(rows, cols):
+def test_each_pruned_patch_is_a_flat_grey_and_paler_where_it_was_pruned_early(rows, cols):
     pruned, (image, colours) = {0: 1, 4: 3, rows * cols - 1: 3}, photo(rows, cols)
     drawn = draw(hand_made(rows, cols, pruned), image)
     assert np.abs(patch_colours(drawn, 0, rows, cols) - colours).max() <= 2
@@ -103,11 +104,12 @@ def test_each_pruned_patch_is_grey_and_paler_where_it_was_pruned_early(rows, col
     for patch in range(rows * cols):
         if patch in pruned:
             assert len(set(seen[patch])) == 1
-            assert seen[patch, 0] > 255 * (0.8 if pruned[patch] == 1 else 0.6)
+            early = {240, 144}  # the grey, and its lines
+            assert (seen[patch, 0] in early) == (pruned[patch] == 1)
         else:
             assert np.abs(seen[patch] - colours[patch]).max() <= 2
-    (left,) = {tuple(colour) for colour in patch_colours(drawn, 2, rows, cols)[list(pruned)]}
-    assert left == shapes.GONE
+    hatched = shapes.Hatched(0, 0, 1, 1, shapes.GONE)
+    assert {tuple(colour) for colour in patch_colours(drawn, 2, rows, cols)[list(pruned)]} <= set(hatched.colours)
 
 
 def test_the_patches_of_each_token_have_their_mean_colour():
@@ -116,14 +118,15 @@ def test_the_patches_of_each_token_have_their_mean_colour():
     for group in (*groups, (2,), (3,), (4,)):
         for patch in group:
             assert np.abs(seen[patch] - colours[list(group)].mean(axis=0)).max() <= 1
-    assert tuple(seen[8]) == shapes.GONE
+    assert len(set(seen[8])) == 1
 
 
 def test_the_largest_tokens_are_numbered_and_counted():
     groups = [(0, 1, 2, 3, 4), (5, 6), (7, 8, 9), (10, 11)]
     page = draw(hand_made(4, 4, groups=groups), photo(4, 4)[0], ["word"] * 4).last
-    assert [text for text in texts(page) if text in "123"] == ["1", "2", "3"]
-    assert "1: 5 patches  2: 3  3: 2" in texts(page)
+    numbers = [text for text in texts(page) if text in "123"]
+    assert numbers == ["1"] * 5 + ["2"] * 3 + ["3"] * 2  # in each patch, so that none is hidden in a piece apart
+    assert {"1: 5", "2: 3", "3: 2", "[CLS], 16 patches merged into 9"} <= set(texts(page))
     assert not any(text.startswith("1: ") for text in texts(draw(hand_made(4, 4, {3: 1}), photo(4, 4)[0]).last))
 
 
@@ -202,7 +205,7 @@ def test_merged_words_share_a_colour_and_a_bracket():
 def test_brackets_that_overlap_stand_below_each_other():
     traced = hand_made(2, 2, words=8, word_groups=[(0, 4), (1, 2), (5, 6)])
     fate = Fate(traced.forwards[0], 0, [Image.new("RGB", (9, 9))])
-    levels = {token: words.bracket_levels(fate)[group] for token, group in fate.text_groups.items()}
+    levels = {token: shown.bracket_levels(fate)[group] for token, group in fate.text_groups.items()}
     assert levels[0] == levels[4] != levels[1] == levels[2]
     assert levels[5] == levels[6] == levels[0]
 
@@ -222,11 +225,11 @@ def test_a_question_that_was_cut_is_reported():
 
 def test_long_questions_wrap_and_keep_their_brackets():
     words = ["[CLS]", *["extraordinarily"] * 20, "[SEP]"]
-    chips = words.chips([*words, "x" * 200], width=600, brackets=1)
+    chips = shown.chips([*words, "x" * 200], width=600, brackets=1)
     assert max(chip.right for chip in chips) <= 600
     rows = sorted({chip.top for chip in chips})
     assert len(rows) > 2
-    assert min(b - a for a, b in itertools.pairwise(rows)) >= words.CHIP_HEIGHT + words.bracket_room(1)
+    assert min(b - a for a, b in itertools.pairwise(rows)) >= shown.CHIP_HEIGHT + shown.bracket_room(1)
     traced = hand_made(3, 3, words=len(words), word_groups=[(1, 20)])
     tall, short = draw(traced, Image.new("RGB", (9, 9)), words), draw(hand_made(3, 3), Image.new("RGB", (9, 9)))
     assert tall.image.height > short.image.height
@@ -291,14 +294,14 @@ def test_run_writes_the_picture_and_gives_the_models_answer(checkpoint, tmp_path
         questions=("what is it?",),
         out=tmp_path / "new" / "tokens.png",
     )
-    (answer,) = run(config)
+    (asked,) = run(config)
     model = pumer.checkpoint.load(checkpoint)
-    assert answer in model.config.label2id
+    assert {asked.answer, asked.unreduced} <= set(model.config.label2id)
     one = np.asarray(Image.open(config.out))
     run(dataclasses.replace(config, reduction="none", out=tmp_path / "unreduced.png"))
     assert Image.open(tmp_path / "unreduced.png").height < len(one)
     two = dataclasses.replace(config, questions=("what is it?", "where is it?"), out=tmp_path / "two.png")
-    assert run(two)[0] == answer
+    assert run(two)[0].answer == asked.answer
     both = np.asarray(Image.open(two.out))
     assert np.array_equal(both[: len(one)], one) and len(both) > 1.8 * len(one)
 
@@ -377,15 +380,20 @@ def test_every_method_is_drawn(backbone, example, monkeypatch):
         model(**inputs)
     monkeypatch.setattr(drawing, "panel", lambda page, title, legend=(): said.append((title, legend)) or page)
     assert draw(recorded, Image.new("RGB", (48, 48), BLUE), ["word"] * 6).last
-    told, said = recorded.forwards[0], said[-3:]
+    told = recorded.forwards[0]
+    assert said[0][1][0].text == "6 x 6 patches and [CLS]"
     pruned = int((told.pruned_at[0, told.text_tokens :][told.patch_cell[0] >= 0] >= 0).sum())
     owners = told.owner[0, told.text_tokens :][told.patch_cell[0] >= 0]
     if not pruned and len(owners.unique()) == len(owners):
         assert len(said) == 2 and said[1][0] == ""  # the image, and the note beside it
         return
-    ((title, legend),) = [(title, legend) for title, legend in said if title.startswith("pruned")]
-    assert title == f"pruned: {pruned} of 36 patches"
-    assert sum(int(text.rpartition(": ")[2]) for _, text in legend) == pruned
+    found = [(title, legend) for title, legend in said if title.startswith("pruned")]
+    assert [title for title, _ in found] == [f"pruned: {pruned} of 36 patches"] * bool(pruned)
+    assert sum(int(key.text.rpartition(": ")[2]) for _, legend in found for key in legend) == pruned
+    left = len({owner for owner in owners.tolist() if owner >= 0})
+    (said_left,) = [legend[0].text for title, legend in said if "->" in title]
+    merged = f" merged into {left}" if left < 36 - pruned else ""
+    assert said_left.removeprefix("[CLS], ") == f"{36 - pruned} patches{merged}"
 
 
 def test_run_refuses_a_broken_image(checkpoint, tmp_path):
