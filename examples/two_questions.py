@@ -13,7 +13,7 @@ from PIL import Image
 import pumer
 from pumer.tasks import Example
 from pumer.tasks.session import Session
-from pumer.visualization.drawing import Drawing, Page, frame, together
+from pumer.visualization.drawing import Drawing, Page, frame, palette, together
 from pumer.visualization.shapes import INK, ImageShape, Strokes
 from pumer.visualization.visualize import ask
 from pumer.world.scenes import Scene, generator, make_scene, render
@@ -40,8 +40,9 @@ def main() -> None:
     drawing = asked(make_scene(generator(0, "val", SCENE)))
     if out.suffix == ".png":
         page = drawing.last
-        pixels = page.image(WIDTH / page.width).quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        pixels.save(out, format="PNG", optimize=True)
+        image = page.image(WIDTH / page.width)
+        few = image.quantize(palette=palette([page], [image]), dither=Image.Dither.NONE)
+        few.save(out, format="PNG", optimize=True)
     else:
         drawing.save(out)
 

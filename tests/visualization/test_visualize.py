@@ -126,7 +126,7 @@ def test_the_largest_tokens_are_numbered_and_counted():
     page = draw(hand_made(4, 4, groups=groups), photo(4, 4)[0], ["word"] * 4).last
     numbers = [text for text in texts(page) if text in "123"]
     assert numbers == ["1"] * 5 + ["2"] * 3 + ["3"] * 2  # in each patch, so that none is hidden in a piece apart
-    assert {"1: 5", "2: 3", "3: 2", "[CLS], 16 patches merged into 9"} <= set(texts(page))
+    assert {"1: 5", "2: 3", "3: 2", "16 patches merged into 8"} <= set(texts(page))
     assert not any(text.startswith("1: ") for text in texts(draw(hand_made(4, 4, {3: 1}), photo(4, 4)[0]).last))
 
 
@@ -408,3 +408,96 @@ def test_run_refuses_a_broken_image(checkpoint, tmp_path):
             )
         )
     assert not (tmp_path / "tokens.png").exists()
+
+
+def test_captions_say_where_the_tokens_went(checkpoint, tmp_path):
+    image, out = Image.new("RGB", (96, 96), BLUE), tmp_path / "x.png"
+    image.paste((200, 60, 20), (0, 0, 48, 48))
+    image.save(tmp_path / "cat.png")
+    (asked,) = run(
+        VisualizeConfig(model=str(checkpoint), images=(tmp_path / "cat.png",), questions=("what is it?",), out=out)
+    )
+    ((entered, _, last),) = asked.tokens
+    said = texts(asked.drawing.last)
+    assert f"image tokens: {entered['image']} -> {last['image']}" in said
+    patches = int(next(text for text in said if text.startswith("pruned: ")).split()[1])
+    assert f"[CLS], {entered['image'] - 1 - patches} patches merged into {last['image'] - 1}" in said
+    assert {f"answer: {asked.answer}", f"without reduction: {asked.unreduced}"} <= set(said)
+    assert f"text tokens: {entered['text']} -> " in " ".join(said)
+
+
+def test_counts_that_do_not_change_are_left_out_and_none_runs_off_the_page():
+    layers = tuple(range(12))
+    traced = hand_made(4, 4, groups=[(0, 1)], layers=layers)
+    (forward,) = traced.forwards
+    forward.tokens_per_place = [(torch.tensor([4]), torch.tensor([1017 - 100 * at // 2])) for at in layers]
+    drawn = draw(traced, Image.new("RGB", (8, 8), BLUE))
+    said = [shape for shape in drawn.last.shapes if isinstance(shape, shapes.Label)]
+    footer = " ".join(shape.text for shape in said if "->" in shape.text and "(layer" in shape.text)
+    assert footer.endswith("; text tokens: 4") and footer.count("(layer") == 12
+    assert not any(shape.text.startswith("pruned") for shape in said)
+    pixels = np.asarray(drawn.image)
+    assert (pixels[:, -shapes.SCALE * shapes.MARGIN + 2 :] == 255).all()  # the margin is empty
+
+
+def test_a_swatch_looks_like_what_it_means():
+    drawn = draw(hand_made(3, 3, {0: 1, 8: 3}, [(4, 5)]), photo(3, 3)[0])
+    hatched = [shape for shape in drawn.last.shapes if isinstance(shape, shapes.Hatched)]
+    swatches = [shape for shape in hatched if shape.width == 14]
+    cells = [shape for shape in hatched if shape.width != 14]
+    assert {shape.colours for shape in swatches} == {shape.colours for shape in cells}
+    assert len({shape.colour for shape in hatched}) == 3  # of two layers, and of what is gone
+
+
+@pytest.mark.parametrize("page", [0, 2])
+def test_an_animation_keeps_the_colours_of_what_is_drawn(page):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
+    drawn = draw(hand_made(6, 6, dict.fromkeys(range(7), 1) | {8: 3}, [(14, 15, 30)]), noise)
+    with Image.open(io.BytesIO(drawn.encoded(".gif"))) as animation:
+        animation.seek(page)
+        seen = np.unique(np.asarray(animation.convert("RGB")).reshape(-1, 3), axis=0).astype(int)
+    wanted = {colour for shape in drawn.page(page).shapes for colour in shape.colours if shape.colours}
+    for colour in wanted:
+        assert np.abs(seen - colour).max(axis=1).min() <= 4
+
+
+def test_frames_lie_on_the_side_of_the_token():
+    ring = {(row, col) for row in range(4) for col in range(4)} - {(1, 1)}
+    for shape in drawing.edging(ring, 20, 20, 3, BLUE):
+        row, col = (
+            int((edge + extent / 2) // 20) for edge, extent in ((shape.top, shape.height), (shape.left, shape.width))
+        )
+        assert (row, col) in ring
+    assert drawing.edging(ring - {(0, 0)}, 20, 20, 3, BLUE) != drawing.edging(ring, 20, 20, 3, BLUE)
+
+
+def test_small_cells_of_a_large_token_are_filled():
+    drawn = draw(hand_made(40, 40, groups=[(0, 5, 90)]), Image.new("RGB", (80, 80), BLUE)).last
+    assert sum(isinstance(x, shapes.Box) and x.colour == shapes.LARGEST[0] and x.width < 14 for x in drawn.shapes) == 3
+
+
+def test_a_long_question_is_bounded_and_a_bracket_leads_to_where_it_goes_on():
+    many = ["word"] * 400
+    page = drawing.lines([" ".join(many)], 400, most=3)
+    assert len(page.shapes) == 3 and all(shapes.length(line.text, shapes.TEXT) <= 400 for line in page.shapes)
+    shown_words = sum(line.text.split().count("word") for line in page.shapes)
+    assert page.shapes[-1].text.endswith(f"(words left out: {400 - shown_words})")
+    assert len(drawing.lines(["x" * 3000], 400, most=3).shapes) == 3
+    placed = shown.chips(many[:40], 400, 1)
+    (strokes,) = shown.bracket([placed[0], placed[30]], 0, BLUE, 400)
+    level = [segment for segment in strokes.segments if segment[1] == segment[3]]
+    assert level[0][2] == 400 and level[1][0] == 0 and level[1][2] == placed[30].middle
+
+
+def test_what_was_not_read_starts_with_a_word():
+    for given in (
+        ["[CLS]", "un", "[SEP]", "##re", "##ad", "two"],
+        ["<s>", "\u0120un", "</s>", "re", "ad", "\u0120two"],
+    ):
+        found = texts(draw(hand_made(2, 2, words=3), Image.new("RGB", (8, 8)), given).last)
+        assert any(text.endswith("not read: two") for text in found)
+
+
+def test_an_empty_answer_is_called_so():
+    found = texts(draw(hand_made(2, 2), Image.new("RGB", (8, 8)), answer=" ", unreduced="").last)
+    assert {"answer: (empty)", "without reduction: (empty)"} <= set(found)

@@ -1,9 +1,11 @@
 """Pages of shapes, written as PNG, SVG or GIF, and the parts that drawings of tokens are made of."""
 
 import io
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -104,7 +106,7 @@ class Drawing:
             pages = [self.page(at) for at in range(self.count)]
             width, height = max(page.width for page in pages), max(page.height for page in pages)
             images = [replace(page, width=width, height=height).image(1) for page in pages]
-            colours = _palette(pages, images)  # the same in all frames: what does not change takes no space
+            colours = palette(pages, images)  # the same in all frames: what does not change takes no space
             frames = [image.quantize(palette=colours, dither=Image.Dither.NONE) for image in images]
             shown = [1200] * (len(frames) - 1) + [3000]
             frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=shown, loop=0)
@@ -121,16 +123,16 @@ class Drawing:
         return self.encoded(".png")
 
 
-def _palette(pages: Sequence[Page], images: Sequence[Image.Image]) -> Image.Image:
+def palette(pages: Sequence[Page], images: Sequence[Image.Image]) -> Image.Image:
     """The colours of shapes, the commonest first, and of photos, none of which is so near to them as to replace one."""
-    counted = Counter(colour for page in pages for shape in page.shapes for colour in shape.colours)
+    counted: Counter[Colour] = Counter(colour for page in pages for shape in page.shapes for colour in shape.colours)
     own = np.array([colour for colour, _ in counted.most_common(OWN_COLOURS)])
     photos = Image.fromarray(np.concatenate([np.asarray(image) for image in images])).quantize(256 - len(own))
     others = np.reshape(photos.getpalette() or [], (-1, 3))
     near = np.abs(others[:, None] - own).max(axis=2).min(axis=1) <= 4  # Pillow compares colours in steps of 4
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(np.concatenate([own, others[~near]]).ravel().tolist())
-    return palette
+    found = Image.new("P", (1, 1))
+    found.putpalette(np.concatenate([own, others[~near]]).ravel().tolist())
+    return found
 
 
 def together(drawings: Sequence[Drawing]) -> Drawing:
@@ -316,8 +318,10 @@ def broken(text: str, width: float, size: int) -> list[str]:
             if row and length(longer, size) > width:
                 rows.append(row)
                 longer = word
-            while length(longer, size) > width and len(longer) > 1:
-                fits = next(n for n in range(len(longer) - 1, 0, -1) if n == 1 or length(longer[:n], size) <= width)
+            while (
+                len(longer) > 1 and length(letters := longer[: ceil(width) + 1], size) > width
+            ):  # a letter takes a pixel
+                fits = max(1, bisect_right(range(len(letters)), width, key=lambda n: length(letters[:n], size)) - 1)
                 rows.append(longer[:fits])
                 longer = longer[fits:]
             row = longer

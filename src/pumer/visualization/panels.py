@@ -69,7 +69,7 @@ def _noted(panel: Panel, unit: str) -> Page:
 
 
 def panels_of(view: View, fate: Fate, last: Fate) -> list[Panel]:
-    """A view; what was pruned of it, if anything ever is; and, unless nothing was reduced, the tokens that are left."""
+    """A view; what was pruned of it, if any image's tokens are; and, unless nothing was reduced, the tokens left."""
     width, height = size_of(view.image)
     edges = zip((width, height), view.image.size, (view.cols, view.rows), strict=True)
     size = [ceil(min(max(own, edge), SCALE * edge) / cells) * cells for edge, own, cells in edges]
@@ -78,9 +78,11 @@ def panels_of(view: View, fate: Fate, last: Fate) -> list[Panel]:
     of_patches = " and [CLS]" if fate.unit == "patches" else ""
     found = [Panel(shown, view.title, [Key(f"{view.rows} x {view.cols} {fate.unit}{of_patches}")])]
     ever = _gone(view, last)
-    if ever:
+    if not (ever or last.groups(view.tokens)):
+        return found
+    if any(_gone(each, last) for each in last.views):
         found.append(_pruned_panel(shown, view, fate, ever))
-    return [*found, _merged_panel(view, fate, width, height)] if ever or last.groups(view.tokens) else found
+    return [*found, _merged_panel(view, fate, width, height)]
 
 
 def size_of(image: Image.Image) -> tuple[float, float]:

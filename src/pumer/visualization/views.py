@@ -106,7 +106,10 @@ class Fate:
         return {f"{kind} tokens": counts for kind, counts in self.counts.items()}
 
     def table(self) -> list[dict[str, str | int]]:
-        """For each step, and before the first, the tokens of image and text left, and those pruned and merged there."""
+        """Tokens of image and text that entered and that each step left; and those that it pruned and merged.
+
+        These are counted as they entered: those of a merged token that is pruned later count there as well.
+        """
         gone = [(0, 0), *([(self.absent, 0)] if self.absent else [])]
         gone += [(self.pruned_at.count(place), self._merged_at.count(place)) for place in range(len(self.places))]
         left = zip(self.counts["image"], self.counts["text"], gone, strict=True)
