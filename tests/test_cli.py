@@ -296,11 +296,10 @@ def test_visualize_writes_the_picture(tiny_vilt, tiny_vqa, tmp_path):
     result = invoke("visualize", tiny_vilt, picture, "what colour is this?", *settings)
     assert result.exit_code == 0, result.output
     assert Image.open(tmp_path / "tokens.png").width > 0
-    (tokens,) = json.loads(invoke("visualize", "--json", tiny_vilt, picture, "what?", *settings, "--force").stdout)[
-        "tokens"
-    ]
-    assert [row["after"] for row in tokens[0]] == ["input", "layer 2", "layer 5"]
-    assert tokens[0][0]["image"] - tokens[0][1]["image"] == tokens[0][1]["pruned"] > 0
+    printed = invoke("visualize", "--json", tiny_vilt, picture, "what?", *settings, "--force").stdout
+    (((entered, left, last),),) = json.loads(printed)["tokens"]
+    assert [row["after"] for row in (entered, left, last)] == ["input", "layer 2", "layer 5"]
+    assert entered["image"] - left["image"] == left["pruned"] > 0
     refused(invoke("visualize", tiny_vilt, "/nowhere.jpg", "what?"), "/nowhere.jpg does not exist")
     refused(
         invoke("visualize", tiny_vilt, picture, picture, "what?", "task=vqav2"), "looks at 1 image(s) at once, not 2"

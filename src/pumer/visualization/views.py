@@ -72,7 +72,6 @@ class Fate:
         count = len(self.places)
         self.pruned_at: list[int] = [at if at < count else -1 for at in forward.pruned_at[sample].tolist()]
         merged_at, into = forward.merged_at[sample].tolist(), forward.merged_into[sample].tolist()
-        self._merged_at = merged_at
         self.holder = list(range(len(into)))
         for token in self.holder:
             while 0 <= merged_at[self.holder[token]] < count:
@@ -104,19 +103,6 @@ class Fate:
         if 0 in self.counts["text"][1:]:
             return {"image and text": [sum(each) for each in zip(*self.counts.values(), strict=True)]}
         return {f"{kind} tokens": counts for kind, counts in self.counts.items()}
-
-    def table(self) -> list[dict[str, str | int]]:
-        """Tokens of image and text that entered and that each step left; and those that it pruned and merged.
-
-        These are counted as they entered: those of a merged token that is pruned later count there as well.
-        """
-        gone = [(0, 0), *([(self.absent, 0)] if self.absent else [])]
-        gone += [(self.pruned_at.count(place), self._merged_at.count(place)) for place in range(len(self.places))]
-        left = zip(self.counts["image"], self.counts["text"], gone, strict=True)
-        return [
-            {"after": name, "image": image, "text": text, "pruned": pruned, "merged": merged}
-            for name, (image, text, (pruned, merged)) in zip(("input", *self.steps), left, strict=True)
-        ]
 
     def groups(self, tokens: Iterable[int | None]) -> list[list[int]]:
         """Those of these tokens that share a slot, the largest groups first."""

@@ -43,7 +43,7 @@ class Asked(NamedTuple):
         answer: The model's, of retrieval its score.
         drawing: Of the tokens.
         unreduced: The answer of the same model without its reduction; None if it has none.
-        tokens: For each forward the tokens after each reduction, see `pumer.visualization.views.Fate.table`.
+        tokens: For each forward those that entered and that each reduction left, and those it pruned and merged.
     """
 
     answer: str
@@ -221,7 +221,7 @@ def ask_generative(
         whole = generated(model, processor, inputs)
     _check_scores(model, scores)
     drawn = draw(recorded, seen, question, answer, saliency=scores, unreduced=whole)
-    return Asked(answer, drawn, whole, [Fate(recorded.forwards[0], 0, seen).table()])
+    return Asked(answer, drawn, whole, [_table(recorded.forwards[0])])
 
 
 def _unreduced(images: Sequence[Image.Image], question: str, answer: str) -> Drawing:
@@ -280,8 +280,17 @@ def ask(session: Session, example: Example, saliency: bool = False) -> Asked:
         said = (answer, unreduced) if forward == last else (None, None)
         drawn = draw(recorded, image, read, said[0], forward=forward, saliency=scores, unreduced=said[1])
         drawings.append(drawn)
-    tables = [Fate(forward, 0, [image]).table() for forward, image in zip(recorded.forwards, images, strict=True)]
-    return Asked(answer, drawing.together(drawings), unreduced, tables)
+    return Asked(answer, drawing.together(drawings), unreduced, list(map(_table, recorded.forwards)))
+
+
+def _table(forward: ForwardTrace) -> list[dict[str, str | int]]:
+    """Where nothing is known of what is pruned, before a decoder, what is gone counts as pruned."""
+    found: list[dict[str, str | int]] = []
+    for row in forward.rows(0):
+        images = sum(row.images)
+        pruned, merged = row.gone or (int(found[-1]["image"]) - images if found else 0, 0)
+        found.append({"after": row.name, "image": images, "text": row.text, "pruned": pruned, "merged": merged})
+    return found
 
 
 def _answer(session: Session, batch: Mapping[str, Tensor]) -> str:
