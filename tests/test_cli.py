@@ -340,7 +340,7 @@ def test_a_preset_is_only_to_be_measured(command, tmp_path):
         "visualize": ["preset:vilt-b32", "docs/images/scene.png", "what?"],
         "evaluate": ["preset:vilt-b32", "data.root=x"],
         "train": ["vilt/vqav2-pumer", "model=preset:vilt-b32"],
-        **dict.fromkeys(("export", "tune"), ["preset:vilt-b32", tmp_path / "out"]),
+        **{key: ["preset:vilt-b32", tmp_path / "out"] for key in ("export", "tune")},
     }.get(command, ["preset:vilt-b32"])
     refused(invoke(command, *arguments), "preset:vilt-b32", "plan, benchmark and info")
 
