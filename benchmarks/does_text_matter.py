@@ -28,7 +28,7 @@ from pumer.reducers import ClsPruningConfig, PuMerConfig, RandomPruningConfig, R
 from pumer.utils.files import write_json
 from pumer.utils.provenance import collect
 from pumer.utils.shipped import SMALL
-from pumer.visualization import drawing
+from pumer.visualization import drawing, shapes
 from pumer.world.scenes import Scene, generator, make_scene, render
 from pumer.world.sentences import Question, ask
 
@@ -179,22 +179,22 @@ def figure(backbone: str, ratio: float, asked: Asked) -> Image.Image:
     left = {method: Pruner(backbone, reduction(backbone, method, ratio))([asked])[0][:, -1] for method in METHODS}
     for number, question in enumerate(questions):
         panels = [
-            drawing.panel(_drawn(scene, question, kept), f"by {method}", [(None, f"{kept.sum()} patches left")])
+            drawing.panel(_drawn(scene, question, kept), f"by {method}", [drawing.Key(f"{kept.sum()} patches left")])
             for method, kept in ((method, found[number]) for method, found in left.items())
         ]
-        rows += [drawing.lines([question.text], drawing.WIDTH), drawing.beside(panels)]
+        rows += [drawing.lines([question.text], shapes.WIDTH), drawing.beside(panels)]
     return drawing.framed(drawing.stacked(rows)).image(1)
 
 
 def _drawn(scene: Scene, question: Question, kept: np.ndarray) -> drawing.Page:
     edge, side = 264, round(len(kept) ** 0.5)
     shown = Image.fromarray(render(scene)).resize((edge, edge), Image.Resampling.BICUBIC)
-    grey = drawing.greyed(shown, np.where(kept, 0, 0.85).tolist(), side, side)
-    page = drawing.Page(edge, edge, [drawing.ImageShape(0, 0, edge, edge, grey)])
+    page = drawing.Page(edge, edge, [shapes.ImageShape(0, 0, edge, edge, shown)])
+    page.place(drawing.hatched([None if left else shapes.GONE for left in kept], side, side, edge, edge), 0, 0)
     scale = edge / scene.config.image_size
     for index in (*question.targets, *question.anchors):
         box = [scale * place for place in scene.objects[index].box]
-        page.shapes.append(drawing.Strokes(0, 0, drawing.frame(*box), drawing.INK, 3))
+        page.shapes.append(shapes.Strokes(0, 0, drawing.frame(*box), shapes.INK, 3))
     return page
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 import pumer
 from pumer.tasks import Example
 from pumer.tasks.session import Session
-from pumer.visualization.drawing import INK, Drawing, ImageShape, Page, Strokes, frame, together
+from pumer.visualization.drawing import Drawing, Page, frame, palette, together
+from pumer.visualization.shapes import INK, ImageShape, Strokes
 from pumer.visualization.visualize import ask
 from pumer.world.scenes import Scene, generator, make_scene, render
 from pumer.world.sentences import matching
@@ -39,8 +40,9 @@ def main() -> None:
     drawing = asked(make_scene(generator(0, "val", SCENE)))
     if out.suffix == ".png":
         page = drawing.last
-        pixels = page.image(WIDTH / page.width).quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        pixels.save(out, format="PNG", optimize=True)
+        image = page.image(WIDTH / page.width)
+        few = image.quantize(palette=palette([page], [image]), dither=Image.Dither.NONE)
+        few.save(out, format="PNG", optimize=True)
     else:
         drawing.save(out)
 
@@ -51,7 +53,7 @@ def asked(scene: Scene) -> Drawing:
     pumer.patch(session.model, REDUCTION)
     for question, attributes in QUESTIONS.items():
         (target,) = matching(scene, attributes)
-        _, drawing = ask(session, Example(0, (image,), question))
+        drawing = ask(session, Example(0, (image,), question)).drawing
         drawings.append(replace(drawing, page=partial(framed, drawing, scene.objects[target].box, image.width)))
     return together(drawings)
 

@@ -296,6 +296,10 @@ def test_visualize_writes_the_picture(tiny_vilt, tiny_vqa, tmp_path):
     result = invoke("visualize", tiny_vilt, picture, "what colour is this?", *settings)
     assert result.exit_code == 0, result.output
     assert Image.open(tmp_path / "tokens.png").width > 0
+    printed = invoke("visualize", "--json", tiny_vilt, picture, "what?", *settings, "--force").stdout
+    (((entered, left, last),),) = json.loads(printed)["tokens"]
+    assert [row["after"] for row in (entered, left, last)] == ["input", "layer 2", "layer 5"]
+    assert entered["image"] - left["image"] == left["pruned"] > 0
     refused(invoke("visualize", tiny_vilt, "/nowhere.jpg", "what?"), "/nowhere.jpg does not exist")
     refused(
         invoke("visualize", tiny_vilt, picture, picture, "what?", "task=vqav2"), "looks at 1 image(s) at once, not 2"
@@ -316,6 +320,37 @@ def test_visualize_draws_both_pictures_of_a_pair(backbone, tiny_nlvr2, tmp_path,
     inputs = [drawn.getpixel((50, height)) for height in (drawn.height // 4, 3 * drawn.height // 4)]
     assert inputs == [Image.open(path).convert("RGB").getpixel((0, 0)) for path in pair]
     refused(invoke("visualize", tmp_path / "model", pair[0], "is this red?"), "task vqav2 needs", "give task=nlvr2")
+
+
+@pytest.mark.parametrize("model", ["small:vilt", "small:meter"])
+def test_visualize_names_a_reduction_that_works(model, tmp_path, caplog):
+    given = ["docs/images/scene.png", "what is it?", "--out", tmp_path / "tokens.png", "--force"]
+    assert invoke("visualize", model, *given).exit_code == 0
+    (said,) = [message for message in caplog.messages if "not reduced" in message]
+    assert said.startswith(f"{model} ")
+    caplog.clear()
+    setting = said.partition("'")[2].removesuffix("'")
+    assert invoke("visualize", model, *given, setting).exit_code == 0
+    assert not [message for message in caplog.messages if "not reduced" in message]
+
+
+@pytest.mark.parametrize("command", ["visualize", "evaluate", "predict", "train", "export", "serve", "app", "tune"])
+def test_a_preset_is_only_to_be_measured(command, tmp_path):
+    arguments = {
+        "visualize": ["preset:vilt-b32", "docs/images/scene.png", "what?"],
+        "evaluate": ["preset:vilt-b32", "data.root=x"],
+        "train": ["vilt/vqav2-pumer", "model=preset:vilt-b32"],
+        **{key: ["preset:vilt-b32", tmp_path / "out"] for key in ("export", "tune")},
+    }.get(command, ["preset:vilt-b32"])
+    refused(invoke(command, *arguments), "preset:vilt-b32", "plan, benchmark and info")
+
+
+def test_an_exported_program_is_not_drawn(tiny_vilt, tmp_path):
+    shutil.copytree(tiny_vilt, tmp_path / "program")
+    (tmp_path / "program" / "export.json").write_text("{}")
+    said = [str(tmp_path / "program"), "is an exported program"]
+    refused(invoke("visualize", tmp_path / "program", "docs/images/scene.png", "what?"), *said)
+    refused(invoke("export", tmp_path / "program", tmp_path / "out"), *said)
 
 
 def test_plan_counts_before_any_run(tiny_vilt):

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny.decoder_examples import DECODER_EXAMPLES
 from tiny.decoders import DECODERS, IMAGE
@@ -18,7 +19,7 @@ from pumer.backbones.grids import Tile
 from pumer.cli import app
 from pumer.generative import generated, load_generative, prompt
 from pumer.settings.visualize import VisualizeConfig
-from pumer.visualization import drawing
+from pumer.visualization import drawing, shapes
 from pumer.visualization.tracing import ForwardTrace, Trace
 from pumer.visualization.views import Fate, columns_of
 from pumer.visualization.visualize import draw, run
@@ -31,6 +32,7 @@ CONFIG = PuMerConfig(
     )
 )
 QUESTION = "what colour is this ?"
+VISION = {"stack": "vision", "layer": 0, "merge_ratio": 0.3}
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -138,7 +140,7 @@ def test_an_overview_and_the_tiles_have_a_row_each_and_ends_of_rows_are_not_draw
 
 def colours(drawn, number, view):
     """The colours at one side of the middles of the cells of the view with this number: photo, pruned, left."""
-    shown = [shape for shape in drawn.last.shapes if isinstance(shape, drawing.ImageShape)][2 * number : 2 * number + 2]
+    shown = [shape for shape in drawn.last.shapes if isinstance(shape, shapes.ImageShape)][2 * number : 2 * number + 2]
     pixels = drawn.image
     right, down = shown[1].left - shown[0].left, shown[1].top - shown[0].top
     for panel in range(3):
@@ -175,7 +177,7 @@ def test_a_token_has_one_colour_in_whatever_view():
         *_, left = colours(drawn, number, view)
         seen |= dict(zip(view.tokens, left, strict=True))
     assert len({seen[token] for token in merged}) == 1 and len({BLUE, (200, 60, 20), seen[3], seen[5]}) == 4
-    assert seen[5] == drawing.GONE
+    assert seen[5] == shapes.GONE
     assert {shown for token, shown in seen.items() if token not in (*merged, 5)} == {BLUE, (200, 60, 20)}
 
 
@@ -198,10 +200,14 @@ def test_every_method_is_drawn(method, config, monkeypatch):
         if title == "":  # a note: nothing was reduced
             assert len(told.owner[0, ours].unique()) == int(ours.sum()) and (told.owner[0, ours] >= 0).all()
             continue
-        assert title == f"pruned: {int((told.pruned_at[0, ours] >= 0).sum())} of {int(ours.sum())} tokens"
+        pruned = int((told.pruned_at[0, ours] >= 0).sum())
+        if not (told.pruned_at[0] >= 0).any():
+            assert title.startswith("left: ")
+            continue
+        assert title == f"pruned: {pruned} of {int(ours.sum())} tokens"
         counts = [int((told.pruned_at[0, ours] == place).sum()) for place in range(len(told.places))]
-        assert [text for _, text in legend] == [
-            f"decoder layer {x}: {n}" for (_, x), n in zip(told.places, counts, strict=True)
+        assert [key.text for key in legend] == [
+            f"decoder layer {x}: {n}" for (_, x), n in zip(told.places, counts, strict=True) if n
         ]
         assert next(panels)[0].startswith("left: ")
     assert next(panels, None) is None
@@ -218,7 +224,7 @@ def test_what_a_vision_encoder_did_is_not_recorded():
 
 def test_long_answers_are_broken_into_lines():
     one, many = (drawing.lines(["what?", "word " * n], 400) for n in (3, 60))
-    assert one.height == 2 * (drawing.TEXT + 8) and many.height > 3 * one.height and many.width == 400
+    assert one.height == 2 * (shapes.TEXT + 8) and many.height > 3 * one.height and many.width == 400
     assert drawing.lines([], 400).height == 0
 
 
@@ -245,13 +251,18 @@ def test_run_draws_each_image_and_gives_the_reduced_answer(family, pictures, tmp
     monkeypatch.setattr(drawing, "panel", lambda *given: said.append(given[1]) or panel(*given))
     monkeypatch.setattr(drawing, "lines", lambda texts, *given: titles.extend(texts) or lines(texts, *given))
     folder, out = saved(family, tmp_path / "model"), tmp_path / "out" / "tokens.png"
-    (answer,) = run(VisualizeConfig(model=folder, images=pictures, questions=(QUESTION,), out=out))
+    (asked,) = run(VisualizeConfig(model=folder, images=pictures, questions=(QUESTION,), out=out))
     model, processor = load_generative(folder)
     inputs = prompt(processor, [Image.open(file) for file in pictures], QUESTION)
-    assert answer == generated(model, processor, inputs)
+    assert asked.answer == generated(model, processor, inputs)
     with pumer.disabled(model):
         whole = generated(model, processor, inputs)
-    assert titles[:2] == [QUESTION, f"answer: {answer}\nwithout reduction: {whole}"] and answer != whole
+    assert titles[:3] == [QUESTION, f"answer: {asked.answer}", f"without reduction: {whole}"]
+    assert asked.answer != whole == asked.unreduced
+    (table,) = asked.tokens
+    assert [row["after"] for row in table] == ["input", "decoder layer 1", "decoder layer 3"]
+    assert table[0]["image"] == sum(table[1][name] for name in ("image", "pruned", "merged"))
+    assert table[0]["text"] == table[2]["text"] and table[1]["image"] > table[2]["image"]
     views = ["overview", "tiles"] if family == "llava_next" else [None]
     expected = [f"image {n}" + (f", {view}" if view else "") for n in (1, 2) for view in views]
     assert said[::3] == expected
@@ -274,14 +285,14 @@ def test_an_image_is_drawn_as_its_processor_crops_it(tmp_path):
     folder, out = saved("llava", tmp_path / "model", config), tmp_path / "tokens.png"
     run(VisualizeConfig(model=folder, images=(tmp_path / "cat.png",), questions=(QUESTION,), out=out))
     drawn = {colour for _, colour in Image.open(out).getcolors(2**20)}
-    assert BLUE in drawn and not [seen for seen in drawn if seen[0] > 150 and seen[2] < 60]
+    assert BLUE in drawn and (200, 60, 20) not in drawn
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
         ({"task": "vqav2", "image_size": 64}, r"task=vqav2, image_size=64"),
-        ({"reduction": "none"}, "stack decoder"),
+        ({"reduction": {"method": "pumer", "schedule": [VISION]}}, "decoder"),
     ],
 )
 def test_settings_that_do_not_go_with_a_generative_model(settings, named, pictures, tmp_path):
@@ -290,13 +301,18 @@ def test_settings_that_do_not_go_with_a_generative_model(settings, named, pictur
         run(VisualizeConfig(model=folder, images=pictures, questions=(QUESTION,), out=tmp_path / "x.png", **settings))
 
 
-def test_a_model_needs_a_reduction_to_draw(pictures, tmp_path):
+def test_without_a_reduction_the_images_are_drawn_and_one_that_works_is_named(pictures, tmp_path, caplog):
     folder = saved("llava", tmp_path / "model", config=None)
-    settings = {"model": folder, "images": pictures, "questions": (QUESTION,), "out": tmp_path / "x.png"}
-    with pytest.raises(pumer.InputError, match="reduction"):
-        run(VisualizeConfig(**settings))
-    step = {"stack": "decoder", "layer": 2, "prune_ratio": 0.5}
-    assert run(VisualizeConfig(**settings, reduction={"method": "pumer", "schedule": [step]}))
+    settings = {"model": folder, "images": pictures, "questions": (QUESTION,)}
+    (asked,) = run(VisualizeConfig(**settings, out=tmp_path / "x.png"))
+    assert asked.unreduced is None and (tmp_path / "x.png").exists()
+    (said,) = caplog.messages
+    given = yaml.safe_load(said.partition("'reduction=")[2].rstrip("'"))
+    caplog.clear()
+    (reduced,) = run(VisualizeConfig(**settings, out=tmp_path / "y.png", reduction=given))
+    assert reduced.unreduced == asked.answer and not caplog.messages
+    run(VisualizeConfig(**settings, out=tmp_path / "z.png", reduction="none"))
+    assert not caplog.messages
 
 
 def test_what_does_not_fit_the_prompt_is_refused():

@@ -7,9 +7,9 @@ from html import escape
 from pumer.app.comparing import ORIGINAL, REDUCED, ROUNDS, Comparison
 from pumer.app.strength import as_python
 from pumer.utils.provenance import device_name
-from pumer.visualization.drawing import Colour, Legend, Panel
+from pumer.visualization.drawing import Key, Legend, Panel
+from pumer.visualization.panels import SCORES
 from pumer.visualization.tracing import ForwardTrace
-from pumer.visualization.visualize import SCORES
 
 STYLE = """
 .pumer {color: var(--body-text-color); font-size: 15px; line-height: 1.5}
@@ -33,6 +33,7 @@ STYLE = """
 .pumer figcaption b {color: var(--body-text-color); font-weight: 600; display: block}
 .pumer .swatch {display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 4px;
   border: 1px solid var(--border-color-primary)}
+.pumer .hatched {background-image: repeating-linear-gradient(135deg, rgba(0, 0, 0, 0.4) 0 1px, transparent 1px 4px)}
 .pumer .legend {display: inline-block; white-space: pre; margin-right: 10px}
 .pumer table {border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; margin: 0}
 .pumer th, .pumer td {text-align: right; padding: 5px 8px; font-weight: 400;
@@ -143,7 +144,7 @@ def _figures(title: str, panels: Sequence[Panel], kind: str = "") -> str:
 
 
 def _legend(legend: Legend) -> str:
-    return "".join(f'<span class="legend">{_swatch(colour)}{escape(text)}</span> ' for colour, text in legend)
+    return "".join(f'<span class="legend">{_swatch(key)}{escape(key.text)}</span> ' for key in legend)
 
 
 def _figure(panel: Panel, legend: str) -> str:
@@ -153,8 +154,9 @@ def _figure(panel: Panel, legend: str) -> str:
     return f"<figure>{image}<figcaption><b>{title}</b>{legend}</figcaption></figure>"
 
 
-def _swatch(colour: Colour | None) -> str:
-    return "" if colour is None else f'<span class="swatch" style="background: rgb{colour}"></span>'
+def _swatch(key: Key) -> str:
+    kind = "swatch hatched" if key.hatched else "swatch"
+    return "" if key.colour is None else f'<span class="{kind}" style="background-color: rgb{key.colour}"></span>'
 
 
 def _tokens(forward: ForwardTrace) -> str:

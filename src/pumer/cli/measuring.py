@@ -84,9 +84,11 @@ def visualize(
     last = words if question else words - 1
     given: dict[str, Any] = {"images": [image, *rest[:last]], "questions": question or rest[last:words]}
     config = resolve(VisualizeConfig, rest[words:], model=model, **given, out=out, force=force)
-    answers = run_job("pumer.visualization.visualize", config)
-    say(f"{', '.join(answers)} ({config.out})")
-    report({"answers": answers, "out": config.out})
+    asked = run_job("pumer.visualization.visualize", config)
+    answers = [each.answer for each in asked]
+    say(f"{', '.join(answer or '(empty)' for answer in answers)} ({config.out})")
+    unreduced, tokens = [each.unreduced for each in asked], [each.tokens for each in asked]
+    report({"answers": answers, "without_reduction": unreduced, "tokens": tokens, "out": config.out})
 
 
 @app.command(

@@ -215,7 +215,7 @@ class _Comparison:
         folder.mkdir()
         drawn = []
         for number, example in enumerate(chosen):
-            answer, drawing = ask(session, example)
+            answer, drawing, *_ = ask(session, example)
             path = folder / f"{number}.png"
             drawing.save(path)
             given = {ORIGINAL: answers[example.id], REDUCED: answer}

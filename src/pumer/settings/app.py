@@ -10,7 +10,7 @@ from pumer.settings.common import Folder, Job, Model
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
 from pumer.utils.limits import check_checkpoint, checkpoint_files
-from pumer.utils.places import is_exported
+from pumer.utils.places import check_not_exported
 from pumer.utils.shipped import SMALL, name_of
 
 
@@ -52,7 +52,6 @@ class AppConfig(Job):
             if names.count(name) > 1:
                 raise InputError(f"model {name} is given {names.count(name)} times; give it once")
             check_checkpoint(model)
-            if is_exported(model):
-                raise InputError(f"{name} is an exported model, whose reduction is fixed; give the one it was made of")
+            check_not_exported(model, "app")
         if find_spec("gradio") is None:
             raise InputError('gradio is not installed; give pip install "pumer[app]"')

@@ -13,7 +13,7 @@ from pumer.utils.errors import InputError, unknown
 from pumer.utils.files import read_config
 from pumer.utils.limits import check_checkpoint, checkpoint_files
 from pumer.utils.places import check_input, check_new_files, check_new_folder
-from pumer.utils.shipped import located
+from pumer.utils.shipped import SMALL, located
 
 TASKS = ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")
 """The names in `pumer.tasks.TASKS`; the built-in world has a data set for each."""
@@ -104,6 +104,16 @@ def known_reduction(reduction: Any) -> Any:
     return reduction
 
 
+def known_weights(model: str) -> str:
+    """Refuse a preset."""
+    if model.startswith("preset:"):
+        raise InputError(
+            f"{model} has random weights, and is for plan, benchmark and info; give a folder, a hub name, or one of "
+            f"{', '.join(SMALL)}"
+        )
+    return model
+
+
 def gallery_sizes(galleries: str) -> tuple[int, int]:
     """How many candidate sets of how many images "50x20" means."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", galleries)
@@ -131,9 +141,10 @@ def _one_of(what: str, names: tuple[str, ...], prefix: str = "") -> AfterValidat
 
 Task = Annotated[str, _one_of("task", TASKS)]
 Split = Annotated[str, AfterValidator(known_split)]
-Model = Annotated[str, AfterValidator(located)]
+_Located = Annotated[str, AfterValidator(located)]
+Model = Annotated[_Located, AfterValidator(known_weights)]
 """A folder, a hub name, or a model that ships with the package, such as "small:vilt"."""
-ModelOrPreset = Annotated[Model, _one_of("preset", PRESETS, prefix="preset:")]
+ModelOrPreset = Annotated[_Located, _one_of("preset", PRESETS, prefix="preset:")]
 Reduction = Annotated[dict[str, Any] | str, AfterValidator(known_reduction)]
 Galleries = Annotated[str, AfterValidator(lambda galleries: gallery_sizes(galleries) and galleries)]
 File = Annotated[Path, "a file that is read"]

@@ -8,7 +8,7 @@ from pumer.settings.common import Count, Folder, ImageSize, Job, Model, NewFolde
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
 from pumer.utils.limits import check_checkpoint
-from pumer.utils.places import check_export
+from pumer.utils.places import check_export, check_not_exported
 
 Runtime = Literal["openvino", "onnx", "torch"]
 Precision = Literal["f32", "bf16", "f16", "int8"]
@@ -58,5 +58,6 @@ class ExportConfig(Job):
     def check_places(self) -> None:
         """Refuse a model that is missing and a folder that is not writable, or holds something else."""
         check_checkpoint(self.model, self.image_size)
+        check_not_exported(self.model, "export")
         super().check_places()
         check_export(self.out, self.force)

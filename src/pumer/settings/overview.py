@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pumer.settings.common import Job, Model
+from pumer.settings.common import Job, ModelOrPreset
 from pumer.utils.config import config
 from pumer.utils.limits import check_checkpoint
 
@@ -25,10 +25,10 @@ class InfoConfig(Job):
     """Settings of `pumer info`.
 
     Attributes:
-        model: folder, hub name, or small:vilt, small:meter or small:llava, which ship with the package.
+        model: folder, hub name, small:vilt, small:meter or small:llava, which ship with the package, or a preset.
     """
 
-    model: Model
+    model: ModelOrPreset
 
     def check_places(self) -> None:
         """Refuse a model that is missing."""

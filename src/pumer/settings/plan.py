@@ -2,6 +2,7 @@
 
 from pumer.settings.common import DType, MeasuringJob, Reduction
 from pumer.utils.config import config
+from pumer.utils.places import check_not_exported
 
 
 @config
@@ -15,3 +16,8 @@ class PlanConfig(MeasuringJob):
 
     reduction: Reduction | None = None
     dtype: DType | None = None
+
+    def check_places(self) -> None:
+        """Refuse a model that is missing or exported."""
+        super().check_places()
+        check_not_exported(self.model, "plan")

@@ -9,6 +9,7 @@ from pumer.settings.common import RETRIEVAL, known_split
 from pumer.utils.config import config
 from pumer.utils.errors import InputError, some
 from pumer.utils.limits import check_checkpoint
+from pumer.utils.places import check_not_exported
 
 _OWN_FILES = re.compile(
     r"\..*|checkpoint-\d+.*|runs|teacher|run\.json|config\.json|reduction\.json|.*\.safetensors.*"
@@ -185,6 +186,7 @@ class TrainConfig(common.ReadingJob):
     def check_places(self) -> None:
         """Refuse files and folders that are missing or not writable."""
         super().check_places()
+        check_not_exported(self.model, "train")
         if self.teacher not in (None, "self"):
             check_checkpoint(str(self.teacher))
         if self.output.resolve() == self.data.root.resolve():

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from pumer.settings import common
 from pumer.utils.config import config
 from pumer.utils.errors import InputError, unknown
-from pumer.utils.places import check_new_folder, is_exported
+from pumer.utils.places import check_new_folder, check_not_exported
 
 STUDY = "study.journal"
 """The record of all trials in the folder of a tuning."""
@@ -114,8 +114,7 @@ class TuneConfig(common.ReadingJob):
     def check_places(self) -> None:
         """Refuse a model that is missing or exported, and a folder that is not writable or holds something else."""
         super().check_places()
-        if is_exported(self.model):
-            raise InputError(f"{self.model} is an exported model, whose reduction is fixed; give what it was made of")
+        check_not_exported(self.model, "tune")
         check_new_folder(self.out)
         if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / STUDY).is_file():
             raise InputError(f"{self.out} holds other files, no tuning; give a new folder")

@@ -8,6 +8,7 @@ from pydantic import Field
 from pumer.settings.common import File, NewFile, ReadingJob, Reduction
 from pumer.utils.config import config
 from pumer.utils.errors import InputError
+from pumer.utils.places import check_not_exported
 
 
 @config
@@ -33,3 +34,8 @@ class VisualizeConfig(ReadingJob):
     def __post_init__(self) -> None:
         if self.out.suffix.lower() not in (".png", ".svg", ".gif"):
             raise InputError(f"{self.out} must end in .png, .svg or .gif, which is what it then holds")
+
+    def check_places(self) -> None:
+        """Refuse files and folders that are missing or not writable, and an exported model."""
+        super().check_places()
+        check_not_exported(self.model, "visualize")

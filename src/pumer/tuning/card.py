@@ -124,8 +124,10 @@ def plot(result: Mapping[str, Any]) -> bytes:
     axes.scatter(
         [gain] * len(tried),
         [_changed(trial) for trial in tried],
-        s=14,
-        color="0.75",
+        s=250,
+        marker="_",  # wider than other points, which stand on the same line
+        color="0.55",
+        linewidths=1,
         label="trials, cost estimated",
         zorder=1,
     )
@@ -146,7 +148,10 @@ def plot(result: Mapping[str, Any]) -> bytes:
         title=f"{Path(result['what']).name}, {result['task']}",
     )
     axes.set_ylim(bottom=0)
+    for points in (*axes.collections, *axes.lines):
+        points.set_clip_on(False)  # those at 0% are whole
     axes.grid(color="0.92")
+    axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8)
     content = io.BytesIO()
     figure.savefig(content, format="png")

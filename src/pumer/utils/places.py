@@ -70,6 +70,12 @@ def is_exported(model: str | Path) -> bool:
     return (Path(model) / EXPORTED).is_file()
 
 
+def check_not_exported(model: str | Path, command: str) -> None:
+    """Refuse what `pumer export` wrote, for a command that needs weights."""
+    if is_exported(model):
+        raise InputError(f"{model} is an exported program; {command} needs the model it was made of")
+
+
 def check_export(folder: Path, force: bool = False) -> None:
     """Refuse to replace a folder by an exported model, unless it is empty or, with `force`, holds one."""
     if not folder.is_dir() or not any(folder.iterdir()):

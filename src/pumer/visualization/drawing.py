@@ -1,207 +1,41 @@
-"""Pages of simple shapes, written as PNG or SVG, and the parts that drawings of tokens are made of.
+"""Pages of shapes, written as PNG, SVG or GIF, and the parts that drawings of tokens are made of."""
 
-Lengths are in pixels of a page `WIDTH` wide. The colours of groups are told apart by those who are colour-blind.
-"""
-
-import base64
 import io
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from math import ceil
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from pumer.utils.files import write_bytes
-
-Colour = tuple[int, int, int]
-Segment = tuple[float, float, float, float]
-"""From one point to another."""
-INK: Colour = (28, 30, 36)
-FAINT: Colour = (90, 94, 106)
-PAPER: Colour = (255, 255, 255)
-BOX: Colour = (236, 238, 242)
-GONE: Colour = (222, 222, 222)
-"""Where a token was pruned."""
-LOW, HIGH = (240, 244, 250), (0, 60, 120)
-"""The colours of the lowest and the highest score."""
-GROUPS: tuple[Colour, ...] = (
-    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
-    *((0, 114, 178), (213, 94, 0), (204, 121, 167)),
+from pumer.visualization.shapes import (
+    FAINT,
+    GAP,
+    INK,
+    MARGIN,
+    PAPER,
+    SCALE,
+    SMALL,
+    TEXT,
+    Box,
+    Colour,
+    Hatched,
+    Label,
+    Segment,
+    Shape,
+    length,
 )
-"""Okabe and Ito, "Color Universal Design", 2008, without black."""
 
-WIDTH = 852
-MARGIN = 14
-GAP = 16
-"""Between panels."""
-HEADING, TEXT, SMALL = 22, 18, 16
-"""Sizes of fonts."""
-CHIP_HEIGHT = 30
-BRACKET_STEP = 6
-"""Between the brackets of two groups of words."""
-SCALE = 2
-"""Pixels of a PNG file per pixel of a page."""
-
-
-@cache
-def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Pillow's own font, so that drawings look the same everywhere."""
-    return ImageFont.load_default(size)
-
-
-def length(text: str, size: int) -> float:
-    """Pixels that a text takes."""
-    return font(size).getlength(text)
-
-
-def group_colour(rank: int) -> Colour:
-    """That of a group of words; the colours repeat where there are many groups."""
-    return GROUPS[rank % len(GROUPS)]
-
-
-def mixed(one: Colour, other: Colour, share: float) -> Colour:
-    """`one` with a `share` in [0, 1] of `other`."""
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
-    return red, green, blue
-
-
-# ---------------------------------------------------------------- shapes
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What stands on a page, with its upper left corner, of a text the middle of its left edge."""
-
-    left: float
-    top: float
-
-    def moved(self, right: float, down: float) -> Self:
-        """The shape at another place."""
-        return replace(self, left=self.left + right, top=self.top + down)
-
-    def paint(self, page: Image.Image, scale: float) -> None:
-        """Paint it on an image."""
-        raise NotImplementedError
-
-    def write(self, svg: ElementTree.Element) -> None:
-        """Add it to an SVG element."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class ImageShape(Shape):
-    """An image, stretched to a width and a height."""
-
-    width: float
-    height: float
-    image: Image.Image
-
-    def paint(self, page: Image.Image, scale: float) -> None:  # noqa: D102
-        left, top, right, bottom = _pixels(self, scale)
-        page.paste(self.image.resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
-
-    def write(self, svg: ElementTree.Element) -> None:  # noqa: D102
-        file = io.BytesIO()
-        self.image.quantize(256).save(file, format="PNG", optimize=True)
-        data = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-        _element(svg, "image", **_place(self), preserveAspectRatio="none", href=data)
-
-
-@dataclass(frozen=True)
-class Box(Shape):
-    """A filled rectangle with round corners."""
-
-    width: float
-    height: float
-    colour: Colour
-    radius: int = 0
-
-    def paint(self, page: Image.Image, scale: float) -> None:  # noqa: D102
-        left, top, right, bottom = _pixels(self, scale)
-        if right > left and bottom > top:
-            corners = left, top, right - 1, bottom - 1
-            ImageDraw.Draw(page).rounded_rectangle(corners, round(self.radius * scale), self.colour)
-
-    def write(self, svg: ElementTree.Element) -> None:  # noqa: D102
-        smooth: dict[str, float | str] = {"rx": self.radius} if self.radius else {"shape-rendering": "crispEdges"}
-        _element(svg, "rect", **_place(self), fill=_hex(self.colour), **smooth)
-
-
-@dataclass(frozen=True)
-class Strokes(Shape):
-    """Level and upright line segments."""
-
-    segments: tuple[Segment, ...]
-    colour: Colour
-    thickness: float
-
-    def paint(self, page: Image.Image, scale: float) -> None:  # noqa: D102
-        pen, thick = ImageDraw.Draw(page), max(1, round(self.thickness * scale))
-        for x, y, right, bottom in self.segments:
-            places = [round(scale * at) - thick // 2 for at in (self.left + x, self.top + y)]
-            ends = [round(scale * at) - thick // 2 + thick - 1 for at in (self.left + right, self.top + bottom)]
-            pen.rectangle((*places, *ends), self.colour)
-
-    def write(self, svg: ElementTree.Element) -> None:  # noqa: D102
-        moves = (
-            f"M{self.left + x:.6g} {self.top + y:.6g}L{self.left + right:.6g} {self.top + bottom:.6g}"
-            for x, y, right, bottom in self.segments
-        )
-        style: dict[str, float | str] = {
-            "stroke": _hex(self.colour),
-            "stroke-width": self.thickness,
-            "stroke-linecap": "square",
-        }
-        _element(svg, "path", d="".join(moves), **style)
-
-
-@dataclass(frozen=True)
-class Label(Shape):
-    """A line of text."""
-
-    text: str
-    size: int
-    colour: Colour = INK
-    centred: bool = False
-
-    def paint(self, page: Image.Image, scale: float) -> None:  # noqa: D102
-        place, anchor = (self.left * scale, self.top * scale), "mm" if self.centred else "lm"
-        ImageDraw.Draw(page).text(place, self._shown, self.colour, font(round(self.size * scale)), anchor)
-
-    def write(self, svg: ElementTree.Element) -> None:  # noqa: D102
-        style: dict[str, float | str] = {"font-size": self.size, "text-anchor": "middle" if self.centred else "start"}
-        place = {"x": self.left, "y": self.top + 0.35 * self.size}
-        _element(svg, "text", **place, **style, fill=_hex(self.colour)).text = self._shown
-
-    @property
-    def _shown(self) -> str:
-        """Without the characters that a font, or XML, does not have."""
-        return "".join(letter if letter.isprintable() else " " for letter in self.text)
-
-
-def _pixels(shape: ImageShape | Box, scale: float) -> tuple[int, int, int, int]:
-    left, top, right, bottom = shape.left, shape.top, shape.left + shape.width, shape.top + shape.height
-    return round(left * scale), round(top * scale), round(right * scale), round(bottom * scale)
-
-
-def _place(shape: ImageShape | Box) -> dict[str, float]:
-    return {"x": shape.left, "y": shape.top, "width": shape.width, "height": shape.height}
-
-
-def _hex(colour: Colour) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _element(svg: ElementTree.Element, name: str, **attributes: float | str) -> ElementTree.Element:
-    written = {key: value if isinstance(value, str) else f"{value:.6g}" for key, value in attributes.items()}
-    return ElementTree.SubElement(svg, name, written)
-
-
-# ---------------------------------------------------------------- pages
+ROWS = 6
+"""The most lines of a text that are written; the rest is counted."""
+OWN_COLOURS = 160
+"""The most colours of an animation that are as drawn; the others are near."""
 
 
 @dataclass
@@ -272,7 +106,7 @@ class Drawing:
             pages = [self.page(at) for at in range(self.count)]
             width, height = max(page.width for page in pages), max(page.height for page in pages)
             images = [replace(page, width=width, height=height).image(1) for page in pages]
-            colours = images[-1].quantize(128)  # the same in all frames: what does not change takes no space
+            colours = palette(pages, images)  # the same in all frames: what does not change takes no space
             frames = [image.quantize(palette=colours, dither=Image.Dither.NONE) for image in images]
             shown = [1200] * (len(frames) - 1) + [3000]
             frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=shown, loop=0)
@@ -287,6 +121,18 @@ class Drawing:
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
         return self.encoded(".png")
+
+
+def palette(pages: Sequence[Page], images: Sequence[Image.Image]) -> Image.Image:
+    """The colours of shapes, the commonest first, and of photos, none of which is so near to them as to replace one."""
+    counted: Counter[Colour] = Counter(colour for page in pages for shape in page.shapes for colour in shape.colours)
+    own = np.array([colour for colour, _ in counted.most_common(OWN_COLOURS)])
+    photos = Image.fromarray(np.concatenate([np.asarray(image) for image in images])).quantize(256 - len(own))
+    others = np.reshape(photos.getpalette() or [], (-1, 3))
+    near = np.abs(others[:, None] - own).max(axis=2).min(axis=1) <= 4  # Pillow compares colours in steps of 4
+    found = Image.new("P", (1, 1))
+    found.putpalette(np.concatenate([own, others[~near]]).ravel().tolist())
+    return found
 
 
 def together(drawings: Sequence[Drawing]) -> Drawing:
@@ -325,11 +171,15 @@ def framed(page: Page) -> Page:
     return whole
 
 
-# ---------------------------------------------------------------- parts of drawings
+class Key(NamedTuple):
+    """An entry of a legend: what a colour means, if it has one."""
+
+    text: str
+    colour: Colour | None = None
+    hatched: bool = False
 
 
-Legend = Sequence[tuple[Colour | None, str]]
-"""What colours mean: (colour or none, text)."""
+Legend = Sequence[Key]
 
 
 class Panel(NamedTuple):
@@ -342,38 +192,46 @@ class Panel(NamedTuple):
 
 def panel(content: Page, title: str, legend: Legend = ()) -> Page:
     """A page under a title and above a legend."""
-    lengths = [length(text, SMALL) + (20 if colour else 0) for colour, text in legend]
-    places, step = _wrapped(lengths, content.width, gap=12), SMALL + 6
+    keys = [key for each in legend for key in _fitting(each, content.width)]
+    lengths = [length(key.text, SMALL) + (20 if key.colour else 0) for key in keys]
+    places, step = wrapped(lengths, content.width, gap=12), SMALL + 6
     below = 28 + content.height + 6
     page = Page(content.width, below + step * (places[-1][1] + 1 if places else 0), [Label(0, 12, title, TEXT)])
     page.place(content, 0, 28)
-    for (colour, text), (left, line) in zip(legend, places, strict=True):
+    for key, (left, line) in zip(keys, places, strict=True):
         middle = below + step * line + step / 2
-        if colour is not None:
-            page.shapes.append(Box(left, middle - 7, 14, 14, colour))
+        if key.colour is not None:
+            swatch = Hatched if key.hatched else Box
+            page.shapes.append(swatch(left, middle - 7, 14, 14, key.colour))
             left += 20
-        page.shapes.append(Label(left, middle, text, SMALL, FAINT))
+        page.shapes.append(Label(left, middle, key.text, SMALL, FAINT))
     return page
 
 
-def greyed(image: Image.Image, shares: Sequence[float], rows: int, cols: int) -> Image.Image:
-    """An image whose cells are grey, each with a share of white; those with share 0 stay as they are."""
-    row, col = (np.arange(pixels) * cells // pixels for pixels, cells in ((image.height, rows), (image.width, cols)))
-    share = np.reshape(shares, (rows, cols))[row][:, col, None]
-    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None]
-    return Image.fromarray(np.where(share > 0, grey + (255 - grey) * share, np.asarray(image)).round().astype(np.uint8))
+def _fitting(key: Key, width: float) -> list[Key]:
+    """An entry of a legend, and the rest of its text where it is too long for a line."""
+    first, *others = broken(key.text, width - (20 if key.colour else 0), SMALL)
+    return [key._replace(text=first), *map(Key, others)]
 
 
-def mosaic(colours: Sequence[Colour], rows: int, cols: int, width: float, height: float) -> Page:
-    """Cells, row by row, of one colour each."""
+def mosaic(colours: Sequence[Colour | None], rows: int, cols: int, width: float, height: float) -> Page:
+    """Cells, row by row, of one colour each, or of none."""
     page, across, down = Page(width, height), width / cols, height / rows
     for row in range(rows):
         start = row * cols
         for at in range(start, start + cols):
             if at + 1 == (row + 1) * cols or colours[at + 1] != colours[start]:
                 left = start % cols * across
-                page.shapes.append(Box(left, row * down, (at % cols + 1) * across - left, down, colours[at]))
+                if (colour := colours[start]) is not None:
+                    page.shapes.append(Box(left, row * down, (at % cols + 1) * across - left, down, colour))
                 start = at + 1
+    return page
+
+
+def hatched(colours: Sequence[Colour | None], rows: int, cols: int, width: float, height: float) -> Page:
+    """The same, hatched."""
+    page = mosaic(colours, rows, cols, width, height)
+    page.shapes = [Hatched(*vars(shape).values()) for shape in page.shapes]
     return page
 
 
@@ -391,6 +249,19 @@ def borders(keys: Sequence[Hashable], rows: int, cols: int, width: float, height
     return tuple(found)
 
 
+def edging(cells: set[tuple[int, int]], across: float, down: float, thickness: float, colour: Colour) -> list[Shape]:
+    """A frame along the borders of cells (row, column), on their side of the borders alone."""
+    found: list[Shape] = []
+    sides = [(below, right) for below in (-1, 0, 1) for right in (-1, 0, 1) if (below, right) != (0, 0)]
+    for row, col in sorted(cells):
+        for below, right in sides:
+            if (row + below, col + right) not in cells:  # a band at a side, a square at a corner
+                left = (col + 1) * across - thickness if right > 0 else col * across
+                top = (row + 1) * down - thickness if below > 0 else row * down
+                found.append(Box(left, top, thickness if right else across, thickness if below else down, colour))
+    return found
+
+
 def frame(left: float, top: float, right: float, bottom: float) -> tuple[Segment, ...]:
     """The four sides of a box."""
     return (
@@ -401,12 +272,13 @@ def frame(left: float, top: float, right: float, bottom: float) -> tuple[Segment
     )
 
 
-def numbered(number: int, left: float, top: float) -> tuple[Shape, ...]:
-    """A number in a white box, with its centre."""
-    return Box(left - 10, top - 10, 20, 20, PAPER, 4), Label(left, top, str(number), SMALL, INK, centred=True)
+def numbered(number: int, left: float, top: float, colour: Colour) -> tuple[Shape, ...]:
+    """A number in a coloured box, with its centre."""
+    ink = PAPER if sum(colour) < 450 else INK
+    return Box(left - 6, top - 7, 12, 14, colour, 3), Label(left, top, str(number), 12, ink, centred=True)
 
 
-def _wrapped(lengths: Sequence[float], width: float, gap: float) -> list[tuple[float, int]]:
+def wrapped(lengths: Sequence[float], width: float, gap: float) -> list[tuple[float, int]]:
     """Left edge and row of boxes side by side, broken into rows no wider than `width`."""
     places, left, row = [], 0.0, 0
     for each in lengths:
@@ -417,65 +289,27 @@ def _wrapped(lengths: Sequence[float], width: float, gap: float) -> list[tuple[f
     return places
 
 
-class Chip(NamedTuple):
-    """A word in its box."""
-
-    word: str
-    left: float
-    top: float
-    right: float
-
-    @property
-    def bottom(self) -> float:
-        """Lower edge."""
-        return self.top + CHIP_HEIGHT
-
-    @property
-    def middle(self) -> float:
-        """Horizontal centre."""
-        return (self.left + self.right) / 2
-
-    def draw(self, colour: Colour, gone: bool) -> list[Shape]:
-        """The word; struck out when it is gone."""
-        middle = self.top + CHIP_HEIGHT / 2
-        box = Box(self.left, self.top, self.right - self.left, CHIP_HEIGHT, colour, 7)
-        label = Label(self.middle, middle, self.word, TEXT, FAINT if gone else INK, centred=True)
-        stroke = Strokes(0, 0, ((self.left + 6, middle, self.right - 6, middle),), INK, 1.5)
-        return [box, label, stroke] if gone else [box, label]
-
-
-def chips(words: Sequence[str], width: float, brackets: int) -> list[Chip]:
-    """Words side by side, broken into rows no wider than `width`, with room for `brackets` below each row."""
-    lengths = [min(length(word, TEXT) + 16, width) for word in words]
-    step = CHIP_HEIGHT + bracket_room(brackets)
-    places = zip(words, lengths, _wrapped(lengths, width, gap=6), strict=True)
-    return [Chip(word, left, row * step, left + each) for word, each, (left, row) in places]
-
-
-def bracket_room(brackets: int) -> int:
-    """Pixels below a row of chips that `brackets` groups need."""
-    return 8 + BRACKET_STEP * brackets
-
-
-def bracket(joined: Sequence[Chip], level: int, colour: Colour) -> list[Shape]:
-    """Join chips by a line so many levels below them, in every row they stand in."""
-    segments: list[Segment] = []
-    for bottom in {chip.bottom for chip in joined}:
-        centres = [chip.middle for chip in joined if chip.bottom == bottom]
-        below = bottom + 6 + BRACKET_STEP * level
-        segments += [(centre, bottom + 1, centre, below) for centre in centres]
-        segments.append((min(centres), below, max(centres), below))
-    return [Strokes(0, 0, tuple(segments), colour, 2.5)]
-
-
-def lines(texts: Sequence[str], width: float, size: int = TEXT, colour: Colour = INK) -> Page:
-    """Lines of text below each other; long ones are broken, at spaces where there are such."""
-    rows, step = [row for text in texts for row in _broken(text, width, size)], size + 8
+def lines(texts: Sequence[str], width: float, size: int = TEXT, colour: Colour = INK, most: int = ROWS) -> Page:
+    """Lines of text below each other; long ones are broken, at spaces where there are such, and cut after `most`."""
+    rows, step = [row for text in texts for row in _cut(text, width, size, most)], size + 8
     labels = [Label(0, step * (row + 0.5), text, size, colour) for row, text in enumerate(rows)]
     return Page(width, step * len(rows), list(labels))
 
 
-def _broken(text: str, width: float, size: int) -> list[str]:
+def _cut(text: str, width: float, size: int, most: int) -> list[str]:
+    """At most so many lines of a text; the last one then says how many words are left out."""
+    rows, words = broken(text, width, size), text.split()
+    if len(rows) <= most:
+        return rows
+    for count in range(min(len(words) - 1, len(" ".join(rows[:most]).split())), 0, -1):
+        shown = broken(f"{' '.join(words[:count])} ... (words left out: {len(words) - count})", width, size)
+        if len(shown) <= most:
+            return shown
+    return [*rows[: most - 1], "..."]
+
+
+def broken(text: str, width: float, size: int) -> list[str]:
+    """A text as lines no wider than `width`."""
     rows = []
     for line in text.splitlines():
         row = ""
@@ -484,8 +318,10 @@ def _broken(text: str, width: float, size: int) -> list[str]:
             if row and length(longer, size) > width:
                 rows.append(row)
                 longer = word
-            while length(longer, size) > width and len(longer) > 1:
-                fits = next(n for n in range(len(longer) - 1, 0, -1) if n == 1 or length(longer[:n], size) <= width)
+            while (
+                len(longer) > 1 and length(letters := longer[: ceil(width) + 1], size) > width
+            ):  # a letter takes a pixel
+                fits = max(1, bisect_right(range(len(letters)), width, key=lambda n: length(letters[:n], size)) - 1)
                 rows.append(longer[:fits])
                 longer = longer[fits:]
             row = longer

@@ -11,6 +11,9 @@ from pumer.utils.errors import InputError
 from pumer.visualization.tracing import ForwardTrace
 from pumer.visualization.tracing import name as place_name
 
+BEFORE = "before the decoder"
+"""The step of methods that shorten the prompt."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -38,11 +41,13 @@ class Fate:
         views: Its images.
         unit: What a token of an image is called.
         text: Its text tokens.
-        places: Names of the places that reduced.
+        places: Names of the places that reduced by then.
+        all_places: Names of all places that reduce.
+        absent: How many tokens of images a method took out before the decoder.
         pruned_at: Of each input token the index of its place, or -1.
         holder: Of each input token the one that it is in by then, itself if it was not merged, or -1 if it was pruned.
         text_groups: Of each text token that shares its slot the number of its group; those of large groups are low.
-        counts: By kind ("image", "text") how many real tokens entered, then how many were left after each place.
+        counts: By kind ("image", "text") how many real tokens entered, then how many were left after each of `steps`.
     """
 
     def __init__(
@@ -62,7 +67,8 @@ class Fate:
         batch, length = forward.mask.shape[0], forward.text_tokens
         if not -batch <= sample < batch:
             raise InputError(f"sample {sample} is not in the trace; it holds samples 0 to {batch - 1}")
-        self.places = tuple(map(place_name, forward.places[:after]))
+        self.all_places = tuple(map(place_name, forward.places))
+        self.places = self.all_places[:after]
         count = len(self.places)
         self.pruned_at: list[int] = [at if at < count else -1 for at in forward.pruned_at[sample].tolist()]
         merged_at, into = forward.merged_at[sample].tolist(), forward.merged_into[sample].tolist()
@@ -79,10 +85,24 @@ class Fate:
         else:
             self.unit, self.views = "tokens", _of_prompt(forward, sample, images)
             self.text = [token for token in real if forward.segment[sample, token] == 0]
-        left = [[int(count[sample]) for count in counts] for counts in forward.tokens_per_place[:count]]
-        entered = {"image": len(real) - len(self.text), "text": len(self.text)}
-        self.counts = {kind: [entered[kind], *(n[at] for n in left)] for at, kind in ((1, "image"), (0, "text"))}
+        self.absent = sum(token is None for view in self.views for token in view.tokens) if self.unit == "tokens" else 0
+        entered = [len(self.text), len(real) - len(self.text)]
+        left = [entered, *([int(count[sample]) for count in counts] for counts in forward.tokens_per_place[:count])]
+        left = [[entered[0], entered[1] + self.absent], *left] if self.absent else left
+        self.counts = {kind: [each[at] for each in left] for at, kind in ((1, "image"), (0, "text"))}
         self.text_groups = {token: rank for rank, group in enumerate(self.groups(self.text)) for token in group}
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The places, and before them what a method took out before the decoder."""
+        return (BEFORE, *self.places) if self.absent else self.places
+
+    @property
+    def kinds(self) -> dict[str, list[int]]:
+        """The counts by name, as one where words and patches were merged alike: there is no telling them apart."""
+        if 0 in self.counts["text"][1:]:
+            return {"image and text": [sum(each) for each in zip(*self.counts.values(), strict=True)]}
+        return {f"{kind} tokens": counts for kind, counts in self.counts.items()}
 
     def groups(self, tokens: Iterable[int | None]) -> list[list[int]]:
         """Those of these tokens that share a slot, the largest groups first."""
