@@ -1,4 +1,4 @@
-"""Screenshots of `pumer app` for docs/app.md, by a Chromium without a window; they show latencies: let the machine idle.
+"""Screenshots of `pumer app` for docs/app.md, by a Chromium without a window; they show latencies: let all else rest.
 
     python -m benchmarks.screenshots
 
