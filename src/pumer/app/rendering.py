@@ -34,7 +34,7 @@ STYLE = """
 .pumer .swatch {display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 4px;
   border: 1px solid var(--border-color-primary)}
 .pumer .hatched {background-image: repeating-linear-gradient(135deg, rgba(0, 0, 0, 0.4) 0 1px, transparent 1px 4px)}
-.pumer .legend {display: inline-block; white-space: pre; margin-right: 10px}
+.pumer .legend {display: inline-block; white-space: pre-wrap; margin-right: 10px}
 .pumer table {border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; margin: 0}
 .pumer th, .pumer td {text-align: right; padding: 5px 8px; font-weight: 400;
   border-bottom: 1px solid var(--border-color-primary)}
