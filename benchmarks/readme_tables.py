@@ -280,6 +280,21 @@ def tuned(task: str) -> str:
     return table(columns, [[name, *cells] for name, cells in lines.items()])
 
 
+def tuned_to_tome() -> str:
+    """How much more accurate the tuned PuMer is than the tuned ToMe."""
+    cells: dict[float, dict[str, str]] = {}
+    columns = [f"{NAMES[task]}{kind}" for task in ("vqav2", "snli_ve") for kind in ("", ", fine-tuned")]
+    for task in ("vqav2", "snli_ve"):
+        for row in read_json(RESULTS / f"tuned-vilt-{task}.json")["rows"]:
+            if row["method"] == "tome":
+                turned = {"mean": "mean", "low": "high", "high": "low"}  # of the negative
+                gain = {name: -row["to_pumer"][other] for name, other in turned.items()}
+                name = f"{NAMES[task]}{', fine-tuned' * row['trained']}"
+                cells.setdefault(row["speed"], {})[name] = points(gain, "+")
+    lines = [[f"{speed:g}x", *(found.get(name, "") for name in columns)] for speed, found in sorted(cells.items())]
+    return table(("small ViLT, MACs, fewer", *columns), lines)
+
+
 def conversations() -> str:
     """Methods on the small LLaVA: two questions about each image."""
     lines = []
@@ -313,6 +328,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "vision": lambda: parts("vision"),
     "tuned-vqav2": lambda: tuned("vqav2"),
     "tuned-snli_ve": lambda: tuned("snli_ve"),
+    "tuned-tome": tuned_to_tome,
     "objects": objects,
     "exported": exported,
     "precisions": precisions,
