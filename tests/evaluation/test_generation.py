@@ -153,7 +153,7 @@ def test_the_command_line(llava, photographs, tmp_path):
     prompt = "{question}\nshort"
     expected = answers_by_hand(llava, VQAv2.read(photographs, "val"), CONFIG, prompt)
     agreeing(photographs, expected)
-    given = (SETTING, 'prompt="{question}\\nshort"', f"max_new_tokens={TOKENS}", "batch_size=5", "workers=1")
+    given = (SETTING, 'prompt="{question}\\nshort"', f"max_new_tokens={TOKENS}", "batch_size=5", "workers=0")
     shown = invoke("evaluate", llava, f"data.root={photographs}", *given, f"output={tmp_path / 'result.json'}",
                    f"submission={tmp_path / 'answers.json'}", "limit=6")  # fmt: skip
     result = read_json(tmp_path / "result.json")
