@@ -304,8 +304,15 @@ def conversations() -> str:
         for name in ("first", "second"):
             cells.append(points(row[name]) if row["kept"] == "1" else points(row[name]["difference"], "+"))
         cells += [f"{100 * row[name]['mean']:.0f}" if name in row else "" for name in ("asked", "other")]
-        lines.append([row["method"], *cells])
-    columns = ("method", "image tokens left", "MACs, fewer", "first question", "second question")
+        lines.append([row["method"], row["kept"], *cells])
+    columns = (
+        "method",
+        "share of tokens asked for",
+        "image tokens left",
+        "MACs, fewer",
+        "first question",
+        "second question",
+    )
     return table([*columns, "of the first's objects, left %", "of the second's"], lines)
 
 
