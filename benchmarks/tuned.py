@@ -54,6 +54,7 @@ def main() -> None:
     options.add_argument("--examples", type=int, default=512, help="of the training split, for the search")
     options.add_argument("--trials", type=int, default=40, help="schedules of each method at each speed")
     options.add_argument("--limit", type=int, help="examples of the split; all by default")
+    options.add_argument("--seed", type=int, default=0, help="of the search and of the fine-tuning")
     options.add_argument("--train", help="recipe by which the reduced models are fine-tuned as well")
     options.add_argument("--trained-methods", nargs="+", choices=METHODS, help="those to fine-tune; all by default")
     options.add_argument("--trained-speeds", type=float, nargs="+", help="of those; all by default")
@@ -79,7 +80,7 @@ class Measured:
         self.arguments = arguments
         self.work = arguments.work / arguments.name
         self.rows: list[dict[str, Any]] = []
-        settings = {name: getattr(arguments, name) for name in ("split", "examples", "trials", "limit")}
+        settings = {name: getattr(arguments, name) for name in ("split", "examples", "trials", "limit", "seed")}
         settings["model"] = fingerprint(arguments.model)
         if arguments.train:
             recipe = hashlib.sha256(recipe_file(arguments.train).read_bytes()).hexdigest()[:16]
@@ -122,6 +123,7 @@ class Measured:
                 examples=self.arguments.examples,
                 trials=self.arguments.trials,
                 minutes=10**6,
+                seed=self.arguments.seed,
             )
             tune(settings, Console(quiet=True))
         if not _complete(out, method):
@@ -134,7 +136,7 @@ class Measured:
         if not (out / "model.safetensors").is_file():
             write_json(schedule, reduction)
             given = [f"reduction={schedule}", f"output={out}", f"teacher={self.arguments.model}"]
-            given += ["data.eval=null", "patience=null", "report_to=[]"]
+            given += ["data.eval=null", "patience=null", "report_to=[]", f"seed={self.arguments.seed}"]
             train(resolve(TrainConfig, given, recipe_file(self.arguments.train)))
         return out
 
@@ -169,7 +171,7 @@ class Measured:
         for name in (ORIGINAL, PAPER, "pumer"):
             row[f"to_{name}"] = difference(scores, others[name]) if name in others else None
         self.rows.append(row)
-        names = ["model", "methods", "speeds", "split", "examples", "trials", "limit"]
+        names = ["model", "methods", "speeds", "split", "examples", "trials", "limit", "seed"]
         names += ["train", "trained_methods", "trained_speeds"]
         settings = {name: str(getattr(self.arguments, name)) for name in names}
         recorded = {"task": trained_with(self.arguments.model)["task"], "rows": self.rows}

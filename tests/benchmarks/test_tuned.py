@@ -39,7 +39,7 @@ def test_a_row_for_each_method_and_what_is_there_is_kept(tiny_vilt, tiny_vqa, tm
     monkeypatch.setattr(tuned, "tune", None)
     tuned.main()
     assert read_json(tmp_path / "tuned-tiny.json")["rows"] == rows
-    for setting, value in (("--trials", "5"), ("--limit", "3"), ("--split", "train")):
+    for setting, value in (("--trials", "5"), ("--limit", "3"), ("--split", "train"), ("--seed", "1")):
         monkeypatch.setattr(sys, "argv", ["tuned", *given, setting, value])
         with pytest.raises(SystemExit, match=f"{setting[2:]}=.*{value}"):
             tuned.main()
