@@ -39,6 +39,7 @@ from pumer.utils.files import read_json, write_json
 from pumer.utils.provenance import collect
 from pumer.visualization.tracing import ForwardTrace
 from pumer.world import sentences
+from pumer.world.questions import ask
 from pumer.world.scenes import Scene, generator, make_scene, render
 
 KEPT = {"1/2": 1 / 2, "1/4": 1 / 4, "1/9": 1 / 9}
@@ -117,7 +118,7 @@ class Asked:
         rng = generator(0, "test", index)
         scene = make_scene(rng)
         while True:
-            pair = sentences.ask(scene, rng), sentences.ask(scene, rng)
+            pair = ask(scene, rng), ask(scene, rng)
             about = [{*each.targets, *each.anchors} for each in pair]
             if all(about) and not about[0] & about[1]:
                 return cls(scene, pair)

@@ -29,8 +29,9 @@ from pumer.utils.files import write_json
 from pumer.utils.provenance import collect
 from pumer.utils.shipped import SMALL
 from pumer.visualization import drawing, shapes
+from pumer.world.questions import ask
 from pumer.world.scenes import Scene, generator, make_scene, render
-from pumer.world.sentences import Question, ask
+from pumer.world.sentences import Question
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 METHODS: dict[str, type[PuMerConfig | ClsPruningConfig | RandomPruningConfig]] = {

@@ -23,11 +23,10 @@ from benchmarks.pretrain_small.sentences import (
 from pumer.world import scenes, sentences
 from pumer.world.descriptions import Description, describe_scene
 from pumer.world.entailment import LABELS, Hypothesis
+from pumer.world.questions import ask
 
 TEXTS = 2
 """Sentences about each scene."""
-TEXT_LENGTH = 30
-"""Tokens of every text, padding included: as long as the longest sentence of any data set."""
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Batch:
         words: (B, T) the ids before masking where a word is masked, -100 elsewhere.
         dense: (B, P, 6) per-patch labels in the order of DENSE, 0 for background.
         roles: (B, P) 0 none, 1 target of the sentence, 2 what it only refers to.
-        answers: (B,) index into ANSWERS, -100 for a caption.
+        answers: (B,) index into the layout's answers, -100 for a caption.
         true: (B,) whether a caption fits its image, -100 for a question.
         kinds: (B,) index into KINDS, -1 for a caption.
         labels: (B,) index into LABELS of an entailment sentence, -100 for all else.
@@ -103,6 +102,7 @@ class Source:
         tokenizer: of the small models.
         seed: of the scenes.
         split: of the scenes.
+        layout: of the scenes.
         captions: fraction of them that are captions; the rest are questions.
         tasks: fraction of them, before that, that are the other data sets': entailment sentences, descriptions, and
             statements about two images.
@@ -111,8 +111,14 @@ class Source:
     tokenizer: Tokenizer
     seed: int = 1
     split: str = "pretrain"
+    layout: scenes.SceneConfig = scenes.NARROW
     captions: float = 0.2
     tasks: float = 0.4
+
+    @property
+    def length(self) -> int:
+        """Tokens of every text, padding included: as long as the longest sentence of any data set."""
+        return 40 if self.layout.wide else 30
 
     def batch(self, first: int, count: int) -> Batch:
         """The samples of the scenes `first` to `first + count - 1`; `count` is even."""
@@ -122,7 +128,7 @@ class Source:
 
     def _two_scenes(self, index: int) -> Iterator[tuple[np.ndarray, ...]]:
         rng = scenes.generator(self.seed, self.split, index)
-        left, right = (scenes.make_scene(rng, held_out=self.split == "heldout") for _ in range(2))
+        left, right = (scenes.make_scene(rng, self.layout, self.split == "heldout") for _ in range(2))
         shared = None
         if rng.integers(1000) < 750 * self.tasks:
             shared = ask_of_both(left, right, rng)
@@ -138,13 +144,13 @@ class Source:
         dense = dense_labels(scene, owner)
         for text in texts:
             roles = np.isin(owner, text.targets) + 2 * np.isin(owner, text.anchors)
-            words = np.full(TEXT_LENGTH, -100) if text.words is None else text.words
+            words = np.full(self.length, -100) if text.words is None else text.words
             numbers = (np.array(number) for number in (text.answer, text.true, text.kind, text.label, text.pair))
             yield image, text.ids, words, dense, roles, *numbers, *self._spans(scene, text), self._phrases(text.ids)
 
     def _spans(self, scene: scenes.Scene, text: _Text) -> tuple[np.ndarray, np.ndarray]:
         """The labels `places` and `claims` of a sentence's words."""
-        places, claims = np.full((TEXT_LENGTH, len(sentences.POSITIONS)), -1), np.full(TEXT_LENGTH, -100)
+        places, claims = np.full((self.length, len(sentences.POSITIONS)), -1), np.full(self.length, -100)
         if text.named or text.claimed:
             offsets = self.tokenizer.encode(text.text).offsets
             for span, objects in text.named:
@@ -157,23 +163,23 @@ class Source:
     def _phrases(self, ids: np.ndarray) -> np.ndarray:
         """The label `phrases` of a sentence's tokens."""
         ends, starts = (
-            np.isin(ids, [cast(int, self.tokenizer.token_to_id(word)) for word in words])
+            np.isin(ids, [found for word in words if (found := self.tokenizer.token_to_id(word)) is not None])
             for words in (NOUNS, OPENERS.split())
         )
         starts[1:] |= ends[:-1]
-        return np.where((ids == 0) | (np.arange(TEXT_LENGTH) == 0), -1, starts.cumsum())
+        return np.where((ids == 0) | (np.arange(len(ids)) == 0), -1, starts.cumsum())
 
     def _text(self, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
         if rng.integers(1000) < 1000 * self.tasks:
             return self._task(scene, rng)
         if rng.integers(1000) < 1000 * self.captions:
             return self._captioned(caption(scene, rng), rng)
-        return self._asked(sentences.ask(scene, rng))
+        return self._asked(ask(scene, rng))
 
     def _asked(self, question: sentences.Question, pair: int = -100) -> _Text:
         name = question.question_type.partition("/")[0]
         kind = sentences.KINDS.index(name) if name in sentences.KINDS else -1
-        answer, ids = sentences.ANSWERS.index(question.answer), self._ids(question.text)
+        answer, ids = sentences.answers(self.layout).index(question.answer), self._ids(question.text)
         return _Text(ids, question.targets, question.anchors, answer=answer, kind=kind, pair=pair)
 
     def _task(self, scene: scenes.Scene, rng: np.random.Generator) -> _Text:
@@ -217,11 +223,11 @@ class Source:
             return describe_scene(scene, rng, 1)[0]
         if choice == 2:
             return misdescribe(scene, rng)
-        return describe_scene(scenes.make_scene(rng), rng, 1)[0]
+        return describe_scene(scenes.make_scene(rng, self.layout), rng, 1)[0]
 
     def _ids(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text).ids
-        return np.array(ids + [0] * (TEXT_LENGTH - len(ids)))
+        return np.array(ids + [0] * (self.length - len(ids)))
 
     def _captioned(self, made: Caption, rng: np.random.Generator) -> _Text:
         """Words masked in every other caption; the masked words are labels only if the caption is true."""

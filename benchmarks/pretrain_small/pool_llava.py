@@ -12,6 +12,7 @@ from benchmarks.pretrain_small.patches import DENSE, dense_labels, patch_objects
 from benchmarks.pretrain_small.small import PATCH_SIZE
 from benchmarks.pretrain_small.small_llava import ANSWER, END, INSTRUCTION, PATCHES
 from pumer.world import scenes, sentences
+from pumer.world.questions import ask
 
 TURNS = 4
 """Questions about each image."""
@@ -60,7 +61,7 @@ class Conversations:
             rng = scenes.generator(self.seed, self.split, index)
             scene = scenes.make_scene(rng, held_out=self.split == "heldout")
             images.append(scenes.render(scene))
-            asked = [sentences.ask(scene, rng) for _ in range(TURNS)]
+            asked = [ask(scene, rng) for _ in range(TURNS)]
             rows.append(list(self._tokens(asked, instructed=rng.integers(4) == 0)))
             owner = patch_objects(scene, PATCH_SIZE).reshape(-1).astype(np.int64)
             dense[place] = dense_labels(scene, owner)

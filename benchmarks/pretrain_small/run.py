@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from pumer.patching import unpatch
 from pumer.reducers import EViTConfig, PuMerConfig, ReductionConfig, ToMeConfig
 from pumer.utils.locks import only_one
 from pumer.utils.shipped import SMALL
-from pumer.world.sentences import KINDS
+from pumer.world.sentences import KINDS, answers
 
 
 def _pumer(layers: tuple[int, ...], prune: float, merge: float) -> PuMerConfig:
@@ -108,39 +108,49 @@ def _pretrained(config: PretrainConfig) -> Path:
             arguments = (config, trainee.share_memory(), clock.share_memory_(), stage, until)
             mp.spawn(_work, arguments, nprocs=config.workers)
     assert trainee is not None
-    return export(trainee, folder / f"{config.model}-small", train_tokenizer())
+    return export(trainee, folder / f"{config.model}-small", train_tokenizer(layout=config.layout))
 
 
 def _begin(config: PretrainConfig, stage: int, before: Trainee | None) -> Trainee:
     """The model at the beginning of a stage."""
-    words = train_tokenizer().get_vocab_size()
+    tokenizer, named = train_tokenizer(layout=config.layout), answers(config.layout)
+    words = tokenizer.get_vocab_size()
     if config.model == "meter":
-        meter = MeterTrainee(small_meter(config.pairs, vocabulary=words))
+        meter = MeterTrainee(small_meter(config.pairs, named, words))
         if config.start:
-            return _go_on(meter, Path(config.start))
+            return _go_on(meter, Path(config.start), tokenizer)
         source = config.vilt or str(SMALL["small:vilt"])
         meter.borrow(read_model(ViltForQuestionAnswering, source, dtype=torch.float32)[0])
         return meter
     if isinstance(before, ViltTrainee):
         return before.grown(config.layers, config.places)
     if config.start:
-        return _go_on(ViltTrainee(small_vilt(config.layers, vocabulary=words)), Path(config.start))
-    return ViltTrainee(small_vilt(len(config.places), vocabulary=words))
+        return _go_on(ViltTrainee(small_vilt(config.layers, named, words)), Path(config.start), tokenizer)
+    return ViltTrainee(small_vilt(len(config.places), named, words))
 
 
-def _go_on(trainee: Trainee, folder: Path) -> Trainee:
-    """Give a model the weights of a finished checkpoint, each word's embedding by its spelling."""
-    theirs = read_model(type(trainee.model), folder, dtype=torch.float32)[0].state_dict()
-    own, vocabulary = trainee.model.state_dict(), train_tokenizer().get_vocab()
+def _go_on(trainee: Trainee, folder: Path, tokenizer: Tokenizer) -> Trainee:
+    """Give a model the weights of a finished checkpoint: embeddings of words and rows of answers by their spelling."""
+    before = read_model(type(trainee.model), folder, dtype=torch.float32)[0]
+    theirs, own = before.state_dict(), trainee.model.state_dict()
     known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
-    shared = [(vocabulary[word], index) for word, index in known.items() if word in vocabulary]
-    new, old = torch.tensor(shared).unbind(1)
+    words = _shared(tokenizer.get_vocab(), known)
+    labels = _shared(trainee.model.config.label2id, before.config.label2id)
+    last = max(int(name.split(".")[1]) for name in own if name.startswith("classifier."))
     for name, value in own.items():
         if name.endswith("word_embeddings.weight"):
-            value[new] = theirs[name][old]
+            value[words[0]] = theirs[name][words[1]]
+        elif name.startswith(f"classifier.{last}."):
+            value[labels[0]] = theirs[name][labels[1]]
         else:
             value.copy_(theirs[name])
     return trainee
+
+
+def _shared(new: Mapping[str, int], old: Mapping[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices, in two vocabularies, of the entries that both have."""
+    one, other = torch.tensor([(new[entry], index) for entry, index in old.items() if entry in new]).unbind(1)
+    return one, other
 
 
 def _state(folder: Path, stage: int, rank: int | None = None) -> Path:
@@ -151,7 +161,7 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
     """One worker's training: the weights and the clock (seconds, steps of all workers) are shared, the rest is not."""
     torch.set_num_threads(1)
     parent, total, folder = os.getppid(), 60 * config.minutes, Path(config.out)
-    source = Source(train_tokenizer(), seed=config.seed, tasks=config.tasks)
+    source = _source(config, config.seed, tasks=config.tasks)
     optimizer = optimizer_of(trainee, config)
     path, step = _state(folder, stage, rank), 0
     if path.exists():
@@ -182,6 +192,10 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
         save_state(_state(folder, stage), {"trainee": trainee.state_dict(), "clock": clock})
 
 
+def _source(config: PretrainConfig, seed: int, **shares: float) -> Source:
+    return Source(train_tokenizer(layout=config.layout), seed=seed, layout=config.layout, **shares)
+
+
 def _losses(
     config: PretrainConfig, trainee: Trainee, forward: Callable[..., Any], batch: Batch, step: int, progress: float
 ) -> dict[str, torch.Tensor]:
@@ -210,7 +224,7 @@ class _Watch:
         self.console = Console()
         self.average: dict[str, float] = {}
         self.reported, self.seconds, self.steps = time.monotonic(), clock[0].item(), clock[1].item()
-        self.source = Source(train_tokenizer(), seed=config.seed + 1, captions=0.0, tasks=0.0)
+        self.source = _source(config, config.seed + 1, captions=0.0, tasks=0.0)
 
     def see(self, parts: dict[str, torch.Tensor]) -> None:
         follow(self.average, parts, 0.01)

@@ -8,15 +8,14 @@ import numpy as np
 
 from pumer.world.descriptions import Description, caption_about
 from pumer.world.entailment import Hypothesis, hypothesis
-from pumer.world.scenes import Scene
+from pumer.world.scenes import Scene, SceneConfig
 from pumer.world.sentences import (
-    ANSWERS,
-    MAX_COUNT,
     PLURALS,
     POSITIONS,
     SIDES,
     VALUES,
     Question,
+    answers,
     attributes_of,
     claim,
     pair,
@@ -25,13 +24,14 @@ from pumer.world.sentences import (
     side_of,
 )
 from pumer.world.statements import (
-    FEATURES,
-    FEATURES_OF,
+    KINDS,
     Feature,
     Statement,
     claim_equality,
     claim_order,
     claim_presence,
+    features,
+    features_of,
 )
 
 NOUNS = (*PLURALS, *PLURALS.values(), "object", "objects", "one")
@@ -93,21 +93,21 @@ def ask_of_both(left: Scene, right: Scene, rng: np.random.Generator) -> tuple[St
         The statement, true about as often as false, and the two questions, both of its wording. None where one of the
         images has no such number, or no answer of the world names it.
     """
-    kind = list(FEATURES_OF)[int(rng.integers(len(FEATURES_OF)))]
-    alike, feature, numbers = bool(rng.integers(2)), FEATURES[0], (-1, -1)
+    kind, layout = KINDS[int(rng.integers(len(KINDS)))], left.config
+    alike, feature, numbers = bool(rng.integers(2)), features(layout)[0], (-1, -1)
     for _ in range(40):
         feature = _feature_of((left, right)[int(rng.integers(2))], kind, rng)
         numbers = (feature.of(left), feature.of(right))
         if min(numbers) >= 0 and (numbers[0] == numbers[1]) == alike:
             break
-    answers = [answer for number in numbers if (answer := _answer(feature, number)) in ANSWERS]
-    if len(answers) < len(numbers):
+    named = [answer for number in numbers if (answer := _answer(feature, number)) in answers(layout)]
+    if len(named) < len(numbers):
         return None
-    statement = _statement(feature, numbers, rng)
+    statement = _statement(feature, numbers, layout, rng)
     about = [feature.objects(scene) for scene in (left, right)]
     questions = [
         Question(statement.text, answer, f"statement/{kind}", "other", found)
-        for answer, found in zip(answers, about, strict=True)
+        for answer, found in zip(named, about, strict=True)
     ]
     return statement, questions[0], questions[1]
 
@@ -115,7 +115,8 @@ def ask_of_both(left: Scene, right: Scene, rng: np.random.Generator) -> tuple[St
 def _feature_of(scene: Scene, kind: str, rng: np.random.Generator) -> Feature:
     """A feature, more often than not of something that the scene has: most features are of nothing."""
     if kind == "look" or rng.integers(4) == 0:
-        return FEATURES[FEATURES_OF[kind][int(rng.integers(len(FEATURES_OF[kind])))]]
+        able = features_of(kind, scene.config)
+        return features(scene.config)[able[int(rng.integers(len(able)))]]
     item = scene.objects[int(rng.integers(len(scene.objects)))]
     names = rng.permutation(list(VALUES))[: 1 + (kind == "count") * int(rng.integers(2))].tolist()
     attributes = attributes_of(item, sorted(names, key=list(VALUES).index))
@@ -131,7 +132,7 @@ def _answer(feature: Feature, number: int) -> str:
     return str(number) if feature.kind == "count" else ("no", "yes")[number]
 
 
-def _statement(feature: Feature, numbers: tuple[int, int], rng: np.random.Generator) -> Statement:
+def _statement(feature: Feature, numbers: tuple[int, int], layout: SceneConfig, rng: np.random.Generator) -> Statement:
     """A statement in any of the forms that fit the feature and two images' numbers, true or false."""
     if feature.kind == "count" and numbers[0] != numbers[1] and rng.integers(2):
         return claim_order(feature, ("more", "fewer")[int(rng.integers(2))], rng)
@@ -139,6 +140,6 @@ def _statement(feature: Feature, numbers: tuple[int, int], rng: np.random.Genera
         return claim_presence(feature, ("both", "not both", "any", "none")[int(rng.integers(4))])
     apart = numbers
     if numbers[0] == numbers[1]:
-        most = MAX_COUNT if feature.kind == "count" else 1
+        most = layout.most if feature.kind == "count" else 1
         apart = (numbers[0], int((numbers[0] + 1 + rng.integers(most)) % (most + 1)))
     return claim_equality(feature, np.array(apart), bool(rng.integers(2)), rng)

@@ -19,6 +19,7 @@ from pumer.settings.common import (
 )
 from pumer.utils.config import config
 from pumer.utils.limits import check_checkpoint
+from pumer.world.scenes import NARROW, WIDE, SceneConfig
 
 Layers = Annotated[int, Field(ge=1, le=1024)]
 
@@ -68,7 +69,9 @@ class PretrainConfig(TrainingConfig):
         ground_at: fraction of the run after which words learn which patches to attend to in the layers that reduce:
             those that the sentence is about.
         tasks: fraction of the sentences that are those of the data sets other than questions.
-        start: folder of a finished checkpoint to go on from, at full depth; words it does not know start afresh.
+        start: folder of a finished checkpoint to go on from, at full depth; words and answers it does not know start
+            afresh.
+        wide: in the world's wide layout, with its tokenizer.
         compile: speed the forward pass up with torch.compile.
     """
 
@@ -89,7 +92,13 @@ class PretrainConfig(TrainingConfig):
     patches: Annotated[int, Field(ge=1, le=16_384)] = 96
     tasks: Fraction = 0.4
     start: Model | None = None
+    wide: bool = False
     compile: bool = True
+
+    @property
+    def layout(self) -> SceneConfig:
+        """Of the scenes."""
+        return WIDE if self.wide else NARROW
 
     def check_places(self) -> None:
         """Refuse folders that are not there, or could not be written."""

@@ -10,14 +10,16 @@ from transformers import AutoTokenizer, ViltConfig, ViltImageProcessorPil, ViltP
 from benchmarks.pretrain_small.tokenizer import MAX_LENGTH, save_tokenizer
 from pumer.models.meter import MeterConfig, MeterImageProcessorPil
 from pumer.utils.shipped import SMALL
-from pumer.world.sentences import ANSWERS
+from pumer.world import sentences
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 8
 VOCABULARY_SIZE = 202
 
 
-def small_vilt(layers: int = 12, answers: tuple[str, ...] = ANSWERS, vocabulary: int = VOCABULARY_SIZE) -> ViltConfig:
+def small_vilt(
+    layers: int = 12, answers: tuple[str, ...] = sentences.answers(), vocabulary: int = VOCABULARY_SIZE
+) -> ViltConfig:
     """A ViLT on 12 x 12 patches of 8 pixels: 145 image tokens, as many as ViLT-B/32 has at 384 pixels.
 
     Args:
@@ -41,7 +43,9 @@ def small_vilt(layers: int = 12, answers: tuple[str, ...] = ANSWERS, vocabulary:
     )
 
 
-def small_meter(pairs: int = 6, answers: tuple[str, ...] = ANSWERS, vocabulary: int = VOCABULARY_SIZE) -> MeterConfig:
+def small_meter(
+    pairs: int = 6, answers: tuple[str, ...] = sentences.answers(), vocabulary: int = VOCABULARY_SIZE
+) -> MeterConfig:
     """A METER on 12 x 12 patches of 8 pixels: a text encoder of 2 layers, a vision encoder of 4.
 
     Args:

@@ -17,31 +17,33 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.pretrain_small.sentences import caption
 from pumer.world.descriptions import describe_scene
 from pumer.world.entailment import hypothesis
-from pumer.world.scenes import generator, make_scene
-from pumer.world.sentences import ANSWERS, ask
+from pumer.world.questions import ask
+from pumer.world.scenes import NARROW, SceneConfig, generator, make_scene
+from pumer.world.sentences import answers
 from pumer.world.statements import BLOCK, pair_sets
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_LENGTH = 40
+WORDS = Path(__file__).with_name("words.txt")
 _WORD_LIMIT = 1_000_000
 
 
-def corpus(seed: int = 0, scenes: int = 1500) -> Iterator[str]:
+def corpus(seed: int = 0, scenes: int = 1500, layout: SceneConfig = NARROW) -> Iterator[str]:
     """Sentences of all the world's data sets, and the answers."""
-    yield from ANSWERS
+    yield from answers(layout)
     for index in range(scenes):
         rng = generator(seed, "pretrain", index)
-        scene = make_scene(rng)
+        scene = make_scene(rng, layout)
         yield ask(scene, rng).text
         yield caption(scene, rng).text
-    yield from _task_sentences(seed, scenes // 5)
+    yield from _task_sentences(seed, scenes // 5, layout)
 
 
-def _task_sentences(seed: int, scenes: int) -> Iterator[str]:
+def _task_sentences(seed: int, scenes: int, layout: SceneConfig) -> Iterator[str]:
     """Descriptions, entailment sentences and statements about pairs."""
     for first in range(0, scenes, BLOCK):
         rng = generator(seed, "pretrain", first, "nlvr2")
-        shown = [make_scene(generator(seed, "pretrain", first + index, "nlvr2")) for index in range(BLOCK)]
+        shown = [make_scene(generator(seed, "pretrain", first + index, "nlvr2"), layout) for index in range(BLOCK)]
         for scene in shown:
             yield from (made.text for made in describe_scene(scene, rng))
             yield from (hypothesis(scene, rng).text for _ in range(3))
@@ -50,13 +52,19 @@ def _task_sentences(seed: int, scenes: int) -> Iterator[str]:
 
 
 @cache
-def train_tokenizer(seed: int = 0, scenes: int = 1500, vocabulary: int = 800) -> Tokenizer:
+def train_tokenizer(
+    seed: int = 0, scenes: int = 1500, vocabulary: int = 800, layout: SceneConfig = NARROW
+) -> Tokenizer:
     """Train the WordPiece vocabulary, once in a process.
+
+    With the wide layout the ordinary words of ``words.txt`` are whole words too, though no sentence of the world has
+    them: a fine-tuning on other data can learn a word, and hardly its letters.
 
     Args:
         seed: seed of the sentences; the same seed gives the same vocabulary.
         scenes: how many scenes the sentences are about.
         vocabulary: most entries the trainer may choose; characters that it left out are added after them.
+        layout: of the scenes.
     """
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary,
@@ -65,12 +73,14 @@ def train_tokenizer(seed: int = 0, scenes: int = 1500, vocabulary: int = 800) ->
         show_progress=False,
     )
     tokenizer = _assemble({token: index for index, token in enumerate(SPECIAL)})
-    sentences = list(corpus(seed, scenes))
+    sentences = list(corpus(seed, scenes, layout))
     tokenizer.train_from_iterator(sentences, trainer)
     used = {word for text in sentences for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)}
     continuations = {f"##{character}" for character in string.ascii_lowercase + string.digits}
     # The trainer's merges depend on hash order; whole words and characters are the part that does not.
     kept = (set(tokenizer.get_vocab()) & used) | _characters() | continuations
+    if layout.wide:
+        kept |= set(WORDS.read_text(encoding="utf-8").split())
     return _assemble({token: index for index, token in enumerate([*SPECIAL, *sorted(kept - set(SPECIAL))])})
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pumer.world import scenes
 from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES
-from pumer.world.sentences import MAX_COUNT, plural, position
+from pumer.world.sentences import plural, position
 from pumer.world.statements import BLOCK, PairSet, pair_sets
 
 Pool = tuple[list[scenes.Scene], list[PairSet]]
@@ -117,7 +117,7 @@ def test_nothing_is_said_of_crowds_and_of_places_with_several_objects(pools: lis
                 for index in {index for pair in made.pairs for index in pair}:
                     items = shown[index].objects
                     if statement.feature.kind == "count":
-                        assert number(shown[index], plural(statement.feature.attributes)) <= MAX_COUNT
+                        assert number(shown[index], plural(statement.feature.attributes)) <= shown[index].config.most
                     if statement.feature.kind == "look":
                         assert sum(position(shown[index], item) == statement.feature.place for item in items) == 1
     assert min(kinds[kind] for kind in ("count", "place", "look")) > 10

@@ -149,6 +149,8 @@ class WorldConfig(common.Job):
         test: sentences of the test split, likewise; VQAv2's has no public answers.
         heldout: questions about colour x shape combinations that the other splits never show; VQAv2 only.
         questions_per_image: questions about each image; VQAv2 only.
+        wide: harder: 12 to 18 objects instead of 12 to 15, 10 shapes instead of 6, 12 colours instead of 8, 5 textures
+            instead of 3, counts to nine instead of four, and questions of up to 30 words.
         tasks: the data sets to write.
         out: folder to write them into.
         force: replace data sets of the world that are there already.
@@ -160,6 +162,7 @@ class WorldConfig(common.Job):
     test: Sentences | None = None
     heldout: Sentences = QuestionsConfig.heldout
     questions_per_image: QuestionsPerImage = QuestionsConfig.questions_per_image
+    wide: bool = False
     tasks: Annotated[tuple[common.Task, ...], Field(min_length=1)] = common.TASKS
     out: Path = Path("data/world")
     force: bool = False
@@ -179,7 +182,8 @@ class WorldConfig(common.Job):
     def about(self, task: str) -> dict[str, Any]:
         """What a data set depends on, as its folder records it."""
         own = ("heldout", "questions_per_image") if task == "vqav2" else ()
-        return {"seed": self.seed, "sizes": self.sizes(task)} | {name: getattr(self, name) for name in own}
+        about = {"seed": self.seed, "sizes": self.sizes(task)} | {name: getattr(self, name) for name in own}
+        return about | {"wide": True} if self.wide else about
 
     def is_there(self, folder: Path) -> bool:
         """Whether a folder holds a data set with these settings, whole."""

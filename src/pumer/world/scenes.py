@@ -1,4 +1,4 @@
-"""Scenes of the built-in world: a dozen objects and clutter on a noisy, textured background, with every box known.
+"""Scenes of the built-in world: objects and clutter on a noisy, textured background, with every box known.
 
 A scene depends on (seed, split, index) alone, and all of its randomness is integer, so that every machine renders the
 same pixels. The image is a 3 x 3 grid (POSITIONS in `sentences`): a large object fills a cell of the grid, small ones
@@ -8,7 +8,7 @@ stand in quarters of the other cells, so that objects never overlap. Free quarte
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -23,19 +23,21 @@ _RGB = {
     "orange": (250, 140, 25),
     "white": (242, 242, 242),
     "cyan": (60, 215, 225),
+    "brown": (125, 75, 30),
+    "pink": (250, 150, 195),
+    "black": (28, 28, 28),
+    "lime": (165, 240, 50),
 }
-SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
+SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond", "star", "moon", "frame", "hourglass")
 COLOURS = tuple(_RGB)
 SIZES = ("small", "large")
-TEXTURES = ("plain", "striped", "dotted")
+TEXTURES = ("plain", "striped", "dotted", "checked", "barred")
 PIXELS = np.array(list(_RGB.values()), dtype=np.int16)
-"""(8, 3) RGB value of each of COLOURS."""
+"""(12, 3) RGB value of each of COLOURS."""
 SPLITS = ("train", "val", "heldout", "pretrain", "test")
 DATA_SETS = ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")
 FAR = 1 << 40
 """From this index on, generators are far from those of any scene."""
-HELD_OUT = frozenset(((3 * shape + 1) % len(COLOURS), shape) for shape in range(len(SHAPES)))
-"""(colour, shape) index pairs that only the held-out split shows: one per shape, all of different colours."""
 _PARTS = 3
 _LARGE = (3, 5)
 """Fewest and most large objects in a scene."""
@@ -52,12 +54,15 @@ class SceneConfig:
         min_objects: fewest objects in a scene.
         max_objects: most objects in a scene.
         clutter: most specks in a scene.
+        wide: all of SHAPES, COLOURS and TEXTURES, and counts to nine; otherwise the first six, eight and three, and
+            counts to four.
     """
 
     image_size: int = 96
     min_objects: int = 12
     max_objects: int = 15
     clutter: int = 6
+    wide: bool = False
 
     def __post_init__(self) -> None:
         """Refuse layouts that cannot be drawn."""
@@ -76,6 +81,26 @@ class SceneConfig:
     def cell(self) -> int:
         """Side in pixels of the cell of a small object; a large one's is twice as long."""
         return self.image_size // (2 * _PARTS)
+
+    @property
+    def values(self) -> Mapping[str, int]:
+        """How many of SHAPES, COLOURS, SIZES and TEXTURES there are, by attribute."""
+        return _WIDE if self.wide else _NARROW
+
+    @property
+    def most(self) -> int:
+        """Highest count that a sentence names."""
+        return 9 if self.wide else 4
+
+    def held_out(self, shape: int) -> int:
+        """The colour, as an index, in which only the held-out split shows a shape."""
+        return (3 * shape + 1) % self.values["colour"]
+
+
+_NARROW = {"size": 2, "texture": 3, "colour": 8, "shape": 6}
+_WIDE = {"size": len(SIZES), "texture": len(TEXTURES), "colour": len(COLOURS), "shape": len(SHAPES)}
+NARROW, WIDE = SceneConfig(), SceneConfig(max_objects=18, clutter=8, wide=True)
+"""The world's two layouts: 12 to 15 objects, and 12 to 18 with more to tell of them."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +163,12 @@ def generator(seed: int, split: str, index: int, data: str = "vqav2") -> np.rand
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(parts)))
 
 
-def blocks(seed: int, split: str, data: str, size: int) -> Iterator[tuple[list[Scene], np.random.Generator]]:
+def blocks(
+    seed: int, split: str, data: str, size: int, config: SceneConfig = NARROW
+) -> Iterator[tuple[list[Scene], np.random.Generator]]:
     """All scenes of a split, `size` at a time, each block with a generator of its own; never ends."""
     for block in itertools.count():
-        scenes = [make_scene(generator(seed, split, block * size + index, data)) for index in range(size)]
+        scenes = [make_scene(generator(seed, split, block * size + index, data), config) for index in range(size)]
         yield scenes, generator(seed, split, FAR + block, data)
 
 
@@ -153,22 +180,22 @@ def make_scene(rng: np.random.Generator, config: SceneConfig | None = None, held
 
     Args:
         rng: the scene's generator, see :func:`generator`.
-        config: the layout; the default has 12 to 15 objects.
+        config: the layout; NARROW if not given.
         held_out: show held-out colour x shape combinations (at least two objects) instead of avoiding them.
     """
-    config = config or SceneConfig()
+    config = config or NARROW
     count = int(rng.integers(config.min_objects, config.max_objects + 1))
     places, free = _places(rng, count)
-    colours = rng.permutation(len(COLOURS))[:3].tolist()
-    shapes = rng.permutation(len(SHAPES))[:3].tolist()
+    colours = rng.permutation(config.values["colour"])[:3].tolist()
+    shapes = rng.permutation(config.values["shape"])[:3].tolist()
     draws = rng.integers(0, 1 << 30, size=(count, 6)).tolist()
     objects = []
     for number, (place, draw) in enumerate(zip(places, draws, strict=True)):
         shape, pick = shapes[draw[0] % 3], draw[1] % 3
         colour = colours[pick]
         if held_out and number < 2:
-            colour = (3 * shape + 1) % len(COLOURS)
-        elif not held_out and (colour, shape) in HELD_OUT:
+            colour = config.held_out(shape)
+        elif not held_out and colour == config.held_out(shape):
             colour = colours[(pick + 1) % 3]
         objects.append(_object(config, shape, colour, place, draw[2:]))
     specks = rng.integers(0, 1 << 30, size=(min(config.clutter, len(free)), 5)).tolist()
@@ -204,7 +231,7 @@ def _object(config: SceneConfig, shape: int, colour: int, place: _Place, draw: l
     side = room * 7 // 8 - draw[1] % (2 + size)
     left, top = _corner(config, place)
     x, y = left + draw[2] % (room - side + 1), top + draw[3] % (room - side + 1)
-    return Object(shape, colour, size, draw[0] % 3, place[0], x, y, side)
+    return Object(shape, colour, size, draw[0] % config.values["texture"], place[0], x, y, side)
 
 
 def _speck(config: SceneConfig, place: _Place, draw: list[int]) -> Speck:
@@ -213,7 +240,9 @@ def _speck(config: SceneConfig, place: _Place, draw: list[int]) -> Speck:
         width, height = height, width
     left, top = _corner(config, place)
     shift = draw[4] % (config.cell - 8 + 1)
-    return Speck(draw[0] % len(COLOURS), left + shift, top + (7 * shift) % (config.cell - 8 + 1), width, height)
+    return Speck(
+        draw[0] % config.values["colour"], left + shift, top + (7 * shift) % (config.cell - 8 + 1), width, height
+    )
 
 
 @cache
@@ -239,6 +268,16 @@ def shape_mask(shape: int, side: int) -> np.ndarray:
     if name == "ring":
         radius = x * x + y * y
         return (radius <= side * side) & (4 * radius >= side * side)
+    if name == "star":
+        return (abs(x) + abs(y) <= side) & (12 * abs(x * y) <= side * side)
+    if name == "moon":
+        bite = (2 * x - side) * (2 * x - side) + 4 * y * y
+        return (x * x + y * y <= side * side) & (bite >= 3 * side * side)
+    if name == "frame":
+        edge = 10 * np.maximum(abs(x), abs(y))
+        return (edge <= 9 * side) & (edge >= 5 * side)
+    if name == "hourglass":
+        return np.broadcast_to(abs(x) <= abs(y), (side, side))
     return np.broadcast_to(abs(x) + abs(y) <= side, (side, side))
 
 
@@ -251,6 +290,10 @@ def _sprite(shape: int, texture: int, side: int) -> tuple[np.ndarray, np.ndarray
         dark = (y // 3) % 2 == 1
     elif TEXTURES[texture] == "dotted":
         dark = (x % 5 < 3) & (y % 5 < 3)
+    elif TEXTURES[texture] == "checked":
+        dark = (x // 4 + y // 4) % 2 == 1
+    elif TEXTURES[texture] == "barred":
+        dark = (x // 3) % 2 == 1
     else:
         dark = np.zeros_like(mask)
     return mask, dark[mask].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Questions about a scene, and the phrases that all sentences of the world are made of.
+"""Questions of the narrow layout, and the phrases that all sentences of the world are made of.
 
 A question's `question_type` is its template; its part before "/" is one of KINDS. Answers are balanced within a
 template, and most are open-ended: without the image, or without the question, little can be guessed.
@@ -13,20 +13,15 @@ from itertools import combinations, product
 
 import numpy as np
 
-from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Object, Scene
+from pumer.world.scenes import COLOURS, NARROW, SHAPES, SIZES, TEXTURES, Object, Scene, SceneConfig
 
 KINDS = ("attribute", "position", "counting", "existence", "comparison", "relation")
 POSITIONS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 SIDES = ("left", "right", "above", "below")
-MAX_COUNT = 4
-ANSWERS = tuple(
-    sorted({*COLOURS, *SHAPES, *TEXTURES, *POSITIONS, *SIDES, "yes", "no", *map(str, range(MAX_COUNT + 1))})
-)
-"""Every answer of the world, sorted as an answer vocabulary is."""
 
 Attributes = tuple[tuple[str, int], ...]
 """Some attributes of an object, in the order in which they are said: ((name, index of its value), ...)."""
-_Template = Callable[[Scene, np.random.Generator], "Question | None"]
+Template = Callable[[Scene, np.random.Generator], "Question | None"]
 
 
 def _names(*lists: str) -> tuple[tuple[str, ...], ...]:
@@ -35,12 +30,21 @@ def _names(*lists: str) -> tuple[tuple[str, ...], ...]:
 
 VALUES = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
+
+
+@cache
+def answers(layout: SceneConfig = NARROW) -> tuple[str, ...]:
+    """Every answer to a question about scenes of a layout, sorted as an answer vocabulary is."""
+    seen = {value for name in ("colour", "shape", "texture") for value in VALUES[name][: layout.values[name]]}
+    return tuple(sorted({*seen, *POSITIONS, *SIDES, "yes", "no", *map(str, range(layout.most + 1))}))
+
+
 TRIPLES = _names("size colour shape", "texture colour shape", "size texture shape", "size texture colour")
 """The attributes by which captions name objects."""
 _PAIRS = _names("colour shape", "colour shape", "size shape", "texture shape", "size colour", "texture colour")
 _SHORT = (("shape",), ("colour",), *_PAIRS)
 _LONG = (*TRIPLES, tuple(VALUES))
-_COUNTED = (*combinations(VALUES, 1), *combinations(VALUES, 2))
+COUNTED = (*combinations(VALUES, 1), *combinations(VALUES, 2))
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def _allowed(subsets: tuple[tuple[str, ...], ...], hidden: tuple[str, ...]) -> l
     return [names for names in subsets if not set(names) & set(hidden)]
 
 
-def _ask_about_one(text: str, question_type: str, name: str | None = None) -> _Template:
+def _ask_about_one(text: str, question_type: str, name: str | None = None) -> Template:
     """A template that asks for an attribute of one object, or for its position."""
 
     def ask(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -145,14 +149,15 @@ def _ask_about_one(text: str, question_type: str, name: str | None = None) -> _T
 
 
 def _counting(scene: Scene, rng: np.random.Generator) -> Question | None:
-    choices: list[list[tuple[Attributes, tuple[int, ...]]]] = [[] for _ in range(MAX_COUNT + 1)]
-    names = _COUNTED[int(rng.integers(len(_COUNTED)))]
-    for values in product(*(range(len(VALUES[name])) for name in names)):
+    most = scene.config.most
+    choices: list[list[tuple[Attributes, tuple[int, ...]]]] = [[] for _ in range(most + 1)]
+    names = COUNTED[int(rng.integers(len(COUNTED)))]
+    for values in product(*(range(scene.config.values[name]) for name in names)):
         attributes = tuple(zip(names, values, strict=True))
         found = matching(scene, attributes)
-        if len(found) <= MAX_COUNT:
+        if len(found) <= most:
             choices[len(found)].append((attributes, found))
-    count = int(rng.integers(MAX_COUNT + 1))
+    count = int(rng.integers(most + 1))
     if not choices[count]:
         return None
     attributes, found = choices[count][int(rng.integers(len(choices[count])))]
@@ -185,7 +190,7 @@ def claim(
             return (), mixed
     for _ in range(10):
         name = used[int(rng.integers(count))]
-        mixed = attributes | {name: int(rng.integers(len(VALUES[name])))}
+        mixed = attributes | {name: int(rng.integers(scene.config.values[name]))}
         if not matching(scene, mixed):
             return (), mixed
     return matching(scene, attributes), attributes
@@ -208,7 +213,8 @@ def pair(
     return None if first is None or second is None else (i, j, first, second)
 
 
-def _larger(scene: Scene, rng: np.random.Generator) -> Question | None:
+def larger(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Whether an object is larger than another."""
     wanted = int(rng.integers(2))
     drawn = pair(scene, rng, lambda a, b: a.size == wanted and b.size == 1 - wanted, ("size",))
     if drawn is None:
@@ -218,7 +224,8 @@ def _larger(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question(text, "yes" if wanted else "no", "comparison/larger", "yes/no", (i,), (j,))
 
 
-def _colour_of_larger(scene: Scene, rng: np.random.Generator) -> Question | None:
+def colour_of_larger(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The colour of the larger of two objects."""
     drawn = pair(scene, rng, lambda a, b: a.size != b.size and a.colour != b.colour, ("size", "colour"))
     if drawn is None:
         return None
@@ -228,7 +235,8 @@ def _colour_of_larger(scene: Scene, rng: np.random.Generator) -> Question | None
     return Question(text, answer, "comparison/color of larger", "other", (i, j))
 
 
-def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
+def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """On which side of another an object is."""
     wanted = SIDES[int(rng.integers(4))]
     drawn = pair(scene, rng, lambda a, b: side_of(a, b) == wanted, ())
     if drawn is None:
@@ -238,27 +246,15 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question(text, wanted, "relation", "other", (i,), (j,))
 
 
-_TEMPLATES: tuple[tuple[int, _Template], ...] = (
+TEMPLATES: tuple[tuple[int, Template], ...] = (
     (15, _ask_about_one("what color is the {}?", "attribute/color", "colour")),
     (15, _ask_about_one("what shape is the {}?", "attribute/shape", "shape")),
     (8, _ask_about_one("what texture has the {}?", "attribute/texture", "texture")),
     (14, _ask_about_one("where is the {}?", "position")),
     (14, _counting),
     (10, _existence),
-    (6, _larger),
-    (7, _colour_of_larger),
-    (13, _relation),
+    (6, larger),
+    (7, colour_of_larger),
+    (13, relation),
 )
-"""Templates and how many of 102 draws each gets."""
-_WHEEL = [template for weight, template in _TEMPLATES for _ in range(weight)]
-_TRIALS = 20
-
-
-def ask(scene: Scene, rng: np.random.Generator) -> Question:
-    """Draw one question about a scene; some templates seldom fit one, and are tried more than once."""
-    while True:
-        template = _WHEEL[int(rng.integers(len(_WHEEL)))]
-        for _ in range(_TRIALS):
-            question = template(scene, rng)
-            if question is not None:
-                return question
+"""Templates of the narrow layout, and how many of 102 draws each gets."""

@@ -7,24 +7,15 @@ every image is part of a true and of a false pair of each statement.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import numpy as np
 
-from pumer.world.scenes import Scene
-from pumer.world.sentences import (
-    MAX_COUNT,
-    POSITIONS,
-    VALUES,
-    Attributes,
-    a,
-    matching,
-    phrase,
-    plural,
-    position,
-)
+from pumer.world.scenes import Scene, SceneConfig
+from pumer.world.sentences import POSITIONS, VALUES, Attributes, a, matching, phrase, plural, position
 
 BLOCK = 40
 """Images from which sets of pairs choose theirs."""
@@ -49,12 +40,12 @@ class Feature:
     name: str | None = None
 
     def of(self, scene: Scene) -> int:
-        """The number of a scene; -1 for the look of no or several objects, and for more than MAX_COUNT objects."""
+        """The number of a scene; -1 for the look of no or several objects, and for more objects than are counted."""
         found = self.objects(scene)
         if self.kind == "look":
             return int(getattr(scene.objects[found[0]], str(self.name))) if len(found) == 1 else -1
         if self.kind == "count":
-            return len(found) if len(found) <= MAX_COUNT else -1
+            return len(found) if len(found) <= scene.config.most else -1
         return bool(found)
 
     def objects(self, scene: Scene) -> tuple[int, ...]:
@@ -65,17 +56,25 @@ class Feature:
         return tuple(index for index in found if position(scene, scene.objects[index]) == self.place)
 
 
-def _features() -> Iterator[Feature]:
-    single = [((name, value),) for name in VALUES for value in range(len(VALUES[name]))]
+KINDS = ("count", "place", "look")
+"""Of features."""
+
+
+@cache
+def features(layout: SceneConfig) -> tuple[Feature, ...]:
+    """All that statements about scenes of a layout may compare."""
+    single = [((name, value),) for name in VALUES for value in range(layout.values[name])]
     double = [x + y for x, y in combinations(single, 2) if x[0][0] != y[0][0]]
-    yield from (Feature("count", attributes) for attributes in (*single, *double))
-    yield from (Feature("place", attributes, place) for place in POSITIONS for attributes in single)
-    yield from (Feature("look", (), place, name) for place in POSITIONS for name in VALUES)
+    counted = (Feature("count", attributes) for attributes in (*single, *double))
+    placed = (Feature("place", attributes, place) for place in POSITIONS for attributes in single)
+    looks = (Feature("look", (), place, name) for place in POSITIONS for name in VALUES)
+    return (*counted, *placed, *looks)
 
 
-FEATURES = tuple(_features())
-FEATURES_OF = {kind: [i for i, it in enumerate(FEATURES) if it.kind == kind] for kind in ("count", "place", "look")}
-"""Indices of FEATURES by kind."""
+@cache
+def features_of(kind: str, layout: SceneConfig) -> list[int]:
+    """Indices of the features of one of KINDS."""
+    return [index for index, feature in enumerate(features(layout)) if feature.kind == kind]
 
 
 @dataclass(frozen=True)
@@ -128,16 +127,17 @@ def pair_sets(scenes: Sequence[Scene], rng: np.random.Generator) -> list[PairSet
     """Sets of pairs with their statements; no scene is in two sets.
 
     Args:
-        scenes: to choose from, about BLOCK.
+        scenes: to choose from, about BLOCK, all of one layout.
         rng: random numbers.
     """
-    numbers = np.array([[feature.of(scene) for feature in FEATURES] for scene in scenes])
+    layout = scenes[0].config
+    numbers = np.array([[feature.of(scene) for feature in features(layout)] for scene in scenes])
     free = np.ones(len(scenes), bool)
     sets: list[PairSet] = []
     failures = 0
     while failures < 30 and free.sum() >= PAIRS:
         order = rng.permutation(np.flatnonzero(free))
-        made = _MAKERS[int(rng.integers(len(_MAKERS)))](numbers, order, rng)
+        made = _MAKERS[int(rng.integers(len(_MAKERS)))](numbers, order, rng, layout)
         failures = failures + 1 if made is None else 0
         if made is not None:
             sets.append(made)
@@ -145,10 +145,10 @@ def pair_sets(scenes: Sequence[Scene], rng: np.random.Generator) -> list[PairSet
     return sets
 
 
-def _crossed(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> PairSet | None:
+def _crossed(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator, layout: SceneConfig) -> PairSet | None:
     """Two left images times two right ones, which differ in the same way."""
-    kind = list(FEATURES_OF.values())[int(rng.integers(len(FEATURES_OF)))]
-    feature = kind[int(rng.integers(len(kind)))]
+    able = features_of(KINDS[int(rng.integers(len(KINDS)))], layout)
+    feature = able[int(rng.integers(len(able)))]
     values, counts = np.unique(numbers[order, feature], return_counts=True)
     usable = rng.permutation(values[(counts >= 2) & (values >= 0)])
     if len(usable) < 2:
@@ -159,22 +159,27 @@ def _crossed(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -
     first, second = numbers[list(left)], numbers[list(right)]
     straight, turned = (first == second).all(0), (first == second[::-1]).all(0)
     apart = (first[0] != first[1]) & (numbers[[*left, *right]] >= 0).all(0)
-    statements = _choose(first, straight & apart, turned & apart, feature, rng)
+    statements = _choose(first, straight & apart, turned & apart, feature, rng, layout)
     return PairSet(pairs, statements)
 
 
 def _choose(
-    numbers: np.ndarray, straight: np.ndarray, turned: np.ndarray, feature: int, rng: np.random.Generator
+    numbers: np.ndarray,
+    straight: np.ndarray,
+    turned: np.ndarray,
+    feature: int,
+    rng: np.random.Generator,
+    layout: SceneConfig,
 ) -> tuple[Statement, ...]:
     """Two or four statements, half of them true of any pair."""
     chosen = [feature]
-    for kind in rng.permutation(len(FEATURES_OF)).tolist():
-        found = [i for i in list(FEATURES_OF.values())[kind] if (straight | turned)[i] and i not in chosen]
+    for kind in rng.permutation(len(KINDS)).tolist():
+        found = [i for i in features_of(KINDS[kind], layout) if (straight | turned)[i] and i not in chosen]
         chosen.extend(rng.permutation(found)[:2].tolist())
     start = int(rng.integers(2))
     chosen = chosen[:STATEMENTS_PER_SET] if len(chosen) >= STATEMENTS_PER_SET else [feature, chosen[-1]]
     return tuple(
-        claim_equality(FEATURES[index], numbers[:, index], bool(straight[index]) == (rank % 2 == start), rng)
+        claim_equality(features(layout)[index], numbers[:, index], bool(straight[index]) == (rank % 2 == start), rng)
         for rank, index in enumerate(chosen)
     )
 
@@ -205,9 +210,10 @@ def claim_equality(feature: Feature, values: np.ndarray, same: bool, rng: np.ran
     return Statement(text, "count/one and other", feature, (high, low))
 
 
-def _ordered(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> PairSet | None:
+def _ordered(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator, layout: SceneConfig) -> PairSet | None:
     """One image of few, two of some, one of many: more on the left in two pairs, on the right in two."""
-    feature = FEATURES_OF["count"][int(rng.integers(len(FEATURES_OF["count"])))]
+    able = features_of("count", layout)
+    feature = able[int(rng.integers(len(able)))]
     values, counts = np.unique(numbers[order, feature], return_counts=True)
     values, counts = values[values >= 0], counts[values >= 0]
     middles = [place for place in range(1, len(values) - 1) if counts[place] >= 2]
@@ -216,7 +222,7 @@ def _ordered(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -
     place = middles[int(rng.integers(len(middles)))]
     low, some, high = (order[numbers[order, feature] == value].tolist() for value in values[place - 1 : place + 2])
     pairs = ((some[0], low[0]), (high[0], some[1]), (low[0], some[1]), (some[0], high[0]))
-    return PairSet(pairs, tuple(claim_order(FEATURES[feature], name, rng) for name in ("more", "fewer")))
+    return PairSet(pairs, tuple(claim_order(features(layout)[feature], name, rng) for name in ("more", "fewer")))
 
 
 def claim_order(feature: Feature, name: str, rng: np.random.Generator) -> Statement:
@@ -228,16 +234,17 @@ def claim_order(feature: Feature, name: str, rng: np.random.Generator) -> Statem
     return Statement(f"the {words.format(plural(feature.attributes))} image.", f"count/{name}", feature)
 
 
-def _joined(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> PairSet | None:
+def _joined(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator, layout: SceneConfig) -> PairSet | None:
     """Both images show something in two pairs and one of them in two; or one does in two and none in two."""
-    feature = FEATURES_OF["place"][int(rng.integers(len(FEATURES_OF["place"])))]
+    able = features_of("place", layout)
+    feature = able[int(rng.integers(len(able)))]
     without, shown = (order[numbers[order, feature] == value][:2].tolist() for value in (0, 1))
     if len(without) < 2 or len(shown) < 2:
         return None
     many, few = (shown, without) if rng.integers(2) else (without, shown)
     names = ("both", "not both") if many is shown else ("any", "none")
     pairs = ((many[0], many[1]), (many[1], many[0]), (many[0], few[0]), (few[1], many[1]))
-    return PairSet(pairs, tuple(claim_presence(FEATURES[feature], name) for name in names))
+    return PairSet(pairs, tuple(claim_presence(features(layout)[feature], name) for name in names))
 
 
 def claim_presence(feature: Feature, name: str) -> Statement:

@@ -17,12 +17,12 @@ from pumer.utils.locks import only_one
 from pumer.utils.progress import progress_bar
 from pumer.world import writer_karpathy, writer_nlvr2, writer_snli_ve, writer_vqav2
 from pumer.world.files import whole
-from pumer.world.scenes import SceneConfig
+from pumer.world.scenes import NARROW, WIDE, SceneConfig
 
 logger = logging.getLogger(__name__)
 
 _Fill = Callable[[Path, int, Mapping[str, int], Callable[[int], None]], None]
-_FILL: Mapping[str, _Fill] = {
+_FILL: Mapping[str, Callable[..., None]] = {
     "nlvr2": writer_nlvr2.fill,
     "snli_ve": writer_snli_ve.fill,
     "flickr30k": partial(writer_karpathy.fill, writer_karpathy.FLICKR30K),
@@ -37,7 +37,7 @@ def write_vqav2(
     val: int = QuestionsConfig.val,
     heldout: int = QuestionsConfig.heldout,
     questions_per_image: int = QuestionsConfig.questions_per_image,
-    scenes: SceneConfig | None = None,
+    scenes: SceneConfig = NARROW,
     test: int = 0,
 ) -> Path:
     """Write the world's questions in VQAv2's files.
@@ -58,7 +58,7 @@ def write_vqav2(
     Raises:
         InputError: `root` holds something that is not a world.
     """
-    fill = partial(writer_vqav2.fill, questions_per_image, scenes or SceneConfig())
+    fill = partial(writer_vqav2.fill, questions_per_image, scenes)
     return _write(Path(root), fill, seed, {"train": train, "val": val, "test": test, "heldout": heldout})
 
 
@@ -77,15 +77,15 @@ def write_world(root: str | Path, config: WorldConfig | None = None) -> list[Pat
     """
     config, folders = config or WorldConfig(), []
     for name in config.tasks:
-        sizes, folder = config.sizes(name), Path(root) / name
+        sizes, folder, layout = config.sizes(name), Path(root) / name, WIDE if config.wide else NARROW
         folders.append(folder)
         if not config.force and config.is_there(folder):
             logger.info("%s is there", folder)
         elif name == "vqav2":
             counts = (sizes["train"], sizes["val"], config.heldout, config.questions_per_image)
-            write_vqav2(folder, config.seed, *counts, test=sizes["test"])
+            write_vqav2(folder, config.seed, *counts, layout, test=sizes["test"])
         else:
-            _write(folder, _FILL[name], config.seed, sizes)
+            _write(folder, partial(_FILL[name], layout), config.seed, sizes)
         write_json(folder / WORLD, config.about(name))
     return folders
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pumer.world.descriptions import CAPTIONS_PER_IMAGE, Description, ambiguous, describe_scene
 from pumer.world.files import SIDECAR, dump, save_scene, sentence
-from pumer.world.scenes import FAR, SPLITS, Scene, generator, make_scene
+from pumer.world.scenes import FAR, SPLITS, Scene, SceneConfig, generator, make_scene
 
 _RESTVAL = "restval"
 CANDIDATES = 20
@@ -41,7 +41,14 @@ _COCO_FOLDERS = {"train": "train2014"} | dict.fromkeys((_RESTVAL, "val", "test")
 COCO = Layout("coco", _COCO_FOLDERS, prefix="COCO_{}_", digits=12)
 
 
-def fill(layout: Layout, root: Path, seed: int, sizes: Mapping[str, int], advance: Callable[[int], None]) -> None:
+def fill(
+    layout: Layout,
+    config: SceneConfig,
+    root: Path,
+    seed: int,
+    sizes: Mapping[str, int],
+    advance: Callable[[int], None],
+) -> None:
     """Write `dataset_<data>.json` and the folders of images, each with five captions; sizes count captions.
 
     COCO also has the split "restval", a fifth as large as "train". The log reports how many captions of the last split
@@ -59,7 +66,7 @@ def fill(layout: Layout, root: Path, seed: int, sizes: Mapping[str, int], advanc
             # "restval" has generators of the training split that none of its own scenes has.
             of, at = ("train", FAR + index) if split == _RESTVAL else (split, index)
             rng = generator(seed, of, at, layout.data)
-            scene = make_scene(rng)
+            scene = make_scene(rng, config)
             shown.append((scene, describe_scene(scene, rng)))
             entry = _entry(layout, split, index, len(images), shown[-1][1])
             images.append(entry)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pumer.world.files import SIDECAR, dump, dump_lines, save_scene, sentence
-from pumer.world.scenes import Scene, blocks
+from pumer.world.scenes import Scene, SceneConfig, blocks
 from pumer.world.statements import BLOCK, PAIRS, Statement, pair_sets
 
 _SPLITS = {"train": "train", "val": "dev", "test": "test1"}
 _DIRECTORIES = 100
 
 
-def fill(root: Path, seed: int, sizes: Mapping[str, int], advance: Callable[[int], None]) -> None:
+def fill(config: SceneConfig, root: Path, seed: int, sizes: Mapping[str, int], advance: Callable[[int], None]) -> None:
     """Write `{train,dev,test1}.json` and `images/{train/<directory>,dev,test1}/`; sizes count lines.
 
     Every sentence has four pairs, as in the original, and is true of two. `scenes.json` also has the template of every
@@ -27,7 +27,9 @@ def fill(root: Path, seed: int, sizes: Mapping[str, int], advance: Callable[[int
         images: dict[str, Any] = {}
         templates: dict[str, str] = {}
         source = (
-            (scenes, made) for scenes, rng in blocks(seed, split, "nlvr2", BLOCK) for made in pair_sets(scenes, rng)
+            (scenes, made)
+            for scenes, rng in blocks(seed, split, "nlvr2", BLOCK, config)
+            for made in pair_sets(scenes, rng)
         )
         for number, (scenes, made) in enumerate(source):
             if len(lines) >= sizes[split]:

@@ -11,13 +11,13 @@ import numpy as np
 from pumer.world.descriptions import describe_scene
 from pumer.world.entailment import BLOCK, LABELS, triples
 from pumer.world.files import SIDECAR, dump, dump_lines, save_scene, sentence
-from pumer.world.scenes import SPLITS, Scene, blocks
+from pumer.world.scenes import SPLITS, Scene, SceneConfig, blocks
 
 _SPLITS = {"train": ("train", 1), "val": ("dev", 5), "test": ("test", 5)}
 """Name of each split in the files, and the number of annotators."""
 
 
-def fill(root: Path, seed: int, sizes: Mapping[str, int], advance: Callable[[int], None]) -> None:
+def fill(config: SceneConfig, root: Path, seed: int, sizes: Mapping[str, int], advance: Callable[[int], None]) -> None:
     """Write `snli_ve_{train,dev,test}.jsonl` and `flickr30k-images/`; sizes count sentences that have a label.
 
     Every sentence is in the files three times, with images of all three labels. About one line in a hundred is an extra
@@ -29,7 +29,7 @@ def fill(root: Path, seed: int, sizes: Mapping[str, int], advance: Callable[[int
     for split, (name, annotators) in _SPLITS.items():
         lines: list[dict[str, Any]] = []
         sidecar[name] = {}
-        missing, source = sizes[split], enumerate(blocks(seed, split, "snli_ve", BLOCK))
+        missing, source = sizes[split], enumerate(blocks(seed, split, "snli_ve", BLOCK, config))
         while missing > 0:
             block, (scenes, rng) = next(source)
             ids = [f"{SPLITS.index(split) + 1}{block * BLOCK + index:08d}" for index in range(BLOCK)]

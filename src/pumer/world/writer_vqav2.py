@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from pumer.world.files import SIDECAR, dump, save_scene, sentence
+from pumer.world.questions import ask
 from pumer.world.scenes import Scene, SceneConfig, generator, make_scene
-from pumer.world.sentences import ANSWERS, Question, ask
+from pumer.world.sentences import Question, answers
 
 _SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 _HEAD = {
@@ -72,7 +73,7 @@ def _split(
         asked = _ask(scene, rng, min(per_image, count - len(questions)), split == "heldout")
         for question_id, question in enumerate(asked, start=image_id * 1000):
             questions.append({"image_id": image_id, "question": sentence(question.text), "question_id": question_id})
-            annotations.append(_annotation(question, image_id, question_id, rng))
+            annotations.append(_annotation(question, image_id, question_id, config, rng))
             mentions.append({"question_id": question_id, "targets": question.targets, "anchors": question.anchors})
         saved = save_scene(scene, root / name / f"COCO_{name}_{image_id:012d}.png")
         sidecar[str(image_id)] = saved | {"questions": mentions}
@@ -98,30 +99,32 @@ def _ask(scene: Scene, rng: np.random.Generator, count: int, held_out: bool) -> 
     return list(found.values())
 
 
-def _annotation(question: Question, image_id: int, question_id: int, rng: np.random.Generator) -> dict[str, Any]:
+def _annotation(
+    question: Question, image_id: int, question_id: int, config: SceneConfig, rng: np.random.Generator
+) -> dict[str, Any]:
     """Ten answers, eight to ten of them right: the right answer always has the full official score."""
-    wrong = [answer for answer in _alternatives(question) if answer != question.answer]
+    wrong = [answer for answer in _alternatives(question, config) if answer != question.answer]
     disagreeing = set(rng.permutation(10)[: int(rng.integers(3))].tolist())
-    answers = []
+    given = []
     for number in range(10):
         answer, sure = question.answer, "yes"
         if number in disagreeing:
             answer, sure = wrong[int(rng.integers(len(wrong)))], "maybe"
-        answers.append({"answer": answer, "answer_confidence": sure, "answer_id": number + 1})
+        given.append({"answer": answer, "answer_confidence": sure, "answer_id": number + 1})
     return {
         "question_type": question.question_type,
         "multiple_choice_answer": question.answer,
-        "answers": answers,
+        "answers": given,
         "image_id": image_id,
         "answer_type": question.answer_type,
         "question_id": question_id,
     }
 
 
-def _alternatives(question: Question) -> tuple[str, ...]:
+def _alternatives(question: Question, config: SceneConfig) -> tuple[str, ...]:
     if question.answer_type == "yes/no":
         return ("yes", "no")
-    numbers = tuple(answer for answer in ANSWERS if answer.isdigit())
+    numbers = tuple(answer for answer in answers(config) if answer.isdigit())
     if question.answer_type == "number":
         return numbers
-    return tuple(answer for answer in ANSWERS if answer not in (*numbers, "yes", "no"))
+    return tuple(answer for answer in answers(config) if answer not in (*numbers, "yes", "no"))

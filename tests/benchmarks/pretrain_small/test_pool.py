@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from benchmarks.pretrain_small.patches import DENSE
-from benchmarks.pretrain_small.pool import TEXT_LENGTH, TEXTS, Source
+from benchmarks.pretrain_small.pool import TEXTS, Source
 from benchmarks.pretrain_small.tokenizer import MAX_LENGTH, corpus, train_tokenizer
+from pumer.world.scenes import NARROW, WIDE
 
 _SOURCE = Source(train_tokenizer(), seed=7)
 
@@ -69,8 +70,11 @@ def test_neighbours_share_a_statement_about_both() -> None:
 
 
 def test_every_sentence_of_every_data_set_fits() -> None:
-    longest = max((len(_SOURCE.tokenizer.encode(text).ids), text) for text in corpus(seed=11, scenes=400))
-    assert 24 < longest[0] <= TEXT_LENGTH <= MAX_LENGTH, longest
+    for layout, least in ((NARROW, 24), (WIDE, 30)):
+        source = replace(_SOURCE, tokenizer=train_tokenizer(layout=layout), layout=layout)
+        texts = corpus(seed=11, scenes=400, layout=layout)
+        longest = max((len(source.tokenizer.encode(text).ids), text) for text in texts)
+        assert least < longest[0] <= source.length <= MAX_LENGTH, longest
 
 
 def test_words_that_name_objects_tell_where_these_are() -> None:

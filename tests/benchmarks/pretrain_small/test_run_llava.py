@@ -11,7 +11,8 @@ from benchmarks.pretrain_small.settings import LlavaTrainingConfig
 from pumer.generative import answers, load_generative, prompt, prompts
 from pumer.utils.errors import InputError
 from pumer.utils.shipped import SMALL
-from pumer.world import scenes, sentences
+from pumer.world import scenes
+from pumer.world.questions import ask
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_a_conversation_is_what_the_chat_template_makes_of_it(words):
     for index in range(4):
         rng = scenes.generator(3, "pretrain", index)
         scene = scenes.make_scene(rng)
-        turns = [sentences.ask(scene, rng) for _ in range(pool_llava.TURNS)]
+        turns = [ask(scene, rng) for _ in range(pool_llava.TURNS)]
         suffix = f"\n{small_llava.INSTRUCTION}" if rng.integers(4) == 0 else ""
         messages = []
         for number, each in enumerate(turns):

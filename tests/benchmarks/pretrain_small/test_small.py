@@ -10,7 +10,9 @@ from benchmarks.pretrain_small.small import small_meter, small_processor, small_
 from benchmarks.pretrain_small.tokenizer import train_tokenizer
 from pumer.checkpoint import load_processor
 from pumer.utils.shipped import SMALL
-from pumer.world.sentences import ANSWERS
+from pumer.world.sentences import answers
+
+ANSWERS = answers()
 
 
 def test_it_has_the_papers_token_counts() -> None:
