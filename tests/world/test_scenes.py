@@ -10,6 +10,9 @@ import pytest
 from pumer.world import scenes
 
 
+WIDE = {"max_objects": 18, "clutter": 8, "wide": True}
+
+
 def scene(index: int, split: str = "train", **layout: int) -> scenes.Scene:
     config = scenes.SceneConfig(**layout)
     return scenes.make_scene(scenes.generator(0, split, index), config, held_out=split == "heldout")
@@ -22,9 +25,18 @@ def test_a_scene_follows_from_seed_split_and_index() -> None:
     assert (scenes.render(scene(3)) == scenes.render(scene(3))).all()
 
 
-def test_pixels_are_the_same_on_every_machine() -> None:
-    images = b"".join(scenes.render(scene(index)).tobytes() for index in range(4))
-    assert hashlib.sha256(images).hexdigest()[:16] == "a99854fee834be68"
+@pytest.mark.parametrize(("layout", "digest"), [({}, "a99854fee834be68"), (WIDE, "0507e736957f5865")])
+def test_pixels_are_the_same_on_every_machine(layout: dict[str, int], digest: str) -> None:
+    images = b"".join(scenes.render(scene(index, **layout)).tobytes() for index in range(4))
+    assert hashlib.sha256(images).hexdigest()[:16] == digest
+
+
+def test_the_wide_layout_shows_every_value_and_the_narrow_one_its_own() -> None:
+    for layout in (scenes.NARROW, scenes.WIDE):
+        rngs = (scenes.generator(0, "train", index) for index in range(150))
+        items = [item for rng in rngs for item in scenes.make_scene(rng, layout).objects]
+        for name, count in layout.values.items():
+            assert {getattr(item, name) for item in items} == set(range(count))
 
 
 def test_images_are_uint8_of_the_configured_size() -> None:
@@ -33,7 +45,7 @@ def test_images_are_uint8_of_the_configured_size() -> None:
     assert image.dtype == np.uint8
 
 
-@pytest.mark.parametrize("layout", [{}, {"min_objects": 5, "max_objects": 21}, {"image_size": 128, "clutter": 20}])
+@pytest.mark.parametrize("layout", [{}, WIDE, {"min_objects": 5, "max_objects": 21}, {"image_size": 128, "clutter": 20}])
 def test_objects_and_clutter_stay_inside_and_apart(layout: dict[str, int]) -> None:
     for index in range(100):
         made = scene(index, **layout)
@@ -80,16 +92,19 @@ def test_clutter_is_fainter_than_any_object() -> None:
             assert abs(shown - scenes.PIXELS[speck.colour]).max() > 20
 
 
-def test_held_out_combinations_appear_in_their_split_only() -> None:
+@pytest.mark.parametrize("layout", [{}, WIDE])
+def test_held_out_combinations_appear_in_their_split_only(layout: dict[str, int]) -> None:
+    config = scenes.SceneConfig(**layout)
+
     def shown(split: str) -> list[bool]:
-        items = [item for index in range(150) for item in scene(index, split).objects]
-        return [item.colour == scenes.NARROW.held_out(item.shape) for item in items]
+        items = [item for index in range(150) for item in scene(index, split, **layout).objects]
+        return [item.colour == config.held_out(item.shape) for item in items]
 
     assert not any(shown("train"))
     assert not any(shown("pretrain"))
     for index in range(30):
-        first, second = scene(index, "heldout").objects[:2]
-        assert all(it.colour == scenes.NARROW.held_out(it.shape) for it in (first, second))
+        for item in scene(index, "heldout", **layout).objects[:2]:
+            assert item.colour == config.held_out(item.shape)
 
 
 def test_every_object_is_drawn_in_its_box_in_its_colour() -> None:

@@ -16,15 +16,21 @@ from pumer.tasks.retrieval import read_images
 from pumer.utils.errors import InputError
 from pumer.world import WorldConfig, write_vqav2, write_world
 from pumer.world.descriptions import CAPTIONS_PER_IMAGE
+from pumer.world.scenes import NARROW, WIDE
 
 CONFIG = WorldConfig(seed=3, train=48, val=30, test=24, heldout=6)
 SIZES = {"train": 48, "val": 30, "test": 24}
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["narrow", "wide"])
+def wide(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(tmp_path_factory: pytest.TempPathFactory, wide: bool) -> Path:
     root = tmp_path_factory.mktemp("data") / "world"
-    assert write_world(root, CONFIG) == [root / name for name in ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")]
+    assert write_world(root, replace(CONFIG, wide=wide)) == [root / name for name in ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")]
     return root
 
 
@@ -43,8 +49,8 @@ def test_the_official_reader_reads_it(world: Path, task: str, split: str) -> Non
         assert bool(example.answers) == ((task, split) != ("vqav2", "test"))
 
 
-def test_vqav2_is_what_its_own_writer_writes(world: Path, tmp_path: Path) -> None:
-    alone = write_vqav2(tmp_path / "alone", seed=3, train=48, val=30, heldout=6)
+def test_vqav2_is_what_its_own_writer_writes(world: Path, wide: bool, tmp_path: Path) -> None:
+    alone = write_vqav2(tmp_path / "alone", seed=3, train=48, val=30, heldout=6, scenes=WIDE if wide else NARROW)
     names = [path.relative_to(alone) for path in alone.rglob("*") if path.is_file() and path.name != "scenes.json"]
     assert all((alone / name).read_bytes() == (world / "vqav2" / name).read_bytes() for name in names)
 
@@ -121,12 +127,12 @@ def test_pictures_of_splits_and_data_sets_differ(world: Path) -> None:
     assert sum(map(len, shown)) == len(set().union(*shown))
 
 
-def test_a_seed_decides_every_file(world: Path, tmp_path: Path) -> None:
+def test_a_seed_decides_every_file(world: Path, wide: bool, tmp_path: Path) -> None:
     """Images are compared as scenes, since their compression depends on libraries; see `test_scenes` for pixels."""
     digest = hashlib.sha256()
     for path in sorted(path for path in world.rglob("*.json*") if path.name != WORLD):
         digest.update(path.read_bytes())
-    assert digest.hexdigest()[:16] == "04d670f5ae1735a0"
+    assert digest.hexdigest()[:16] == ("f2ab19beeed6b8eb" if wide else "04d670f5ae1735a0")
     write_world(tmp_path, replace(CONFIG, train=12, tasks=("vqav2", "nlvr2")))
     for name in ("vqav2/val2014/COCO_val2014_000000000001.png", "nlvr2/images/dev/dev-0-0-img0.png"):
         assert (world / name).read_bytes() == (tmp_path / name).read_bytes()
