@@ -98,8 +98,7 @@ def load(name: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Load a model, patched as it was saved.
 
     Args:
-        name: A folder, the name of a model on the Hugging Face hub, or "small:vilt", "small:meter" or "small:llava",
-            which ship.
+        name: A folder, the name of a model on the Hugging Face hub, or one that ships, such as "small:vilt".
         **kwargs: Passed to ``from_pretrained``, such as ``dtype`` or ``revision``.
 
     Returns:

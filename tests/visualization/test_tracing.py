@@ -162,4 +162,10 @@ def test_the_whole_images_enter_before_a_prompt_is_shortened(kind, config):
     entered, shortened = told.rows(0)
     assert (entered.name, list(entered.images), entered.text) == ("input", count, int(told.text_mask(0).sum()))
     assert sum(shortened.images) == int((told.mask[0] & ~told.text_mask(0)).sum()) < sum(count)
-    assert str(told).splitlines()[2].startswith("before the decoder") and shortened.gone is None
+    gone, merges = sum(count) - sum(shortened.images), isinstance(config, PoolingPromptConfig)
+    assert str(told).splitlines()[2].startswith("before the decoder")
+    assert (entered.gone, shortened.gone) == (None, (0, gone) if merges else (gone, 0))
+    for image, tile, cell, token in told.merged_before[0]:
+        columns = told.images[0][image][tile].columns
+        (row, column), (to_row, to_column) = (divmod(at, columns) for at in (cell, int(told.patch_cell[0, token])))
+        assert (int(told.image[0, token]), to_row // 2, to_column // 2) == (image, row // 2, column // 2)

@@ -9,7 +9,6 @@ import pytest
 
 from pumer.world import scenes
 
-
 WIDE = {"max_objects": 18, "clutter": 8, "wide": True}
 
 
@@ -45,7 +44,9 @@ def test_images_are_uint8_of_the_configured_size() -> None:
     assert image.dtype == np.uint8
 
 
-@pytest.mark.parametrize("layout", [{}, WIDE, {"min_objects": 5, "max_objects": 21}, {"image_size": 128, "clutter": 20}])
+@pytest.mark.parametrize(
+    "layout", [{}, WIDE, {"min_objects": 5, "max_objects": 21}, {"image_size": 128, "clutter": 20}]
+)
 def test_objects_and_clutter_stay_inside_and_apart(layout: dict[str, int]) -> None:
     for index in range(100):
         made = scene(index, **layout)

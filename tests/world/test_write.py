@@ -30,7 +30,9 @@ def wide(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, wide: bool) -> Path:
     root = tmp_path_factory.mktemp("data") / "world"
-    assert write_world(root, replace(CONFIG, wide=wide)) == [root / name for name in ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")]
+    assert write_world(root, replace(CONFIG, wide=wide)) == [
+        root / name for name in ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco")
+    ]
     return root
 
 

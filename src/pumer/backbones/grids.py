@@ -75,10 +75,13 @@ class Grids:
         cells: ``(B, N, 4)`` int64: number of the image in its prompt, number of the tile in its image, row and column
             in the tile. All are -1 for text; row and column are -1 for tokens that end a row or an image.
         images: The images of each prompt; None if nobody knows, and then all cells are -1.
+        merged: Of prompts in which tokens were merged before the decoder: ``(B, M, 4)``, the cells of the tokens that
+            there were, and ``(B, M)`` int64, which of the N tokens each was merged into, -1 for the others.
     """
 
     cells: Tensor
     images: tuple[tuple[Tiles, ...], ...] | None
+    merged: tuple[Tensor, Tensor] | None = None
 
 
 def note(model: Any, kind: Kind, output: Any, given: Mapping[str, Any]) -> None:
@@ -108,7 +111,8 @@ def grids_of(model: Any, image: Tensor, inputs: Mapping[str, Any]) -> Grids:
         if placed is not None and len(image) % len(placed.cells) == 0 and placed.cells.shape[1] == image.shape[1]:
             copies = len(image) // len(placed.cells)  # of beams
             known = placed.images and tuple(prompt for prompt in placed.images for _ in range(copies))
-            return Grids(placed.cells.repeat_interleave(copies, dim=0), known)
+            cells, *merged = (x.repeat_interleave(copies, dim=0) for x in (placed.cells, *(placed.merged or ())))
+            return Grids(cells, known, (merged[0], merged[1]) if merged else None)
     ids = inputs.get("input_ids")
     image, ids = image.cpu(), None if ids is None else ids.cpu()
     cells = torch.full((*image.shape, 4), -1)

@@ -125,7 +125,8 @@ def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningCon
                 "the inputs that the model's processor makes of both"
             )
     positions, delta = _positions(model, ids, mask, inputs)
-    grids, stays, chosen = _choose(model, inputs, ids, mask, places, encoded, config)
+    grids, holder, chosen = _choose(model, inputs, ids, mask, places, encoded, config)
+    stays = holder == torch.arange(ids.shape[1], device=ids.device)
     keep, right = mask & stays, bool(mask[:, 0].all() and not mask[:, -1].all())
     lengths = keep.sum(dim=1)
     K = int(lengths.max())
@@ -150,8 +151,11 @@ def shorten_prompts(model: Any, inputs: Mapping[str, Any], config: ShorteningCon
         short["mm_encoder_outputs"] = {kind: encoded[kind].output(*chosen[kind]) for kind in encoded}
         at = columns.cpu()[:, :, None].expand(-1, -1, grids.cells.shape[2])
         cells = grids.cells.gather(1, at).masked_fill(~real.cpu()[:, :, None], -1)
+        rank = torch.arange(K, device=ids.device).expand_as(columns)
+        rank = torch.full_like(holder, -1).scatter(1, columns, torch.where(real, rank, -1))
+        merged = torch.where((holder >= 0) & ~stays, rank.gather(1, holder.clamp(min=0)), -1)
         for output in short["mm_encoder_outputs"].values():
-            setattr(output, PLACED, Grids(cells, grids.images))
+            setattr(output, PLACED, Grids(cells, grids.images, (grids.cells, merged.cpu())))
     else:
         short["inputs_embeds"] = _embedded(model, short.pop("input_ids"), {k: x for k, (x, _) in chosen.items()})
     return result
@@ -207,7 +211,10 @@ def _choose(
     encoded: Mapping[Kind, Encoded],
     config: ShorteningConfig,
 ) -> tuple[Grids, Tensor, dict[Kind, _Chosen]]:
-    """Where image tokens stand, which tokens stay ``(B, N)`` bool, and the features of those of images."""
+    """Where image tokens stand, the token that holds each ``(B, N)`` int64, and the features of those of images.
+
+    A token that stays holds itself, and -1 is that of a token that goes.
+    """
     image = torch.stack(list(places.values())).any(dim=0)
     grids = grids_of(model, image, inputs)
     cells, rank = grids.cells.clone(), {kind: x.flatten().cumsum(dim=0).view_as(x) - 1 for kind, x in places.items()}
@@ -217,7 +224,7 @@ def _choose(
     words = mask & ~image & ~torch.isin(ids, torch.tensor(sorted(_special(model)), device=ids.device))
     if (silent := answered(inputs.get("labels"), words)) is not None:
         words = words & ~silent
-    stays = ~image
+    holder = torch.where(image, -1, torch.arange(ids.shape[1], device=ids.device))
     chosen: dict[Kind, _Chosen] = {kind: ([], [[] for _ in each.deep]) for kind, each in encoded.items()}
     for sample, numbers in enumerate(cells[..., 0]):
         with torch.no_grad():
@@ -230,11 +237,12 @@ def _choose(
             tokens = _tokens(one, index, text.to(features.device), cells[sample, at.cpu(), 1:].to(features.device))
             with autocast_off(features.device):
                 choice = config.choose(tokens)
-            stays[sample, at[choice.index.to(ids.device)]] = True
+            group = choice.group.to(ids.device)
+            holder[sample, at] = torch.where(group < 0, -1, at[group.clamp(min=0)])
             chosen[kind][0].append(tokens.features[choice.index] if choice.features is None else choice.features)
             for layer, deep in enumerate(one.deep):
                 chosen[kind][1][layer].append(_alike(choice, deep[index.to(deep.device)]))
-    return grids, stays, chosen
+    return grids, holder, chosen
 
 
 def _tokens(encoded: Encoded, index: Tensor, text: Tensor, cell: Tensor) -> ImageTokens:

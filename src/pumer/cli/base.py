@@ -32,16 +32,14 @@ def choice(*names: str, **shown: Any) -> Any:
 Settings = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", show_default=False, autocompletion=_completed)
 ]
-Model = Annotated[
-    str, choice(*SMALL, metavar="MODEL", help="Folder, hub name, small:vilt, small:meter or small:llava.")
-]
+Model = Annotated[str, choice(*SMALL, metavar="MODEL", help="Folder, hub name, or one that ships, such as small:vilt.")]
 ModelOrPreset = Annotated[
     str | None,
     choice(
         *SMALL,
         *(f"preset:{name}" for name in PRESETS),
         metavar="MODEL",
-        help="Folder, hub name, small:vilt, small:meter, small:llava or a preset; preset:vilt-b32 by default.",
+        help="Folder, hub name, one that ships, such as small:vilt, or a preset; preset:vilt-b32 by default.",
         show_default=False,
     ),
 ]

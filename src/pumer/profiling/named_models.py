@@ -46,7 +46,7 @@ def model_from(name: str) -> PreTrainedModel:
     """A preset with random weights, or a checkpoint, in eval mode.
 
     The name is that of a preset ("preset:vilt-b32", "preset:llava-1.5-7b", ...), of a small model that ships with the
-    package ("small:vilt", "small:meter", "small:llava"), a folder, or a hub name.
+    package, such as "small:vilt", a folder, or a hub name.
     """
     if not name.startswith(PREFIX):
         return load(name)

@@ -208,7 +208,7 @@ class ModelJob(Job):
     """A command on a model.
 
     Attributes:
-        model: folder, hub name, or small:vilt, small:meter or small:llava, which ship with the package.
+        model: folder, hub name, or one that ships, such as small:vilt (`pumer list models`).
         image_size: pixels along a side of the images, a multiple of the patch size; null for the model's own.
     """
 
@@ -231,7 +231,7 @@ class MeasuringJob(ModelJob):
     """A command that measures a model, which need not exist.
 
     Attributes:
-        model: folder, hub name, small:vilt, small:meter, small:llava, or, of full size with random weights and without
+        model: folder, hub name, one that ships, such as small:vilt, or, of full size with random weights and without
             a download, preset:vilt-b32, preset:vilt-b32-nlvr2, preset:meter-b16 or preset:meter-b16-nlvr2; that
             generate: preset:llava-0.1b, preset:llava-1.5-7b, preset:qwen2.5-vl-3b or preset:smolvlm-2.2b.
         text_length: words, special tokens counted; null for as many as the checkpoint was trained with, else 32 (or its

@@ -19,7 +19,7 @@ class ExportConfig(Job):
     """Settings of `pumer export`.
 
     Attributes:
-        model: Folder, hub name, or small:vilt, small:meter or small:llava, which ship with the package.
+        model: Folder, hub name, or one that ships, such as small:vilt (`pumer list models`).
         out: Folder to write.
         to: What is to run the program.
         precision: Of OpenVINO's arithmetic, where the processor has it. "int8" is of the linear layers, the rest is in

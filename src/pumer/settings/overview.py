@@ -25,7 +25,7 @@ class InfoConfig(Job):
     """Settings of `pumer info`.
 
     Attributes:
-        model: folder, hub name, small:vilt, small:meter or small:llava, which ship with the package, or a preset.
+        model: folder, hub name, one that ships, such as small:vilt, or a preset (`pumer list`).
     """
 
     model: ModelOrPreset

@@ -103,8 +103,8 @@ class TrainConfig(common.ReadingJob):
     """Settings of `pumer train`.
 
     Attributes:
-        model: checkpoint to start from: folder, hub name, small:vilt or small:meter; a new head is made where its head
-            does not fit.
+        model: checkpoint to start from: folder, hub name, or one that ships, such as small:vilt; a new head is made
+            where its head does not fit.
         output: folder for the trained model, its checkpoints and `run.json` (config, provenance, results).
         data: what to train and to evaluate on.
         reduction: of the trained model: a mapping with `method` and its settings, or "none".

@@ -6,7 +6,7 @@ from pathlib import Path
 from pumer.utils.errors import InputError, unknown
 
 PACKAGE = Path(__file__).parents[1]
-SMALL = {f"small:{name}": PACKAGE / f"assets/{name}-small" for name in ("vilt", "meter", "llava")}
+SMALL = {f"small:{name}": PACKAGE / f"assets/{name}-small" for name in ("vilt", "vilt-wide", "meter", "llava")}
 """Small pre-trained models by name."""
 
 

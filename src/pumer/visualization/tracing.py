@@ -23,7 +23,7 @@ class TokensLeft(NamedTuple):
         name: After what: "input", "before the decoder" or the name of a place.
         text: Of the text.
         images: Of each image; of a model that sees one, and where the images are not known, of all together.
-        gone: Input tokens that were pruned and merged there; None before the first place.
+        gone: Input tokens that were pruned and merged there; None of the input.
     """
 
     name: str
@@ -61,6 +61,8 @@ class ForwardTrace:
         tile: ``(B, N0)`` number of the tile, in its image; -1 for text.
         images: Of each prompt the images, of each image the tiles, which know their rows and columns; None as well if
             the layout is not known, as of images that were encoded outside of the trace; the numbers are then all -1.
+        merged_before: Of each prompt, the tokens that were merged before the decoder: number of the image, number of
+            the tile, cell in it, and the input token that each was merged into.
     """
 
     text_tokens: int
@@ -78,6 +80,7 @@ class ForwardTrace:
     image: Tensor | None = None
     tile: Tensor | None = None
     images: tuple[tuple[Tiles, ...], ...] | None = None
+    merged_before: tuple[list[tuple[int, ...]], ...] = ()
 
     def describe(self, sample: int, token: int) -> str:
         """One line about one input token of one example, such as "kept" or "merged into token 7 at layer 2"."""
@@ -111,7 +114,9 @@ class ForwardTrace:
         whole = [sum(tile.tokens for tile in tiles) for tiles in layouts]
         if sum(whole) > sum(found[0].images):
             entered = tuple(whole) if len(images) == len(whole) else (sum(whole),)
-            found[:1] = [found[0]._replace(images=entered), found[0]._replace(name="before the decoder")]
+            joined = len(self.merged_before[sample]) if self.merged_before else 0
+            before = sum(whole) - sum(found[0].images) - joined, joined
+            found[:1] = [found[0]._replace(images=entered), found[0]._replace(name="before the decoder", gone=before)]
         return found
 
     def _table(self, sample: int) -> str:
@@ -184,6 +189,7 @@ class Trace:
             image=None if grids is None else grids.cells[:, :, 0],
             tile=None if grids is None else grids.cells[:, :, 1],
             images=None if grids is None else grids.images,
+            merged_before=() if grids is None else _merged(grids),
         )
         self.forwards.append(trace)
         for place, decision in history:
@@ -257,6 +263,16 @@ def _tiles(grids: Grids) -> tuple[Tensor, Tensor]:
             for rank, each in enumerate(tiles):
                 columns[sample, (image[sample] == number) & (tile[sample] == rank)] = each.columns
     return image.new_zeros(len(image), 2), torch.where(row < 0, -1, row * columns + column)
+
+
+def _merged(grids: Grids) -> tuple[list[tuple[int, ...]], ...]:
+    """See `ForwardTrace.merged_before`."""
+    if grids.merged is None:
+        return ()
+    cells, into = grids.merged
+    raster = _tiles(Grids(cells, grids.images))[1]
+    found = torch.stack([cells[..., 0], cells[..., 1], raster, into], dim=-1)
+    return tuple([tuple(token) for token in sample[sample[:, 3] >= 0].tolist()] for sample in found)
 
 
 def _recorded(tensor: Tensor) -> Tensor:

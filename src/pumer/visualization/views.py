@@ -43,7 +43,7 @@ class Fate:
         text: Its text tokens.
         places: Names of the places that reduced by then.
         all_places: Names of all places that reduce.
-        absent: How many tokens of images a method took out before the decoder.
+        before: How many tokens of images a method pruned or merged before the decoder.
         pruned_at: Of each input token the index of its place, or -1.
         holder: Of each input token the one that it is in by then, itself if it was not merged, or -1 if it was pruned.
         text_groups: Of each text token that shares its slot the number of its group; those of large groups are low.
@@ -85,17 +85,18 @@ class Fate:
         else:
             self.unit, self.views = "tokens", _of_prompt(forward, sample, images)
             self.text = [token for token in real if forward.segment[sample, token] == 0]
-        self.absent = sum(token is None for view in self.views for token in view.tokens) if self.unit == "tokens" else 0
+        absent = sum(token is None for view in self.views for token in view.tokens) if self.unit == "tokens" else 0
+        self.before = absent + (len(forward.merged_before[sample]) if forward.merged_before else 0)
         entered = [len(self.text), len(real) - len(self.text)]
         left = [entered, *([int(count[sample]) for count in counts] for counts in forward.tokens_per_place[:count])]
-        left = [[entered[0], entered[1] + self.absent], *left] if self.absent else left
+        left = [[entered[0], entered[1] + self.before], *left] if self.before else left
         self.counts = {kind: [each[at] for each in left] for at, kind in ((1, "image"), (0, "text"))}
         self.text_groups = {token: rank for rank, group in enumerate(self.groups(self.text)) for token in group}
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The places, and before them what a method took out before the decoder."""
-        return (BEFORE, *self.places) if self.absent else self.places
+        """The places, and before them what a method did before the decoder."""
+        return (BEFORE, *self.places) if self.before else self.places
 
     @property
     def kinds(self) -> dict[str, list[int]]:
@@ -132,6 +133,8 @@ def _of_prompt(forward: ForwardTrace, sample: int, images: Sequence[Image.Image]
         raise InputError(f"sample {sample} has a video; only images are drawn")
     numbers = zip(*(x[sample].tolist() for x in (forward.image, forward.tile, forward.patch_cell)), strict=True)
     token_at = {each: token for token, each in enumerate(numbers)}
+    for *cell, token in forward.merged_before[sample] if forward.merged_before else ():
+        token_at[tuple(cell)] = token
     views = []
     for number, (image, tiles) in enumerate(zip(images, layouts, strict=True)):
         title = "image" if len(images) == 1 else f"image {number + 1}"

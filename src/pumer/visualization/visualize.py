@@ -284,12 +284,11 @@ def ask(session: Session, example: Example, saliency: bool = False) -> Asked:
 
 
 def _table(forward: ForwardTrace) -> list[dict[str, str | int]]:
-    """Where nothing is known of what is pruned, before a decoder, what is gone counts as pruned."""
     found: list[dict[str, str | int]] = []
     for row in forward.rows(0):
-        images = sum(row.images)
-        pruned, merged = row.gone or (int(found[-1]["image"]) - images if found else 0, 0)
-        found.append({"after": row.name, "image": images, "text": row.text, "pruned": pruned, "merged": merged})
+        pruned, merged = row.gone or (0, 0)
+        counts = {"image": sum(row.images), "text": row.text, "pruned": pruned, "merged": merged}
+        found.append({"after": row.name, **counts})
     return found
 
 
