@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pumer.settings.data import WORLD, QuestionsConfig, WorldConfig
 from pumer.utils.files import write_json
@@ -76,24 +77,30 @@ def write_world(root: str | Path, config: WorldConfig | None = None) -> list[Pat
         InputError: one of them holds something that is not a world.
     """
     config, folders = config or WorldConfig(), []
+    layout = WIDE if config.wide else NARROW
     for name in config.tasks:
-        sizes, folder, layout = config.sizes(name), Path(root) / name, WIDE if config.wide else NARROW
+        sizes, folder = config.sizes(name), Path(root) / name
         folders.append(folder)
         if not config.force and config.is_there(folder):
             logger.info("%s is there", folder)
-        elif name == "vqav2":
-            counts = (sizes["train"], sizes["val"], config.heldout, config.questions_per_image)
-            write_vqav2(folder, config.seed, *counts, layout, test=sizes["test"])
+            continue
+        if name == "vqav2":
+            fill = partial(writer_vqav2.fill, config.questions_per_image, layout)
+            sizes = sizes | {"heldout": config.heldout}
         else:
-            _write(folder, partial(_FILL[name], layout), config.seed, sizes)
-        write_json(folder / WORLD, config.about(name))
+            fill = partial(_FILL[name], layout)
+        _write(folder, fill, config.seed, sizes, config.about(name))
     return folders
 
 
-def _write(root: Path, fill: _Fill, seed: int, sizes: Mapping[str, int]) -> Path:
+def _write(
+    root: Path, fill: _Fill, seed: int, sizes: Mapping[str, int], about: Mapping[str, Any] | None = None
+) -> Path:
     with whole(root) as aside, progress_bar() as progress:
         bar = progress.add_task(f"writing {root}", total=sum(sizes.values()), note="")
         fill(aside, seed, sizes, partial(progress.advance, bar))
+        if about is not None:
+            write_json(aside / WORLD, about)
     return root
 
 
