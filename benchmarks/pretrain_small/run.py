@@ -161,7 +161,7 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
     """One worker's training: the weights and the clock (seconds, steps of all workers) are shared, the rest is not."""
     torch.set_num_threads(1)
     parent, total, folder = os.getppid(), 60 * config.minutes, Path(config.out)
-    source = _source(config, config.seed, tasks=config.tasks)
+    source = _source(config, config.seed, config.tasks)
     optimizer = optimizer_of(trainee, config)
     path, step = _state(folder, stage, rank), 0
     if path.exists():
@@ -192,8 +192,9 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
         save_state(_state(folder, stage), {"trainee": trainee.state_dict(), "clock": clock})
 
 
-def _source(config: PretrainConfig, seed: int, **shares: float) -> Source:
-    return Source(train_tokenizer(layout=config.layout), seed=seed, layout=config.layout, **shares)
+def _source(config: PretrainConfig, seed: int, tasks: float, captions: float = Source.captions) -> Source:
+    tokenizer = train_tokenizer(layout=config.layout)
+    return Source(tokenizer, seed=seed, layout=config.layout, captions=captions, tasks=tasks)
 
 
 def _losses(
@@ -224,7 +225,7 @@ class _Watch:
         self.console = Console()
         self.average: dict[str, float] = {}
         self.reported, self.seconds, self.steps = time.monotonic(), clock[0].item(), clock[1].item()
-        self.source = _source(config, config.seed + 1, captions=0.0, tasks=0.0)
+        self.source = _source(config, config.seed + 1, tasks=0.0, captions=0.0)
 
     def see(self, parts: dict[str, torch.Tensor]) -> None:
         follow(self.average, parts, 0.01)
