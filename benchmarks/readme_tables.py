@@ -40,6 +40,8 @@ GPU_ROWS = {"vilt": ("2,5,8", "2,4,6,8", "ToMe 13"), "meter": (METER, f"{METER} 
 """Schedules of the table of a GPU."""
 METHODS = ("text", "[CLS]", "chance")
 """Of the table of kept objects, in its order of columns."""
+SEEDS, SEEDED = (0, 1, 2), (2.0, 2.5)
+"""Seeds of the search for schedules, and the numbers of times fewer MACs that it was repeated for."""
 
 
 def main() -> None:
@@ -266,9 +268,9 @@ def styles() -> str:
     return table(("small ViLT, schedule", "MACs, fewer", "difference to the original", "gradual to the paper's"), lines)
 
 
-def tuned(task: str) -> str:
+def tuned(name: str, model: str) -> str:
     """Figure 5 by one search for all methods: differences to the original at each number of times fewer MACs."""
-    rows = read_json(RESULTS / f"tuned-vilt-{task}.json")["rows"]
+    rows = read_json(RESULTS / f"tuned-{name}.json")["rows"]
     speeds = sorted({row["speed"] for row in rows} - {1.0})
     lines: dict[str, list[str]] = {}
     for row in rows:
@@ -276,7 +278,7 @@ def tuned(task: str) -> str:
             name = {"paper": "pumer, the paper's layers", "pumer": "pumer, tuned"}.get(row["method"], row["method"])
             line = lines.setdefault(f"{name}{', fine-tuned' * row['trained']}", [""] * len(speeds))
             line[speeds.index(row["speed"])] = points(row["to_original"], "+")
-    columns = (f"small ViLT, {NAMES[task]}", *(f"{speed:g}x" for speed in speeds))
+    columns = (model, *(f"{speed:g}x" for speed in speeds))
     return table(columns, [[name, *cells] for name, cells in lines.items()])
 
 
@@ -287,12 +289,53 @@ def tuned_to_tome() -> str:
     for task in ("vqav2", "snli_ve"):
         for row in read_json(RESULTS / f"tuned-vilt-{task}.json")["rows"]:
             if row["method"] == "tome":
-                turned = {"mean": "mean", "low": "high", "high": "low"}  # of the negative
-                gain = {name: -row["to_pumer"][other] for name, other in turned.items()}
                 name = f"{NAMES[task]}{', fine-tuned' * row['trained']}"
-                cells.setdefault(row["speed"], {})[name] = points(gain, "+")
+                cells.setdefault(row["speed"], {})[name] = points(_less(row["to_pumer"]), "+")
     lines = [[f"{speed:g}x", *(found.get(name, "") for name in columns)] for speed, found in sorted(cells.items())]
     return table(("small ViLT, MACs, fewer", *columns), lines)
+
+
+def tuned_seeds() -> str:
+    """The same with other seeds of the search and of the fine-tuning."""
+    lines: dict[str, list[str]] = {}
+    for task in ("vqav2", "snli_ve"):
+        for seed in SEEDS:
+            beside = f"-seed{seed}" if seed else ""
+            for row in read_json(RESULTS / f"tuned-vilt-{task}{beside}.json")["rows"]:
+                if row["method"] == "tome" and row["speed"] in SEEDED:
+                    name = f"{NAMES[task]}, {row['speed']:g}x{', fine-tuned' * row['trained']}"
+                    lines.setdefault(name, [""] * len(SEEDS))[seed] = points(_less(row["to_pumer"]), "+")
+    ordered = sorted(lines.items(), key=lambda line: ("fine-tuned" in line[0], line[0].startswith("SNLI")))
+    columns = ("PuMer less ToMe, small ViLT, MACs, fewer", *(f"seed {seed}" for seed in SEEDS))
+    return table(columns, [[name, *cells] for name, cells in ordered])
+
+
+def _less(found: Mapping[str, float]) -> dict[str, float]:
+    """The negative of a difference."""
+    return {"mean": -found["mean"], "low": -found["high"], "high": -found["low"]}
+
+
+def gradual_parts() -> str:
+    """Parts of a gradual schedule, each changed by itself."""
+    lines: dict[str, list[str]] = {}
+    rows = read_json(RESULTS / "parts.json")["rows"]
+    columns = list(dict.fromkeys(f"{NAMES[row['task']]}, {row['speed']:g}x" for row in rows))
+    for row in rows:
+        line = lines.setdefault(row["variant"], [""] * len(columns))
+        line[columns.index(f"{NAMES[row['task']]}, {row['speed']:g}x")] = points(row["to_original"], "+")
+    return table(("small ViLT, not fine-tuned", *columns), [[name, *cells] for name, cells in lines.items()])
+
+
+def wide() -> str:
+    """The five tasks in the wide layout: originals, and the schedules of the paper and gradual ones."""
+    lines = []
+    for task, row in read_json(RESULTS / "styles-vilt-wide.json")["rows"].items():
+        for metric, found in row["metrics"].items():
+            cells = [f"{found['questions']:,}", points(found["original"]["accuracy"])]
+            cells += [points(found[name]["to_original"], "+") for name in ("paper", "gradual")]
+            lines.append([_measure(task, metric), *cells])
+    columns = ("small ViLT, wide layout", "questions", "original", "paper's schedule", "gradual schedule")
+    return table(columns, lines)
 
 
 def conversations() -> str:
@@ -333,9 +376,14 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "methods": methods,
     "parts": lambda: parts("table3"),
     "vision": lambda: parts("vision"),
-    "tuned-vqav2": lambda: tuned("vqav2"),
-    "tuned-snli_ve": lambda: tuned("snli_ve"),
+    "tuned-vqav2": lambda: tuned("vilt-vqav2", "small ViLT, VQAv2"),
+    "tuned-snli_ve": lambda: tuned("vilt-snli_ve", "small ViLT, SNLI-VE"),
     "tuned-tome": tuned_to_tome,
+    "tuned-seeds": tuned_seeds,
+    "gradual-parts": gradual_parts,
+    "wide": wide,
+    "wide-vqav2": lambda: tuned("vilt-wide-vqav2", "small ViLT, VQAv2, wide"),
+    "wide-snli_ve": lambda: tuned("vilt-wide-snli_ve", "small ViLT, SNLI-VE, wide"),
     "objects": objects,
     "exported": exported,
     "precisions": precisions,

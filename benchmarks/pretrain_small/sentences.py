@@ -24,7 +24,7 @@ from pumer.world.sentences import (
     side_of,
 )
 from pumer.world.statements import (
-    KINDS,
+    FEATURE_KINDS,
     Feature,
     Statement,
     claim_equality,
@@ -93,7 +93,7 @@ def ask_of_both(left: Scene, right: Scene, rng: np.random.Generator) -> tuple[St
         The statement, true about as often as false, and the two questions, both of its wording. None where one of the
         images has no such number, or no answer of the world names it.
     """
-    kind, layout = KINDS[int(rng.integers(len(KINDS)))], left.config
+    kind, layout = FEATURE_KINDS[int(rng.integers(len(FEATURE_KINDS)))], left.config
     alike, feature, numbers = bool(rng.integers(2)), features(layout)[0], (-1, -1)
     for _ in range(40):
         feature = _feature_of((left, right)[int(rng.integers(2))], kind, rng)

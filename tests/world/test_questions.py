@@ -148,7 +148,7 @@ def test_answers_and_mentions_are_what_the_words_say() -> None:
 
 @pytest.fixture(scope="module")
 def many() -> list[sentences.Question]:
-    return [question for _, question in drawn(3000)]
+    return [question for _, question in drawn(6000)]
 
 
 def test_little_can_be_guessed_from_the_template(many: list[sentences.Question]) -> None:
@@ -160,7 +160,34 @@ def test_little_can_be_guessed_from_the_template(many: list[sentences.Question])
     assert sum(counter.most_common(1)[0][1] for counter in answers.values()) / len(many) < 0.3
     for name, counter in answers.items():
         assert counter.most_common(1)[0][1] < 0.7 * counter.total(), name
-    assert set(answers["counting"]) == set(map(str, range(10)))
+    counts = answers["counting"]
+    assert set(counts) == set(map(str, range(10))) and all(counts[str(n)] > 0.08 * counts.total() for n in range(5))
+
+
+def test_how_many_places_a_question_names_is_no_hint_at_its_answer(many: list[sentences.Question]) -> None:
+    answers = defaultdict(Counter)
+    for question in many:
+        if question.question_type.startswith("existence"):
+            answers[question.text.count(" at the ")][question.answer] += 1
+    assert set(answers) == {0, 1, 2, 3}
+    for number in (0, 1, 2):
+        assert 0.38 < answers[number]["yes"] / answers[number].total() < 0.62, answers
+
+
+def test_what_stands_beside_another_is_one_object_for_a_reader_too() -> None:
+    """Nothing else that the words fit is on that side of the other at all, obliquely or not."""
+    seen = 0
+    for scene, question in drawn(1500):
+        if match := re.search(rf"(\w+) ({'|'.join(_BESIDE)}) the ", question.text):
+            (target,), (anchor,) = question.targets, question.anchors
+            axis, sign = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}[_BESIDE[match[2]]]
+            reader = Reader(scene)
+            words = re.search(rf"the (\w+(?: object)?) (?:{match[2]}) the ", question.text)[1]
+            other = scene.objects[anchor].centre[axis]
+            there = {i for i in reader.fit(words) if sign * (scene.objects[i].centre[axis] - other) > 0}
+            assert there == {target}, question
+            seen += 1
+    assert seen > 100
 
 
 def test_a_question_has_up_to_30_words(many: list[sentences.Question]) -> None:

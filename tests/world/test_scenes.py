@@ -45,7 +45,7 @@ def test_images_are_uint8_of_the_configured_size() -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [{}, WIDE, {"min_objects": 5, "max_objects": 21}, {"image_size": 128, "clutter": 20}]
+    "layout", [{}, WIDE, {"min_objects": 5, "max_objects": 21}, {"image_size": 256, "clutter": 20}]
 )
 def test_objects_and_clutter_stay_inside_and_apart(layout: dict[str, int]) -> None:
     for index in range(100):
@@ -123,6 +123,7 @@ def test_every_object_is_drawn_in_its_box_in_its_colour() -> None:
     "layout",
     [
         {"image_size": 95},
+        {"image_size": 257},
         {"min_objects": 4},
         {"max_objects": 22},
         {"min_objects": 15, "max_objects": 14},

@@ -17,8 +17,8 @@ from pumer.data.images import decode, image_bytes
 from pumer.overview import methods
 from pumer.settings.app import AppConfig
 from pumer.utils.errors import InputError, out_of_memory, unknown
+from pumer.world.questions import ask
 from pumer.world.scenes import generator, make_scene, render
-from pumer.world.sentences import ask
 
 logger = logging.getLogger(__name__)
 

@@ -178,7 +178,7 @@ def _encode(model: Any, kind: Kind, inputs: Mapping[str, Any]) -> Encoded:
         if hook is not None:
             hook.remove()
     shown, to_tokens = None, _TOKENS.get((model.config.model_type, kind))
-    if layer is not None and to_tokens is not None:
+    if layer is not None and to_tokens is not None and seen:
         state = model.__dict__.get("pumer_reduction")
         merged = state is not None and any(index < place for index in state.active_reducers("vision"))
         shown = Shown(layer, **seen, to_tokens=partial(to_tokens, model, given), merged=merged)

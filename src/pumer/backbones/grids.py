@@ -162,6 +162,8 @@ def _dealt(images: Sequence[Tiles] | None, mask: Tensor) -> list[list[_Placed]] 
     for row in mask[::copies]:
         places, prompt = row.nonzero()[:, 0].tolist(), []
         while places:
+            if not rest:
+                return None
             size = sum(tile.tokens for tile in rest[0])
             if size > len(places):
                 return None  # an image goes on in the next prompt

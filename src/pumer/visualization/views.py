@@ -85,9 +85,9 @@ class Fate:
         else:
             self.unit, self.views = "tokens", _of_prompt(forward, sample, images)
             self.text = [token for token in real if forward.segment[sample, token] == 0]
-        absent = sum(token is None for view in self.views for token in view.tokens) if self.unit == "tokens" else 0
-        self.before = absent + (len(forward.merged_before[sample]) if forward.merged_before else 0)
         entered = [len(self.text), len(real) - len(self.text)]
+        whole = sum(tile.tokens for tiles in forward.images[sample] for tile in tiles) if forward.images else entered[1]
+        self.before = whole - entered[1]
         left = [entered, *([int(count[sample]) for count in counts] for counts in forward.tokens_per_place[:count])]
         left = [[entered[0], entered[1] + self.before], *left] if self.before else left
         self.counts = {kind: [each[at] for each in left] for at, kind in ((1, "image"), (0, "text"))}

@@ -13,7 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from pumer.world.scenes import SHAPES, Object, Scene
-from pumer.world.sentences import PLURALS, VALUES, Attributes, a, attributes_of, matching, phrase, plural
+from pumer.world.sentences import (
+    PLURALS,
+    THIRDS,
+    VALUES,
+    Attributes,
+    a,
+    attributes_of,
+    matching,
+    phrase,
+    plural,
+    third,
+)
 
 LABELS = ("contradiction", "neutral", "entailment")
 BLOCK = 30
@@ -21,8 +32,7 @@ BLOCK = 30
 HYPOTHESES_PER_IMAGE = 6
 """Most sentences about an image, a third of them of each label."""
 _RULES = ("one", "one", "both", "both", "both", "either")
-_THIRDS = {"row": ("top", "center", "bottom"), "column": ("left", "center", "right")}
-_TOPICS = (*VALUES, *_THIRDS)
+_TOPICS = (*VALUES, *THIRDS)
 _ONE = (
     "the heaviest {}",
     "the oldest {}",
@@ -123,12 +133,12 @@ def _value(scene: Scene, item: Object, topic: str) -> int:
     """An attribute, or the third of the image that holds the object's centre, from the left or from the top."""
     if topic in VALUES:
         return int(getattr(item, topic))
-    return 3 * item.centre[("column", "row").index(topic)] // (2 * scene.config.image_size)
+    return third(scene, item, topic)
 
 
 def _text(rule: str, hidden: str, group: Attributes, topic: str, value: int) -> str:
-    if topic in _THIRDS:
-        claim = f"in the {_THIRDS[topic][value]} {topic}"
+    if topic in THIRDS:
+        claim = f"in the {THIRDS[topic][value]} {topic}"
     elif topic == "shape":
         claim = a(SHAPES[value]) if rule == "one" else PLURALS[SHAPES[value]]
     else:

@@ -15,7 +15,9 @@ import numpy as np
 from pumer.world.scenes import Object, Scene
 from pumer.world.sentences import (
     COUNTED,
+    SIDES,
     TEMPLATES,
+    THIRDS,
     VALUES,
     Attributes,
     Question,
@@ -31,13 +33,12 @@ from pumer.world.sentences import (
     phrase,
     plural,
     position,
-    relation,
     side_of,
+    third,
 )
 
 _TRIALS = 20
 _BESIDE = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
-_THIRDS = {"row": ("top", "center", "bottom"), "column": ("left", "center", "right")}
 _NEARER = 1.5
 """The nearest object is so many times nearer than the next, by squared distance."""
 _FORMS: dict[str, Sequence[str]] = {
@@ -83,7 +84,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> Question:
 
 @cache
 def _wheel(wide: bool) -> list[Template]:
-    return [template for weight, template in (_WIDE if wide else TEMPLATES) for _ in range(weight)]
+    return [template for weight, template in (_WIDE_TEMPLATES if wide else TEMPLATES) for _ in range(weight)]
 
 
 def _form(name: str, rng: np.random.Generator) -> str:
@@ -111,35 +112,40 @@ def _about_one(name: str, question_type: str) -> Template:
 def _beside(
     scene: Scene, rng: np.random.Generator, index: int, hidden: tuple[str, ...]
 ) -> tuple[str, tuple[int, ...]] | None:
-    """An object named by few attributes, which several have, and by what it stands beside; and the object beside."""
-    item, other = scene.objects[index], int(rng.integers(len(scene.objects)))
-    side = None if other == index else side_of(item, scene.objects[other])
-    names = [name for name in ("size", "texture", "colour", "shape") if name not in hidden]
+    """An object named by an attribute that others have as well, and by what it stands beside; and that object."""
+    item, names = scene.objects[index], [name for name in VALUES if name not in hidden]
     attributes = attributes_of(item, [names[int(rng.integers(len(names)))]])
     alike = matching(scene, attributes)
-    if side is None or len(alike) < 2 or other in alike:
-        return None
-    if [i for i in alike if side_of(scene.objects[i], scene.objects[other]) == side] != [index]:
-        return None
-    anchor = describe(scene, rng, other)
-    if anchor is None:
-        return None
-    where = f" at the {position(scene, scene.objects[other])}" if rng.integers(2) else ""
-    return f"{phrase(attributes)} {_BESIDE[side]} the {anchor}{where}", (other,)
+    for other in rng.permutation(len(scene.objects)).tolist() if len(alike) > 1 else ():
+        beside = scene.objects[other]
+        side = None if other in alike else side_of(item, beside)
+        if side is None or any(i != index and _towards(scene.objects[i], beside, side) for i in alike):
+            continue
+        anchor = describe(scene, rng, other)
+        if anchor is not None:
+            where = f" at the {position(scene, beside)}" if rng.integers(2) else ""
+            return f"{phrase(attributes)} {_BESIDE[side]} the {anchor}{where}", (other,)
+    return None
+
+
+def _towards(item: Object, other: Object, side: str) -> bool:
+    """Whether an object is at all on a side of another, be it obliquely: a reader might take it to be meant."""
+    dx, dy = (a - b for a, b in zip(item.centre, other.centre, strict=True))
+    return {"left": dx < 0, "right": dx > 0, "above": dy < 0, "below": dy > 0}[side]
 
 
 def _counting(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """How many objects of a kind there are, in the image or in a row or a column of it; no number is rarer."""
+    """How many objects of a kind there are, in the image or in a row or a column of it; high numbers are rarer."""
     count, everywhere = int(rng.integers(scene.config.most + 1)), bool(rng.integers(2))
-    axis, third = ("row", "column")[int(rng.integers(2))], int(rng.integers(3))
-    where = "" if everywhere else f" in the {_THIRDS[axis][third]} {axis}"
+    axis, part = ("row", "column")[int(rng.integers(2))], int(rng.integers(3))
+    where = "" if everywhere else f" in the {THIRDS[axis][part]} {axis}"
     for pick in rng.permutation(len(COUNTED)).tolist():
         choices: list[tuple[Attributes, tuple[int, ...]]] = []
         for values in product(*(range(scene.config.values[name]) for name in COUNTED[pick])):
             attributes = tuple(zip(COUNTED[pick], values, strict=True))
             found = matching(scene, attributes)
             if not everywhere:
-                found = tuple(i for i in found if _third(scene, scene.objects[i], axis) == third)
+                found = tuple(i for i in found if third(scene, scene.objects[i], axis) == part)
             if len(found) == count:
                 choices.append((attributes, found))
         if choices:
@@ -149,16 +155,13 @@ def _counting(scene: Scene, rng: np.random.Generator) -> Question | None:
     return None
 
 
-def _third(scene: Scene, item: Object, axis: str) -> int:
-    return 3 * item.centre[("column", "row").index(axis)] // (2 * scene.config.image_size)
-
-
 def _existence(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Whether there is an object, or both of two, or one of them, or all of three."""
     wanted = bool(rng.integers(2))
     kind, text, objects, holds = _EXISTENCE[int(rng.integers(len(_EXISTENCE)))]
-    for _ in range(_TRIALS):
-        found, nouns = zip(*(_claimed(scene, rng, objects) for _ in range(objects)), strict=True)
+    placed = rng.integers(2, size=objects).tolist()  # chosen first: a place is no hint at the answer
+    for _ in range(5 * _TRIALS):
+        found, nouns = zip(*(_claimed(scene, rng, objects, bool(place)) for place in placed), strict=True)
         if holds(map(bool, found)) == wanted:
             about = tuple(dict.fromkeys(index for each in found for index in each))
             return Question(text.format(*nouns), "yes" if wanted else "no", f"existence/{kind}", "yes/no", about)
@@ -174,12 +177,12 @@ _EXISTENCE: tuple[tuple[str, str, int, Callable[[Iterable[bool]], bool]], ...] =
 """Kind, wording, how many objects it names, and whether all of them have to be there or any."""
 
 
-def _claimed(scene: Scene, rng: np.random.Generator, objects: int) -> tuple[tuple[int, ...], str]:
-    """A noun phrase, at times with a place, and the objects that it fits; a shorter one beside two others."""
-    count = 2 + int(rng.integers(2 if objects > 2 else 3))
+def _claimed(scene: Scene, rng: np.random.Generator, objects: int, placed: bool) -> tuple[tuple[int, ...], str]:
+    """A noun phrase, with a place or without, and the objects that it fits; a shorter one beside two others."""
+    count = 2 if objects > 2 else 2 + int(rng.integers(3))
     found, attributes = claim(scene, rng, ("colour", "shape", "texture", "size"), count)
     noun = a(phrase(attributes))
-    if rng.integers(2):
+    if not placed:
         return found, noun
     chance = int(rng.integers(len(scene.objects)))
     place = position(scene, scene.objects[found[0] if found and rng.integers(2) else chance])
@@ -229,15 +232,16 @@ def _distance(one: Object, other: Object) -> int:
 
 def _side(scene: Scene, rng: np.random.Generator) -> Question | None:
     """On which side of another an object is."""
-    question = relation(scene, rng)
-    if question is not None and rng.integers(2):
-        second, first = question.text.removeprefix("on which side of the ").removesuffix("?").split(" is the ")
-        text = f"where is the {first}, seen from the {second}?"
-        return Question(text, question.answer, "relation/side", "other", question.targets, question.anchors)
-    return question
+    wanted = SIDES[int(rng.integers(4))]
+    drawn = pair(scene, rng, lambda one, other: side_of(one, other) == wanted, ())
+    if drawn is None:
+        return None
+    i, j, first, second = drawn
+    forms = f"on which side of the {second} is the {first}?", f"where is the {first}, seen from the {second}?"
+    return Question(forms[int(rng.integers(2))], wanted, "relation/side", "other", (i,), (j,))
 
 
-_WIDE: tuple[tuple[int, Template], ...] = (
+_WIDE_TEMPLATES: tuple[tuple[int, Template], ...] = (
     (14, _about_one("colour", "attribute/color")),
     (14, _about_one("shape", "attribute/shape")),
     (8, _about_one("texture", "attribute/texture")),

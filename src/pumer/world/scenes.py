@@ -43,6 +43,8 @@ _LARGE = (3, 5)
 """Fewest and most large objects in a scene."""
 _NOISE = 128
 """Number of offsets at which an image may start in the noise, in either direction."""
+_LARGEST = 256
+"""Pixels of the longest side of an image."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         """Refuse layouts that cannot be drawn."""
-        if self.cell < 16:
-            raise ValueError(f"image_size={self.image_size}: needs at least {16 * 2 * _PARTS} pixels")
+        if not (self.cell >= 16 and self.image_size <= _LARGEST):
+            raise ValueError(f"image_size={self.image_size}: needs {16 * 2 * _PARTS} to {_LARGEST} pixels")
         room = _LARGE[1] + 4 * (_PARTS**2 - _LARGE[1])
         if not _LARGE[1] <= self.min_objects <= self.max_objects <= room:
             raise ValueError(
@@ -85,7 +87,7 @@ class SceneConfig:
     @property
     def values(self) -> Mapping[str, int]:
         """How many of SHAPES, COLOURS, SIZES and TEXTURES there are, by attribute."""
-        return _WIDE if self.wide else _NARROW
+        return _WIDE_VALUES if self.wide else _NARROW_VALUES
 
     @property
     def most(self) -> int:
@@ -97,8 +99,8 @@ class SceneConfig:
         return (3 * shape + 1) % self.values["colour"]
 
 
-_NARROW = {"size": 2, "texture": 3, "colour": 8, "shape": 6}
-_WIDE = {"size": len(SIZES), "texture": len(TEXTURES), "colour": len(COLOURS), "shape": len(SHAPES)}
+_NARROW_VALUES = {"size": 2, "texture": 3, "colour": 8, "shape": 6}
+_WIDE_VALUES = {"size": len(SIZES), "texture": len(TEXTURES), "colour": len(COLOURS), "shape": len(SHAPES)}
 NARROW, WIDE = SceneConfig(), SceneConfig(max_objects=18, clutter=8, wide=True)
 """The world's two layouts: 12 to 15 objects, and 12 to 18 with more to tell of them."""
 
@@ -248,7 +250,7 @@ def _speck(config: SceneConfig, place: _Place, draw: list[int]) -> Speck:
 @cache
 def _noise() -> np.ndarray:
     rng = np.random.Generator(np.random.PCG64(20240521))
-    return rng.integers(-18, 19, size=(_NOISE + 256, _NOISE + 256, 3)).astype(np.int16)
+    return rng.integers(-18, 19, size=(_NOISE + _LARGEST, _NOISE + _LARGEST, 3)).astype(np.int16)
 
 
 @lru_cache(maxsize=4096)

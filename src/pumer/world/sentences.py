@@ -18,6 +18,7 @@ from pumer.world.scenes import COLOURS, NARROW, SHAPES, SIZES, TEXTURES, Object,
 KINDS = ("attribute", "position", "counting", "existence", "comparison", "relation")
 POSITIONS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 SIDES = ("left", "right", "above", "below")
+THIRDS = {"row": ("top", "center", "bottom"), "column": ("left", "center", "right")}
 
 Attributes = tuple[tuple[str, int], ...]
 """Some attributes of an object, in the order in which they are said: ((name, index of its value), ...)."""
@@ -104,6 +105,11 @@ def position(scene: Scene, item: Object) -> str:
     """The part of the image that holds the object's centre, one of POSITIONS."""
     side, (x, y) = 2 * scene.config.image_size, item.centre
     return POSITIONS[3 * (3 * y // side) + 3 * x // side]
+
+
+def third(scene: Scene, item: Object, axis: str) -> int:
+    """Which third of the image holds the object's centre, along one of THIRDS."""
+    return 3 * item.centre[("column", "row").index(axis)] // (2 * scene.config.image_size)
 
 
 def side_of(item: Object, other: Object) -> str | None:
@@ -235,8 +241,7 @@ def colour_of_larger(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question(text, answer, "comparison/color of larger", "other", (i, j))
 
 
-def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """On which side of another an object is."""
+def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     wanted = SIDES[int(rng.integers(4))]
     drawn = pair(scene, rng, lambda a, b: side_of(a, b) == wanted, ())
     if drawn is None:
@@ -255,6 +260,6 @@ TEMPLATES: tuple[tuple[int, Template], ...] = (
     (10, _existence),
     (6, larger),
     (7, colour_of_larger),
-    (13, relation),
+    (13, _relation),
 )
 """Templates of the narrow layout, and how many of 102 draws each gets."""

@@ -56,8 +56,7 @@ class Feature:
         return tuple(index for index in found if position(scene, scene.objects[index]) == self.place)
 
 
-KINDS = ("count", "place", "look")
-"""Of features."""
+FEATURE_KINDS = ("count", "place", "look")
 
 
 @cache
@@ -73,7 +72,7 @@ def features(layout: SceneConfig) -> tuple[Feature, ...]:
 
 @cache
 def features_of(kind: str, layout: SceneConfig) -> list[int]:
-    """Indices of the features of one of KINDS."""
+    """Indices of the features of one of FEATURE_KINDS."""
     return [index for index, feature in enumerate(features(layout)) if feature.kind == kind]
 
 
@@ -147,7 +146,7 @@ def pair_sets(scenes: Sequence[Scene], rng: np.random.Generator) -> list[PairSet
 
 def _crossed(numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator, layout: SceneConfig) -> PairSet | None:
     """Two left images times two right ones, which differ in the same way."""
-    able = features_of(KINDS[int(rng.integers(len(KINDS)))], layout)
+    able = features_of(FEATURE_KINDS[int(rng.integers(len(FEATURE_KINDS)))], layout)
     feature = able[int(rng.integers(len(able)))]
     values, counts = np.unique(numbers[order, feature], return_counts=True)
     usable = rng.permutation(values[(counts >= 2) & (values >= 0)])
@@ -173,8 +172,8 @@ def _choose(
 ) -> tuple[Statement, ...]:
     """Two or four statements, half of them true of any pair."""
     chosen = [feature]
-    for kind in rng.permutation(len(KINDS)).tolist():
-        found = [i for i in features_of(KINDS[kind], layout) if (straight | turned)[i] and i not in chosen]
+    for kind in rng.permutation(len(FEATURE_KINDS)).tolist():
+        found = [i for i in features_of(FEATURE_KINDS[kind], layout) if (straight | turned)[i] and i not in chosen]
         chosen.extend(rng.permutation(found)[:2].tolist())
     start = int(rng.integers(2))
     chosen = chosen[:STATEMENTS_PER_SET] if len(chosen) >= STATEMENTS_PER_SET else [feature, chosen[-1]]

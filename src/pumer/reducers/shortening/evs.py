@@ -30,7 +30,7 @@ class EVSConfig(RatioShorteningConfig):
         features, cell = unit(image.features.detach()), image.cell
         n, there = len(features), (cell >= 0).all(dim=1)
         frames, rows, columns = (int(most) + 2 for most in cell.amax(dim=0))
-        place = (cell + 1).clamp(min=0) @ cell.new_tensor([rows * columns, columns, 1])
+        place = ((cell + 1).clamp(min=0) * cell.new_tensor([rows * columns, columns, 1])).sum(dim=1)
         at = torch.full((frames * rows * columns,), -1, device=cell.device)
         at[place[there]] = torch.arange(n, device=cell.device)[there]
         before = at[(place - rows * columns).clamp(min=0)]
