@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import tiny
@@ -118,6 +119,26 @@ def test_a_failed_save_leaves_the_old_folder_intact(folder, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         pumer.save(VILT.build(), folder.parent / "new")
     assert [file.name for file in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_save_killed_halfway_leaves_nothing_that_loads(folder, monkeypatch):
+    """The weights are new, and the reduction is not there yet, or still the old one's."""
+    replace_file = Path.replace
+
+    def killed(path, target):
+        replace_file(path, target)
+        if path.name == "model.safetensors":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    for model in (VILT.build(seed=9), pumer.patch(VILT.build(seed=9), NoReduction())):
+        with pytest.raises(KeyboardInterrupt):
+            pumer.save(model, folder)
+        with pytest.raises(InputError, match=r"config\.json"):
+            pumer.load(folder)
+    monkeypatch.undo()
+    pumer.save(VILT.build(seed=9), folder)
+    assert pumer.reduction(pumer.load(folder)) is None
 
 
 def test_saving_into_the_working_directory_and_through_links(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, ProcessorMixin
 from transformers.modeling_utils import load_state_dict
-from transformers.utils import cached_file
+from transformers.utils import CONFIG_NAME, cached_file
 
 from pumer.backbones import BACKBONES, backbone_of
 from pumer.patching import LEARNED, patch, reduction, unwrapped
@@ -48,8 +48,9 @@ _READ = re.compile(r".*\.(json|safetensors|bin)|(vocab|merges)\.txt")
 def save(model: nn.Module, directory: str | Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write a model so that `load`, and plain transformers, can read it back.
 
-    The folder is written aside and put in place when it is complete; files of other names that are in ``directory``
-    already stay. A parameter-free reduction adds nothing but ``reduction.json``.
+    The files are written aside and put in place when they are complete, ``config.json`` last: without it nothing loads,
+    where a kill left a mix of an older save and this one. Files of other names that are in ``directory`` already stay.
+    A parameter-free reduction adds nothing but ``reduction.json``.
 
     Args:
         model: A transformers model, patched or not.
@@ -62,7 +63,7 @@ def save(model: nn.Module, directory: str | Path, weights: dict[str, Tensor] | N
     inner = unwrapped(model)
     if not isinstance(inner, PreTrainedModel):
         raise InputError(f"{type(inner).__name__} is not a transformers model; save the model inside it")
-    with replacing(directory) as folder:
+    with replacing(directory, last=CONFIG_NAME) as folder:
         state = inner.state_dict() if weights is None else weights
         learned = {name: tensor.contiguous() for name, tensor in state.items() if _is_learned(name)}
         rest = {name: tensor for name, tensor in state.items() if name not in learned}
@@ -71,12 +72,13 @@ def save(model: nn.Module, directory: str | Path, weights: dict[str, Tensor] | N
             save_file(learned, folder / LEARNED_FILE)
         write_reduction(inner, folder)
         written = {file.name for file in folder.iterdir()}
-        readable = (folder / "config.json").stat().st_mode
+        readable = (folder / CONFIG_NAME).stat().st_mode
         for name in written:  # safetensors writes for the owner alone
             (folder / name).chmod(readable)
-    for file in saved_files(directory):  # an older save must not be mistaken for a part of this one
-        if file.name not in written:
-            file.unlink()
+        (Path(directory) / CONFIG_NAME).unlink(missing_ok=True)
+        for file in saved_files(directory):  # an older save must not be mistaken for a part of this one
+            if file.name not in written:
+                file.unlink()
 
 
 def saved_files(directory: str | Path) -> list[Path]:

@@ -191,11 +191,33 @@ with replacing(sys.argv[1], whole=True) as folder:
 """
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
     assert killed.returncode == -signal.SIGTERM and len(list(tmp_path.iterdir())) == 1
-    others = [tmp_path / name for name in (".out.settings", ".out.0123abcd-before", ".outer.0123abcd", "out")]
-    for folder in others:
+    others = [tmp_path / name for name in (".out.settings", ".outer.0123abcd", "out")]
+    for folder in (*others, tmp_path / ".out.0123abcd-before"):
         folder.mkdir()
     remove_leftovers(tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+def test_a_folder_that_was_away_when_its_process_was_killed_is_put_back(tmp_path):
+    code = """
+import os, signal, sys
+from pathlib import Path
+from pumer.utils.files import replacing
+moved = Path.replace
+def killed(self, target):
+    moved(self, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.replace = killed
+with replacing(sys.argv[1], whole=True) as folder:
+    (folder / "file").write_text("new")
+"""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("old")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    assert not (tmp_path / "out").exists()
+    remove_leftovers(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "file").read_text() == "old"
 
 
 def test_a_file_name_in_another_encoding_is_written(tmp_path):

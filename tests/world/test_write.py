@@ -135,7 +135,7 @@ def test_a_seed_decides_every_file(world: Path, wide: bool, tmp_path: Path) -> N
     for path in sorted(path for path in world.rglob("*.json*") if path.name != WORLD):
         digest.update(path.read_bytes())
     assert digest.hexdigest()[:16] == ("5fdcdfc33b28ca36" if wide else "04d670f5ae1735a0")
-    write_world(tmp_path, replace(CONFIG, train=12, tasks=("vqav2", "nlvr2")))
+    write_world(tmp_path, replace(CONFIG, train=12, tasks=("vqav2", "nlvr2"), wide=wide))
     for name in ("vqav2/val2014/COCO_val2014_000000000001.png", "nlvr2/images/dev/dev-0-0-img0.png"):
         assert (world / name).read_bytes() == (tmp_path / name).read_bytes()
     other, _ = write_world(tmp_path / "other", WorldConfig(seed=4, train=6, val=6, test=0, tasks=("vqav2", "snli_ve")))

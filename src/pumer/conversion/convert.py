@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.image_utils import SizeDict
+from transformers.utils import CONFIG_NAME
 
 from pumer.checkpoint import REDUCTION_FILE, save
 from pumer.conversion.family import Family
@@ -56,11 +57,12 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     if config.answers is not None:
         name_answers(model, read_answers(config.answers), task)
     reduced = reduction(model)
-    with replacing(config.out) as folder:
+    with replacing(config.out, last=CONFIG_NAME) as folder:
         save(model, folder)
         tokenizer = _save_processor(config.source, family, released, model, folder)
-    if reduced is None:
-        (config.out / REDUCTION_FILE).unlink(missing_ok=True)
+        if reduced is None:
+            for name in (CONFIG_NAME, REDUCTION_FILE):  # of an older model
+                (config.out / name).unlink(missing_ok=True)
     return {
         "task": task,
         "reduction": None if reduced is None else config_to_dict(reduced),

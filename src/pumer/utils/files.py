@@ -189,10 +189,11 @@ def new_file(path: str | Path, folder: Path | None = None, sync: bool = False) -
 
 
 @contextmanager
-def replacing(directory: str | Path, whole: bool = False) -> Iterator[Path]:
+def replacing(directory: str | Path, whole: bool = False, last: str | None = None) -> Iterator[Path]:
     """Fill a folder aside and move its files into place when the block ends without an error.
 
-    If `whole`, the new folder takes the place of the old one; else only its files do.
+    If `whole`, the new folder takes the place of the old one; else only its files do, one after the other. The file
+    named `last` is away meanwhile: where it is missing, the folder is a mix of old and new.
     """
     final = Path(directory).resolve()
     if final.exists() and not final.is_dir():
@@ -210,7 +211,9 @@ def replacing(directory: str | Path, whole: bool = False) -> Iterator[Path]:
         if not final.exists():
             aside.replace(final)
             return
-        for file in sorted(aside.iterdir()):
+        if last is not None:
+            (final / last).unlink(missing_ok=True)
+        for file in sorted(aside.iterdir(), key=lambda file: (file.name == last, file.name)):
             file.replace(final / file.name)
     finally:
         if before.exists() and not final.exists():  # interrupted between the two renames
@@ -220,11 +223,18 @@ def replacing(directory: str | Path, whole: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(directory: str | Path) -> None:
-    """Remove what `replacing` left beside a folder when it was killed; for a process that alone writes the folder."""
+    """Remove what `replacing` left beside a folder when it was killed; for a process that alone writes the folder.
+
+    A folder that had been moved away for a new one, which did not come, is put back.
+    """
     final = Path(directory).resolve()
-    aside = re.compile(rf"\.{re.escape(final.name)}\.[0-9a-f]{{8}}")
-    for path in final.parent.glob(".*"):
-        if aside.fullmatch(path.name):
+    aside = re.compile(rf"\.{re.escape(final.name)}\.[0-9a-f]{{8}}(-before)?")
+    for path in sorted(final.parent.glob(".*"), reverse=True):
+        if (found := aside.fullmatch(path.name)) is None:
+            continue
+        if found[1] and not final.exists():
+            path.replace(final)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 
