@@ -3,11 +3,13 @@
 import pytest
 import tiny
 import torch
+from PIL import Image
 from tiny import GRIDS, TINY
 from tiny.decoders import DECODERS, IMAGE
 
 import pumer
 from pumer import DivPruneConfig, FastVConfig, NoReduction, PoolingPromptConfig, PuMerConfig
+from pumer.visualization.views import Fate
 
 VILT = TINY["vilt"]
 CONFIG = PuMerConfig(layers=(0, 2), prune_ratio=0.2, merge_ratio=0.3, text_merge_ratio=0.3)
@@ -165,6 +167,8 @@ def test_the_whole_images_enter_before_a_prompt_is_shortened(kind, config):
     gone, merges = sum(count) - sum(shortened.images), isinstance(config, PoolingPromptConfig)
     assert str(told).splitlines()[2].startswith("before the decoder")
     assert (entered.gone, shortened.gone) == (None, (0, gone) if merges else (gone, 0))
+    fate = Fate(told, 0, [Image.new("RGB", (24, 24))] * len(count))
+    assert (fate.steps, fate.counts["image"]) == (("before the decoder",), [sum(count), sum(shortened.images)])
     for image, tile, cell, token in told.merged_before[0]:
         columns = told.images[0][image][tile].columns
         (row, column), (to_row, to_column) = (divmod(at, columns) for at in (cell, int(told.patch_cell[0, token])))
