@@ -77,6 +77,19 @@ def test_the_weakest_that_meets_a_target(tiny_vilt):
     assert space.at(shape, 1.6, gain) is None  # no more than half of the tokens merge
 
 
+def test_other_methods_are_searched_in_a_vision_encoder_too(tiny_meter):
+    space = Space.of(pumer.load(tiny_meter), 26, ("tome",))
+    seeds = space.seeds("vqav2")
+    assert {name: space.config(shape, 0.3).stack for name, shape in seeds.items()} == {
+        "tome": "fusion",
+        "tome, vision": "vision",
+    }
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [space.config(space.suggest(study.ask()), 0.3) for _ in range(20)]
+    assert {config.stack for config in drawn} == {"fusion", "vision"}
+    assert all(set(config.layers) <= set(space.vision) for config in drawn if config.stack == "vision")
+
+
 def test_a_method_of_other_models_is_refused(tiny_vilt):
     with pytest.raises(InputError, match=r"'fastv'.*tome"):
         Space.of(pumer.load(tiny_vilt), 26, ("fastv",))

@@ -34,7 +34,7 @@ class Space:
     A shape of ``pumer`` is a first layer, a number of steps and a stride between them; of what a step removes, how much
     is pruned and from which step on; how merging grows or falls with depth; how much of the text is merged; and, where
     there is a vision encoder, how much is merged there. The strength multiplies all of its ratios. The other methods do
-    the same in each of some layers, or once before the decoder.
+    the same in each of some layers, of that stack or of a vision encoder, or once before the decoder.
 
     Attributes:
         family: Of the model, such as "vilt".
@@ -99,6 +99,8 @@ class Space:
             if self.vision:
                 part("vision", 0.0, 1.0, 0.1)
                 whole("vision_first", 0, len(self.vision) - 1)
+        elif self.vision:
+            trial.suggest_categorical(f"{method}.stack", [self.stack, "vision"])
         return dict(trial.params)
 
     def seeds(self, task: str) -> dict[str, Shape]:
@@ -112,7 +114,10 @@ class Space:
             elif method == "pumer":
                 found |= self._pumer_seeds(task)
             else:
-                found[method] = _shape(method, first=0, steps=len(self.layers), stride=1)
+                stacks = {method: self.stack} | ({f"{method}, vision": "vision"} if self.vision else {})
+                for name, stack in stacks.items():
+                    own = {"stack": stack} if self.vision else {}
+                    found[name] = _shape(method, first=0, steps=len(self.layers), stride=1, **own)
         return found
 
     def _pumer_seeds(self, task: str) -> dict[str, Shape]:
@@ -141,15 +146,17 @@ class Space:
         if issubclass(cls, RatioShorteningConfig):
             return cls(prune_ratio=_ratio(strength, _MOST_PRUNED))  # type: ignore[no-any-return]
         end = own["first"] + own.get("steps", 1) * own.get("stride", 1)
-        layers = self.layers[own["first"] : end : own.get("stride", 1)]
+        stack = own.get("stack", self.stack)
+        able = self.vision if stack == "vision" else self.layers
+        layers = able[min(own["first"], len(able) - 1) : end : own.get("stride", 1)]
         if cls is PuMerConfig:
             return PuMerConfig(schedule=self._steps(own, layers, strength))
         (amount,) = cls.amounts
         if amount == "merge_count":
             count = min(round(strength * self.tokens), mergeable(self.tokens, self.tokens))
-            return cls(layers=layers, stack=self.stack, merge_count=count)  # type: ignore[no-any-return]
+            return cls(layers=layers, stack=stack, merge_count=count)  # type: ignore[no-any-return]
         most = _MOST_MERGED if amount == "merge_ratio" else _MOST_PRUNED
-        return cls(layers=layers, stack=self.stack, **{amount: _ratio(strength, most)})  # type: ignore[no-any-return]
+        return cls(layers=layers, stack=stack, **{amount: _ratio(strength, most)})  # type: ignore[no-any-return]
 
     def _steps(self, own: Mapping[str, Any], layers: Sequence[int], strength: float) -> tuple[Step, ...]:
         pruned, last = own["prune"], max(len(layers) - 1, 1)
