@@ -130,7 +130,7 @@ def _beside(
 
 def _towards(item: Object, other: Object, side: str) -> bool:
     """Whether an object is at all on a side of another, be it obliquely: a reader might take it to be meant."""
-    dx, dy = (a - b for a, b in zip(item.centre, other.centre, strict=True))
+    dx, dy = (mine - its for mine, its in zip(item.centre, other.centre, strict=True))
     return {"left": dx < 0, "right": dx > 0, "above": dy < 0, "below": dy > 0}[side]
 
 
