@@ -131,6 +131,8 @@ SIZES = {
     "coco": {"train": 5000, "val": 500, "test": 2500},
 }
 """Sentences per split by default; VQAv2 is evaluated on "val", the others on "test"."""
+WIDE_QUESTIONS = 18_000
+"""Training questions of the wide layout by default."""
 
 
 WORLD = "world.json"
@@ -143,8 +145,8 @@ class WorldConfig(common.Job):
 
     Attributes:
         seed: seed of every scene and sentence.
-        train: training sentences; null for the data set's own number: 6,000 questions, 8,000 statements, 8,100
-            sentences, 5,000 captions. All five with their images are 300 MB and take minutes.
+        train: training sentences; null for the data set's own number: 6,000 questions (`wide`: 18,000), 8,000
+            statements, 8,100 sentences, 5,000 captions. All five with their images are 300 MB and take minutes.
         val: sentences of the validation split, likewise.
         test: sentences of the test split, likewise; VQAv2's has no public answers.
         heldout: questions about colour x shape combinations that the other splits never show; VQAv2 only.
@@ -193,4 +195,5 @@ class WorldConfig(common.Job):
     def sizes(self, task: str) -> dict[str, int]:
         """Sentences of a data set by split: "train", "val" and "test"."""
         given = {"train": self.train, "val": self.val, "test": self.test}
-        return SIZES[task] | {split: count for split, count in given.items() if count is not None}
+        known = SIZES[task] | ({"train": WIDE_QUESTIONS} if self.wide and task == "vqav2" else {})
+        return known | {split: count for split, count in given.items() if count is not None}
