@@ -35,7 +35,8 @@ def methods() -> dict[str, str]:
 
 def models() -> dict[str, str]:
     """The models that ship, and the families of models that can be patched."""
-    own = dict.fromkeys(SMALL, "ships with the package; knows the built-in world only")
+    known = {name: ", in its wide layout" if name.endswith("-wide") else "" for name in SMALL}
+    own = {name: f"ships with the package; knows the built-in world only{layout}" for name, layout in known.items()}
     fusion = {name: ", ".join(sorted(cls.__name__ for cls in each.heads.values())) for name, each in BACKBONES.items()}
     return own | fusion | dict.fromkeys(DECODERS, "generates; transformers' classes of this model_type")
 
