@@ -40,8 +40,6 @@ GPU_ROWS = {"vilt": ("2,5,8", "2,4,6,8", "ToMe 13"), "meter": (METER, f"{METER} 
 """Schedules of the table of a GPU."""
 METHODS = ("text", "[CLS]", "chance")
 """Of the table of kept objects, in its order of columns."""
-SEEDS, SEEDED = (0, 1, 2), (2.0, 2.5)
-"""Seeds of the search for schedules, and the numbers of times fewer MACs that it was repeated for."""
 
 
 def main() -> None:
@@ -295,21 +293,6 @@ def tuned_to_tome() -> str:
     return table(("small ViLT, MACs, fewer", *columns), lines)
 
 
-def tuned_seeds() -> str:
-    """The same with other seeds of the search and of the fine-tuning."""
-    lines: dict[str, list[str]] = {}
-    for task in ("vqav2", "snli_ve"):
-        for seed in SEEDS:
-            beside = f"-seed{seed}" if seed else ""
-            for row in read_json(RESULTS / f"tuned-vilt-{task}{beside}.json")["rows"]:
-                if row["method"] == "tome" and row["speed"] in SEEDED:
-                    name = f"{NAMES[task]}, {row['speed']:g}x{', fine-tuned' * row['trained']}"
-                    lines.setdefault(name, [""] * len(SEEDS))[seed] = points(_less(row["to_pumer"]), "+")
-    ordered = sorted(lines.items(), key=lambda line: ("fine-tuned" in line[0], line[0].startswith("SNLI")))
-    columns = ("PuMer less ToMe, small ViLT, MACs, fewer", *(f"seed {seed}" for seed in SEEDS))
-    return table(columns, [[name, *cells] for name, cells in ordered])
-
-
 def _less(found: Mapping[str, float]) -> dict[str, float]:
     """The negative of a difference."""
     return {"mean": -found["mean"], "low": -found["high"], "high": -found["low"]}
@@ -329,8 +312,9 @@ def gradual_parts() -> str:
 def wide() -> str:
     """The five tasks in the wide layout: originals, and the schedules of the paper and gradual ones."""
     lines = []
-    for task, row in read_json(RESULTS / "styles-vilt-wide.json")["rows"].items():
-        for metric, found in row["metrics"].items():
+    rows = read_json(RESULTS / "styles-vilt-wide.json")["rows"]
+    for task in ("vqav2", "nlvr2", "snli_ve", "flickr30k", "coco"):
+        for metric, found in rows[task]["metrics"].items():
             cells = [f"{found['questions']:,}", points(found["original"]["accuracy"])]
             cells += [points(found[name]["to_original"], "+") for name in ("paper", "gradual")]
             lines.append([_measure(task, metric), *cells])
@@ -379,7 +363,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "tuned-vqav2": lambda: tuned("vilt-vqav2", "small ViLT, VQAv2"),
     "tuned-snli_ve": lambda: tuned("vilt-snli_ve", "small ViLT, SNLI-VE"),
     "tuned-tome": tuned_to_tome,
-    "tuned-seeds": tuned_seeds,
     "gradual-parts": gradual_parts,
     "wide": wide,
     "wide-vqav2": lambda: tuned("vilt-wide-vqav2", "small ViLT, VQAv2, wide"),
