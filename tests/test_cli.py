@@ -401,7 +401,7 @@ def test_json_stands_anywhere_and_an_error_prints_none(tiny_vilt, place):
     ("words", "expected"),
     [
         ("train vilt/vqav2-p", {"vilt/vqav2-pumer"}),
-        ("info small:v", {"small:vilt"}),
+        ("info small:v", {"small:vilt", "small:vilt-wide"}),
         ("benchmark preset:smol", {"preset:smolvlm-2.2b"}),
         ("data check nl", {"nlvr2"}),
         ("list rec", {"recipes"}),

@@ -42,6 +42,7 @@ from pumer.patching import unpatch
 from pumer.reducers import EViTConfig, PuMerConfig, ReductionConfig, ToMeConfig
 from pumer.utils.locks import only_one
 from pumer.utils.shipped import SMALL
+from pumer.world.scenes import NARROW, WIDE, SceneConfig
 from pumer.world.sentences import KINDS, answers
 
 
@@ -108,12 +109,12 @@ def _pretrained(config: PretrainConfig) -> Path:
             arguments = (config, trainee.share_memory(), clock.share_memory_(), stage, until)
             mp.spawn(_work, arguments, nprocs=config.workers)
     assert trainee is not None
-    return export(trainee, folder / f"{config.model}-small", train_tokenizer(layout=config.layout))
+    return export(trainee, folder / f"{config.model}-small", train_tokenizer(layout=_layout(config)))
 
 
 def _begin(config: PretrainConfig, stage: int, before: Trainee | None) -> Trainee:
     """The model at the beginning of a stage."""
-    tokenizer, named = train_tokenizer(layout=config.layout), answers(config.layout)
+    tokenizer, named = train_tokenizer(layout=_layout(config)), answers(_layout(config))
     words = tokenizer.get_vocab_size()
     if config.model == "meter":
         meter = MeterTrainee(small_meter(config.pairs, named, words))
@@ -192,9 +193,13 @@ def _work(rank: int, config: PretrainConfig, trainee: Trainee, clock: torch.Tens
         save_state(_state(folder, stage), {"trainee": trainee.state_dict(), "clock": clock})
 
 
+def _layout(config: PretrainConfig) -> SceneConfig:
+    return WIDE if config.wide else NARROW
+
+
 def _source(config: PretrainConfig, seed: int, tasks: float, captions: float = Source.captions) -> Source:
-    tokenizer = train_tokenizer(layout=config.layout)
-    return Source(tokenizer, seed=seed, layout=config.layout, captions=captions, tasks=tasks)
+    tokenizer = train_tokenizer(layout=_layout(config))
+    return Source(tokenizer, seed=seed, layout=_layout(config), captions=captions, tasks=tasks)
 
 
 def _losses(

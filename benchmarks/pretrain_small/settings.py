@@ -19,7 +19,6 @@ from pumer.settings.common import (
 )
 from pumer.utils.config import config
 from pumer.utils.limits import check_checkpoint
-from pumer.world.scenes import NARROW, WIDE, SceneConfig
 
 Layers = Annotated[int, Field(ge=1, le=1024)]
 
@@ -94,11 +93,6 @@ class PretrainConfig(TrainingConfig):
     start: Model | None = None
     wide: bool = False
     compile: bool = True
-
-    @property
-    def layout(self) -> SceneConfig:
-        """Of the scenes."""
-        return WIDE if self.wide else NARROW
 
     def check_places(self) -> None:
         """Refuse folders that are not there, or could not be written."""
