@@ -17,6 +17,7 @@ from pumer.utils.errors import InputError
 from pumer.world import WorldConfig, write_vqav2, write_world
 from pumer.world.descriptions import CAPTIONS_PER_IMAGE
 from pumer.world.scenes import NARROW, WIDE
+from pumer.world.write import run
 
 CONFIG = WorldConfig(seed=3, train=48, val=30, test=24, heldout=6)
 SIZES = {"train": 48, "val": 30, "test": 24}
@@ -179,3 +180,10 @@ def test_the_log_reports_how_many_captions_fit_another_image(tmp_path: Path, cap
     with caplog.at_level("INFO", "pumer"):
         write_world(tmp_path, WorldConfig(train=5, val=5, test=100, tasks=("flickr30k",)))
     assert "among 20 images" in caplog.text
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    left = tmp_path / ".nlvr2.0123abcd"
+    (left / "images").mkdir(parents=True)
+    run(WorldConfig(train=4, val=4, test=0, tasks=("nlvr2",), out=tmp_path))
+    assert not left.exists() and (tmp_path / "nlvr2" / WORLD).is_file()

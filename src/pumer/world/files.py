@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from pumer.utils.errors import InputError
-from pumer.utils.files import remove_leftovers, replacing
+from pumer.utils.files import replacing
 from pumer.world.scenes import COLOURS, SHAPES, SIZES, TEXTURES, Object, Scene, render
 
 SIDECAR = "scenes.json"
@@ -24,7 +24,6 @@ def whole(root: Path) -> AbstractContextManager[Path]:
     Raises:
         InputError: `root` holds something that is not a world.
     """
-    remove_leftovers(root)
     if root.exists() and any(root.iterdir()) and not (root / SIDECAR).exists():
         raise InputError(f"{root} holds files that are no world: give an empty or new folder")
     return replacing(root, whole=True)

@@ -7,7 +7,7 @@ at once; sentences have up to 30 words.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import product
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from pumer.world.scenes import Object, Scene
 from pumer.world.sentences import (
     COUNTED,
-    SIDES,
+    ON_WHICH_SIDE,
     TEMPLATES,
     THIRDS,
     VALUES,
@@ -33,12 +33,14 @@ from pumer.world.sentences import (
     phrase,
     plural,
     position,
+    relation,
     side_of,
     third,
 )
 
 _TRIALS = 20
 _BESIDE = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+_SIDES = (ON_WHICH_SIDE, "where is the {first}, seen from the {second}?")
 _NEARER = 1.5
 """The nearest object is so many times nearer than the next, by squared distance."""
 _FORMS: dict[str, Sequence[str]] = {
@@ -230,17 +232,6 @@ def _distance(one: Object, other: Object) -> int:
     return sum((x - y) ** 2 for x, y in zip(one.centre, other.centre, strict=True))
 
 
-def _side(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """On which side of another an object is."""
-    wanted = SIDES[int(rng.integers(4))]
-    drawn = pair(scene, rng, lambda one, other: side_of(one, other) == wanted, ())
-    if drawn is None:
-        return None
-    i, j, first, second = drawn
-    forms = f"on which side of the {second} is the {first}?", f"where is the {first}, seen from the {second}?"
-    return Question(forms[int(rng.integers(2))], wanted, "relation/side", "other", (i,), (j,))
-
-
 _WIDE_TEMPLATES: tuple[tuple[int, Template], ...] = (
     (14, _about_one("colour", "attribute/color")),
     (14, _about_one("shape", "attribute/shape")),
@@ -253,6 +244,6 @@ _WIDE_TEMPLATES: tuple[tuple[int, Template], ...] = (
     (4, _more),
     (4, _same),
     (5, _nearest),
-    (9, _side),
+    (9, partial(relation, kind="relation/side", forms=_SIDES)),
 )
 """Templates of the wide layout, and how many of 104 draws each gets."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import combinations, product
 
 import numpy as np
@@ -241,14 +241,25 @@ def colour_of_larger(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question(text, answer, "comparison/color of larger", "other", (i, j))
 
 
-def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
+def relation(scene: Scene, rng: np.random.Generator, kind: str, forms: Sequence[str]) -> Question | None:
+    """On which side of another an object is.
+
+    Args:
+        scene: it.
+        rng: random numbers.
+        kind: the `question_type`.
+        forms: wordings, with "first" and "second" for the two objects.
+    """
     wanted = SIDES[int(rng.integers(4))]
-    drawn = pair(scene, rng, lambda a, b: side_of(a, b) == wanted, ())
+    drawn = pair(scene, rng, lambda one, other: side_of(one, other) == wanted, ())
     if drawn is None:
         return None
     i, j, first, second = drawn
-    text = f"on which side of the {second} is the {first}?"
-    return Question(text, wanted, "relation", "other", (i,), (j,))
+    form = forms[int(rng.integers(len(forms)))] if len(forms) > 1 else forms[0]
+    return Question(form.format(first=first, second=second), wanted, kind, "other", (i,), (j,))
+
+
+ON_WHICH_SIDE = "on which side of the {second} is the {first}?"
 
 
 TEMPLATES: tuple[tuple[int, Template], ...] = (
@@ -260,6 +271,6 @@ TEMPLATES: tuple[tuple[int, Template], ...] = (
     (10, _existence),
     (6, larger),
     (7, colour_of_larger),
-    (13, _relation),
+    (13, partial(relation, kind="relation", forms=(ON_WHICH_SIDE,))),
 )
 """Templates of the narrow layout, and how many of 102 draws each gets."""

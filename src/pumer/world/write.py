@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pumer.settings.data import WORLD, QuestionsConfig, WorldConfig
-from pumer.utils.files import write_json
+from pumer.utils.files import remove_leftovers, write_json
 from pumer.utils.locks import only_one
 from pumer.utils.progress import progress_bar
 from pumer.world import writer_karpathy, writer_nlvr2, writer_snli_ve, writer_vqav2
@@ -115,4 +115,6 @@ def run(config: WorldConfig) -> list[Path]:
     """
     config.check_places()
     with only_one(*config.written):
+        for folder in config.written:  # of a run that was killed
+            remove_leftovers(folder)
         return write_world(config.out, config)
