@@ -187,3 +187,12 @@ def test_what_a_killed_run_left_is_removed_by_the_next_one(tmp_path: Path) -> No
     (left / "images").mkdir(parents=True)
     run(WorldConfig(train=4, val=4, test=0, tasks=("nlvr2",), out=tmp_path))
     assert not left.exists() and (tmp_path / "nlvr2" / WORLD).is_file()
+
+
+def test_a_world_of_other_settings_is_refused_by_their_names(tmp_path: Path) -> None:
+    config = WorldConfig(train=4, val=4, test=0, tasks=("nlvr2",), out=tmp_path)
+    run(config)
+    with pytest.raises(InputError, match=r"nlvr2.*\(wide\).*--force"):
+        run(replace(config, wide=True))
+    with pytest.raises(InputError, match=r"nlvr2.*\(seed\).*--force"):
+        run(replace(config, seed=1))

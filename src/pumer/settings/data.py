@@ -179,7 +179,12 @@ class WorldConfig(common.Job):
         for folder in self.written:
             check_new_folder(folder)
             if folder.is_dir() and any(folder.iterdir()) and not self.force and not self.is_there(folder):
-                raise InputError(f"{folder} holds other files; give another folder, or --force to replace a world")
+                held = "other files"
+                if (folder / WORLD).is_file():
+                    kept, wanted = read_json(folder / WORLD), self.about(folder.name)
+                    names = [name for name in wanted | kept if kept.get(name) != wanted.get(name)]
+                    held = f"a world with other settings ({', '.join(names)})"
+                raise InputError(f"{folder} holds {held}; give another folder, or --force to replace a world")
 
     def about(self, task: str) -> dict[str, Any]:
         """What a data set depends on, as its folder records it."""
